@@ -1,0 +1,1 @@
+"""Pure building blocks that every service shares: ids, units, routing, frames, errors."""

@@ -1,0 +1,34 @@
+"""The errors of the product, in three families.
+
+WattvendError
+├── InvalidInput   the caller must change something; carries a reason and the offending field
+├── Retriable      the world may change: broker away, store conflict, device busy
+└── Bug            an invariant broke: stop this partition, tell a person, lose nothing
+"""
+
+from services.common.kernel.reasons import Reason
+
+
+class WattvendError(Exception):
+    """Everything the product raises on purpose."""
+
+
+class InvalidInput(WattvendError):  # noqa: N818 - reads as what it is: the input is invalid
+    """The caller must change something.
+
+    `message` says what is wrong and what to do; `field` names the offending input.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+
+
+class Retriable(WattvendError):  # noqa: N818 - an adjective for what to do about it
+    """The world may change: the same call may succeed later."""
+
+
+class Bug(WattvendError):  # noqa: N818 - a noun for what it is
+    """An invariant of ours broke."""

@@ -1,0 +1,84 @@
+"""Energy and money are integers. Units are in the names; what would overflow is rejected.
+
+energy, volume   *_milli   thousandth of the billing unit (Wh, litre)
+price            *_micro   micro-currency per billing unit
+charge, balance  *_nano    nano-currency: milli x micro is exactly nano
+money in or out  *_minor   minor units (fen, cent)
+"""
+
+from dataclasses import dataclass
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+
+INT64_MAX = 2**63 - 1
+INT64_MIN = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """A currency: how many decimals a person sees and how many the ledger keeps."""
+
+    code: str
+    minor_decimals: int
+    ledger_decimals: int
+
+    @property
+    def nano_per_minor(self) -> int:
+        """Ledger units in one minor unit; 10^7 for a fen."""
+        return int(10 ** (self.ledger_decimals - self.minor_decimals))
+
+
+# ISO 4217 minor decimals; six ledger decimals where everyday sums would end int64 nano.
+CURRENCIES = {
+    currency.code: currency
+    for currency in (
+        Currency("CNY", 2, 9),
+        Currency("EUR", 2, 9),
+        Currency("USD", 2, 9),
+        Currency("GBP", 2, 9),
+        Currency("ZAR", 2, 9),
+        Currency("KES", 2, 9),
+        Currency("NGN", 2, 9),
+        Currency("INR", 2, 9),
+        Currency("JPY", 0, 9),
+        Currency("IDR", 2, 6),
+        Currency("VND", 0, 6),
+    )
+}
+
+
+def fits_int64(value: int) -> bool:
+    """Say whether `value` can be stored."""
+    return INT64_MIN <= value <= INT64_MAX
+
+
+def nano_from_minor(amount_minor: int, currency: Currency) -> int:
+    """Return `amount_minor` in ledger units.
+
+    Raises InvalidInput(AMOUNT_TOO_LARGE) where the ledger could not hold it.
+    """
+    nano = amount_minor * currency.nano_per_minor
+    if not fits_int64(nano):
+        raise InvalidInput(
+            Reason.AMOUNT_TOO_LARGE,
+            f"{amount_minor} minor units of {currency.code} do not fit the ledger; "
+            f"the most is {INT64_MAX // currency.nano_per_minor}",
+            field="amount_minor",
+        )
+    return nano
+
+
+def format_nano(nano: int, currency: Currency, *, decimals: int | None = None) -> str:
+    """Return an amount for a person, e.g. `12.34 CNY`; exact unless `decimals` cuts it."""
+    shown = currency.ledger_decimals if decimals is None else decimals
+    step = int(10 ** (currency.ledger_decimals - shown))
+    sign = "-" if nano < 0 else ""
+    rounded = (abs(nano) + step // 2) // step
+    whole, fraction = divmod(rounded, int(10**shown))
+    text = f"{whole}.{fraction:0{shown}d}" if shown else str(whole)
+    if decimals is None and "." in text:
+        text = text.rstrip("0")
+        head, _, tail = text.partition(".")
+        text = f"{head}.{tail:0<{currency.minor_decimals}}"
+    return f"{sign if rounded else ''}{text} {currency.code}"

@@ -1,0 +1,1 @@
+"""What touches the world for every service: clock, settings, logs, Kafka, HTTP, gRPC, lifecycle."""

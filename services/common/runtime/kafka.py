@@ -1,0 +1,117 @@
+"""Kafka, the way every service uses it: acks=all, no auto-commit, headers from the envelope."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Any
+from uuid import UUID
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+
+from services.common.kernel.envelope import Envelope
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.common.kernel.routing import partition_of
+from services.common.runtime import codec
+from services.common.runtime.topics import catalogue
+
+FETCH_WAIT_MS = 20
+"""How long the broker may hold a fetch that has nothing: an upper bound on an idle consumer's lag
+is not this (it answers at once when a record comes), but on how long a stop waits."""
+FETCH_BYTES_MAX = 4 << 20
+SESSION_MS = 6_000
+HEARTBEAT_MS = 1_000
+
+
+def producer(bootstrap: str, *, client_id: str, linger_ms: int = 0) -> AIOKafkaProducer:
+    """Return a producer (not started): acks=all, idempotent, so retries keep the order."""
+    return AIOKafkaProducer(
+        bootstrap_servers=bootstrap,
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=linger_ms,
+        max_batch_size=1 << 20,
+        request_timeout_ms=20_000,
+    )
+
+
+def consumer(
+    bootstrap: str, *topics: str, client_id: str, group: str | None = None, **more: Any
+) -> AIOKafkaConsumer:
+    """Return a consumer (not started). Offsets are committed by hand, after the work."""
+    return AIOKafkaConsumer(
+        *topics,
+        bootstrap_servers=bootstrap,
+        client_id=client_id,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        session_timeout_ms=SESSION_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
+        **more,
+    )
+
+
+async def send(
+    to: AIOKafkaProducer,
+    topic: str,
+    subject: str,
+    record: dict[str, Any],
+    *,
+    key: str,
+    partition: int | None = None,
+    route: str | None = None,
+    event_id: UUID,
+    occurred_at_ms: int,
+    causation_id: str = "",
+) -> Awaitable[Any]:
+    """Queue one record and return the future of its acknowledgement.
+
+    Give `partition`, or `route`: the site, line, account or entity that the topic's partition_by
+    names. `subject` must be among the topic's values in the catalogue.
+    """
+    known = catalogue().topics[topic]
+    assert subject in known.values, f"{subject} is no value of {topic}"
+    if partition is None:
+        assert route is not None, "a partition or a route is needed"
+        partition = partition_of(route, known.partitions)
+    envelope = Envelope(codec.schema_header(subject), event_id, occurred_at_ms, causation_id)
+    future: Awaitable[Any] = await to.send(
+        topic,
+        codec.encode(subject, record),
+        key=key.encode(),
+        partition=partition,
+        headers=envelope.headers(),
+    )
+    return future
+
+
+def opened(record: ConsumerRecord) -> tuple[Envelope, dict[str, Any]]:
+    """Return envelope and value of a record. Raises InvalidInput where either cannot be read."""
+    envelope = Envelope.from_headers(record.headers)
+    if record.value is None:
+        raise InvalidInput(Reason.INVALID_ARGUMENT, f"a {envelope.schema} without a value")
+    return envelope, codec.decode(envelope.schema, record.value)
+
+
+async def read_to_end(
+    reader: AIOKafkaConsumer, partitions: Iterable[TopicPartition]
+) -> AsyncIterator[ConsumerRecord]:
+    """Yield what stands in the assigned partitions now, from where `reader` stands, to their end.
+
+    Records of other assigned partitions that arrive meanwhile are yielded too.
+    """
+    wanted = list(partitions)
+    ends = await reader.end_offsets(wanted)
+    while [tp for tp in wanted if await reader.position(tp) < ends[tp]]:
+        batches = await reader.getmany(timeout_ms=200)
+        for records in batches.values():
+            for record in records:
+                yield record
+
+
+async def all_acknowledged(futures: Iterable[Awaitable[Any]]) -> None:
+    """Wait until the broker has all of them; raises the first failure."""
+    await asyncio.gather(*futures)

@@ -1,0 +1,60 @@
+"""What goes into `absorb` and what comes out of it. Pure values; the shell does the I/O."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from services.common.kernel.frames import ReadingFrame
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One record of a shard's log, decoded.
+
+    `subject` names the kind: reading-frame (value: ReadingFrame), account-fact, meter-fact,
+    site-fact, tariff-fact, policy-fact, wake (value: the Avro record). `timestamp_ms` is the
+    broker's LogAppendTime.
+    """
+
+    offset: int
+    timestamp_ms: int
+    subject: str
+    value: ReadingFrame | dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One record to send. Topics partitioned by shard go to the shard's own partition; `route`
+    (a site) decides it where the catalogue says so."""
+
+    topic: str
+    subject: str
+    key: str
+    record: dict[str, Any]
+    event_id: UUID
+    occurred_at_ms: int
+    route: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table: its key and its bytes, both for the changelog."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """What one record did.
+
+    Write `outputs` first; when they are acknowledged `fact_rows`, then `account_rows`, then
+    `header`, each acknowledged before the next. `counts`: outcome → how many (for metrics only).
+    """
+
+    outputs: tuple[Output, ...]
+    fact_rows: tuple[Row, ...]
+    account_rows: tuple[Row, ...]
+    header: Row
+    counts: Counter[str] = field(default_factory=Counter)
