@@ -12,7 +12,7 @@ ARGS ?=
 help: ## list all targets
 	@echo "Wattvend: prepaid energy, event-sourced."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- environment -----------------------------------------------------------------------------
 
@@ -73,6 +73,10 @@ format: $(DEV_STAMP) ## format the code
 .PHONY: gen
 gen: $(DEV_STAMP) ## generate code from schemas/proto
 	@$(BIN)/python -m tools.schemas generate
+
+.PHONY: schemas-record
+schemas-record: $(DEV_STAMP) ## publish changed schemas: the next version into schemas/baseline
+	@$(BIN)/python -m tools.schemas record
 
 .PHONY: check
 check: $(DEV_STAMP) ## format, lint, types, import rules, schema compatibility, generated code fresh

@@ -1,23 +1,39 @@
-"""Schemas: generate code from schemas/proto, check that it is fresh and that Avro stays compatible.
+"""Schemas: generated code, and the gate that keeps every published version readable.
 
-`python -m tools.schemas generate | check | record`
+`python -m tools.schemas generate`  write schemas/gen from schemas/proto
+`python -m tools.schemas check`     generated code fresh; Avro and protobuf compatible
+`python -m tools.schemas record`    publish what changed: the next version into schemas/baseline
 """
 
+import filecmp
+import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import avro.schema
 import grpc_tools
+from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
+from google.protobuf import descriptor_pb2
 
 ROOT = Path(__file__).parent.parent
 PROTO = ROOT / "schemas" / "proto"
 GEN = ROOT / "schemas" / "gen"
+AVRO = ROOT / "schemas" / "avro"
+BASELINE = ROOT / "schemas" / "baseline"
+PROTO_BASELINE = BASELINE / "protobuf.json"
 
 
-def generate(into: Path) -> None:
-    """Write the Python code of every .proto below schemas/proto."""
+def _protoc(*outputs: str) -> None:
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     well_known = Path(grpc_tools.__file__).parent / "_proto"
+    # The plug-ins (mypy-protobuf) stand beside this interpreter.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     subprocess.run(
         [
             sys.executable,
@@ -25,16 +41,174 @@ def generate(into: Path) -> None:
             "grpc_tools.protoc",
             f"-I{PROTO}",
             f"-I{well_known}",
-            f"--python_out={into}",
-            f"--grpc_python_out={into}",
-            f"--mypy_out=quiet:{into}",
-            f"--mypy_grpc_out=quiet:{into}",
+            *outputs,
             *files,
         ],
         check=True,
+        env={**os.environ, "PATH": path},
     )
 
 
+def generate(into: Path) -> None:
+    """Write the Python code of every .proto below schemas/proto into the folder `into`."""
+    _protoc(
+        f"--python_out={into}",
+        f"--grpc_python_out={into}",
+        f"--mypy_out=quiet:{into}",
+        f"--mypy_grpc_out=quiet:{into}",
+    )
+
+
+def stale_code() -> Iterator[str]:
+    """Yield what of schemas/gen is not what schemas/proto generates."""
+    with tempfile.TemporaryDirectory() as fresh:
+        generate(Path(fresh))
+        files = {p.relative_to(fresh) for p in Path(fresh).rglob("*.py*")}
+        there = {p.relative_to(GEN) for p in GEN.rglob("*.py*") if "__pycache__" not in p.parts}
+        for path in sorted(files ^ there):
+            yield f"schemas/gen/{path} is {'missing' if path in files else 'left over'}"
+        for path in sorted(files & there):
+            if not filecmp.cmp(Path(fresh) / path, GEN / path, shallow=False):
+                yield f"schemas/gen/{path} is stale"
+
+
+# --- Avro: FULL_TRANSITIVE ---------------------------------------------------------------------
+
+
+def published(subject: str) -> list[Path]:
+    """Return the recorded versions of `subject`, oldest first."""
+    return sorted((BASELINE / subject).glob("*.avsc"), key=lambda path: int(path.stem))
+
+
+def incompatible(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """Return why readers and writers of the two schemas do not understand each other, both ways.
+
+    The library accepts a changed logical type (a decimal's scale); those are compared here.
+    """
+    checker = ReaderWriterCompatibilityChecker
+    one, other = avro.schema.parse(json.dumps(new)), avro.schema.parse(json.dumps(old))
+    found = []
+    for direction, reader, writer in (
+        ("today's reader, recorded writer", one, other),
+        ("recorded reader, today's writer", other, one),
+    ):
+        result = checker().get_compatibility(reader, writer)
+        if result.compatibility is not SchemaCompatibilityType.compatible:
+            found.append(f"{direction}: {'; '.join(sorted(result.messages))}")
+    logical_new, logical_old = dict(_logical(new)), dict(_logical(old))
+    found += [
+        f"logical type of {place} changed from {logical_old[place]} to {logical_new[place]}"
+        for place in sorted(logical_new.keys() & logical_old.keys())
+        if logical_new[place] != logical_old[place]
+    ]
+    return found
+
+
+def _logical(schema: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
+    if isinstance(schema, list):
+        for index, branch in enumerate(schema):
+            yield from _logical(branch, f"{place}[{index}]")
+    elif isinstance(schema, dict):
+        keys = ("type", "logicalType", "precision", "scale")
+        if not isinstance(schema["type"], dict | list):
+            yield place or "/", tuple(schema.get(key) for key in keys)
+        for field in schema.get("fields", ()):
+            yield from _logical(field["type"], f"{place}/{field['name']}")
+        for inner in ("type", "items", "values"):
+            if isinstance(schema.get(inner), dict | list):
+                yield from _logical(schema[inner], f"{place}/{inner}")
+
+
+def avro_faults() -> Iterator[str]:
+    """Yield every breach of the compatibility promise, and every unrecorded change."""
+    subjects = {path.stem for path in AVRO.glob("*.avsc")}
+    for gone in sorted({path.name for path in BASELINE.iterdir() if path.is_dir()} - subjects):
+        yield f"schemas/avro/{gone}.avsc is gone, but records of it are on the bus"
+    for subject in sorted(subjects):
+        today = json.loads((AVRO / f"{subject}.avsc").read_text())
+        versions = published(subject)
+        for version in versions:
+            for why in incompatible(today, json.loads(version.read_text())):
+                yield f"{subject} breaks with its version {version.stem}: {why}"
+        if not versions or today != json.loads(versions[-1].read_text()):
+            yield f"schemas/avro/{subject}.avsc changed and is not recorded: make schemas-record"
+
+
+# --- protobuf: nothing that a client uses may vanish or change -----------------------------------
+
+
+def proto_surface() -> dict[str, str]:
+    """Return everything a client can depend on: place → what it is."""
+    with tempfile.NamedTemporaryFile() as out:
+        _protoc(f"--descriptor_set_out={out.name}")
+        files = descriptor_pb2.FileDescriptorSet.FromString(Path(out.name).read_bytes())
+    surface = {}
+    for file in files.file:
+        for message in file.message_type:
+            for field in message.field:
+                kind = descriptor_pb2.FieldDescriptorProto.Type.Name(field.type)
+                label = descriptor_pb2.FieldDescriptorProto.Label.Name(field.label)
+                surface[f"{file.package}.{message.name}#{field.number}"] = (
+                    f"{field.name} {label} {kind} {field.type_name}".strip()
+                )
+        for service in file.service:
+            for method in service.method:
+                surface[f"{file.package}.{service.name}/{method.name}"] = (
+                    f"{method.input_type} -> {method.output_type}"
+                )
+    return surface
+
+
+def proto_faults() -> Iterator[str]:
+    """Yield what a client of a published version would miss."""
+    today = proto_surface()
+    recorded = json.loads(PROTO_BASELINE.read_text()) if PROTO_BASELINE.exists() else {}
+    for place, was in sorted(recorded.items()):
+        if today.get(place) != was:
+            yield f"{place} was {was!r}, is {today.get(place, 'gone')!r}"
+    if today.keys() - recorded.keys():
+        yield "schemas/proto has what is not recorded: make schemas-record"
+
+
+def record() -> None:
+    """Publish what changed. Refuses what is not compatible."""
+    for path in sorted(AVRO.glob("*.avsc")):
+        versions = published(path.stem)
+        today = json.loads(path.read_text())
+        if versions and today == json.loads(versions[-1].read_text()):
+            continue
+        faults = [f for old in versions for f in incompatible(today, json.loads(old.read_text()))]
+        if faults:
+            raise SystemExit(f"{path.stem} cannot be published: " + "; ".join(faults))
+        (BASELINE / path.stem).mkdir(parents=True, exist_ok=True)
+        target = BASELINE / path.stem / f"{len(versions) + 1}.avsc"
+        shutil.copyfile(path, target)
+        print(f"recorded {target.relative_to(ROOT)}")
+    PROTO_BASELINE.write_text(json.dumps(proto_surface(), indent=1, sort_keys=True) + "\n")
+
+
+def main() -> int:
+    """Run one action; return an exit code."""
+    action = sys.argv[1] if len(sys.argv) == 2 else ""
+    if action == "generate":
+        GEN.mkdir(exist_ok=True)
+        generate(GEN)
+    elif action == "record":
+        record()
+    elif action == "check":
+        faults = [*avro_faults(), *proto_faults()]
+        if stale := list(stale_code()):
+            faults += [*stale, "mend it: make gen"]
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        if faults:
+            return 1
+        print(f"schemas: {len(list(AVRO.glob('*.avsc')))} Avro subjects and the protobuf API hold")
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    GEN.mkdir(exist_ok=True)
-    generate(GEN)
+    raise SystemExit(main())
