@@ -10,7 +10,9 @@ here (tests/integration/test_stack.py holds each against this broker):
 - messages that waited for a subscriber come with the retain flag set, and the broker waits for
   their PUBACKs before it reads on: here they come as they were sent, and nothing waits;
 - messages a publisher sent, and had acknowledged, just before it left may never be delivered:
-  here they are routed before its session ends.
+  here they are routed before its session ends;
+- the end of a connection marks the session as away even where the client is back on a new one,
+  which then gets nothing more: here the session belongs to the newest connection.
 What stays: sessions and queues live in memory and are lost when the broker ends; messages are
 delivered with the subscription's QoS, also those published with QoS 0; at most 65,535
 unacknowledged messages a client; a message that arrives while a subscriber is just connecting may
@@ -86,12 +88,24 @@ class Broker(amqtt.broker.Broker):
             taken.set_result(queue.get_nowait())
             await self._handle_message_delivery(client_session, handler, taken)
         await super()._handle_disconnect(client_session, handler, disconnect_waiter)
+        successor = self._get_handler(client_session)
+        if successor is None or successor is handler:
+            return
+        # The client has come back before its old connection had ended.
+        reader: asyncio.Task[None] | None = successor._reader_task  # noqa: SLF001
+        if reader is not None and reader.done():
+            return
+        if not client_session.transitions.is_connected():
+            client_session.transitions.connect()
+        if reader is not None:
+            # Past its CONNACK; one that is not yet sends what waits by itself.
+            await self._publish_session_retained_messages(client_session)
 
 
 async def serve(host: str, port: int) -> None:
     """Run the broker until SIGTERM or SIGINT."""
-    # The broker names its handler's class by this module attribute only.
-    amqtt.broker.BrokerProtocolHandler = Handler  # type: ignore[misc]
+    # The broker names its handler's class by this attribute of its module only.
+    vars(amqtt.broker)["BrokerProtocolHandler"] = Handler
     broker = Broker(
         {
             "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},

@@ -1,11 +1,11 @@
 """Errors of the one-machine stack. Each message says what is wrong and what to do.
 
 StackError
-├── StartFailed      a part died or did not get ready; carries the end of its log
-├── PortTaken        somebody else listens on a port the stack was told to use
-├── DirectoryInUse   another stack holds the directory
-├── FetchFailed      Apache Kafka could not be fetched
-└── BadSetting       an environment variable has an unusable value
+├── StartError           a part died or did not get ready; carries the end of its log
+├── PortTakenError       somebody else listens on a port the stack was told to use
+├── DirectoryInUseError  another stack holds the directory
+├── FetchError           Apache Kafka could not be fetched
+└── SettingError         an environment variable has an unusable value
 """
 
 
@@ -13,21 +13,21 @@ class StackError(Exception):
     """Base of everything the stack tells a person."""
 
 
-class StartFailed(StackError):
+class StartError(StackError):
     """A part died before it was ready, or was not ready within its bound."""
 
 
-class PortTaken(StackError):
+class PortTakenError(StackError):
     """A port is held by another process."""
 
 
-class DirectoryInUse(StackError):
+class DirectoryInUseError(StackError):
     """Another stack runs in this directory."""
 
 
-class FetchFailed(StackError):
+class FetchError(StackError):
     """The jars could not be fetched or are not the ones that were pinned."""
 
 
-class BadSetting(StackError):
+class SettingError(StackError):
     """A setting's value cannot be used."""

@@ -22,9 +22,9 @@ from pathlib import Path
 import requests
 from jgo.constants import MAVEN_CENTRAL_URL
 from jgo.env import EnvironmentBuilder, LinkStrategy
-from jgo.maven import MavenContext
+from jgo.maven import MavenContext, PythonResolver
 
-from tools.stack.errors import FetchFailed
+from tools.stack.errors import FetchError
 
 KAFKA_VERSION = "4.4.0"
 ENDPOINTS = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
@@ -32,6 +32,7 @@ LOCK_FILE = Path(__file__).with_name("kafka_jars.lock")
 CACHE_SETTING = "WATTVEND_STACK_CACHE_DIR"
 REPOSITORY_SETTING = "WATTVEND_STACK_MAVEN_URL"
 DOWNLOADS_AT_ONCE = 4
+DOWNLOAD_TIMEOUT_S = 20
 ATTEMPTS = 3
 
 
@@ -64,9 +65,8 @@ class FetchStatus:
         size_mb = round(self.total_bytes / 1e6)
         if self.waiting:
             return f"another process is fetching Apache Kafka {KAFKA_VERSION}: waiting for it"
-        return f"fetching Apache Kafka {KAFKA_VERSION} ({size_mb} MB): {self.jars}/" + (
-            f"{self.jars_total} jars"
-        )
+        counted = f"{self.jars}/{self.jars_total} jars"
+        return f"fetching Apache Kafka {KAFKA_VERSION} ({size_mb} MB): {counted}"
 
 
 Progress = Callable[[FetchStatus], None]
@@ -87,7 +87,8 @@ def locked_jars() -> list[Jar]:
     for line in LOCK_FILE.read_text("ascii").splitlines():
         if line and not line.startswith("#"):
             coordinate, size, sha256 = line.split()
-            jars.append(Jar(*coordinate.split(":"), int(size), sha256))
+            group, artifact, version = coordinate.split(":")
+            jars.append(Jar(group, artifact, version, int(size), sha256))
     return jars
 
 
@@ -109,7 +110,7 @@ def jar_directory(cache: Path) -> Path:
 def fetch(progress: Progress = lambda _: None, cache: Path | None = None) -> tuple[Path, ...]:
     """Return the paths of all jars, fetching what is missing; blocking.
 
-    Raise FetchFailed with what to do where the network, a proxy or the disk says no, or where a
+    Raise FetchError with what to do where the network, a proxy or the disk says no, or where a
     fetched file is not the pinned one.
     """
     cache = cache or cache_directory()
@@ -124,7 +125,7 @@ def fetch(progress: Progress = lambda _: None, cache: Path | None = None) -> tup
             fetch_missing(cache, jars, progress)
     except OSError as error:
         # requests' errors are OSErrors too.
-        raise FetchFailed(advice(error)) from error
+        raise FetchError(advice(error)) from error
     paths = installed_jars(cache)
     assert paths is not None
     return paths
@@ -142,22 +143,40 @@ def one_at_a_time(path: Path, waits: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+class Meter:
+    """Counts what the downloads of several threads have brought, and tells them to stop."""
+
+    def __init__(self, jars: list[Jar], present: list[Jar], progress: Progress) -> None:
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._progress = progress
+        self._jars_total = len(jars)
+        self._total_bytes = sum(jar.size_bytes for jar in jars)
+        self._jars = len(present)
+        self._bytes = sum(jar.size_bytes for jar in present)
+        self.add()
+
+    def add(self, *, size_bytes: int = 0, jars: int = 0) -> None:
+        if self.stop.is_set():
+            raise FetchError("the fetch was stopped")
+        with self._lock:
+            self._bytes += size_bytes
+            self._jars += jars
+            status = FetchStatus(self._jars, self._jars_total, self._bytes, self._total_bytes)
+            self._progress(status)
+
+
 def fetch_missing(cache: Path, jars: list[Jar], progress: Progress) -> None:
-    total_bytes = sum(jar.size_bytes for jar in jars)
     present = [jar for jar in jars if is_present(cache, jar)]
     missing = [jar for jar in jars if jar not in present]
-    done, done_bytes = len(present), sum(jar.size_bytes for jar in present)
-    progress(FetchStatus(done, len(jars), done_bytes, total_bytes))
-    stop = threading.Event()
+    meter = Meter(jars, present, progress)
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        futures = {pool.submit(fetch_one, cache, jar, stop): jar for jar in missing}
+        futures = [pool.submit(fetch_one, cache, jar, meter) for jar in missing]
         try:
             for future in as_completed(futures):
                 future.result()
-                done, done_bytes = done + 1, done_bytes + futures[future].size_bytes
-                progress(FetchStatus(done, len(jars), done_bytes, total_bytes))
         except BaseException:
-            stop.set()
+            meter.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -167,19 +186,19 @@ def is_present(cache: Path, jar: Jar) -> bool:
     return path.is_file() and digest(path) == jar.sha256
 
 
-def fetch_one(cache: Path, jar: Jar, stop: threading.Event) -> None:
+def fetch_one(cache: Path, jar: Jar, meter: Meter) -> None:
     """Fetch one jar into its place, whole and verified, or raise."""
     for attempt in range(1, ATTEMPTS + 1):
-        if stop.is_set():
-            return
         # A directory of its own: jgo takes any file in its cache for whole and right.
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
             try:
-                path = download(jar, Path(scratch))
+                path = download(jar, Path(scratch), meter)
                 if digest(path) == jar.sha256:
                     path.replace(jar_directory(cache) / jar.file_name)
+                    meter.add(jars=1)
                     return
-                reason: Exception = FetchFailed(
+                meter.add(size_bytes=-path.stat().st_size)
+                reason: Exception = FetchError(
                     f"{jar.file_name} is not the pinned one: sha256 {digest(path)} instead of "
                     f"{jar.sha256}. A proxy or mirror may have changed it; name a repository "
                     f"to fetch from: {REPOSITORY_SETTING}=<address>"
@@ -187,17 +206,27 @@ def fetch_one(cache: Path, jar: Jar, stop: threading.Event) -> None:
             except (requests.RequestException, RuntimeError) as error:
                 reason = error
         if attempt == ATTEMPTS:
-            raise reason if isinstance(reason, FetchFailed) else FetchFailed(advice(reason))
+            raise reason if isinstance(reason, FetchError) else FetchError(advice(reason))
 
 
-def download(jar: Jar, scratch: Path) -> Path:
-    component = context(scratch).project(jar.group, jar.artifact).at_version(jar.version)
+def download(jar: Jar, scratch: Path, meter: Meter) -> Path:
+    @contextlib.contextmanager
+    def count(_name: str, _size: int) -> Iterator[Callable[[int], None]]:
+        yield lambda size_bytes: meter.add(size_bytes=size_bytes)
+
+    resolver = PythonResolver(progress_callback=count)
+    component = context(scratch, resolver).project(jar.group, jar.artifact).at_version(jar.version)
     return Path(component.artifact(packaging="jar").resolve())
 
 
-def context(scratch: Path) -> MavenContext:
+def context(scratch: Path, resolver: PythonResolver | None = None) -> MavenContext:
     repository = os.environ.get(REPOSITORY_SETTING, MAVEN_CENTRAL_URL).rstrip("/")
-    return MavenContext(repo_cache=scratch, remote_repos={"central": repository}, timeout=20)
+    return MavenContext(
+        resolver=resolver,
+        repo_cache=scratch,
+        remote_repos={"central": repository},
+        timeout=DOWNLOAD_TIMEOUT_S,
+    )
 
 
 def digest(path: Path) -> str:

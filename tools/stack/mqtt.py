@@ -1,8 +1,9 @@
 """An MQTT broker on loopback: Mosquitto where it is installed, else amqtt (pure Python).
 
 Both keep the sessions of clients with `clean_session=False` between connections: QoS 1 messages
-wait for them, and unacknowledged ones come again. Mosquitto keeps them over its own restart too;
-amqtt keeps them in memory only (amqtt_broker.py says what it was taught and what it cannot do).
+wait for them, and unacknowledged ones come again. Mosquitto keeps them over its own restart too
+(over a crash as of its last save, a second ago at most); amqtt keeps them in memory only
+(amqtt_broker.py says what it was taught and what it cannot do).
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 
-from tools.stack.errors import BadSetting
+from tools.stack.errors import SettingError
 from tools.stack.ports import LOOPBACK, Ports
 from tools.stack.process import ProcessSpec, Restart
 
@@ -29,7 +30,7 @@ allow_anonymous true
 persistence true
 persistence_location {data}/
 # The store is written at this interval and at the end.
-autosave_interval 5
+autosave_interval 1
 max_queued_messages 100000
 max_inflight_messages 1000
 log_dest stderr
@@ -58,9 +59,9 @@ def choose_broker() -> Broker:
         broker = Broker(text)
     except ValueError:
         choices = " or ".join(Broker)
-        raise BadSetting(f"{BROKER_SETTING} is {text!r}; it must be {choices}") from None
+        raise SettingError(f"{BROKER_SETTING} is {text!r}; it must be {choices}") from None
     if broker is Broker.MOSQUITTO and not installed:
-        raise BadSetting(
+        raise SettingError(
             f"{BROKER_SETTING} is mosquitto, which is not installed; install it (on Debian: "
             "apt-get install mosquitto) or unset the setting"
         )

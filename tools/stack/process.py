@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.stack.errors import StackError, StartFailed
+from tools.stack.errors import StackError, StartError
 from tools.stack.identity import ProcessIdentity
 
 CHILD_WRAPPER = Path(__file__).with_name("child.py")
@@ -26,6 +26,9 @@ LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 16_384
 LOG_SIZE_MAX_BYTES = 32 * 1024 * 1024
 KILL_WAIT_S = 5.0
+# The supervisor's own lines in a child's log.
+NOTE_MARK = "=== "
+STARTING_MARK = ": starting: "
 
 
 class State(enum.StrEnum):
@@ -61,13 +64,17 @@ class RunAs:
     keep_access: bool
 
 
+async def always_ready() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """What to run and when it counts as ready. `env` is added to the supervisor's own."""
 
     name: str
     argv: tuple[str, ...]
-    ready: Callable[[], Awaitable[bool]]
+    ready: Callable[[], Awaitable[bool]] = always_ready
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     start_within_s: float = 30.0
@@ -94,8 +101,11 @@ Watch = Callable[[PartStatus], None]
 
 
 class ManagedProcess:
-    """One child and its whole life. Use from one event loop, whose thread outlives the child:
-    the kernel kills a child when the thread that started it ends."""
+    """One child and its whole life.
+
+    Use it from one event loop, whose thread outlives the child: the kernel kills a child when
+    the thread that started it ends.
+    """
 
     def __init__(self, spec: ProcessSpec, directory: Path, watch: Watch) -> None:
         self.spec = spec
@@ -118,7 +128,7 @@ class ManagedProcess:
         return PartStatus(spec.name, self.state, self.pid, self.exits, spec.address, self._detail)
 
     async def start(self) -> None:
-        """Start and return when ready; raise StartFailed, with nothing left running, if not."""
+        """Start and return when ready; raise StartError, with nothing left running, if not."""
         if self._child is not None:
             raise StackError(f"{self.spec.name} is running already (pid {self._child.pid})")
         await self._end_watcher()
@@ -154,20 +164,33 @@ class ManagedProcess:
         child = self._child
         if child is None:
             raise StackError(f"{self.spec.name} is not running")
-        os.killpg(child.pid, signal.SIGKILL)
-        while self._child is child and not exited(child):
-            await asyncio.sleep(POLL_S)
         if self.spec.restart is None:
             await self._end_watcher()
             await self._end_child()
             self._become(State.STOPPED, "killed")
+            return
+        os.killpg(child.pid, signal.SIGKILL)
+        while self._child is child:
+            await asyncio.sleep(POLL_S)
+
+    async def run(self) -> None:
+        """Run a command to its end; raise StartError if it fails or takes too long."""
+        try:
+            self._launch(State.STARTING)
+            await self._until_done()
+        except BaseException as error:
+            await self._end_child()
+            self._become(State.FAILED, str(error) if isinstance(error, StackError) else "")
+            raise
+        await self._end_child()
+        self._become(State.STOPPED)
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when the process is ready (again); raise StartFailed at the deadline."""
+        """Return when the process is ready (again); raise StartError at the deadline."""
         deadline = time.monotonic() + timeout_s
         while self.state is not State.READY:
             if time.monotonic() > deadline:
-                raise StartFailed(self._reason(f"is not ready after {timeout_s:g} s"))
+                raise StartError(self._reason(f"is not ready after {timeout_s:g} s"))
             await asyncio.sleep(POLL_S)
 
     def _launch(self, state: State) -> None:
@@ -190,22 +213,34 @@ class ManagedProcess:
         identity = ProcessIdentity.of(self._child.pid)
         if identity is not None:
             identity.write(self._pid_path)
-        self._become(state)
+        # While it restarts, the status keeps saying why.
+        self._become(state, self._detail if state is State.RESTARTING else "")
 
     async def _until_ready(self) -> None:
-        child = self._child
-        assert child is not None
+        child = self._child_now()
         deadline = time.monotonic() + self.spec.start_within_s
         while True:
             if exited(child):
-                code = child.wait()
-                raise StartFailed(self._reason(f"ended before it was ready, {describe(code)}"))
+                code = exit_code(child)
+                raise StartError(self._reason(f"ended before it was ready, {describe(code)}"))
             if time.monotonic() > deadline:
                 bound_s = self.spec.start_within_s
-                raise StartFailed(self._reason(f"is not ready after {bound_s:g} s"))
+                raise StartError(self._reason(f"is not ready after {bound_s:g} s"))
             if await self._answers():
                 return
             await asyncio.sleep(POLL_S)
+
+    async def _until_done(self) -> None:
+        child = self._child_now()
+        bound_s = self.spec.start_within_s
+        deadline = time.monotonic() + bound_s
+        while not exited(child):
+            if time.monotonic() > deadline:
+                raise StartError(self._reason(f"did not finish within {bound_s:g} s"))
+            await asyncio.sleep(POLL_S)
+        code = exit_code(child)
+        if code != 0:
+            raise StartError(self._reason(f"failed, {describe(code)}"))
 
     async def _answers(self) -> bool:
         """Ask whether it is ready, without waiting past the death of the child."""
@@ -222,8 +257,7 @@ class ManagedProcess:
         """Wait for an exit nobody asked for; restart as the policy says, report in any case."""
         in_a_row = 0
         while True:
-            child = self._child
-            assert child is not None
+            child = self._child_now()
             started_s = time.monotonic()
             while not exited(child):
                 await asyncio.sleep(POLL_S)
@@ -244,7 +278,7 @@ class ManagedProcess:
             self._launch(State.RESTARTING)
             try:
                 await self._until_ready()
-            except StartFailed as error:
+            except StartError as error:
                 # A child that hangs is ended here; the loop sees its exit and goes on.
                 if not exited(self._child_now()):
                     os.killpg(self._child_now().pid, signal.SIGKILL)
@@ -267,9 +301,10 @@ class ManagedProcess:
         child, self._child = self._child, None
         if child is None:
             return
-        # The leader is not reaped yet, so that its number still means this group.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+        if child.returncode is None:
+            # The leader is not reaped yet, so that its number still means this group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
         deadline = time.monotonic() + KILL_WAIT_S
         while not exited(child) and time.monotonic() < deadline:
             time.sleep(POLL_S)  # noqa: ASYNC251  # not interruptible: the child must be reaped
@@ -277,10 +312,10 @@ class ManagedProcess:
         self._pid_path.unlink(missing_ok=True)
 
     def _become(self, state: State, detail: str = "") -> None:
+        if detail and detail != self._detail:
+            self._note(detail.splitlines()[0])
         self.state = state
         self._detail = detail
-        if detail:
-            self._note(detail.splitlines()[0])
         self._watch(self.status)
 
     def _note(self, text: str) -> None:
@@ -288,7 +323,7 @@ class ManagedProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         moment = time.strftime("%Y-%m-%dT%H:%M:%S")
         with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(f"=== {moment} {self.spec.name}: {text}\n")
+            log.write(f"{NOTE_MARK}{moment} {self.spec.name}: {text}\n")
 
     def _trim_log(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -311,20 +346,34 @@ def exited(child: subprocess.Popen[bytes]) -> bool:
         return True
 
 
+def exit_code(child: subprocess.Popen[bytes]) -> int:
+    """Return an ended child's code (negative: the signal), without reaping it."""
+    if child.returncode is not None:
+        return child.returncode
+    result = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    assert result is not None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
 def describe(code: int) -> str:
     """Say how a process ended: `exit code 1` or `killed by SIGKILL`."""
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def log_tail(path: Path) -> list[str]:
-    """Return the last lines of a log that the child itself wrote, however large the log is."""
+    """Return the last lines the child wrote since its last start, however large the log is."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
             text = log.read().decode("utf-8", "replace")
     except OSError as error:
         return [f"(no log: {error})"]
-    lines = [line for line in text.splitlines() if not line.startswith("=== ")]
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith(NOTE_MARK):
+            lines.append(line)
+        elif STARTING_MARK in line:
+            lines.clear()
     return lines[-LOG_TAIL_LINES:] or ["(the log is empty)"]
 
 
@@ -352,6 +401,11 @@ class Supervisor:
         self._processes[spec.name] = process
         await process.start()
         return process
+
+    async def run(self, spec: ProcessSpec) -> None:
+        """Run a command to its end; raise StartError with the end of its log if it fails."""
+        process = ManagedProcess(spec, self._directory, self._watch)
+        await process.run()
 
     async def restart(self, name: str) -> None:
         """Stop gracefully and start again."""

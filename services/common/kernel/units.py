@@ -69,16 +69,24 @@ def nano_from_minor(amount_minor: int, currency: Currency) -> int:
     return nano
 
 
+def format_scaled(value: int, scale: int, decimals: int | None = None) -> str:
+    """Return `value` x 10^-scale for a person, rounded half away from zero to `decimals`.
+
+    `format_scaled(12345, 3)` is "12.345"; `format_scaled(12345, 3, 2)` is "12.35".
+    """
+    shown = scale if decimals is None else decimals
+    step = int(10 ** (scale - shown))
+    rounded = (abs(value) + step // 2) // step
+    whole, fraction = divmod(rounded, int(10**shown))
+    sign = "-" if value < 0 and rounded else ""
+    return f"{sign}{whole}.{fraction:0{shown}d}" if shown else f"{sign}{whole}"
+
+
 def format_nano(nano: int, currency: Currency, *, decimals: int | None = None) -> str:
     """Return an amount for a person, e.g. `12.34 CNY`; exact unless `decimals` cuts it."""
-    shown = currency.ledger_decimals if decimals is None else decimals
-    step = int(10 ** (currency.ledger_decimals - shown))
-    sign = "-" if nano < 0 else ""
-    rounded = (abs(nano) + step // 2) // step
-    whole, fraction = divmod(rounded, int(10**shown))
-    text = f"{whole}.{fraction:0{shown}d}" if shown else str(whole)
-    if decimals is None and "." in text:
-        text = text.rstrip("0")
+    text = format_scaled(nano, currency.ledger_decimals, decimals)
+    if decimals is None:
         head, _, tail = text.partition(".")
-        text = f"{head}.{tail:0<{currency.minor_decimals}}"
-    return f"{sign if rounded else ''}{text} {currency.code}"
+        kept = tail.rstrip("0").ljust(currency.minor_decimals, "0")
+        text = f"{head}.{kept}" if kept else head
+    return f"{text} {currency.code}"

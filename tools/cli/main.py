@@ -1,0 +1,346 @@
+"""`wattvend`: the operator's command line. It speaks only gRPC, to vending and reporting."""
+
+import asyncio
+import getpass
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+
+from tools import sitefile
+from tools.cli import show
+from tools.client import Clients, Refused, connect
+from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import vending_pb2 as v
+
+DEFAULT_VENDING = "127.0.0.1:27001"
+DEFAULT_REPORTING = "127.0.0.1:27002"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, close.")
+meter_app = typer.Typer(no_args_is_help=True, help="Meters: assign to an account, release.")
+site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
+app.add_typer(account_app, name="account")
+app.add_typer(meter_app, name="meter")
+app.add_typer(site_app, name="site")
+
+
+@dataclass
+class Options:
+    """What holds for every command."""
+
+    vending: str
+    reporting: str
+    caller: str
+    as_json: bool
+
+
+options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", as_json=False)
+out = Console()
+err = Console(stderr=True)
+
+RequestId = Annotated[
+    str, typer.Option("--request-id", help="Repeat an earlier request: it is not done twice.")
+]
+
+
+@app.callback()
+def common(
+    vending: Annotated[
+        str, typer.Option(envvar="WATTVEND_VENDING_ADDR", help="vending, host:port")
+    ] = DEFAULT_VENDING,
+    reporting: Annotated[
+        str, typer.Option(envvar="WATTVEND_REPORTING_ADDR", help="reporting, host:port")
+    ] = DEFAULT_REPORTING,
+    caller: Annotated[
+        str, typer.Option(envvar="WATTVEND_CALLER", help="who asks; default: cli:<user>")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Read the options before the command."""
+    name = re.sub(r"[^A-Za-z0-9._@-]", "-", getpass.getuser())
+    options.vending, options.reporting = vending, reporting
+    options.caller, options.as_json = caller or f"cli:{name}", as_json
+
+
+Answer = Message | dict[str, Message]
+
+
+def _run(work: Callable[[Clients], Awaitable[Answer]], shown: Callable[[Any], Any]) -> None:
+    async def within() -> Answer:
+        async with connect(options.vending, options.reporting, options.caller) as clients:
+            return await work(clients)
+
+    try:
+        answer = asyncio.run(within())
+    except Refused as refused:
+        if options.as_json:
+            fault = {"error": refused.reason or refused.code, "message": refused.message}
+            print(json.dumps(fault), file=sys.stderr)
+        else:
+            err.print(f"[bold red]refused[/] {refused.message}", highlight=False)
+            err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
+        raise SystemExit(1) from None
+    if options.as_json:
+        print(json.dumps(_fields(answer), ensure_ascii=False))
+    else:
+        out.print(shown(answer))
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, dict):
+        return {name: _fields(part) for name, part in answer.items()}
+    return MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def _minor(amount: str, minor_decimals: int) -> int:
+    """Return an amount as typed, e.g. 100 or 99.90, in minor units; leaves with what is wrong."""
+    try:
+        scaled = Decimal(amount).scaleb(minor_decimals)
+        exact = int(scaled)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise typer.BadParameter(f"{amount!r} is no amount; write e.g. 99.90") from None
+    if scaled != exact:
+        raise typer.BadParameter(f"{amount} has more than {minor_decimals} decimals")
+    return exact
+
+
+@account_app.command("open")
+def account_open(  # noqa: PLR0917 - a command line is parsed by name
+    account: Annotated[str, typer.Argument(help="id of the new account")],
+    site: Annotated[str, typer.Option(help="site id")],
+    tariff: Annotated[str, typer.Option(help="tariff id")],
+    policy: Annotated[str, typer.Option(help="policy id")],
+    meter: Annotated[list[str], typer.Option(help="a meter to give to it; may be repeated")] = [],  # noqa: B006
+    sale: Annotated[str, typer.Option(help="first sale, e.g. 100.00")] = "",
+    method: Annotated[str, typer.Option(help="cash, pos, transfer, qr")] = "cash",
+    subject: Annotated[str, typer.Option(help="opaque id of the person, never a name")] = "",
+    commodity: str = "electricity",
+    request_id: RequestId = "",
+) -> None:
+    """Open an account, sell its first credit, give it its meters."""
+    request = request_id or str(uuid4())
+
+    async def work(clients: Clients) -> v.Account:
+        opened: v.Account = await clients.vending(
+            "OpenAccount",
+            v.OpenAccountRequest(
+                request_id=request,
+                account_id=account,
+                site_id=site,
+                subject_id=subject,
+                commodity=commodity,
+                tariff_id=tariff,
+                policy_id=policy,
+            ),
+        )
+        if sale:
+            await clients.vending(
+                "Sell",
+                v.SellRequest(
+                    request_id=sitefile.request_id(request, "sale"),
+                    account_id=account,
+                    amount_minor=_minor(sale, opened.minor_decimals),
+                    method=method,
+                ),
+            )
+        for meter_id in meter:
+            await clients.vending(
+                "AssignMeter",
+                v.AssignMeterRequest(
+                    request_id=sitefile.request_id(request, "meter", meter_id),
+                    meter_id=meter_id,
+                    account_id=account,
+                ),
+            )
+        answer: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        return answer
+
+    _run(work, show.account)
+
+
+@account_app.command("show")
+def account_show(account: Annotated[str, typer.Argument(help="account id")]) -> None:
+    """Show what the book and metering say of an account."""
+
+    async def work(clients: Clients) -> Answer:
+        book: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        balance: r.Balance = await clients.reporting(
+            "GetBalance",
+            r.GetBalanceRequest(account_id=account, min_revision=book.version.revision),
+        )
+        return {"account": book, "balance": balance}
+
+    _run(work, lambda answer: show.account(answer["account"], answer["balance"]))
+
+
+@account_app.command("close")
+def account_close(
+    account: Annotated[str, typer.Argument(help="account id")], request_id: RequestId = ""
+) -> None:
+    """Close an account that has no meters and no balance."""
+    request = v.CloseAccountRequest(request_id=request_id or str(uuid4()), account_id=account)
+    _run(lambda clients: clients.vending("CloseAccount", request), show.account)
+
+
+@app.command()
+def sell(
+    account: Annotated[str, typer.Argument(help="account id")],
+    amount: Annotated[str, typer.Argument(help="e.g. 100 or 99.90")],
+    method: Annotated[str, typer.Option(help="cash, pos, transfer, qr")] = "cash",
+    request_id: RequestId = "",
+) -> None:
+    """Sell credit and print the receipt."""
+    request = request_id or str(uuid4())
+
+    async def work(clients: Clients) -> v.SellResponse:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        sold: v.SellResponse = await clients.vending(
+            "Sell",
+            v.SellRequest(
+                request_id=request,
+                account_id=account,
+                amount_minor=_minor(amount, known.minor_decimals),
+                method=method,
+            ),
+        )
+        return sold
+
+    _run(work, show.receipt)
+
+
+@app.command()
+def explain(
+    account: Annotated[str, typer.Argument(help="account id")],
+    decision: Annotated[str, typer.Option(help="alarm id; default: the newest cut-off")] = "",
+) -> None:
+    """Explain a cut-off: readings, charge, tariff, threshold, policy, intent, read-back."""
+    request = r.ExplainCutoffRequest(account_id=account, alarm_id=decision)
+    _run(lambda clients: clients.reporting("ExplainCutoff", request), show.explanation)
+
+
+@app.command()
+def alarms(
+    site: Annotated[str, typer.Option(help="only of this site")] = "",
+    account: Annotated[str, typer.Option(help="only of this account")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many, newest first")] = 50,
+) -> None:
+    """List alarms and decisions, newest first."""
+    request = r.ListAlarmsRequest(site_id=site, account_id=account, page_size=limit)
+    _run(lambda clients: clients.reporting("ListAlarms", request), show.alarms)
+
+
+@app.command()
+def fleet(
+    site: Annotated[str, typer.Option(help="only of this site")] = "",
+    lost: Annotated[bool, typer.Option("--lost", help="only what is offline or unknown")] = False,
+) -> None:
+    """Show every meter: online or not, register, relay wanted and reported."""
+
+    async def all_meters(clients: Clients) -> r.ListMetersResponse:
+        found = r.ListMetersResponse()
+        token = ""
+        while True:
+            page: r.ListMetersResponse = await clients.reporting(
+                "ListMeters",
+                r.ListMetersRequest(site_id=site, page_size=1000, page_token=token),
+            )
+            found.meters.extend(page.meters)
+            if not (token := page.next_page_token):
+                return found
+
+    if lost:
+        request = r.ListLostMetersRequest(site_id=site, page_size=1000)
+        _run(lambda clients: clients.reporting("ListLostMeters", request), show.lost)
+    else:
+        _run(all_meters, show.meters)
+
+
+@meter_app.command("assign")
+def meter_assign(
+    meter: Annotated[str, typer.Argument(help="meter id")],
+    account: Annotated[str, typer.Argument(help="account id")],
+    request_id: RequestId = "",
+) -> None:
+    """Give a meter to an account, at the register last charged."""
+    request = v.AssignMeterRequest(
+        request_id=request_id or str(uuid4()), meter_id=meter, account_id=account
+    )
+    _run(lambda clients: clients.vending("AssignMeter", request), show.meter)
+
+
+@meter_app.command("release")
+def meter_release(
+    meter: Annotated[str, typer.Argument(help="meter id")], request_id: RequestId = ""
+) -> None:
+    """Take a meter from its account; the house owns what it uses from there on."""
+    request = v.ReleaseMeterRequest(request_id=request_id or str(uuid4()), meter_id=meter)
+    _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter)
+
+
+@site_app.command("apply")
+def site_apply(
+    file: Annotated[Path, typer.Argument(help="YAML file of a site", exists=True, dir_okay=False)],
+) -> None:
+    """Register what a file describes; applying it again changes nothing."""
+    try:
+        described = sitefile.read(file)
+    except sitefile.SiteFileError as wrong:
+        raise typer.BadParameter(str(wrong)) from None
+
+    def said(text: str) -> None:
+        if not options.as_json:
+            out.print(f"[green]✓[/] {text}")
+
+    async def work(clients: Clients) -> v.Site:
+        await sitefile.apply(clients, described, said)
+        return v.Site(site_id=described.site.id)
+
+    _run(work, lambda site: f"site {site.site_id} stands")
+
+
+@site_app.command("hold-cuts")
+def site_hold(
+    site: Annotated[str, typer.Argument(help="site id")],
+    reason: Annotated[str, typer.Option(help="why; kept in the book")],
+    request_id: RequestId = "",
+) -> None:
+    """Hold every cut at a site until released. Restores go on."""
+    request = v.HoldCutsRequest(request_id=request_id or str(uuid4()), site_id=site, reason=reason)
+    _run(lambda clients: clients.vending("HoldCuts", request), show.site)
+
+
+@site_app.command("release-cuts")
+def site_release(
+    site: Annotated[str, typer.Argument(help="site id")],
+    reason: Annotated[str, typer.Option(help="why; kept in the book")],
+    request_id: RequestId = "",
+) -> None:
+    """Let cuts be sent again."""
+    request = v.ReleaseCutsRequest(
+        request_id=request_id or str(uuid4()), site_id=site, reason=reason
+    )
+    _run(lambda clients: clients.vending("ReleaseCuts", request), show.site)
+
+
+def main() -> None:
+    """Entry point of the `wattvend` command."""
+    app(prog_name="wattvend")

@@ -1,0 +1,222 @@
+"""What a person reads: answers of the services as tables and trees."""
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from services.common.kernel.units import CURRENCIES, Currency, format_nano, format_scaled
+from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import vending_pb2 as v
+
+LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
+KINDS = {"cut": "red", "restored": "green", "frozen": "magenta", "alarm-1": "yellow"}
+
+
+def _currency(code: str, minor_decimals: int = 2) -> Currency:
+    return CURRENCIES.get(code) or Currency(code, minor_decimals, 9)
+
+
+def money(nano: int, code: str, *, exact: bool = False) -> str:
+    """Return an amount; two decimals unless `exact`."""
+    currency = _currency(code)
+    return format_nano(nano, currency, decimals=None if exact else currency.minor_decimals)
+
+
+def moment(ms: int) -> str:
+    """Return a moment in this terminal's zone; "-" for none."""
+    if not ms:
+        return "-"
+    return datetime.fromtimestamp(ms // 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _level(level: str) -> str:
+    return f"[{LEVELS.get(level, 'white')}]{level}[/]" if level else "-"
+
+
+def _fields(title: str, rows: list[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableType:
+    """Show an account as the book has it, and its balance as metering has it."""
+    rows = [
+        ("status", answer.status),
+        ("site", answer.site_id),
+        ("person", answer.subject_id or "-"),
+        ("tariff, policy", f"{answer.tariff_id}, {answer.policy_id}"),
+        ("sold in all", money(answer.credited_nano, answer.currency)),
+    ]
+    if balance is not None:
+        rows += [
+            ("used in all", money(balance.charged_nano, answer.currency, exact=True)),
+            ("available", money(balance.available_nano, answer.currency, exact=True)),
+            ("level", _level(balance.level) + (" [magenta]frozen[/]" if balance.frozen else "")),
+            ("as of", f"sequence {balance.account_sequence}, {moment(balance.as_of_ms)}"),
+        ]
+    for m in answer.meters:
+        opened = format_scaled(m.opening_register_milli, 3, 2)
+        rows.append((f"meter {m.meter_id}", f"since register {opened} (epoch {m.epoch})"))
+    return _fields(f"[bold]account {escape(answer.account_id)}[/]", rows)
+
+
+def receipt(answer: v.SellResponse) -> RenderableType:
+    """Show a receipt."""
+    paid = answer.receipt
+    currency = _currency(paid.currency)
+    amount = format_scaled(paid.amount_minor, currency.minor_decimals)
+    return _fields(
+        "[bold]receipt[/]",
+        [
+            ("receipt", paid.receipt_id),
+            ("account", paid.account_id),
+            ("amount", f"[bold]{amount} {paid.currency}[/] ({paid.method})"),
+            ("sold by", paid.legal_entity),
+            ("at", moment(paid.sold_at_ms)),
+            ("sold in all", money(answer.credited_nano, paid.currency)),
+        ],
+    )
+
+
+def meter(answer: v.Meter) -> RenderableType:
+    """Show a meter as the book has it."""
+    opening = answer.opening_register_milli
+    has_opening = answer.HasField("opening_register_milli")
+    return _fields(
+        f"[bold]meter {escape(answer.meter_id)}[/]",
+        [
+            ("serial", answer.serial),
+            ("account", answer.account_id or "the house's"),
+            ("since register", format_scaled(opening, 3, 2) if has_opening else "first reading"),
+            ("epoch", str(answer.epoch)),
+        ],
+    )
+
+
+def site(answer: v.Site) -> RenderableType:
+    """Show a site and its brakes."""
+    held = "[red]held[/]" if answer.cuts_held else "[green]sent[/]"
+    return _fields(
+        f"[bold]site {escape(answer.site_id)}[/]",
+        [("cuts", f"{held}, at most {answer.cuts_per_minute} a minute")],
+    )
+
+
+def alarms(answer: r.ListAlarmsResponse) -> RenderableType:
+    """Show decisions, newest first."""
+    table = Table(header_style="bold")
+    for name in ("when", "account", "decision", "reason", "available", "threshold", "id"):
+        table.add_column(name)
+    for alarm in answer.alarms:
+        threshold = alarm.threshold_nano if alarm.HasField("threshold_nano") else None
+        table.add_row(
+            moment(alarm.decided_at_ms),
+            alarm.account_id,
+            f"[{KINDS.get(alarm.kind, 'white')}]{alarm.kind}[/]",
+            alarm.reason,
+            money(alarm.available_nano, alarm.currency),
+            "-" if threshold is None else money(threshold, alarm.currency),
+            f"[dim]{alarm.alarm_id}[/]",
+        )
+    return table if answer.alarms else "[green]no alarms[/]"
+
+
+def meters(answer: r.ListMetersResponse) -> RenderableType:
+    """Show the fleet."""
+    table = Table(header_style="bold")
+    for name in ("meter", "account", "status", "register", "level", "relay wanted", "reported"):
+        table.add_column(name, justify="right" if name == "register" else "left")
+    for m in answer.meters:
+        colour = {"online": "green", "offline": "red"}.get(m.status, "yellow")
+        same = not m.wanted or m.wanted == m.reported
+        table.add_row(
+            m.meter_id,
+            m.account_id or "[dim]house[/]",
+            f"[{colour}]{m.status}[/]",
+            format_scaled(m.register_milli, 3, 2) if m.HasField("register_milli") else "-",
+            _level(m.level),
+            m.wanted or "-",
+            (m.reported or "-") if same else f"[red]{m.reported or '-'}[/]",
+        )
+    online = sum(1 for m in answer.meters if m.status == "online")
+    differ = sum(1 for m in answer.meters if m.wanted and m.wanted != m.reported)
+    return Group(table, f"{len(answer.meters)} meters, {online} online, {differ} relays differ")
+
+
+def lost(answer: r.ListLostMetersResponse) -> RenderableType:
+    """Show what is offline, quarantined or unknown."""
+    table = Table(header_style="bold")
+    for name in ("device", "status", "reason", "since", "last seen", "set aside"):
+        table.add_column(name)
+    for device in answer.devices:
+        table.add_row(
+            device.device_id,
+            f"[red]{device.status}[/]",
+            device.reason,
+            moment(device.since_ms),
+            moment(device.last_seen_ms),
+            str(device.quarantined_readings),
+        )
+    return table if answer.devices else "[green]nothing is lost[/]"
+
+
+def explanation(answer: r.CutoffExplanation) -> RenderableType:
+    """Show the chain of a cut-off, from the readings to the read-back."""
+    code = answer.currency
+    decision, charge = answer.decision, answer.charge
+    tree = Tree(
+        f"[bold]why {escape(decision.account_id)} was cut off[/] "
+        f"[dim]({moment(decision.decided_at_ms)}, decision {decision.alarm_id})[/]"
+    )
+    if answer.HasField("charge"):
+        readings = tree.add("readings")
+        for name, reading in (("from", charge.from_reading), ("to", charge.to_reading)):
+            readings.add(
+                f"{name} {format_scaled(reading.register_milli, 3, 2)} kWh [dim]at "
+                f"{moment(reading.device_time_ms)}, quality {reading.quality}, "
+                f"{reading.reading_id}[/]"
+            )
+        tree.add(
+            f"charge {charge.meter_id} #{charge.sequence} of epoch {charge.epoch}: "
+            f"{format_scaled(charge.energy_milli, 3)} kWh at "
+            f"{format_scaled(charge.price_micro, 6, 4)} = "
+            f"{money(charge.amount_nano, code, exact=True)}"
+        )
+        total = money(charge.account_charged_total_nano, code, exact=True)
+        paid = money(charge.account_credited_total_nano, code)
+        tree.add(f"totals after it: used {total} of {paid}")
+    tree.add(
+        f"tariff {answer.tariff.tariff_id} version {answer.tariff.version}: "
+        f"{format_scaled(answer.tariff.price_micro, 6, 4)} {code} a unit"
+    )
+    tree.add(
+        f"threshold {money(answer.threshold_nano, code)}: available was "
+        f"[bold]{money(answer.available_nano, code, exact=True)}[/]"
+    )
+    policy = answer.policy
+    tree.add(
+        f"policy {policy.policy_id} version {policy.version}: alarms at "
+        f"{money(policy.alarm_1_nano, code)} and {money(policy.alarm_2_nano, code)}, cut at "
+        f"{money(-policy.overdraft_nano, code)}, power again from "
+        f"{money(policy.restore_nano, code)}"
+    )
+    for intent in answer.intents:
+        lease = f", to be sent before {moment(intent.send_before_ms)}"
+        branch = tree.add(
+            f"intent for {intent.meter_id}: {intent.wanted} ({intent.mode}, {intent.cause}), "
+            f"version ({intent.epoch}, {intent.version_offset})"
+            f"{lease if intent.HasField('send_before_ms') else ''}"
+        )
+        for attempt in intent.attempts:
+            text = f"attempt {attempt.attempt}: {attempt.result} {escape(attempt.detail)}"
+            if attempt.read_back_position:
+                text += f" — read back [bold]{attempt.read_back_position}[/]"
+            branch.add(text)
+    return tree

@@ -1,0 +1,81 @@
+"""gRPC clients of vending and reporting, for the command line and the demo."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from wattvend.reporting.v1 import reporting_pb2_grpc
+from wattvend.vending.v1 import vending_pb2_grpc
+
+CALL_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Exception):  # noqa: N818 - says what happened to the call
+    """A service refused a call or could not be reached."""
+
+    code: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason or self.code}]"
+
+
+def refusal(error: grpc.aio.AioRpcError, address: str) -> Refused:
+    """Return what a person should read of a failed call."""
+    code = error.code().name
+    reason = ""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type] # an AioRpcError quacks alike
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            reason = info.reason
+    message = error.details() or code
+    if code == "UNAVAILABLE" and not reason:
+        message = f"nobody answers at {address}: is the stack up (make status)? {message}"
+    return Refused(code, reason, message)
+
+
+class _Calls:
+    """A stub whose methods add the caller and a deadline, and raise Refused."""
+
+    def __init__(self, stub: Any, address: str, caller: str) -> None:
+        self._stub = stub
+        self._address = address
+        self._metadata = (("wattvend-caller", caller),)
+
+    async def __call__(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        try:
+            return await getattr(self._stub, method)(
+                request, timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise refusal(error, self._address) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """`await clients.vending("Sell", SellRequest(...))`; likewise reporting."""
+
+    vending: _Calls
+    reporting: _Calls
+
+
+@asynccontextmanager
+async def connect(vending: str, reporting: str, caller: str) -> AsyncIterator[Clients]:
+    """Open both channels (host:port, loopback without TLS)."""
+    async with (
+        grpc.aio.insecure_channel(vending) as to_vending,
+        grpc.aio.insecure_channel(reporting) as to_reporting,
+    ):
+        yield Clients(
+            _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller),
+            _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller),
+        )

@@ -1,0 +1,1 @@
+"""The product's story, live in a terminal, on real parts, judged from outside."""

@@ -1,0 +1,105 @@
+"""The judgement at the end: what the services say against what the fleet and the receipts say."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tools.client import Clients
+from tools.demo import plan
+from tools.demo.fleet import TrueMeter
+from tools.demo.plan import DemoMeter
+from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import vending_pb2 as v
+
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class MeterVerdict:
+    """One meter: the truth, what the services say, in nano-currency; and its relay, three times."""
+
+    meter: DemoMeter
+    true_steps: int
+    true_cost_nano: int
+    charged_nano: int
+    receipts_nano: int
+    credited_nano: int
+    book_credited_nano: int
+    available_nano: int
+    relay_true: str
+    relay_wanted: str
+    relay_reported: str
+
+    @property
+    def faults(self) -> list[str]:
+        """What does not add up."""
+        return [
+            name
+            for name, holds in (
+                ("charged", self.charged_nano == self.true_cost_nano),
+                ("credited", self.credited_nano == self.receipts_nano),
+                ("book", self.book_credited_nano == self.receipts_nano),
+                ("balance", self.available_nano == self.receipts_nano - self.true_cost_nano),
+                ("relay", self.relay_true == self.relay_wanted == self.relay_reported),
+            )
+            if not holds
+        ]
+
+
+async def last_registers(clients: Clients, meters: Sequence[DemoMeter]) -> dict[str, int]:
+    """Return the register, milli, up to which each meter is charged; -1 where none is."""
+    answer: r.ListMetersResponse = await clients.reporting(
+        "ListMeters", r.ListMetersRequest(site_id=plan.SITE, page_size=PAGE)
+    )
+    known = {
+        m.meter_id: m.register_milli if m.HasField("register_milli") else -1 for m in answer.meters
+    }
+    return {meter.meter_id: known.get(meter.meter_id, -1) for meter in meters}
+
+
+async def verdicts(
+    clients: Clients,
+    meters: Sequence[DemoMeter],
+    before: Mapping[str, TrueMeter],
+    after: Mapping[str, TrueMeter],
+    receipts: Iterable[v.Receipt],
+) -> list[MeterVerdict]:
+    """Compare every meter with the fleet's truth `before` the load began and `after` it ended."""
+    paid: Counter[str] = Counter()
+    for receipt in receipts:
+        paid[receipt.account_id] += receipt.amount_minor * plan.MINOR_NANO
+    statuses: r.ListMetersResponse = await clients.reporting(
+        "ListMeters", r.ListMetersRequest(site_id=plan.SITE, page_size=PAGE)
+    )
+    by_id = {status.meter_id: status for status in statuses.meters}
+    found = []
+    for meter in meters:
+        account = meter.account_id
+        balance: r.Balance = await clients.reporting(
+            "GetBalance", r.GetBalanceRequest(account_id=account)
+        )
+        consumption: r.Consumption = await clients.reporting(
+            "GetConsumption",
+            r.GetConsumptionRequest(meter_id=meter.meter_id, from_ms=0, to_ms=2**62),
+        )
+        book: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        steps = after[meter.meter_id].register_lsb - before[meter.meter_id].register_lsb
+        status = by_id[meter.meter_id]
+        found.append(
+            MeterVerdict(
+                meter,
+                steps,
+                plan.cost_nano(steps, meter),
+                consumption.amount_nano,
+                paid[account],
+                balance.credited_nano,
+                book.credited_nano,
+                balance.available_nano,
+                after[meter.meter_id].position,
+                status.wanted,
+                status.reported,
+            )
+        )
+    return found

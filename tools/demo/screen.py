@@ -1,0 +1,142 @@
+"""How the story looks. Lines with a clock; a live line while something runs down; tables."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from services.common.kernel.units import CURRENCIES, format_nano, format_scaled
+from tools.cli import show
+from tools.demo.judge import MeterVerdict
+from tools.demo.observe import Spread
+from wattvend.reporting.v1 import reporting_pb2 as r
+
+CNY = CURRENCIES["CNY"]
+BAR_WIDTH = 30
+
+
+def money(nano: int) -> str:
+    """Return an amount as a person reads it, two decimals."""
+    return format_nano(nano, CNY, decimals=2)
+
+
+class Screen:
+    """The terminal. `console` may be a file or a pipe: then there is nothing live, only lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._began = time.monotonic()
+
+    def title(self) -> None:
+        """Say what is about to be seen."""
+        self.console.print(
+            Panel(
+                "A meter runs out, is cut off, is topped up, and has power again.\n"
+                "[dim]Real Kafka, PostgreSQL and MQTT; five services; virtual meters on real "
+                "protocols. Time is never accelerated.[/]",
+                title="[bold]Wattvend[/]",
+                border_style="cyan",
+            )
+        )
+
+    def chapter(self, text: str) -> None:
+        """Begin a part of the story."""
+        self.console.print()
+        self.console.print(f"[bold cyan]{escape(text)}[/]")
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line, with the seconds since the start."""
+        since = time.monotonic() - self._began
+        self.console.print(Text.assemble((f"{since:6.1f} s  ", "dim"), (text, style)))
+
+    @contextmanager
+    def live(self) -> Iterator["LiveLine"]:
+        """Show a line that changes in place; silent where the output is no terminal."""
+        if not self.console.is_terminal:
+            yield LiveLine(None)
+            return
+        with Live(Text(""), console=self.console, transient=True, refresh_per_second=8) as live:
+            yield LiveLine(live)
+
+    def explanation(self, chain: r.CutoffExplanation) -> None:
+        """Show the chain of a cut-off, as the command line shows it."""
+        self.console.print(show.explanation(chain))
+
+    def verdicts(self, rows: Sequence[MeterVerdict]) -> None:
+        """Show the judgement of every meter."""
+        table = Table(title="Judged from outside, meter by meter", header_style="bold")
+        for name in (
+            "account",
+            "true kWh",
+            "at the price",
+            "charged",
+            "receipts",
+            "credited",
+            "balance",
+        ):
+            table.add_column(name, justify="left" if name == "account" else "right")
+        table.add_column("relay: true = wanted = read")
+        table.add_column("")
+        for row in rows:
+            energy_milli = row.true_steps * row.meter.lsb_milli * row.meter.ratio
+            table.add_row(
+                row.meter.account_id,
+                format_scaled(energy_milli, 3, 2),
+                format_nano(row.true_cost_nano, CNY),
+                format_nano(row.charged_nano, CNY),
+                money(row.receipts_nano),
+                money(row.credited_nano),
+                format_nano(row.available_nano, CNY),
+                f"{row.relay_true} = {row.relay_wanted or '?'} = {row.relay_reported or '?'}",
+                "[red]" + ", ".join(row.faults) + "[/]" if row.faults else "[green]ok[/]",
+            )
+        self.console.print(table)
+
+    def spreads(self, rows: Sequence[tuple[str, Spread | None]]) -> None:
+        """Show how long things took."""
+        table = Table(title="How long it took", header_style="bold")
+        for name in ("", "samples", "median", "worst"):
+            table.add_column(name, justify="left" if not name else "right")
+        for name, spread in rows:
+            if spread is None:
+                table.add_row(name, "0", "-", "-")
+            else:
+                table.add_row(
+                    name, str(spread.samples), f"{spread.median_ms} ms", f"{spread.worst_ms} ms"
+                )
+        self.console.print(table)
+
+    def checks(self, rows: Sequence[tuple[str, bool, str]]) -> None:
+        """Show each check: name, whether it holds, what was found."""
+        for name, holds, found in rows:
+            mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
+            self.console.print(f" {mark} {escape(name)}  [dim]{escape(found)}[/]")
+
+
+class LiveLine:
+    """A line that changes in place."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._live = live
+
+    def balance(self, account_id: str, balance: r.Balance, full_nano: int) -> None:
+        """Show a balance running down."""
+        if self._live is None:
+            return
+        style = show.LEVELS.get(balance.level, "")
+        filled = max(0, min(BAR_WIDTH, balance.available_nano * BAR_WIDTH // max(full_nano, 1)))
+        bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+        self._live.update(
+            Text.assemble(
+                f"          {account_id}  ",
+                (bar, style),
+                f"  {money(balance.available_nano)}  ",
+                (balance.level, style),
+            )
+        )

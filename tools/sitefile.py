@@ -1,0 +1,208 @@
+"""A site as a file: what stands where and what it costs. Applied through gRPC, any number of times.
+
+Every request id derives from the file's content for that part, so applying the same file again
+changes nothing and gets the first answers.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID, uuid5
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tools.client import Clients, Refused
+from wattvend.vending.v1 import vending_pb2 as v
+
+AT_ONCE_MAX = 16
+REQUESTS = UUID("3d2c5b7e-9a41-5c7b-8f7e-2f6c0f6f7a11")
+"""Namespace of the request ids of files."""
+
+Progress = Callable[[str], None]
+Item = TypeVar("Item")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Site(_Part):
+    """The site itself."""
+
+    id: str
+    name: str
+    zone: str
+    currency: str
+    legal_entity: str
+    cuts_per_minute: int = 30
+
+
+class Gateway(_Part):
+    """How a line is reached: host:port, or product/serial on the broker."""
+
+    id: str
+    protocol: str
+    address: str
+
+
+class Meter(_Part):
+    """A meter on a gateway. `ratio`: CT x PT. `unit`: bus address, 0 for MQTT."""
+
+    id: str
+    serial: str
+    gateway: str
+    unit: int = 0
+    profile: str
+    commodity: str = "electricity"
+    ratio: int = 1
+    max_power_w: int | None = None
+
+
+class Tariff(_Part):
+    """A flat tariff, in micro-currency per billing unit."""
+
+    id: str
+    commodity: str = "electricity"
+    price_micro: int
+
+
+class Policy(_Part):
+    """Thresholds in minor currency units."""
+
+    id: str
+    alarm_1_minor: int
+    alarm_2_minor: int
+    overdraft_minor: int = 0
+    restore_minor: int
+
+
+class SiteFile(_Part):
+    """All of it."""
+
+    site: Site
+    gateways: list[Gateway] = Field(default_factory=list)
+    meters: list[Meter] = Field(default_factory=list)
+    tariffs: list[Tariff] = Field(default_factory=list)
+    policies: list[Policy] = Field(default_factory=list)
+
+
+class SiteFileError(Exception):
+    """The file cannot be read; says where and why."""
+
+
+def read(path: Path) -> SiteFile:
+    """Return the site of a YAML (or JSON) file. Raises SiteFileError."""
+    try:
+        return SiteFile.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as unreadable:
+        raise SiteFileError(f"{path} cannot be read: {unreadable}") from unreadable
+    except ValidationError as wrong:
+        places = "; ".join(
+            f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
+            for error in wrong.errors()
+        )
+        raise SiteFileError(f"{path} does not describe a site: {places}") from wrong
+
+
+async def apply(clients: Clients, file: SiteFile, said: Progress) -> None:
+    """Register everything, and say what is done. Raises Refused with the part's name."""
+    call = clients.vending
+    site = file.site
+    await _named(f"site {site.id}", call("RegisterSite", _site(site)))
+    await _each(
+        file.gateways,
+        lambda g: _named(f"gateway {g.id}", call("RegisterGateway", _gateway(g, site.id))),
+    )
+    said(f"site {site.id} with {len(file.gateways)} gateways")
+    await _each(
+        file.tariffs, lambda t: _named(f"tariff {t.id}", call("PublishTariff", _tariff(t, site)))
+    )
+    await _each(
+        file.policies, lambda p: _named(f"policy {p.id}", call("PublishPolicy", _policy(p, site)))
+    )
+    said(f"{len(file.tariffs)} tariffs and {len(file.policies)} policies")
+    await _each(file.meters, lambda m: _named(f"meter {m.id}", call("RegisterMeter", _meter(m))))
+    said(f"{len(file.meters)} meters")
+
+
+def request_id(*parts: object) -> str:
+    """Return the request id of one part of a file."""
+    return str(uuid5(REQUESTS, "\x00".join(str(part) for part in parts)))
+
+
+def _site(site: Site) -> v.RegisterSiteRequest:
+    return v.RegisterSiteRequest(
+        request_id=request_id("site", site.model_dump_json()),
+        site_id=site.id,
+        display_name=site.name,
+        zone=site.zone,
+        currency=site.currency,
+        legal_entity=site.legal_entity,
+        cuts_per_minute=site.cuts_per_minute,
+    )
+
+
+def _gateway(gateway: Gateway, site_id: str) -> v.RegisterGatewayRequest:
+    return v.RegisterGatewayRequest(
+        request_id=request_id("gateway", site_id, gateway.model_dump_json()),
+        gateway_id=gateway.id,
+        site_id=site_id,
+        protocol=gateway.protocol,
+        address=gateway.address,
+    )
+
+
+def _meter(meter: Meter) -> v.RegisterMeterRequest:
+    return v.RegisterMeterRequest(
+        request_id=request_id("meter", meter.model_dump_json()),
+        meter_id=meter.id,
+        serial=meter.serial,
+        gateway_id=meter.gateway,
+        unit=meter.unit,
+        profile=meter.profile,
+        commodity=meter.commodity,
+        ratio=meter.ratio,
+        max_power_w=meter.max_power_w,
+    )
+
+
+def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
+    return v.PublishTariffRequest(
+        request_id=request_id("tariff", site.id, tariff.model_dump_json()),
+        tariff_id=tariff.id,
+        commodity=tariff.commodity,
+        currency=site.currency,
+        legal_entity=site.legal_entity,
+        price_micro=tariff.price_micro,
+    )
+
+
+def _policy(policy: Policy, site: Site) -> v.PublishPolicyRequest:
+    return v.PublishPolicyRequest(
+        request_id=request_id("policy", site.id, policy.model_dump_json()),
+        policy_id=policy.id,
+        currency=site.currency,
+        alarm_1_minor=policy.alarm_1_minor,
+        alarm_2_minor=policy.alarm_2_minor,
+        overdraft_minor=policy.overdraft_minor,
+        restore_minor=policy.restore_minor,
+    )
+
+
+async def _named(what: str, answer: Awaitable[object]) -> None:
+    try:
+        await answer
+    except Refused as refused:
+        raise Refused(refused.code, refused.reason, f"{what}: {refused.message}") from refused
+
+
+async def _each(items: Sequence[Item], work: Callable[[Item], Awaitable[None]]) -> None:
+    bound = asyncio.Semaphore(AT_ONCE_MAX)
+
+    async def one(item: Item) -> None:
+        async with bound:
+            await work(item)
+
+    await asyncio.gather(*(one(item) for item in items))
