@@ -1,0 +1,3 @@
+from tools.fleet.main import main
+
+main()
