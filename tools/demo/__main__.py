@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 from uuid import uuid4
@@ -25,21 +24,13 @@ from tools.fleet.site import as_yaml
 from tools.stack.errors import StackError
 from tools.stack.ports import Ports
 from tools.stack.process import PartStatus, Restart
-from tools.stack.services import Addresses, ServiceSpec, fleet_spec, service_specs
+from tools.stack.services import fleet_spec, service_specs
 from tools.stack.show import fetch_with_progress, parts_table
 from tools.stack.stack import LocalStack
 
 DIRECTORY = Path("build/demo").absolute()
 CALLER = "demo-operator"
 
-# Meters are read each second here, each quarter of an hour in life; time is never accelerated.
-FASTER = {
-    "ingest": {
-        "WATTVEND_INGEST_POLL_INTERVAL_MS": "1000",
-        "WATTVEND_INGEST_MQTT_OFFLINE_AFTER_MS": "4000",
-        "WATTVEND_INGEST_LINGER_MS": "50",
-    },
-}
 EXPECTED = (StackError, WattvendError, Refused, TimeoutError, OSError, KafkaError)
 
 
@@ -66,18 +57,12 @@ class StartUp:
             self._live.update(parts_table(self._parts.values()))
 
 
-def _specs(at: Addresses, site: Path) -> list[ServiceSpec]:
-    specs = [
-        replace(spec, env={**spec.env, **FASTER.get(spec.name, {})}) for spec in service_specs(at)
-    ]
-    return [*specs, fleet_spec(at, site)]
-
-
 async def _play(console: Console, *, kills: bool) -> bool:
     screen = Screen(console)
     screen.title()
     fetch_with_progress(console)
-    plan = make_plan()
+    ports = Ports.free()
+    plan = make_plan(ports.fleet_lines)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     site = DIRECTORY / "fleet.yaml"
     site.write_text(as_yaml(plan.fleet))
@@ -86,8 +71,8 @@ async def _play(console: Console, *, kills: bool) -> bool:
             local = await stack.enter_async_context(
                 LocalStack(
                     DIRECTORY,
-                    Ports.free(),
-                    services=lambda at: _specs(at, site),
+                    ports,
+                    services=lambda at: [*service_specs(at), fleet_spec(at, site)],
                     restart=Restart(),
                     watch=start.watch,
                 )

@@ -48,11 +48,6 @@ class Fleet:
         """Return one meter."""
         return _meter(await self._get(f"/meters/{meter_id}"))
 
-    async def gateways(self) -> dict[str, str]:
-        """Return gateway id → address with the port it really listens on."""
-        shown = await self._get("/gateways")
-        return {row["id"]: row["address"] for row in shown["gateways"]}
-
     async def load(self, *, on: bool) -> None:
         """Switch every load on or off."""
         await self._post("/load", {"on": on})

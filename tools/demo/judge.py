@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tools import mall
 from tools.client import Clients
 from tools.demo import plan
 from tools.demo.fleet import TrueMeter
@@ -49,7 +50,7 @@ class MeterVerdict:
 async def last_registers(clients: Clients, meters: Sequence[DemoMeter]) -> dict[str, int]:
     """Return the register, milli, up to which each meter is charged; -1 where none is."""
     answer: r.ListMetersResponse = await clients.reporting(
-        "ListMeters", r.ListMetersRequest(site_id=plan.SITE, page_size=PAGE)
+        "ListMeters", r.ListMetersRequest(site_id=mall.SITE, page_size=PAGE)
     )
     known = {
         m.meter_id: m.register_milli if m.HasField("register_milli") else -1 for m in answer.meters
@@ -69,7 +70,7 @@ async def verdicts(
     for receipt in receipts:
         paid[receipt.account_id] += receipt.amount_minor * plan.MINOR_NANO
     statuses: r.ListMetersResponse = await clients.reporting(
-        "ListMeters", r.ListMetersRequest(site_id=plan.SITE, page_size=PAGE)
+        "ListMeters", r.ListMetersRequest(site_id=mall.SITE, page_size=PAGE)
     )
     by_id = {status.meter_id: status for status in statuses.meters}
     found = []

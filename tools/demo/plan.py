@@ -1,23 +1,13 @@
 """Who plays what in the demo: the meters come from the fleet's site, the money from here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools import sitefile
 from tools.fleet.config import FleetConfig, MeterConfig, Protocol
 from tools.fleet.load import make_load
 from tools.fleet.site import make_site
+from tools.mall import METERS, PRICE_MICRO, SEED
 
-SITE = "mall-1"
-TARIFF = "shops"
-POLICY = "shops"
-METERS = 44
-SEED = 11
-PRICE_MICRO = 850_000
-"""0.85 CNY a kWh."""
-
-ALARM_1_MINOR = 800
-ALARM_2_MINOR = 400
-RESTORE_MINOR = 100
 COMFORTABLE_SALE_MINOR = 5_000_000
 TOP_UP_MINOR = 200_000
 
@@ -60,52 +50,16 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The demo's site: what the fleet plays, what the platform is told, and the cast."""
+    """The demo's site: what the fleet plays, and the cast."""
 
     fleet: FleetConfig
     meters: tuple[DemoMeter, ...]
     cast: Cast
 
-    def site_file(self, addresses: dict[str, str]) -> sitefile.SiteFile:
-        """Return what the operator registers; `addresses` of the gateways as they listen."""
-        return sitefile.SiteFile(
-            site=sitefile.Site(
-                id=SITE,
-                name="Demo mall",
-                zone=self.fleet.zone,
-                currency="CNY",
-                legal_entity="property-co",
-            ),
-            gateways=[
-                sitefile.Gateway(id=g.id, protocol=g.protocol, address=addresses[g.id])
-                for g in self.fleet.gateways
-            ],
-            meters=[
-                sitefile.Meter(
-                    id=m.meter_id,
-                    serial=m.serial,
-                    gateway=m.gateway_id,
-                    unit=m.unit,
-                    profile=m.profile,
-                    ratio=m.ratio,
-                )
-                for m in self.meters
-            ],
-            tariffs=[sitefile.Tariff(id=TARIFF, price_micro=PRICE_MICRO)],
-            policies=[
-                sitefile.Policy(
-                    id=POLICY,
-                    alarm_1_minor=ALARM_1_MINOR,
-                    alarm_2_minor=ALARM_2_MINOR,
-                    restore_minor=RESTORE_MINOR,
-                )
-            ],
-        )
 
-
-def make_plan() -> Plan:
-    """Return the demo's site: the same each time."""
-    site = make_site(METERS, seed=SEED)
+def make_plan(line_ports: Sequence[int]) -> Plan:
+    """Return the demo's site: the same each time, but for the ports of its Modbus gateways."""
+    site = make_site(METERS, seed=SEED, modbus_ports=line_ports)
     wireless = {g.id for g in site.gateways if g.protocol is Protocol.MQTT_ACREL}
     on_lines = [m for m in site.meters if m.gateway not in wireless]
     on_mqtt = [m for m in site.meters if m.gateway in wireless]

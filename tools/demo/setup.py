@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID, uuid5
 
+from tools import mall
 from tools.client import Clients, Refused
-from tools.demo import plan
 from tools.demo.plan import DemoMeter
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -35,11 +35,11 @@ class Desk:
                 v.OpenAccountRequest(
                     request_id=self._id("open", account),
                     account_id=account,
-                    site_id=plan.SITE,
+                    site_id=mall.SITE,
                     subject_id=f"subject-{account}",
                     commodity="electricity",
-                    tariff_id=plan.TARIFF,
-                    policy_id=plan.POLICY,
+                    tariff_id=mall.TARIFF,
+                    policy_id=mall.POLICY,
                 ),
             )
             await self.sell(account, sales_minor[meter], "first")

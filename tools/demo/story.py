@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from tools import sitefile
+from tools import mall, sitefile
 from tools.client import Clients
 from tools.demo import judge, plan
 from tools.demo.fleet import Fleet, TrueMeter
@@ -72,7 +72,7 @@ class Story:
 
     async def _open(self, desk: Desk) -> dict[DemoMeter, int]:
         self.screen.chapter("An operator sets up the site")
-        file = self.plan.site_file(await self.fleet.gateways())
+        file = mall.site_file(self.plan.fleet)
         await sitefile.apply(self.clients, file, lambda text: self.screen.say(f"registered {text}"))
         cast = self.plan.cast
         sales = plan.first_sales_minor(

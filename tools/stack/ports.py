@@ -38,6 +38,14 @@ class Ports:
     control_http: int = 27_104
     reporting_http: int = 27_105
     fleet_http: int = 27_110
+    fleet_line_1: int = 27_121
+    fleet_line_2: int = 27_122
+    fleet_line_3: int = 27_123
+
+    @property
+    def fleet_lines(self) -> tuple[int, int, int]:
+        """The Modbus gateways of the virtual fleet."""
+        return (self.fleet_line_1, self.fleet_line_2, self.fleet_line_3)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:

@@ -4,11 +4,15 @@ import asyncio
 import os
 from pathlib import Path
 
+import yaml
+
+from tools import mall
+from tools.fleet.site import as_yaml, make_site
 from tools.stack.errors import DirectoryInUseError, StackError
 from tools.stack.identity import ProcessIdentity
 from tools.stack.ports import Ports
 from tools.stack.process import PartStatus, Restart, State
-from tools.stack.services import service_specs
+from tools.stack.services import Addresses, ServiceSpec, fleet_spec, service_specs
 from tools.stack.stack import LocalStack, no_services
 from tools.stack.state import Phase, StackState
 
@@ -41,6 +45,16 @@ class Reporter:
         state.write(self._directory)
 
 
+def with_fleet(at: Addresses) -> list[ServiceSpec]:
+    """Return the services and the virtual fleet, whose site an operator can apply from a file."""
+    fleet = make_site(mall.METERS, seed=mall.SEED, modbus_ports=at.ports.fleet_lines)
+    config = at.directory / "fleet.yaml"
+    config.write_text(as_yaml(fleet.model_copy(update={"load_on": True})))
+    site = mall.site_file(fleet).model_dump(mode="json", exclude_none=True)
+    (at.directory / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False))
+    return [*service_specs(at), fleet_spec(at, config)]
+
+
 async def supervise(directory: Path, *, only_infrastructure: bool) -> None:
     """Run the stack until SIGTERM; raise a StackError if it cannot start."""
     ports = Ports.from_environment(os.environ)
@@ -49,7 +63,7 @@ async def supervise(directory: Path, *, only_infrastructure: bool) -> None:
         async with LocalStack(
             directory,
             ports,
-            services=no_services if only_infrastructure else service_specs,
+            services=no_services if only_infrastructure else with_fleet,
             restart=Restart(),
             watch=reporter.part,
         ):

@@ -1,0 +1,59 @@
+"""The site of the local stack and the demo: the virtual fleet's, with a price and a policy."""
+
+from tools import sitefile
+from tools.fleet.config import FleetConfig, Protocol
+
+SITE = "mall-1"
+TARIFF = "shops"
+POLICY = "shops"
+METERS = 44
+SEED = 11
+PRICE_MICRO = 850_000
+"""0.85 CNY a kWh."""
+
+ALARM_1_MINOR = 800
+ALARM_2_MINOR = 400
+RESTORE_MINOR = 100
+
+
+def site_file(fleet: FleetConfig) -> sitefile.SiteFile:
+    """Return what an operator registers of a fleet whose Modbus gateways have fixed ports."""
+    return sitefile.SiteFile(
+        site=sitefile.Site(
+            id=SITE,
+            name="Demo mall",
+            zone=fleet.zone,
+            currency="CNY",
+            legal_entity="property-co",
+        ),
+        gateways=[
+            sitefile.Gateway(
+                id=gateway.id,
+                protocol=gateway.protocol,
+                address=f"{gateway.product}/{gateway.serial}"
+                if gateway.protocol is Protocol.MQTT_ACREL
+                else f"127.0.0.1:{gateway.port}",
+            )
+            for gateway in fleet.gateways
+        ],
+        meters=[
+            sitefile.Meter(
+                id=meter.id,
+                serial=meter.serial,
+                gateway=meter.gateway,
+                unit=meter.unit,
+                profile=meter.profile,
+                ratio=meter.ct * meter.pt,
+            )
+            for meter in fleet.meters
+        ],
+        tariffs=[sitefile.Tariff(id=TARIFF, price_micro=PRICE_MICRO)],
+        policies=[
+            sitefile.Policy(
+                id=POLICY,
+                alarm_1_minor=ALARM_1_MINOR,
+                alarm_2_minor=ALARM_2_MINOR,
+                restore_minor=RESTORE_MINOR,
+            )
+        ],
+    )
