@@ -33,29 +33,41 @@ class Runtime:
     health: http.Health
     metrics: CollectorRegistry
     stopping: asyncio.Event
-    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    stack: AsyncExitStack
+    failures: list[BaseException] = field(default_factory=list)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `work` beside the rest; if it fails, the service stops with that failure."""
+        """Run `work` beside the rest; if it fails, the service stops with that failure.
+
+        When the service stops, the task is cancelled before what was opened earlier is closed.
+        """
         task = asyncio.create_task(work, name=name)
-        self.tasks.append(task)
-        task.add_done_callback(self._failed)
+        task.add_done_callback(self._done)
+        self.stack.push_async_callback(_cancelled, task)
         return task
 
-    def _failed(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and task.exception() is not None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.failures.append(failure)
             self.stopping.set()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 Body = Callable[[Runtime, AsyncExitStack], Coroutine[Any, Any, None]]
 
 
 @asynccontextmanager
-async def _runtime(name: str, settings: ServiceSettings) -> AsyncIterator[Runtime]:
+async def _runtime(
+    name: str, settings: ServiceSettings, stack: AsyncExitStack
+) -> AsyncIterator[Runtime]:
     registry = CollectorRegistry()
     health = http.Health("start")
     log = logs.configure(name, settings.instance, settings.log_level)
-    runtime = Runtime(log, SystemClock(), health, registry, asyncio.Event())
+    runtime = Runtime(log, SystemClock(), health, registry, asyncio.Event(), stack)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, runtime.stopping.set)
@@ -85,9 +97,9 @@ async def _kafka_is_there(bootstrap: str, stopping: asyncio.Event) -> None:
 
 
 async def _live(name: str, settings: ServiceSettings, body: Body) -> None:
-    async with _runtime(name, settings) as runtime:
-        async with AsyncExitStack() as stack:
-            stack.callback(lambda: runtime.health.not_ready("stop", "stopping"))
+    stack = AsyncExitStack()
+    async with _runtime(name, settings, stack) as runtime:
+        async with stack:
             await _kafka_is_there(settings.kafka_bootstrap, runtime.stopping)
             if not runtime.stopping.is_set():
                 await body(runtime, stack)
@@ -96,15 +108,12 @@ async def _live(name: str, settings: ServiceSettings, body: Body) -> None:
                 await runtime.stopping.wait()
             runtime.health.not_ready("stop", "stopping")
             runtime.log.info("stopping")
-            asyncio.get_running_loop().call_later(
+            overdue = asyncio.get_running_loop().call_later(
                 settings.stop_timeout_s, _overdue, runtime, settings.stop_timeout_s
             )
-        for task in runtime.tasks:
-            task.cancel()
-        results = await asyncio.gather(*runtime.tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        overdue.cancel()
+        if runtime.failures:
+            raise runtime.failures[0]
         runtime.log.info("stopped")
 
 

@@ -1,0 +1,275 @@
+"""gRPC servers, the way every service runs them: callers, deadlines, errors, health, reflection.
+
+A handler raises the product's errors; the guard around it turns them into google.rpc.Status with
+an ErrorInfo whose reason is from the catalogue of reasons, so that a client matches on the reason
+and a person reads the message.
+"""
+
+import asyncio
+import errno
+import os
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from pydantic import Field
+
+from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
+from services.common.kernel.reasons import Reason
+from services.common.runtime.http import Health
+from services.common.runtime.settings import ServiceSettings
+
+DOMAIN = "wattvend"
+"""ErrorInfo.domain of every error of the product."""
+CALLER_KEY = "wattvend-caller"
+CALLER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}")
+HEALTH_MIRROR_S = 0.1
+MESSAGE_BYTES_MAX = 4 << 20
+
+_OTHER_CODE = grpc.StatusCode.FAILED_PRECONDITION
+_CODES = {
+    grpc.StatusCode.UNAUTHENTICATED: (Reason.CALLER_MISSING,),
+    grpc.StatusCode.INVALID_ARGUMENT: (
+        Reason.INVALID_ARGUMENT,
+        Reason.REQUEST_ID_INVALID,
+        Reason.AMOUNT_NOT_POSITIVE,
+        Reason.AMOUNT_TOO_LARGE,
+        Reason.PROFILE_UNKNOWN,
+        Reason.CURRENCY_UNKNOWN,
+        Reason.EFFECTIVE_TOO_EARLY,
+        Reason.THRESHOLDS_OUT_OF_ORDER,
+        Reason.REGISTER_NEGATIVE,
+    ),
+    grpc.StatusCode.NOT_FOUND: (
+        Reason.SITE_NOT_FOUND,
+        Reason.GATEWAY_NOT_FOUND,
+        Reason.METER_NOT_FOUND,
+        Reason.ACCOUNT_NOT_FOUND,
+        Reason.TARIFF_NOT_FOUND,
+        Reason.POLICY_NOT_FOUND,
+        Reason.NO_CUTOFF,
+    ),
+    grpc.StatusCode.ALREADY_EXISTS: (
+        Reason.ALREADY_EXISTS,
+        Reason.REQUEST_ID_REUSED,
+        Reason.SERIAL_TAKEN,
+        Reason.KEY_COLLISION,
+    ),
+    grpc.StatusCode.UNAVAILABLE: (Reason.NOT_YET_VISIBLE, Reason.UNAVAILABLE),
+    grpc.StatusCode.INTERNAL: (Reason.INTERNAL,),
+}
+_CODE_OF = {reason: code for code, reasons in _CODES.items() for reason in reasons}
+
+
+class GrpcSettings(ServiceSettings):
+    """Settings of a service that serves gRPC. A subclass gives `grpc_port` its default."""
+
+    grpc_host: str = Field("127.0.0.1", description="where gRPC listens")
+    grpc_port: int = Field(..., ge=0, le=65535, description="port of gRPC; 0: any free one")
+    grpc_concurrent_max: int = Field(
+        1000, ge=1, le=100_000, description="calls at once; one more gets RESOURCE_EXHAUSTED"
+    )
+    grpc_timeout_s: int = Field(
+        10, ge=1, le=600, description="deadline of a call whose client set none"
+    )
+
+    def listeners(self) -> dict[str, str]:
+        """Return setting name → host: HTTP's and gRPC's."""
+        return {**super().listeners(), "grpc_host": self.grpc_host}
+
+
+class Context(Protocol):
+    """What a handler needs of grpc.aio.ServicerContext."""
+
+    def invocation_metadata(self) -> Any:
+        """Return the call's metadata: (key, value) pairs, or None."""
+        ...
+
+    def time_remaining(self) -> float | None:
+        """Return seconds until the client's deadline; None where it set none."""
+        ...
+
+
+def caller_of(context: Context) -> str:
+    """Return who calls: the scope of a request_id. Raises InvalidInput(CALLER_MISSING)."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CALLER_KEY and isinstance(value, str) and CALLER_PATTERN.fullmatch(value):
+            return value
+    raise InvalidInput(
+        Reason.CALLER_MISSING,
+        f"metadata {CALLER_KEY} must name who calls, e.g. counter-3 "
+        f"({CALLER_PATTERN.pattern}): request ids are unique to a caller",
+        field=CALLER_KEY,
+    )
+
+
+def code_of(reason: Reason) -> grpc.StatusCode:
+    """Return the status code that errors of a reason have."""
+    return _CODE_OF.get(reason, _OTHER_CODE)
+
+
+def status_of(reason: Reason, message: str, field: str = "") -> status_pb2.Status:
+    """Return the google.rpc.Status of an error: code, message, ErrorInfo."""
+    info = any_pb2.Any()
+    info.Pack(
+        error_details_pb2.ErrorInfo(
+            reason=reason.value, domain=DOMAIN, metadata={"field": field} if field else {}
+        )
+    )
+    return status_pb2.Status(code=code_of(reason).value[0], message=message, details=[info])
+
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Around every unary method of the product: a caller, a deadline, errors with a reason.
+
+    Methods outside `wattvend.` (health, reflection) pass untouched.
+    """
+
+    def __init__(self, log: structlog.stdlib.BoundLogger, timeout_s: float) -> None:
+        self._log = log
+        self._timeout_s = timeout_s
+        self._guarded: dict[str, Any] = {}
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Return the guarded handler of a method; made once a method."""
+        method = handler_call_details.method
+        if (known := self._guarded.get(method)) is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None or not method.startswith("/wattvend."):
+            return handler
+        guarded = grpc.unary_unary_rpc_method_handler(
+            self._around(handler.unary_unary, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+        self._guarded[method] = guarded
+        return guarded
+
+    def _around(self, inner: Handler, method: str) -> Handler:
+        async def guarded(request: Any, context: Any) -> Any:
+            try:
+                caller_of(context)
+                if context.time_remaining() is not None:
+                    return await inner(request, context)
+                async with asyncio.timeout(self._timeout_s):
+                    return await inner(request, context)
+            except InvalidInput as wrong:
+                status = status_of(wrong.reason, wrong.message, wrong.field)
+            except Retriable as later:
+                status = status_of(Reason.UNAVAILABLE, str(later))
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"no answer within {self._timeout_s} s; repeat with the same request_id",
+                )
+            except Exception:  # noqa: BLE001 - whatever it is, the caller gets one clear error
+                self._log.exception("a call failed", method=method)
+                status = status_of(
+                    Reason.INTERNAL,
+                    "the service failed; repeat with the same request_id, "
+                    "and tell the operator of the platform if it fails again",
+                )
+            await context.abort_with_status(rpc_status.to_status(status))
+            raise AssertionError("abort_with_status returned")
+
+        return guarded
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(server: grpc.aio.Server, settings: GrpcSettings) -> int:
+    """Bind; return the port. Raises OSError (EADDRINUSE where the port is taken)."""
+    address = _address(settings.grpc_host, settings.grpc_port)
+    try:
+        if settings.tls_certificate and settings.tls_key:
+            pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+            credentials = grpc.ssl_server_credentials([pair])
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError as failed:
+        raise _why_not_bound(settings, address) from failed
+
+
+def _why_not_bound(settings: GrpcSettings, address: str) -> Exception:
+    """Ask a plain socket, because gRPC does not say why it could not bind."""
+    family = socket.AF_INET6 if ":" in settings.grpc_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((settings.grpc_host, settings.grpc_port))
+        except OSError as failed:
+            number = failed.errno if failed.errno is not None else errno.EADDRNOTAVAIL
+            return OSError(number, f"gRPC cannot listen on {address}: {os.strerror(number)}")
+    return WattvendError(
+        f"gRPC cannot listen on {address}: check grpc_host, grpc_port and the TLS files"
+    )
+
+
+async def _mirror(health: Health, servicer: HealthServicer, names: list[str]) -> None:
+    """Keep the health service saying what /health/ready says."""
+    shown: int | None = None
+    while True:
+        status = (
+            health_pb2.HealthCheckResponse.NOT_SERVING
+            if health.missing
+            else health_pb2.HealthCheckResponse.SERVING
+        )
+        if status != shown:
+            for name in ("", *names):
+                await servicer.set(name, status)
+            shown = status
+        await asyncio.sleep(HEALTH_MIRROR_S)
+
+
+@asynccontextmanager
+async def serving(
+    settings: GrpcSettings,
+    log: structlog.stdlib.BoundLogger,
+    health: Health,
+    register: Callable[[grpc.aio.Server], None],
+    service_names: Sequence[str],
+) -> AsyncIterator[int]:
+    """Serve gRPC while the context lasts; yields the port.
+
+    `register` adds the servicers; `service_names` are their full names, for health and reflection.
+    On leaving, new calls are refused and running ones get half of `stop_timeout_s` to end.
+    Raises OSError where the port is taken.
+    """
+    server = grpc.aio.server(
+        interceptors=[Guard(log, settings.grpc_timeout_s)],
+        options=[
+            ("grpc.so_reuseport", 0),  # two processes on one port would share its calls
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ],
+        maximum_concurrent_rpcs=settings.grpc_concurrent_max,
+    )
+    register(server)
+    servicer = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    port = _listen(server, settings)
+    await server.start()
+    mirror = asyncio.create_task(_mirror(health, servicer, names), name="grpc-health")
+    log.info("grpc listens", address=_address(settings.grpc_host, port), tls=settings.has_tls)
+    try:
+        yield port
+    finally:
+        mirror.cancel()
+        await servicer.enter_graceful_shutdown()
+        await server.stop(settings.stop_timeout_s / 2)
