@@ -1,0 +1,3 @@
+from services.vending.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,315 @@
+"""wattvend.vending.v1 over gRPC: from messages to commands, from outcomes to messages. No rules."""
+
+# ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
+
+from collections.abc import Callable
+from typing import Any
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.errors import Bug
+from services.common.runtime.grpc import caller_of
+from services.vending.domain import checks
+from services.vending.domain.account import Account, CloseAccount, Sell
+from services.vending.domain.decisions import Request, fingerprint
+from services.vending.domain.events import CreditSold
+from services.vending.domain.gateway import Gateway
+from services.vending.domain.meter import Meter
+from services.vending.domain.policy import Policy, PublishPolicy
+from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
+from services.vending.domain.tariff import PublishTariff, Tariff
+from services.vending.metrics import Metrics
+from services.vending.office import Office
+from wattvend.vending.v1 import vending_pb2 as pb
+from wattvend.vending.v1 import vending_pb2_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VendingService"].full_name
+ANSWER_MARGIN_S = 0.5
+"""What is kept of a call's deadline to send the answer that nothing came."""
+
+
+class VendingApi(vending_pb2_grpc.VendingServiceServicer):
+    """The servicer. Errors are raised; services.common.runtime.grpc.Guard maps them."""
+
+    def __init__(
+        self,
+        office: Office,
+        clock: Clock,
+        metrics: Metrics,
+        book_epoch: Callable[[], int],
+        close_wait_s: float,
+    ) -> None:
+        """Answer for `office`; `close_wait_s`: how long a closing waits for metering's echo."""
+        self._office = office
+        self._clock = clock
+        self._metrics = metrics
+        self._book_epoch = book_epoch
+        self._close_wait_s = close_wait_s
+
+    def _request(self, call: Any, context: Any) -> Request:
+        content = [
+            (field.name, getattr(call, field.name))
+            if not field.has_presence or call.HasField(field.name)
+            else (field.name, None)
+            for field in call.DESCRIPTOR.fields
+            if field.name != "request_id"
+        ]
+        return Request(
+            caller_of(context),
+            checks.request_id_of(call.request_id),
+            fingerprint(call.DESCRIPTOR.name, *content),
+            self._clock.now_ms(),
+        )
+
+    def _version(self, revision: int) -> pb.BookVersion:
+        return pb.BookVersion(book_epoch=self._book_epoch(), revision=revision)
+
+    async def RegisterSite(self, request: pb.RegisterSiteRequest, context: Any) -> pb.Site:
+        """Let a site exist."""
+        command = RegisterSite(
+            self._request(request, context),
+            request.site_id,
+            request.display_name,
+            request.zone,
+            request.currency,
+            request.legal_entity,
+            request.cuts_per_minute,
+        )
+        return self._site((await self._office.register_site(command)).state)
+
+    async def HoldCuts(self, request: pb.HoldCutsRequest, context: Any) -> pb.Site:
+        """Hold the cuts of a site."""
+        command = HoldCuts(self._request(request, context), request.site_id, request.reason)
+        return self._site((await self._office.hold_cuts(command)).state)
+
+    async def ReleaseCuts(self, request: pb.ReleaseCutsRequest, context: Any) -> pb.Site:
+        """Let cuts of a site be sent again."""
+        command = ReleaseCuts(self._request(request, context), request.site_id, request.reason)
+        return self._site((await self._office.release_cuts(command)).state)
+
+    async def RegisterGateway(self, request: pb.RegisterGatewayRequest, context: Any) -> pb.Gateway:
+        """Let a gateway exist."""
+        outcome = await self._office.register_gateway(
+            self._request(request, context),
+            request.gateway_id,
+            request.site_id,
+            request.protocol,
+            request.address,
+        )
+        return self._gateway(outcome.state)
+
+    async def RegisterMeter(self, request: pb.RegisterMeterRequest, context: Any) -> pb.Meter:
+        """Let a meter exist, its house's."""
+        outcome = await self._office.register_meter(
+            self._request(request, context),
+            meter_id=request.meter_id,
+            serial=request.serial,
+            gateway_id=request.gateway_id,
+            unit=request.unit,
+            profile=request.profile,
+            commodity=request.commodity,
+            ratio=request.ratio,
+            max_power_w=request.max_power_w if request.HasField("max_power_w") else None,
+        )
+        return self._meter(outcome.state)
+
+    async def PublishTariff(self, request: pb.PublishTariffRequest, context: Any) -> pb.Tariff:
+        """Publish a version of a flat tariff."""
+        command = PublishTariff(
+            self._request(request, context),
+            request.tariff_id,
+            request.commodity,
+            request.currency,
+            request.legal_entity,
+            request.price_micro,
+            request.effective_at_ms,
+            self._office.terms.tariff_lead_ms,
+        )
+        return self._tariff((await self._office.publish_tariff(command)).state)
+
+    async def PublishPolicy(self, request: pb.PublishPolicyRequest, context: Any) -> pb.Policy:
+        """Publish a version of a policy."""
+        command = PublishPolicy(
+            self._request(request, context),
+            request.policy_id,
+            request.currency,
+            request.alarm_1_minor,
+            request.alarm_2_minor,
+            request.overdraft_minor,
+            request.restore_minor,
+            request.lease_ms,
+            request.max_evidence_age_ms,
+        )
+        return self._policy((await self._office.publish_policy(command)).state)
+
+    async def OpenAccount(self, request: pb.OpenAccountRequest, context: Any) -> pb.Account:
+        """Let an account exist, with credit where a first sale is asked for."""
+        outcome = await self._office.open_account(
+            self._request(request, context),
+            account_id=request.account_id,
+            site_id=request.site_id,
+            subject_id=request.subject_id or None,
+            commodity=request.commodity,
+            tariff_id=request.tariff_id,
+            policy_id=request.policy_id,
+            first_sale_minor=request.first_sale_minor,
+            method=request.method,
+        )
+        return self._account(outcome.state)
+
+    async def AssignMeter(self, request: pb.AssignMeterRequest, context: Any) -> pb.Meter:
+        """Give a house's meter to an account."""
+        outcome = await self._office.assign_meter(
+            self._request(request, context),
+            request.meter_id,
+            request.account_id,
+            _register(request),
+        )
+        return self._meter(outcome.state)
+
+    async def ReleaseMeter(self, request: pb.ReleaseMeterRequest, context: Any) -> pb.Meter:
+        """Give a meter back to its house."""
+        outcome = await self._office.release_meter(
+            self._request(request, context), request.meter_id, _register(request)
+        )
+        return self._meter(outcome.state)
+
+    async def Sell(self, request: pb.SellRequest, context: Any) -> pb.SellResponse:
+        """Sell credit; the answer is durable."""
+        with self._metrics.sale.time():
+            command = Sell(
+                self._request(request, context),
+                request.account_id,
+                request.amount_minor,
+                request.method,
+            )
+            outcome = await self._office.sell(command)
+        sold = outcome.event
+        if not isinstance(sold, CreditSold):
+            raise Bug(f"a sale came to {sold}")
+        return pb.SellResponse(
+            receipt=pb.Receipt(
+                receipt_id=sold.receipt_id,
+                account_id=sold.account_id,
+                amount_minor=sold.amount_minor,
+                currency=sold.currency,
+                legal_entity=sold.legal_entity,
+                method=sold.method,
+                sold_at_ms=sold.occurred_at_ms,
+            ),
+            credited_nano=sold.credited_nano,
+            version=self._version(outcome.revision),
+        )
+
+    async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
+        """Close an account when metering's echo says that nothing is left."""
+        remaining_s = context.time_remaining()
+        wait_s = self._close_wait_s if remaining_s is None else remaining_s
+        command = CloseAccount(self._request(request, context), request.account_id)
+        outcome = await self._office.close_account(command, max(0.0, wait_s - ANSWER_MARGIN_S))
+        return self._account(outcome.state)
+
+    async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
+        """Return an account as the book has it now."""
+        return self._account(await self._office.account(request.account_id))
+
+    async def GetMeter(self, request: pb.GetMeterRequest, context: Any) -> pb.Meter:
+        """Return a meter as the book has it now."""
+        return self._meter(await self._office.meter(request.meter_id))
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _site(self, state: Site) -> pb.Site:
+        return pb.Site(
+            site_id=state.site_id,
+            display_name=state.display_name,
+            zone=state.zone,
+            currency=state.currency,
+            legal_entity=state.legal_entity,
+            cuts_held=state.cuts_held,
+            cuts_per_minute=state.cuts_per_minute,
+            version=self._version(state.answers.revision),
+        )
+
+    def _gateway(self, state: Gateway) -> pb.Gateway:
+        return pb.Gateway(
+            gateway_id=state.gateway_id,
+            site_id=state.site_id,
+            protocol=state.protocol,
+            address=state.address,
+            version=self._version(state.answers.revision),
+        )
+
+    def _meter(self, state: Meter) -> pb.Meter:
+        return pb.Meter(
+            meter_id=state.meter_id,
+            serial=state.serial,
+            site_id=state.site_id,
+            gateway_id=state.gateway_id,
+            unit=state.unit,
+            profile=state.profile,
+            commodity=state.commodity,
+            ratio=state.ratio,
+            epoch=state.epoch,
+            account_id="" if state.is_house else state.account_id,
+            shard=state.shard,
+            opening_register_milli=state.register_milli,
+            version=self._version(state.answers.revision),
+        )
+
+    def _tariff(self, state: Tariff) -> pb.Tariff:
+        return pb.Tariff(
+            tariff_id=state.tariff_id,
+            tariff_version=state.version,
+            commodity=state.commodity,
+            currency=state.currency,
+            legal_entity=state.legal_entity,
+            price_micro=state.price_micro,
+            effective_at_ms=state.effective_at_ms,
+            version=self._version(state.answers.revision),
+        )
+
+    def _policy(self, state: Policy) -> pb.Policy:
+        currency = checks.currency_named(state.currency)
+        minor = {
+            f"{name}_minor": getattr(state, f"{name}_nano") // currency.nano_per_minor
+            for name in ("alarm_1", "alarm_2", "overdraft", "restore")
+        }
+        return pb.Policy(
+            policy_id=state.policy_id,
+            policy_version=state.version,
+            currency=state.currency,
+            lease_ms=state.lease_ms,
+            max_evidence_age_ms=state.max_evidence_age_ms,
+            version=self._version(state.answers.revision),
+            **minor,
+        )
+
+    def _account(self, state: Account) -> pb.Account:
+        return pb.Account(
+            account_id=state.account_id,
+            site_id=state.site_id,
+            subject_id=state.subject_id or "",
+            status=state.status.value,
+            shard=state.shard,
+            currency=state.currency,
+            minor_decimals=state.minor_decimals,
+            legal_entity=state.legal_entity,
+            commodity=state.commodity,
+            tariff_id=state.tariff_id,
+            policy_id=state.policy_id,
+            credited_nano=state.credited_nano,
+            held_nano=state.held_nano,
+            meters=[
+                pb.AccountMeter(
+                    meter_id=meter.meter_id,
+                    epoch=meter.epoch,
+                    opening_register_milli=meter.opening_register_milli,
+                )
+                for meter in state.meters
+            ],
+            version=self._version(state.answers.revision),
+        )
+
+
+def _register(request: pb.AssignMeterRequest | pb.ReleaseMeterRequest) -> int | None:
+    return request.register_milli if request.HasField("register_milli") else None

@@ -1,0 +1,202 @@
+"""Kafka, as vending uses it: the relay's way out, metering's answers, the last checkpoint."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.common.kernel.errors import Retriable
+from services.common.kernel.frames import ChargeFrame
+from services.common.runtime import kafka
+from services.common.runtime.topics import catalogue
+from services.vending.adapters.tables import Charged, Offset, Root, Tables
+from services.vending.domain.account import SettleClosing
+from services.vending.office import Office
+from services.vending.relay import CHECKPOINT_PARTITION, Checkpoint, Outgoing
+
+RECORDS_PER_POLL_MAX = 500
+POLL_MS = 1_000
+RETRY_S = 1.0
+WINDOW_RECORDS_FIRST = 1_000
+
+
+class KafkaPublisher:
+    """services.vending.relay.Publisher on Kafka. A producer that failed is replaced."""
+
+    def __init__(self, bootstrap: str, client_id: str) -> None:
+        """Publish to the cluster at `bootstrap`."""
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._producer: AIOKafkaProducer | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def publish(self, records: Sequence[Outgoing]) -> None:
+        """Return when all records are acknowledged. Raises Retriable where that failed."""
+        if not records:
+            return
+        try:
+            to = await self._started()
+            acknowledgements = [
+                await kafka.send(
+                    to,
+                    record.topic,
+                    record.subject,
+                    record.record,
+                    key=record.key,
+                    partition=record.partition,
+                    route=record.route,
+                    event_id=record.event_id,
+                    occurred_at_ms=record.occurred_at_ms,
+                    causation_id=record.causation_id,
+                )
+                for record in records
+            ]
+            await kafka.all_acknowledged(acknowledgements)
+        except KafkaError as failed:
+            await self.close()
+            raise Retriable(
+                f"Kafka at {self._bootstrap} did not acknowledge: {failed!r}"
+            ) from failed
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._one_at_a_time:
+            if self._producer is None:
+                producer = kafka.producer(self._bootstrap, client_id=self._client_id)
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def close(self) -> None:
+        """Let go of the producer."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+
+async def last_checkpoint(bootstrap: str, client_id: str) -> Checkpoint | None:
+    """Return the last checkpoint in `ledger`; None where there is none.
+
+    It is searched backwards in growing windows: while the relay moves there is one each second.
+    """
+    here = TopicPartition("ledger", CHECKPOINT_PARTITION)
+    reader = kafka.consumer(bootstrap, client_id=client_id)
+    await reader.start()
+    try:
+        reader.assign([here])
+        first = (await reader.beginning_offsets([here]))[here]
+        begin = end = (await reader.end_offsets([here]))[here]
+        window = WINDOW_RECORDS_FIRST
+        while begin > first:
+            begin = max(first, end - window)
+            reader.seek(here, begin)
+            found = None
+            async for record in kafka.read_to_end(reader, [here]):
+                envelope, value = kafka.opened(record)
+                if envelope.subject == "ledger-checkpoint":
+                    found = value
+            if found is not None:
+                root = Root(found["position"], found["count"], found["root"])
+                return Checkpoint(found["book_epoch"], root)
+            window *= 8
+        return None
+    finally:
+        await reader.stop()
+
+
+Handle = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
+
+
+async def follow(
+    bootstrap: str,
+    topic: str,
+    offsets: Mapping[int, int],
+    handle: Handle,
+    *,
+    client_id: str,
+    log: structlog.stdlib.BoundLogger,
+) -> None:
+    """Hand every record of `topic` to `handle`, from `offsets` on, until cancelled.
+
+    `offsets`: partition → the next offset, the beginning where there is none. A partition's records
+    come in order; `handle` keeps the offsets. What it raises as Retriable is tried again; anything
+    else ends the service: a record that carries money is never skipped.
+    """
+    partitions = [TopicPartition(topic, n) for n in range(catalogue().partitions_of(topic))]
+    reader: AIOKafkaConsumer = kafka.consumer(bootstrap, client_id=client_id)
+    await reader.start()
+    try:
+        reader.assign(partitions)
+        for partition in partitions:
+            if (offset := offsets.get(partition.partition)) is not None:
+                reader.seek(partition, offset)
+            else:
+                await reader.seek_to_beginning(partition)
+        while True:
+            batches = await reader.getmany(timeout_ms=POLL_MS, max_records=RECORDS_PER_POLL_MAX)
+            records = [record for batch in batches.values() for record in batch]
+            while records:
+                try:
+                    await handle(records)
+                    break
+                except Retriable as later:
+                    log.warning("tried again", topic=topic, why=str(later), after_s=RETRY_S)
+                    await asyncio.sleep(RETRY_S)
+    finally:
+        await reader.stop()
+
+
+def _offsets(records: Sequence[ConsumerRecord]) -> list[Offset]:
+    newest = {record.partition: record for record in records}
+    return [Offset(r.topic, r.partition, r.offset + 1) for r in newest.values()]
+
+
+def keeper_of_charges(tables: Tables) -> Handle:
+    """Return what keeps the last charged register of every meter."""
+
+    async def handle(records: Sequence[ConsumerRecord]) -> None:
+        newest: dict[tuple[int, int], Charged] = {}
+        for record in records:
+            _, value = kafka.opened(record)
+            rows = ChargeFrame.from_record(value).rows
+            columns = zip(
+                rows["meter_key"].tolist(),
+                rows["epoch"].tolist(),
+                rows["sequence"].tolist(),
+                rows["to_register_milli"].tolist(),
+                rows["to_time_ms"].tolist(),
+                strict=True,
+            )
+            newest |= {(row[0], row[1]): Charged(*row) for row in columns}
+        await tables.keep_charged(newest.values(), _offsets(records))
+
+    return handle
+
+
+def settler_of_echoes(office: Office, tables: Tables, now_ms: Callable[[], int]) -> Handle:
+    """Return what settles holds on metering's echoes."""
+
+    async def handle(records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            _, value = kafka.opened(record)
+            await office.settle(_settlement(value, now_ms()))
+        await tables.keep_charged((), _offsets(records))
+
+    return handle
+
+
+def _settlement(echo: Mapping[str, Any], at_ms: int) -> SettleClosing:
+    return SettleClosing(
+        echo["account_id"],
+        echo["hold_id"],
+        echo["charged_nano"],
+        echo["account_sequence"],
+        echo["open_meters"],
+        at_ms,
+    )

@@ -1,0 +1,71 @@
+"""The event store in memory: for tests, with the promises of the durable ones but durability."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+
+from services.vending.domain.event_store import (
+    NO_EVENTS,
+    Appended,
+    EventExists,
+    NewEvent,
+    StoredEvent,
+    StreamId,
+    WrongRevision,
+)
+
+BATCH_EVENTS_MAX = 500
+
+
+class MemoryEventStore:
+    """services.vending.domain.event_store.EventStore that forgets."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._all: list[StoredEvent] = []
+        self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
+        self._ids: set[bytes] = set()
+        self._moved: set[asyncio.Event] = set()
+
+    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+        """Append at the expected revision."""
+        assert events, "an append needs an event"
+        actual = len(self._streams[stream]) - 1
+        if actual != expected:
+            raise WrongRevision(stream, expected, actual)
+        ids = {event.id.bytes for event in events}
+        if len(ids) < len(events) or ids & self._ids:
+            raise EventExists(f"an event of {stream} is stored already")
+        self._ids |= ids
+        for revision, event in enumerate(events, expected + 1):
+            stored = StoredEvent(
+                len(self._all) + 1, stream, revision, event.id, event.type, event.data, event.meta
+            )
+            self._all.append(stored)
+            self._streams[stream].append(stored)
+        for moved in self._moved:
+            moved.set()
+        return Appended(len(self._all), expected + len(events))
+
+    async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
+        """Return the stream's events above a revision."""
+        return self._streams[stream][after + 1 :]
+
+    async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
+        """Return at most `limit` events above a position."""
+        return self._all[after : after + limit]
+
+    async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield events above a position, those to come too."""
+        moved = asyncio.Event()
+        self._moved.add(moved)
+        try:
+            while True:
+                moved.clear()
+                if events := await self.read_all(after, BATCH_EVENTS_MAX):
+                    after = events[-1].position
+                    yield events
+                else:
+                    await moved.wait()
+        finally:
+            self._moved.discard(moved)

@@ -1,0 +1,233 @@
+"""The one SQLite file of vending: one writer, group commit, durable when answered.
+
+Writes gather while a commit runs and go into one transaction: statements on the loop's thread,
+where they are fastest, only COMMIT, which waits for the disk, in a thread. A write that fails does
+not fail its neighbours: the group is rolled back and its writes are tried one by one.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from services.common.kernel.errors import WattvendError
+from services.vending.domain.event_store import StoreUnavailable
+
+WRITES_PER_COMMIT_MAX = 512
+WRITES_WAITING_MAX = 20_000
+BUSY_TIMEOUT_MS = 5_000
+SCHEMA = 1
+"""PRAGMA user_version of the file: raised when a table changes."""
+
+Work = Callable[[sqlite3.Connection], Any]
+
+
+class FileInUse(WattvendError):  # noqa: N818 - says what was found
+    """Another process has the file."""
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Work
+    done: asyncio.Future[Any]
+
+
+class SqliteFile:
+    """A file with an exclusive owner. Open it on the loop that uses it."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        """Open or create the file. `schema`: its tables, as idempotent statements.
+
+        Raises FileInUse where another process has it, WattvendError where it cannot be used.
+        """
+        self._path = path
+        self._waiting: deque[_Write] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self.after_commit: list[Callable[[], None]] = []
+        self._lock = _locked(path)
+        try:
+            self._writer = _connect(path)
+            _prepare(self._writer, schema, path)
+            self._looker = _connect(path)  # short reads on the loop's thread
+            self._reader = _connect(path)  # long ones in a thread
+        except sqlite3.Error as failed:
+            os.close(self._lock)
+            raise WattvendError(
+                f"{path} cannot be used as the event store ({failed}): name another file in "
+                "store_path, or restore this one from a backup"
+            ) from failed
+        except WattvendError:
+            os.close(self._lock)
+            raise
+        self._commits = ThreadPoolExecutor(1, "vending-commit")
+        self._reads = ThreadPoolExecutor(1, "vending-read")
+
+    @property
+    def waiting(self) -> int:
+        """How many writes wait for their commit."""
+        return len(self._waiting)
+
+    async def write(self, work: Work) -> Any:
+        """Run `work` in a transaction of its group and return its result when that is durable.
+
+        What `work` raises is raised here, and nothing of it stays. It may run more than once.
+        Raises StoreUnavailable where the commit failed: the outcome is unknown.
+        """
+        if len(self._waiting) >= WRITES_WAITING_MAX:
+            raise StoreUnavailable(
+                f"{WRITES_WAITING_MAX} writes wait for the disk already; try again in a moment"
+            )
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(work, done))
+        if self._running is None:
+            self._running = asyncio.create_task(self._work(), name="sqlite-writer")
+        return await done
+
+    async def read(self, work: Work) -> Any:
+        """Run a long read in a thread of its own, beside the writer; it sees what is committed."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._reads, work, self._reader)
+        except sqlite3.OperationalError as failed:
+            raise self._explained(failed) from failed
+
+    def look(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a short read. It sees what is committed."""
+        try:
+            return self._looker.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as failed:
+            raise self._explained(failed) from failed
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                count = min(len(self._waiting), WRITES_PER_COMMIT_MAX)
+                await self._commit([self._waiting.popleft() for _ in range(count)])
+        finally:
+            self._running = None
+
+    async def _commit(self, group: list[_Write]) -> None:
+        try:
+            results = self._execute(group)
+        except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
+            self._roll_back()
+            if len(group) == 1:
+                _fail(group, self._explained(failed))
+            else:
+                for write in group:
+                    await self._commit([write])
+            return
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._commits, self._writer.execute, "COMMIT")
+        except sqlite3.Error as failed:
+            self._roll_back()
+            _fail(group, self._explained(failed))
+            return
+        for write, result in results:
+            if not write.done.done():
+                write.done.set_result(result)
+        for listener in self.after_commit:
+            listener()
+
+    def _execute(self, group: list[_Write]) -> list[tuple[_Write, Any]]:
+        """Run the group's statements; return the results of those that did not refuse.
+
+        A write that raises before it changed anything fails alone; one that raises later takes
+        the group's transaction with it.
+        """
+        self._writer.execute("BEGIN IMMEDIATE")
+        results = []
+        for write in group:
+            changes = self._writer.total_changes
+            try:
+                results.append((write, write.work(self._writer)))
+            except Exception as failed:
+                if self._writer.total_changes != changes:
+                    raise
+                _fail([write], self._explained(failed))
+        return results
+
+    def _explained(self, failed: Exception) -> Exception:
+        if not isinstance(failed, sqlite3.OperationalError):
+            return failed
+        return StoreUnavailable(
+            f"the event store failed ({failed}): check the disk of {self._path}, then try again"
+        )
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+            self._writer.execute("ROLLBACK")
+
+    async def close(self) -> None:
+        """Wait for what was begun and let go of the file."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+        self._commits.shutdown()
+        self._reads.shutdown()
+        for connection in (self._reader, self._looker, self._writer):
+            connection.close()
+        os.close(self._lock)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _fail(group: list[_Write], failed: Exception) -> None:
+    for write in group:
+        if not write.done.done():
+            write.done.set_exception(failed)
+
+
+def _locked(path: Path) -> int:
+    """Take the file's lock for this process. The kernel lets go of it when the process dies."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as failed:
+        raise WattvendError(
+            f"{path} cannot be used as the event store ({failed.strerror}): store_path must name "
+            "a file in a directory that this process may write"
+        ) from failed
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as held:
+        os.close(lock)
+        raise FileInUse(
+            f"{path} is in use by another vending process: stop it, or name another file in "
+            "store_path. An event store has one writer"
+        ) from held
+    return lock
+
+
+def _prepare(connection: sqlite3.Connection, schema: str, path: Path) -> None:
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found not in (0, SCHEMA):
+        raise WattvendError(
+            f"{path} has layout {found}, this vending knows {SCHEMA}: run the version that wrote it"
+        )
+    connection.executescript(schema)
+    connection.execute(f"PRAGMA user_version={SCHEMA}")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+    ):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection

@@ -1,0 +1,163 @@
+"""The event store on SQLite: one writer process, group commit, append only by triggers."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from services.vending.adapters.sqlite_file import SqliteFile
+from services.vending.domain.event_store import (
+    NO_EVENTS,
+    Appended,
+    EventExists,
+    NewEvent,
+    StoredEvent,
+    StreamId,
+    WrongRevision,
+)
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS stream(
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  revision INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS event(
+  position INTEGER PRIMARY KEY,
+  stream INTEGER NOT NULL REFERENCES stream(id),
+  revision INTEGER NOT NULL CHECK(revision >= 0),
+  id BLOB NOT NULL CHECK(length(id) = 16),
+  type TEXT NOT NULL,
+  meta BLOB NOT NULL,
+  data BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS event_rev ON event(stream, revision);
+CREATE UNIQUE INDEX IF NOT EXISTS event_id ON event(id);
+CREATE TRIGGER IF NOT EXISTS event_update BEFORE UPDATE ON event
+  BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS event_delete BEFORE DELETE ON event
+  BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""
+
+BATCH_EVENTS_MAX = 500
+"""The most a subscription yields at once, and the most that is read on the loop's thread."""
+
+_COLUMNS = "e.position, s.name, e.revision, e.id, e.type, e.data, e.meta"
+_READ = (
+    f"SELECT {_COLUMNS} FROM event e JOIN stream s ON s.id = e.stream "  # noqa: S608 - constants
+    "WHERE e.stream = (SELECT id FROM stream WHERE name = ?) AND e.revision > ? "
+    "ORDER BY e.revision"
+)
+_READ_ALL = (
+    f"SELECT {_COLUMNS} FROM event e JOIN stream s ON s.id = e.stream "  # noqa: S608 - constants
+    "WHERE e.position > ? ORDER BY e.position LIMIT ?"
+)
+
+
+class Projection(Protocol):
+    """What is derived from events in the transaction that stores them, so never out of step."""
+
+    def apply(self, connection: sqlite3.Connection, events: Sequence[StoredEvent]) -> None:
+        """Take in events just stored. What it raises refuses the append."""
+        ...
+
+
+class SqliteEventStore:
+    """services.vending.domain.event_store.EventStore on a SqliteFile opened with SCHEMA."""
+
+    def __init__(self, file: SqliteFile, projections: Sequence[Projection] = ()) -> None:
+        """Use `file`; feed `projections` within each append."""
+        self._file = file
+        self._projections = projections
+        self._moved: set[asyncio.Event] = set()
+        file.after_commit.append(self._wake)
+
+    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+        """Append durably at the expected revision."""
+        assert events, "an append needs an event"
+
+        def work(connection: sqlite3.Connection) -> Appended:
+            stored = _insert(connection, stream, expected, events)
+            for projection in self._projections:
+                projection.apply(connection, stored)
+            return Appended(stored[-1].position, stored[-1].revision)
+
+        appended: Appended = await self._file.write(work)
+        return appended
+
+    async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
+        """Return the stream's events above a revision."""
+        rows = await self._file.read(lambda c: c.execute(_READ, (stream, after)).fetchall())
+        return [_event(row) for row in rows]
+
+    async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
+        """Return at most `limit` events above a position."""
+        if limit <= BATCH_EVENTS_MAX:
+            rows = self._file.look(_READ_ALL, after, limit)
+        else:
+            rows = await self._file.read(lambda c: c.execute(_READ_ALL, (after, limit)).fetchall())
+        return [_event(row) for row in rows]
+
+    def head(self) -> int:
+        """Return the position of the last event; positions are dense, so this is their count."""
+        return int(self._file.look("SELECT coalesce(max(position), 0) FROM event")[0][0])
+
+    async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield events above a position, those to come too."""
+        moved = asyncio.Event()
+        self._moved.add(moved)
+        try:
+            while True:
+                moved.clear()
+                events = await self.read_all(after, BATCH_EVENTS_MAX)
+                if events:
+                    after = events[-1].position
+                    yield events
+                else:
+                    await moved.wait()
+        finally:
+            self._moved.discard(moved)
+
+    def _wake(self) -> None:
+        for moved in self._moved:
+            moved.set()
+
+
+def _insert(
+    connection: sqlite3.Connection, stream: StreamId, expected: int, events: Sequence[NewEvent]
+) -> list[StoredEvent]:
+    found = connection.execute(
+        "SELECT id, revision FROM stream WHERE name = ?", (stream,)
+    ).fetchone()
+    actual = NO_EVENTS if found is None else found[1]
+    if actual != expected:
+        raise WrongRevision(stream, expected, actual)
+    revision = expected + len(events)
+    if found is None:
+        row = connection.execute(
+            "INSERT INTO stream(name, revision) VALUES(?, ?)", (stream, revision)
+        )
+        stream_key = row.lastrowid
+    else:
+        stream_key = found[0]
+        connection.execute("UPDATE stream SET revision = ? WHERE id = ?", (revision, stream_key))
+    stored = []
+    for number, event in enumerate(events, expected + 1):
+        try:
+            row = connection.execute(
+                "INSERT INTO event(stream, revision, id, type, meta, data) VALUES(?,?,?,?,?,?)",
+                (stream_key, number, event.id.bytes, event.type, event.meta, event.data),
+            )
+        except sqlite3.IntegrityError as known:
+            raise EventExists(f"event {event.id} of {stream} is stored already") from known
+        assert row.lastrowid is not None
+        stored.append(
+            StoredEvent(row.lastrowid, stream, number, event.id, event.type, event.data, event.meta)
+        )
+    return stored
+
+
+def _event(row: tuple[Any, ...]) -> StoredEvent:
+    position, stream, revision, id_, type_, data, meta = row
+    return StoredEvent(position, stream, revision, UUID(bytes=id_), type_, data, meta)

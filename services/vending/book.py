@@ -1,0 +1,325 @@
+"""The book: a mailbox a stream, which decides what waits on the evolving state and appends once.
+
+Every command goes through here: load the stream, fold, decide, append at the revision it was
+decided on. Where an append's outcome is unknown the stream is read again, and the state, which
+remembers its requests, tells whether it happened.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.ids import name_uuid
+from services.common.kernel.reasons import Reason
+from services.common.runtime import codec
+from services.vending.adapters import tables
+from services.vending.domain import chain
+from services.vending.domain.decisions import (
+    Accepted,
+    Decision,
+    Rejection,
+    Repeat,
+)
+from services.vending.domain.event_store import (
+    NO_EVENTS,
+    EventExists,
+    EventStore,
+    NameTaken,
+    NewEvent,
+    StoreUnavailable,
+    StreamId,
+    WrongRevision,
+)
+from services.vending.domain.events import Event
+from services.vending.domain.streams import State, evolve_of, stream_of
+from services.vending.metrics import Metrics
+
+COMMANDS_PER_APPEND_MAX = 256
+ATTEMPTS_MAX = 4
+STATES_CACHED_MAX = 20_000
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[S]):
+    """What became of a command: the state after it, at `revision`, and the event that ended it.
+
+    A repeat has those of the first time.
+    """
+
+    state: S
+    revision: int
+    event: Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    state: Any = None
+    revision: int = NO_EVENTS
+    last_hash: bytes = chain.GENESIS
+
+
+@dataclass(slots=True)
+class _Command:
+    decide: Callable[[Any], Decision]
+    done: asyncio.Future[Outcome[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a group of commands comes to on one state."""
+
+    folded: _Folded
+    events: list[NewEvent]
+    answers: "list[tuple[_Command, _Answer]]"
+
+
+_Answer = Outcome[Any] | Repeat | Rejection | Exception
+
+
+class Book:
+    """The streams of one event store, all written through here."""
+
+    def __init__(
+        self, store: EventStore, metrics: Metrics, *, states_cached_max: int = STATES_CACHED_MAX
+    ) -> None:
+        """Use `store`; nothing else may write to it."""
+        self._store = store
+        self._metrics = metrics
+        self._states_cached_max = states_cached_max
+        self._cache: OrderedDict[StreamId, _Folded] = OrderedDict()
+        self._mailboxes: dict[StreamId, deque[_Command]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+        self.refusing = ""
+
+    async def submit(
+        self, kind: type[S], entity_id: str, decide: Callable[[S | None], Decision]
+    ) -> Outcome[S]:
+        """Decide a command on an entity's state; return when its events are durable.
+
+        Raises InvalidInput where it is rejected, Retriable where the store or the book cannot.
+        """
+        if self.refusing:
+            raise Retriable(self.refusing)
+        stream = stream_of(kind, entity_id)
+        done: asyncio.Future[Outcome[Any]] = asyncio.get_running_loop().create_future()
+        mailbox = self._mailboxes.get(stream)
+        if mailbox is None:
+            mailbox = self._mailboxes[stream] = deque()
+            worker = asyncio.create_task(self._work(stream, mailbox), name=f"mailbox {stream}")
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        mailbox.append(_Command(decide, done))
+        return await done
+
+    async def state_of(self, kind: type[S], entity_id: str) -> S | None:
+        """Return an entity's newest durable state; None where it does not exist."""
+        stream = stream_of(kind, entity_id)
+        folded = await self._load(stream)
+        if folded.revision > NO_EVENTS and stream not in self._mailboxes:
+            # A mailbox that came and went meanwhile knows better than what was read.
+            folded = self._cache.get(stream, folded)
+            self._keep(stream, folded)
+        state: S | None = folded.state
+        return state
+
+    async def drained(self) -> None:
+        """Wait until every command that was submitted is answered."""
+        while self._workers:
+            await asyncio.wait(set(self._workers))
+
+    async def _work(self, stream: StreamId, mailbox: deque[_Command]) -> None:
+        while mailbox:
+            count = min(len(mailbox), COMMANDS_PER_APPEND_MAX)
+            taken = [mailbox.popleft() for _ in range(count)]
+            # Who stopped waiting before the decision repeats the request, or does not want it.
+            commands = [command for command in taken if not command.done.done()]
+            try:
+                if commands:
+                    await self._handle(stream, commands)
+            except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
+                self._cache.pop(stream, None)
+                _fail(commands, failed)
+        del self._mailboxes[stream]
+
+    async def _handle(self, stream: StreamId, commands: Sequence[_Command]) -> None:
+        failed: Exception | None = None
+        for _ in range(ATTEMPTS_MAX):
+            folded = await self._load(stream)
+            plan = _plan(stream, folded, commands)
+            try:
+                if plan.events:
+                    await self._store.append(stream, folded.revision, plan.events)
+            except (WrongRevision, StoreUnavailable) as unknown:
+                # Perhaps it is stored: the state will know the requests.
+                self._metrics.appends.labels("retried").inc()
+                self._cache.pop(stream, None)
+                failed = unknown
+                continue
+            except (EventExists, NameTaken) as taken:
+                self._metrics.appends.labels("refused").inc()
+                self._cache.pop(stream, None)
+                await self._one_by_one(stream, commands, taken)
+                return
+            self._appended(stream, plan)
+            await self._answer(stream, plan)
+            return
+        assert failed is not None
+        raise failed
+
+    async def _one_by_one(
+        self, stream: StreamId, commands: Sequence[_Command], taken: EventExists | NameTaken
+    ) -> None:
+        """Find the command that the store refuses; the others go on."""
+        if len(commands) == 1:
+            _fail(commands, _rejected(_refusal(taken)))
+            return
+        for command in commands:
+            await self._handle(stream, [command])
+
+    def _appended(self, stream: StreamId, plan: _Plan) -> None:
+        self._keep(stream, plan.folded)
+        if plan.events:
+            self._metrics.appends.labels("stored").inc()
+            for event in plan.events:
+                self._metrics.appended.labels(event.type).inc()
+
+    async def _answer(self, stream: StreamId, plan: _Plan) -> None:
+        for command, answer in plan.answers:
+            if command.done.done():
+                continue
+            match answer:
+                case Outcome():
+                    command.done.set_result(answer)
+                case Rejection():
+                    command.done.set_exception(_rejected(answer))
+                case Exception():
+                    command.done.set_exception(answer)
+                case Repeat():
+                    outcome = await self._outcome_at(stream, answer.revision)
+                    if not command.done.done():
+                        command.done.set_result(outcome)
+
+    async def _outcome_at(self, stream: StreamId, revision: int) -> Outcome[Any]:
+        """Return what a request came to when it was answered first."""
+        evolve = evolve_of(stream)
+        state, event = None, None
+        for stored in await self._store.read(stream):
+            if stored.revision > revision:
+                break
+            event = tables.event_of(stored)
+            state = evolve(state, event)
+        assert state is not None, f"{stream} has no revision {revision}"
+        return Outcome(state, revision, event)
+
+    async def _load(self, stream: StreamId) -> _Folded:
+        if (cached := self._cache.get(stream)) is not None:
+            self._cache.move_to_end(stream)
+            return cached
+        evolve = evolve_of(stream)
+        folded = _Folded()
+        for stored in await self._store.read(stream):
+            state = evolve(folded.state, tables.event_of(stored))
+            folded = _Folded(state, stored.revision, chain.stored_hash(stored))
+        return folded
+
+    def _keep(self, stream: StreamId, folded: _Folded) -> None:
+        self._cache[stream] = folded
+        self._cache.move_to_end(stream)
+        if len(self._cache) > self._states_cached_max:
+            self._cache.popitem(last=False)
+
+
+def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _Plan:
+    """Decide the commands one after the other, each on the state that the one before left."""
+    base = folded.revision
+    events: list[NewEvent] = []
+    answers: list[tuple[_Command, _Answer]] = []
+    fresh: dict[int, Outcome[Any]] = {}
+    for command in commands:
+        answer: _Answer
+        try:
+            decision = command.decide(folded.state)
+            if isinstance(decision, Accepted):
+                sealed, folded, answer = _happen(stream, folded, decision)
+                events += sealed
+                if sealed:
+                    fresh[folded.revision] = answer
+            elif isinstance(decision, Repeat) and decision.revision > base:
+                answer = fresh[decision.revision]
+            else:
+                answer = decision
+        except Exception as failed:  # noqa: BLE001 - it fails its command, not the neighbours
+            answer = failed
+        answers.append((command, answer))
+    return _Plan(folded, events, answers)
+
+
+def _happen(
+    stream: StreamId, folded: _Folded, accepted: Accepted
+) -> tuple[list[NewEvent], _Folded, Outcome[Any]]:
+    sealed = []
+    event = None
+    for event in accepted.events:
+        one, folded = _seal(stream, folded, event)
+        sealed.append(one)
+    return sealed, folded, Outcome(folded.state, folded.revision, event)
+
+
+def _seal(stream: StreamId, folded: _Folded, event: Event) -> tuple[NewEvent, _Folded]:
+    """Give an event its identity and its place in the hash chain of its stream.
+
+    The identity derives from the request alone: the store refuses it when it comes in another
+    stream, which is another command.
+    """
+    state = evolve_of(stream)(folded.state, event)
+    answer = state.answers.get(event.key)
+    assert answer is not None, "a state remembers its requests"
+    event_id = name_uuid("event", event.caller, event.request_id, len(answer.revisions))
+    data = codec.encode(event.SUBJECT, event.record())
+    meta = chain.meta_of(codec.schema_header(event.SUBJECT), folded.last_hash)
+    revision = folded.revision + 1
+    last_hash = chain.hash_of(stream, revision, event.SUBJECT, data, meta)
+    return NewEvent(event_id, event.SUBJECT, data, meta), _Folded(state, revision, last_hash)
+
+
+def _rejected(rejection: Rejection) -> InvalidInput:
+    return InvalidInput(rejection.reason, rejection.message, field=rejection.field)
+
+
+def _refusal(taken: EventExists | NameTaken) -> Rejection:
+    if isinstance(taken, EventExists):
+        return Rejection(
+            Reason.REQUEST_ID_REUSED,
+            "this request_id of this caller was sent before with another command; "
+            "a new command needs a new request_id",
+            "request_id",
+        )
+    if taken.kind == tables.SERIAL:
+        return Rejection(
+            Reason.SERIAL_TAKEN,
+            f"serial {taken.name} is meter {taken.owner}'s; compare it with the meter's plate",
+            "serial",
+        )
+    if taken.kind == tables.BUS_ADDRESS:
+        return Rejection(
+            Reason.ALREADY_EXISTS,
+            f"bus address {taken.name} (line/unit) is meter {taken.owner}'s; "
+            "give each meter of a line an address of its own",
+            "unit",
+        )
+    return Rejection(
+        Reason.KEY_COLLISION,
+        f"this id and {taken.owner} would share the {taken.kind} {taken.name}; choose another id",
+        "id",
+    )
+
+
+def _fail(commands: Sequence[_Command], failed: Exception) -> None:
+    for command in commands:
+        if not command.done.done():
+            command.done.set_exception(failed)

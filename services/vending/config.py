@@ -1,0 +1,36 @@
+"""vending's settings: WATTVEND_VENDING_*."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.runtime.grpc import GrpcSettings
+
+HOUR_MS = 3_600_000
+
+
+class VendingSettings(GrpcSettings):
+    """Read from the environment once, at start."""
+
+    model_config = SettingsConfigDict(env_prefix="WATTVEND_VENDING_")
+
+    instance: str = Field(
+        "vending-0",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="stable name of this worker; never two processes with one name",
+    )
+    http_port: int = Field(27103, ge=0, le=65535, description="port of health and metrics")
+    grpc_port: int = Field(27001, ge=0, le=65535, description="port of gRPC; 0: any free one")
+    store_path: Path = Field(
+        Path("data/vending/events.sqlite"), description="the event store: a SQLite file"
+    )
+    tariff_lead_ms: int = Field(
+        HOUR_MS, ge=0, le=366 * 24 * HOUR_MS, description="how far ahead a new price must lie"
+    )
+    checkpoint_interval_ms: int = Field(
+        1000, ge=50, le=60_000, description="how often the relay writes how far it is"
+    )
+    states_cached_max: int = Field(
+        20_000, ge=1, le=10_000_000, description="folded streams kept in memory"
+    )

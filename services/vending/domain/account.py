@@ -1,0 +1,465 @@
+"""An account: its credit, its meters, its end. Each movement of money is an event of its stream."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from services.common.kernel.errors import Bug, InvalidInput
+from services.common.kernel.ids import column_key, name_uuid
+from services.common.kernel.reasons import Reason
+from services.common.kernel.units import fits_int64, format_nano, nano_from_minor
+from services.vending.domain import checks
+from services.vending.domain.decisions import (
+    Accepted,
+    Answers,
+    Decision,
+    Rejection,
+    Request,
+    answered,
+    first_problem,
+    stamp,
+)
+from services.vending.domain.events import (
+    AccountClosed,
+    AccountCloseRefused,
+    AccountClosing,
+    AccountMeterJoined,
+    AccountMeterLeft,
+    AccountOpened,
+    CreditSold,
+    Event,
+    SaleRefused,
+)
+from services.vending.domain.policy import Policy
+from services.vending.domain.site import Site, site_not_found
+from services.vending.domain.tariff import Tariff
+
+METERS_MAX = 256
+"""Meters of one account: metering holds an account's row in one piece."""
+
+
+class Status(StrEnum):
+    """open → closing → closed, or open again where something is left."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedMeter:
+    """A meter of the account: since which epoch and register."""
+
+    meter_id: str
+    epoch: int
+    opening_register_milli: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A hold that metering must echo, and the request that asked for it."""
+
+    hold_id: str
+    caller: str
+    request_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The folded stream of an account. `credited_nano`: lifetime total."""
+
+    answers: Answers
+    account_id: str
+    account_key: int
+    shard: int
+    site_id: str
+    subject_id: str | None
+    currency: str
+    minor_decimals: int
+    ledger_decimals: int
+    legal_entity: str
+    commodity: str
+    tariff_id: str
+    policy_id: str
+    status: Status = Status.OPEN
+    credited_nano: int = 0
+    held_nano: int = 0
+    meters: tuple[JoinedMeter, ...] = ()
+    closing: Closing | None = None
+
+    def has(self, meter_id: str) -> bool:
+        """Say whether a meter stands in the account."""
+        return any(meter.meter_id == meter_id for meter in self.meters)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAccount:
+    """An account shall exist; with `first_sale_minor` > 0 credit is sold in the same append.
+
+    `site`, `tariff`, `policy`: what those ids stand for, None where nothing. `shard` is for life.
+    """
+
+    request: Request
+    account_id: str
+    site_id: str
+    subject_id: str | None
+    commodity: str
+    tariff_id: str
+    policy_id: str
+    first_sale_minor: int
+    method: str
+    shard: int
+    site: Site | None
+    tariff: Tariff | None
+    policy: Policy | None
+
+    def __post_init__(self) -> None:
+        """Refuse what no account can be."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_id("site_id", self.site_id)
+        checks.check_id("tariff_id", self.tariff_id)
+        checks.check_id("policy_id", self.policy_id)
+        checks.check_choice("commodity", self.commodity, checks.COMMODITIES)
+        if self.subject_id is not None:
+            checks.check_id("subject_id", self.subject_id)
+        if self.first_sale_minor:
+            checks.check_amount("first_sale_minor", self.first_sale_minor)
+            checks.check_choice("method", self.method, checks.METHODS)
+
+
+@dataclass(frozen=True, slots=True)
+class Sell:
+    """A sale of credit. `amount_minor` in the account's minor currency unit, > 0."""
+
+    request: Request
+    account_id: str
+    amount_minor: int
+    method: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no sale can be."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_amount("amount_minor", self.amount_minor)
+        checks.check_choice("method", self.method, checks.METHODS)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinMeter:
+    """A meter whose stream says that it belongs here since `epoch`, from `register_milli` on."""
+
+    request: Request
+    account_id: str
+    meter_id: str
+    epoch: int
+    register_milli: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveMeter:
+    """A meter whose stream says that its `epoch` here ended at `register_milli`."""
+
+    request: Request
+    account_id: str
+    meter_id: str
+    epoch: int
+    register_milli: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAccount:
+    """The account shall end; metering is asked what was used."""
+
+    request: Request
+    account_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("account_id", self.account_id)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleClosing:
+    """Metering's echo of a hold: what was charged in all, and which meters it still counts here."""
+
+    account_id: str
+    hold_id: str
+    charged_nano: int
+    account_sequence: int
+    open_meters: int
+    at_ms: int
+
+
+Command = OpenAccount | Sell | JoinMeter | LeaveMeter | CloseAccount | SettleClosing
+
+
+def account_not_found(account_id: str) -> Rejection:
+    """Return the refusal of a command on an account that is not there."""
+    return Rejection(
+        Reason.ACCOUNT_NOT_FOUND, f"there is no account {account_id!r}; open it first", "account_id"
+    )
+
+
+def not_open(state: Account) -> Rejection | None:
+    """Return why an account takes nothing in; None where it is open."""
+    if state.status is Status.OPEN:
+        return None
+    what = {
+        Status.CLOSING: "is being closed; wait until that is answered",
+        Status.CLOSED: "is closed; open another account",
+    }[state.status]
+    return Rejection(Reason.ACCOUNT_NOT_OPEN, f"account {state.account_id} {what}", "account_id")
+
+
+def no_room(state: Account) -> Rejection | None:
+    """Return why an account takes no more meters; None where it does."""
+    if len(state.meters) < METERS_MAX:
+        return None
+    return Rejection(
+        Reason.TOO_MANY_METERS,
+        f"account {state.account_id} has {METERS_MAX} meters, the most; open another account",
+        "account_id",
+    )
+
+
+def decide(state: Account | None, command: Command) -> Decision:  # noqa: PLR0911 - one a case
+    """Return what a command does to an account, or why nothing may happen."""
+    if isinstance(command, SettleClosing):
+        return _settle(state, command)
+    if state and (earlier := answered(state.answers, command.request)):
+        return earlier
+    if isinstance(command, OpenAccount):
+        if state:
+            return Rejection(
+                Reason.ALREADY_EXISTS,
+                f"account {command.account_id} exists already; choose another account_id",
+                "account_id",
+            )
+        return _open(command)
+    if state is None:
+        return account_not_found(command.account_id)
+    match command:
+        case Sell():
+            return _sell(state, command)
+        case JoinMeter():
+            return not_open(state) or no_room(state) or Accepted((_joined(command),))
+        case LeaveMeter():
+            return Accepted((_left(command),))
+        case CloseAccount():
+            return _close(state, command)
+
+
+def _open(command: OpenAccount) -> Decision:
+    site, tariff, policy = command.site, command.tariff, command.policy
+    if site is None:
+        return site_not_found(command.site_id)
+    if tariff is None:
+        text = f"there is no tariff {command.tariff_id!r}; publish it first"
+        return Rejection(Reason.TARIFF_NOT_FOUND, text, "tariff_id")
+    if policy is None:
+        text = f"there is no policy {command.policy_id!r}; publish it first"
+        return Rejection(Reason.POLICY_NOT_FOUND, text, "policy_id")
+    if problem := _mismatch(command, site, tariff, policy):
+        return problem
+    opened = AccountOpened(
+        **stamp(command.request),
+        account_id=command.account_id,
+        account_key=column_key("account", command.account_id),
+        shard=command.shard,
+        site_id=command.site_id,
+        subject_id=command.subject_id,
+        currency=site.currency,
+        minor_decimals=site.minor_decimals,
+        ledger_decimals=site.ledger_decimals,
+        legal_entity=site.legal_entity,
+        commodity=command.commodity,
+        tariff_id=command.tariff_id,
+        policy_id=command.policy_id,
+    )
+    if not command.first_sale_minor:
+        return Accepted((opened,))
+    state = evolve(None, opened)
+    sale = _sale(state, command.request, command.first_sale_minor, command.method)
+    return sale if isinstance(sale, Rejection) else Accepted((opened, sale))
+
+
+def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) -> Rejection | None:
+    def same(reason: Reason, what: str, is_: str, wanted: str) -> Rejection | None:
+        if is_ == wanted:
+            return None
+        text = f"{what} is {is_}, the account's is {wanted}: choose one of {wanted}"
+        return Rejection(reason, text, what.partition(" ")[0] + "_id")
+
+    return first_problem(
+        same(Reason.CURRENCY_MISMATCH, "tariff currency", tariff.currency, site.currency),
+        same(Reason.CURRENCY_MISMATCH, "policy currency", policy.currency, site.currency),
+        same(Reason.COMMODITY_MISMATCH, "tariff commodity", tariff.commodity, command.commodity),
+        same(
+            Reason.LEGAL_ENTITY_MISMATCH,
+            "tariff legal entity",
+            tariff.legal_entity,
+            site.legal_entity,
+        ),
+    )
+
+
+def _sale(
+    state: Account, request: Request, amount_minor: int, method: str
+) -> CreditSold | Rejection:
+    currency = checks.currency_named(state.currency)
+    try:
+        amount_nano = nano_from_minor(amount_minor, currency)
+    except InvalidInput as too_large:
+        return Rejection(too_large.reason, too_large.message, too_large.field)
+    credited_nano = state.credited_nano + amount_nano
+    if not fits_int64(credited_nano):
+        return Rejection(
+            Reason.AMOUNT_TOO_LARGE,
+            f"account {state.account_id} was credited {format_nano(state.credited_nano, currency)}"
+            f"; {format_nano(amount_nano, currency)} more do not fit its ledger: "
+            "open another account",
+            "amount_minor",
+        )
+    return CreditSold(
+        **stamp(request),
+        account_id=state.account_id,
+        amount_minor=amount_minor,
+        amount_nano=amount_nano,
+        credited_nano=credited_nano,
+        method=method,
+        receipt_id=str(name_uuid("receipt", *request.key)),
+        currency=state.currency,
+        legal_entity=state.legal_entity,
+    )
+
+
+def _sell(state: Account, command: Sell) -> Decision:
+    sale = not_open(state) or _sale(state, command.request, command.amount_minor, command.method)
+    if isinstance(sale, CreditSold):
+        return Accepted((sale,))
+    refused = SaleRefused(
+        **stamp(command.request),
+        account_id=state.account_id,
+        amount_minor=command.amount_minor,
+        reason=sale.reason.value,
+        message=sale.message,
+    )
+    return Accepted((refused,))
+
+
+def _joined(command: JoinMeter) -> AccountMeterJoined:
+    return AccountMeterJoined(
+        **stamp(command.request),
+        account_id=command.account_id,
+        meter_id=command.meter_id,
+        epoch=command.epoch,
+        register_milli=command.register_milli,
+    )
+
+
+def _left(command: LeaveMeter) -> AccountMeterLeft:
+    return AccountMeterLeft(
+        **stamp(command.request),
+        account_id=command.account_id,
+        meter_id=command.meter_id,
+        epoch=command.epoch,
+        register_milli=command.register_milli,
+    )
+
+
+def _close(state: Account, command: CloseAccount) -> Decision:
+    if problem := not_open(state):
+        return problem
+    if state.meters:
+        return close_refusal(state, Reason.ACCOUNT_HAS_METERS, 0)
+    return Accepted(
+        (
+            AccountClosing(
+                **stamp(command.request),
+                account_id=state.account_id,
+                hold_id=str(name_uuid("hold", state.account_id, *command.request.key)),
+            ),
+        )
+    )
+
+
+def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejection:
+    """Return why an account cannot be closed, for a person."""
+    if reason is Reason.ACCOUNT_HAS_METERS:
+        meters = ", ".join(meter.meter_id for meter in state.meters[:5])
+        text = f"has meters ({meters or 'metering still counts one'}): release them first"
+    else:
+        currency = checks.currency_named(state.currency)
+        balance_nano = state.credited_nano - charged_nano
+        text = f"has a balance of {format_nano(balance_nano, currency)}: it must be 0"
+    return Rejection(reason, f"account {state.account_id} {text}", "account_id")
+
+
+def _settle(state: Account | None, command: SettleClosing) -> Decision:
+    """Settle on an echo. An echo of another hold, or of one that is settled, changes nothing."""
+    if state is None or state.closing is None or state.closing.hold_id != command.hold_id:
+        return Accepted(())
+    closing = state.closing
+    said: dict[str, Any] = {
+        "caller": closing.caller,
+        "request_id": closing.request_id,
+        "fingerprint": closing.fingerprint,
+        "occurred_at_ms": command.at_ms,
+        "account_id": state.account_id,
+        "hold_id": closing.hold_id,
+        "charged_nano": command.charged_nano,
+        "account_sequence": command.account_sequence,
+    }
+    if command.open_meters or state.meters:
+        return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value),))
+    if command.charged_nano != state.credited_nano:
+        return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_BALANCE.value),))
+    return Accepted((AccountClosed(**said),))
+
+
+def evolve(state: Account | None, event: Event) -> Account:  # noqa: PLR0911 - one a case
+    """Return the account after an event of its stream."""
+    if isinstance(event, AccountOpened) and state is None:
+        return Account(
+            Answers().after(event),
+            event.account_id,
+            event.account_key,
+            event.shard,
+            event.site_id,
+            event.subject_id,
+            event.currency,
+            event.minor_decimals,
+            event.ledger_decimals,
+            event.legal_entity,
+            event.commodity,
+            event.tariff_id,
+            event.policy_id,
+        )
+    if state is None:
+        raise Bug(f"an account's stream begins with {event.SUBJECT}")
+    answers = state.answers.after(event)
+    match event:
+        case CreditSold():
+            return replace(state, answers=answers, credited_nano=event.credited_nano)
+        case SaleRefused():
+            return replace(state, answers=answers)
+        case AccountMeterJoined() | AccountMeterLeft():
+            return replace(state, answers=answers, meters=_meters_after(state, event))
+        case AccountClosing():
+            closing = Closing(event.hold_id, event.caller, event.request_id, event.fingerprint)
+            return replace(state, answers=answers, status=Status.CLOSING, closing=closing)
+        case AccountClosed():
+            return replace(state, answers=answers, status=Status.CLOSED, closing=None)
+        case AccountCloseRefused():
+            return replace(state, answers=answers, status=Status.OPEN, closing=None)
+        case _:
+            raise Bug(f"{event.SUBJECT} does not belong into an account's stream here")
+
+
+def _meters_after(
+    state: Account, event: AccountMeterJoined | AccountMeterLeft
+) -> tuple[JoinedMeter, ...]:
+    others = tuple(meter for meter in state.meters if meter.meter_id != event.meter_id)
+    if isinstance(event, AccountMeterLeft):
+        return others
+    return (*others, JoinedMeter(event.meter_id, event.epoch, event.register_milli))

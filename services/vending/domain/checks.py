@@ -1,0 +1,130 @@
+"""Checks of what a caller sent that need no state. Each raises InvalidInput with what to do."""
+
+import re
+from uuid import UUID
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.ids import ID_PATTERN, SERIAL_SIZE_MAX
+from services.common.kernel.reasons import Reason
+from services.common.kernel.units import CURRENCIES, Currency
+
+TEXT_SIZE_MAX = 200
+COMMODITIES = ("electricity", "water", "gas")
+METHODS = ("cash", "pos", "transfer", "qr")
+REGISTER_MILLI_MAX = 10**15
+"""Beyond it metering calls a register absurd."""
+RATIO_MAX = 1_000_000
+TIME_MS_MAX = 253_402_300_799_999
+"""The end of the year 9999."""
+
+_ID = re.compile(ID_PATTERN)
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_SERIAL = re.compile(rf"[!-~]{{1,{SERIAL_SIZE_MAX}}}")
+
+
+def invalid(field: str, message: str, reason: Reason = Reason.INVALID_ARGUMENT) -> InvalidInput:
+    """Return the error of one field."""
+    return InvalidInput(reason, f"{field}: {message}", field=field)
+
+
+def request_id_of(text: str) -> UUID:
+    """Return a request id. Raises InvalidInput(REQUEST_ID_INVALID) where it is no UUID."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        raise invalid(
+            "request_id",
+            f"{text!r} is no UUID; make a new one for each command and keep it for repeats",
+            Reason.REQUEST_ID_INVALID,
+        ) from None
+    if found.int == 0:
+        raise invalid(
+            "request_id", "the nil UUID names no request; make a new one", Reason.REQUEST_ID_INVALID
+        )
+    return found
+
+
+def check_id(field: str, value: str) -> None:
+    """Refuse an id outside the pattern of ids."""
+    if not _ID.fullmatch(value):
+        raise invalid(
+            field,
+            f"{value!r} is no id; write 1 to 63 letters, digits, dots, underscores or dashes, "
+            "beginning with a letter or digit",
+        )
+
+
+def check_text(field: str, value: str) -> None:
+    """Refuse an empty, overlong or unprintable text."""
+    if not value.strip() or len(value) > TEXT_SIZE_MAX or not value.isprintable():
+        raise invalid(field, f"write 1 to {TEXT_SIZE_MAX} printable characters")
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise invalid(field, f"{value!r} is not known; write one of {', '.join(choices)}")
+
+
+def check_between(field: str, value: int, least: int, most: int) -> None:
+    """Refuse a number outside least..most."""
+    if not least <= value <= most:
+        raise invalid(field, f"{value} is out of range; write {least} to {most}")
+
+
+def check_serial(value: str) -> None:
+    """Refuse a serial number that readings cannot carry."""
+    if not _SERIAL.fullmatch(value):
+        raise invalid(
+            "serial",
+            f"{value!r} is no serial number; write the 1 to {SERIAL_SIZE_MAX} printable ASCII "
+            "characters on the meter's plate, without spaces",
+        )
+
+
+def check_amount(field: str, amount_minor: int) -> None:
+    """Refuse an amount of money that is not positive."""
+    if amount_minor <= 0:
+        raise invalid(
+            field,
+            f"{amount_minor} minor units cannot be sold; write an amount above 0",
+            Reason.AMOUNT_NOT_POSITIVE,
+        )
+
+
+def check_register(register_milli: int | None) -> None:
+    """Refuse a register that no meter can show."""
+    if register_milli is None:
+        return
+    if register_milli < 0:
+        raise invalid(
+            "register_milli",
+            f"{register_milli} is below 0; write the register in thousandths of its unit (Wh)",
+            Reason.REGISTER_NEGATIVE,
+        )
+    check_between("register_milli", register_milli, 0, REGISTER_MILLI_MAX)
+
+
+def check_product_serial(address: str) -> None:
+    """Refuse an address that no gateway on the broker has."""
+    product, _, serial = address.partition("/")
+    if not (_ID.fullmatch(product) and _ID.fullmatch(serial)):
+        raise invalid("address", f"{address!r} is no product/serial, e.g. ADW300/2207140001")
+
+
+def check_host_port(address: str) -> None:
+    """Refuse an address that no socket can connect to."""
+    host, _, port = address.rpartition(":")
+    if not (_HOST.fullmatch(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise invalid("address", f"{address!r} is no host:port, e.g. 10.0.3.7:502")
+
+
+def currency_named(code: str) -> Currency:
+    """Return a currency. Raises InvalidInput(CURRENCY_UNKNOWN)."""
+    if code not in CURRENCIES:
+        raise invalid(
+            "currency",
+            f"{code!r} is not known; known are {', '.join(sorted(CURRENCIES))}",
+            Reason.CURRENCY_UNKNOWN,
+        )
+    return CURRENCIES[code]

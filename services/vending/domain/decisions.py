@@ -1,0 +1,148 @@
+"""What deciders share: requests, their fingerprints, decisions, and the memory of answers."""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from services.common.kernel.reasons import Reason
+from services.vending.domain.events import Event, RequestKey
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks what, once. `fingerprint`: sha256 of the command's content."""
+
+    caller: str
+    request_id: UUID
+    fingerprint: bytes
+    at_ms: int
+
+    @property
+    def key(self) -> RequestKey:
+        """What makes two requests the same: ids are unique to a caller."""
+        return (self.caller, str(self.request_id))
+
+
+def fingerprint(command: str, *content: object) -> bytes:
+    """Return the sha256 of a command's content, as the caller sent it (defaults unresolved)."""
+    digest = sha256(command.encode())
+    for part in content:
+        text = repr(part).encode()
+        digest.update(len(text).to_bytes(8, "big"))
+        digest.update(text)
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """These events happen, in one append; none: nothing changes and the state is the answer."""
+
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The request was answered at `revision`: the same answer again."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Nothing happens. `message` says what is wrong and what to do."""
+
+    reason: Reason
+    message: str
+    field: str = ""
+
+
+Decision = Accepted | Repeat | Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Where the events of a request stand in the stream: revisions, rising, at least one."""
+
+    fingerprint: bytes
+    revisions: tuple[int, ...]
+
+    def until(self, revision: int) -> "Answer | None":
+        """Return the answer as it was at `revision`; None where there was none yet."""
+        if self.revisions[-1] <= revision:
+            return self
+        earlier = tuple(number for number in self.revisions if number <= revision)
+        return Answer(self.fingerprint, earlier) if earlier else None
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The answers of all states of a stream that grew one out of the other."""
+
+    revision: int = -1
+    known: dict[RequestKey, Answer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The requests a stream has answered: an immutable map that its successors share.
+
+    `revision` is the stream's. A successor adds to the one dict, and what lies above a value's own
+    revision is not seen through it: adding is O(1), and old values stay as they were. Where a
+    value gets a second successor (an append had failed), that one copies.
+    """
+
+    revision: int = -1
+    _shared: _Shared = field(default_factory=_Shared, compare=False, repr=False)
+
+    def get(self, key: RequestKey) -> Answer | None:
+        """Return the answer to a request, where there is one."""
+        answer = self._shared.known.get(key)
+        return None if answer is None else answer.until(self.revision)
+
+    def after(self, event: Event) -> "Answers":
+        """Return the answers after one more event of the stream."""
+        shared, revision = self._shared, self.revision + 1
+        if shared.revision != self.revision:
+            known = {k: cut for k, a in shared.known.items() if (cut := a.until(self.revision))}
+            shared = _Shared(self.revision, known)
+        earlier = shared.known.get(event.key)
+        revisions = () if earlier is None else earlier.revisions
+        shared.known[event.key] = Answer(event.fingerprint, (*revisions, revision))
+        shared.revision = revision
+        return Answers(revision, shared)
+
+
+def answered(answers: Answers, request: Request) -> Repeat | Rejection | None:
+    """Return what a request gets that was answered before; None for a new one."""
+    earlier = answers.get(request.key)
+    if earlier is None:
+        return None
+    if earlier.fingerprint != request.fingerprint:
+        return reused(request)
+    return Repeat(earlier.revisions[-1])
+
+
+def reused(request: Request) -> Rejection:
+    """Return the refusal of a request id that came before with other content."""
+    return Rejection(
+        Reason.REQUEST_ID_REUSED,
+        f"request {request.request_id} of {request.caller} was sent before with other content; "
+        "a new command needs a new request_id",
+        "request_id",
+    )
+
+
+def stamp(request: Request) -> dict[str, Any]:
+    """Return the fields that every event of a request has."""
+    return {
+        "caller": request.caller,
+        "request_id": str(request.request_id),
+        "fingerprint": request.fingerprint,
+        "occurred_at_ms": request.at_ms,
+    }
+
+
+def first_problem(*problems: Rejection | None) -> Rejection | None:
+    """Return the first that is one."""
+    return next((problem for problem in problems if problem is not None), None)

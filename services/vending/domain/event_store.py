@@ -1,0 +1,105 @@
+"""The event store: append-only streams with one total order. A port.
+
+Implementations: adapters.memory_store, adapters.sqlite_store. What each promises is in
+tests/contract/event_store.py.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+from uuid import UUID
+
+from services.common.kernel.errors import Retriable, WattvendError
+
+StreamId = NewType("StreamId", str)
+
+NO_EVENTS = -1
+"""The revision of a stream without events: what the first append expects."""
+FROM_START = 0
+"""The position before the first event."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to append. `type` is the subject of `data`; `meta` is not the store's business."""
+
+    id: UUID
+    type: str
+    data: bytes
+    meta: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event in its place: `revision` dense from 0 within its stream, `position` increasing."""
+
+    position: int
+    stream: StreamId
+    revision: int
+    id: UUID
+    type: str
+    data: bytes
+    meta: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where the last event of an append stands."""
+
+    position: int
+    revision: int
+
+
+class WrongRevision(Retriable):
+    """The stream is not where the writer thought: load, decide again."""
+
+    def __init__(self, stream: StreamId, expected: int, actual: int) -> None:
+        super().__init__(f"{stream} is at revision {actual}, not {expected}")
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class EventExists(WattvendError):  # noqa: N818 - says what was found
+    """An event of one of these ids is stored already."""
+
+
+class NameTaken(WattvendError):  # noqa: N818 - says what was found
+    """A name that must be unique in the store (a serial, a request) belongs to another stream."""
+
+    def __init__(self, kind: str, name: str, owner: str) -> None:
+        super().__init__(f"{kind} {name} belongs to {owner}")
+        self.kind = kind
+        self.name = name
+        self.owner = owner
+
+
+class StoreUnavailable(Retriable):
+    """The store could not say whether it stored: read, then try again."""
+
+
+class EventStore(Protocol):
+    """Append-only streams with a total order."""
+
+    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+        """Append all of `events`, durably, if `stream` is at revision `expected`; else nothing.
+
+        Raises WrongRevision; EventExists where an id is known; NameTaken; StoreUnavailable where
+        the outcome is unknown.
+        """
+        ...
+
+    async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
+        """Return the events of `stream` above revision `after`, in order."""
+        ...
+
+    async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
+        """Return at most `limit` events above position `after`, in the order of positions."""
+        ...
+
+    def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
+        """Yield every event above position `after`, those to come too, and never end.
+
+        What waits comes together, in order, nothing twice, nothing left out.
+        """
+        ...

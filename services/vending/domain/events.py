@@ -1,0 +1,263 @@
+"""The events of the book. Each is the Avro record of its subject (schemas/avro/<SUBJECT>.avsc).
+
+Fields carry their units in their names; their meaning is documented in the schemas. Persons appear
+only as `subject_id`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from services.common.kernel.errors import Bug
+
+RequestKey = tuple[str, str]
+"""(caller, request_id): ids are unique to a caller."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What every event says: who asked for what, and when it was decided."""
+
+    SUBJECT: ClassVar[str]
+
+    caller: str
+    request_id: str
+    fingerprint: bytes
+    occurred_at_ms: int
+
+    @property
+    def key(self) -> RequestKey:
+        """The request that caused it."""
+        return (self.caller, self.request_id)
+
+    def record(self) -> dict[str, Any]:
+        """Return the Avro record."""
+        return {name: getattr(self, name) for name in _FIELDS[self.SUBJECT]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRegistered(Event):
+    SUBJECT: ClassVar[str] = "site-registered"
+
+    site_id: str
+    display_name: str
+    zone: str
+    currency: str
+    ledger_decimals: int
+    minor_decimals: int
+    legal_entity: str
+    cuts_per_minute: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutsHeld(Event):
+    SUBJECT: ClassVar[str] = "cuts-held"
+
+    site_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutsReleased(Event):
+    SUBJECT: ClassVar[str] = "cuts-released"
+
+    site_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayRegistered(Event):
+    SUBJECT: ClassVar[str] = "gateway-registered"
+
+    gateway_id: str
+    site_id: str
+    line_id: str
+    protocol: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterRegistered(Event):
+    SUBJECT: ClassVar[str] = "meter-registered"
+
+    meter_id: str
+    meter_key: int
+    serial: str
+    site_id: str
+    gateway_id: str
+    line_id: str
+    unit: int
+    profile: str
+    commodity: str
+    ratio: int
+    max_power_w: int | None
+    house_account_id: str
+    house_shard: int
+    currency: str
+    legal_entity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterAssigned(Event):
+    SUBJECT: ClassVar[str] = "meter-assigned"
+
+    meter_id: str
+    epoch: int
+    account_id: str
+    is_house: bool
+    shard: int
+    register_milli: int
+    register_source: str
+    previous_account_id: str
+    previous_shard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TariffPublished(Event):
+    SUBJECT: ClassVar[str] = "tariff-published"
+
+    tariff_id: str
+    version: int
+    kind: str
+    commodity: str
+    currency: str
+    legal_entity: str
+    price_micro: int
+    effective_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyPublished(Event):
+    SUBJECT: ClassVar[str] = "policy-published"
+
+    policy_id: str
+    version: int
+    currency: str
+    alarm_1_nano: int
+    alarm_2_nano: int
+    overdraft_nano: int
+    restore_nano: int
+    lease_ms: int
+    max_evidence_age_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountOpened(Event):
+    SUBJECT: ClassVar[str] = "account-opened"
+
+    account_id: str
+    account_key: int
+    shard: int
+    site_id: str
+    subject_id: str | None
+    currency: str
+    minor_decimals: int
+    ledger_decimals: int
+    legal_entity: str
+    commodity: str
+    tariff_id: str
+    policy_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditSold(Event):
+    SUBJECT: ClassVar[str] = "credit-sold"
+
+    account_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    method: str
+    receipt_id: str
+    currency: str
+    legal_entity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaleRefused(Event):
+    SUBJECT: ClassVar[str] = "sale-refused"
+
+    account_id: str
+    amount_minor: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountMeterJoined(Event):
+    SUBJECT: ClassVar[str] = "account-meter-joined"
+
+    account_id: str
+    meter_id: str
+    epoch: int
+    register_milli: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountMeterLeft(Event):
+    SUBJECT: ClassVar[str] = "account-meter-left"
+
+    account_id: str
+    meter_id: str
+    epoch: int
+    register_milli: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountClosing(Event):
+    SUBJECT: ClassVar[str] = "account-closing"
+
+    account_id: str
+    hold_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountClosed(Event):
+    SUBJECT: ClassVar[str] = "account-closed"
+
+    account_id: str
+    hold_id: str
+    charged_nano: int
+    account_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountCloseRefused(Event):
+    SUBJECT: ClassVar[str] = "account-close-refused"
+
+    account_id: str
+    hold_id: str
+    reason: str
+    charged_nano: int
+    account_sequence: int
+
+
+EVENTS: dict[str, type[Event]] = {
+    kind.SUBJECT: kind
+    for kind in (
+        SiteRegistered,
+        CutsHeld,
+        CutsReleased,
+        GatewayRegistered,
+        MeterRegistered,
+        MeterAssigned,
+        TariffPublished,
+        PolicyPublished,
+        AccountOpened,
+        CreditSold,
+        SaleRefused,
+        AccountMeterJoined,
+        AccountMeterLeft,
+        AccountClosing,
+        AccountClosed,
+        AccountCloseRefused,
+    )
+}
+_FIELDS = {subject: tuple(field.name for field in fields(kind)) for subject, kind in EVENTS.items()}
+
+
+def event_from(subject: str, record: dict[str, Any]) -> Event:
+    """Return the event of an Avro record. Raises Bug for a subject that is no event."""
+    kind = EVENTS.get(subject)
+    if kind is None:
+        raise Bug(f"{subject} is no event of the book; a newer vending wrote it: run that one")
+    return kind(**record)

@@ -1,0 +1,143 @@
+"""A policy of thresholds: when to warn, when to cut, when to give power again."""
+
+from dataclasses import dataclass
+
+from services.common.kernel.errors import Bug
+from services.common.kernel.reasons import Reason
+from services.common.kernel.units import nano_from_minor
+from services.vending.domain import checks
+from services.vending.domain.decisions import (
+    Accepted,
+    Answers,
+    Decision,
+    Rejection,
+    Request,
+    answered,
+    stamp,
+)
+from services.vending.domain.events import Event, PolicyPublished
+
+LEASE_MS_MAX = 300_000
+EVIDENCE_AGE_MS_DEFAULT = 900_000
+EVIDENCE_AGE_MS_MAX = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The folded stream of a policy: its newest version."""
+
+    answers: Answers
+    policy_id: str
+    version: int
+    currency: str
+    alarm_1_nano: int
+    alarm_2_nano: int
+    overdraft_nano: int
+    restore_nano: int
+    lease_ms: int
+    max_evidence_age_ms: int
+    published_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishPolicy:
+    """A policy, or its next version. Amounts in minor units of `currency`.
+
+    `lease_ms` 0: five minutes, the most; `max_evidence_age_ms` 0: 15 minutes.
+    """
+
+    request: Request
+    policy_id: str
+    currency: str
+    alarm_1_minor: int
+    alarm_2_minor: int
+    overdraft_minor: int
+    restore_minor: int
+    lease_ms: int
+    max_evidence_age_ms: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no policy can be."""
+        checks.check_id("policy_id", self.policy_id)
+        currency = checks.currency_named(self.currency)
+        for field in ("alarm_1_minor", "alarm_2_minor", "overdraft_minor", "restore_minor"):
+            nano_from_minor(getattr(self, field), currency)
+        checks.check_between("lease_ms", self.lease_ms, 0, LEASE_MS_MAX)
+        checks.check_between(
+            "max_evidence_age_ms", self.max_evidence_age_ms, 0, EVIDENCE_AGE_MS_MAX
+        )
+        self._check_order()
+
+    def _check_order(self) -> None:
+        order = Reason.THRESHOLDS_OUT_OF_ORDER
+        if self.overdraft_minor < 0:
+            raise checks.invalid(
+                "overdraft_minor", f"{self.overdraft_minor} is below 0; write 0 or more", order
+            )
+        cut_minor = -self.overdraft_minor
+        if self.alarm_2_minor > self.alarm_1_minor:
+            raise checks.invalid(
+                "alarm_2_minor",
+                f"{self.alarm_2_minor} is above alarm_1 ({self.alarm_1_minor}); the second "
+                "warning comes at or below the first",
+                order,
+            )
+        if self.alarm_2_minor < cut_minor:
+            raise checks.invalid(
+                "alarm_2_minor",
+                f"{self.alarm_2_minor} is below the cut at {cut_minor}; nobody would be warned",
+                order,
+            )
+        if self.restore_minor <= cut_minor:
+            raise checks.invalid(
+                "restore_minor",
+                f"{self.restore_minor} is not above the cut at {cut_minor}; "
+                "power would come and go at one balance",
+                order,
+            )
+
+
+def decide(state: Policy | None, command: PublishPolicy) -> Decision:
+    """Return what publishing does, or why nothing may happen."""
+    if state and (earlier := answered(state.answers, command.request)):
+        return earlier
+    if state and state.currency != command.currency:
+        return Rejection(
+            Reason.CURRENCY_MISMATCH,
+            f"policy {state.policy_id} is in {state.currency}, not {command.currency}: "
+            "use a policy of its own",
+            "currency",
+        )
+    currency = checks.currency_named(command.currency)
+    published = PolicyPublished(
+        **stamp(command.request),
+        policy_id=command.policy_id,
+        version=state.version + 1 if state else 1,
+        currency=currency.code,
+        alarm_1_nano=nano_from_minor(command.alarm_1_minor, currency),
+        alarm_2_nano=nano_from_minor(command.alarm_2_minor, currency),
+        overdraft_nano=nano_from_minor(command.overdraft_minor, currency),
+        restore_nano=nano_from_minor(command.restore_minor, currency),
+        lease_ms=command.lease_ms or LEASE_MS_MAX,
+        max_evidence_age_ms=command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
+    )
+    return Accepted((published,))
+
+
+def evolve(state: Policy | None, event: Event) -> Policy:
+    """Return the policy after an event of its stream."""
+    if not isinstance(event, PolicyPublished):
+        raise Bug(f"{event.SUBJECT} does not belong into a policy's stream")
+    return Policy(
+        (state.answers if state else Answers()).after(event),
+        event.policy_id,
+        event.version,
+        event.currency,
+        event.alarm_1_nano,
+        event.alarm_2_nano,
+        event.overdraft_nano,
+        event.restore_nano,
+        event.lease_ms,
+        event.max_evidence_age_ms,
+        event.occurred_at_ms,
+    )

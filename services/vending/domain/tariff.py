@@ -1,0 +1,141 @@
+"""A tariff: dense versions, never edited. The first applies at once, later ones with a lead."""
+
+from dataclasses import dataclass
+
+from services.common.kernel.errors import Bug
+from services.common.kernel.reasons import Reason
+from services.vending.domain import checks
+from services.vending.domain.decisions import (
+    Accepted,
+    Answers,
+    Decision,
+    Rejection,
+    Request,
+    answered,
+    first_problem,
+    stamp,
+)
+from services.vending.domain.events import Event, TariffPublished
+
+FLAT = "flat"
+PRICE_MICRO_MAX = 10**13
+"""Ten million of the currency for a kWh: beyond it a price is a slip of the hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """The folded stream of a tariff: its newest version."""
+
+    answers: Answers
+    tariff_id: str
+    version: int
+    kind: str
+    commodity: str
+    currency: str
+    legal_entity: str
+    price_micro: int
+    effective_at_ms: int
+    published_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTariff:
+    """A flat tariff, or its next version.
+
+    `price_micro` per billing unit, >= 0. `effective_at_ms` 0: the earliest instant. `lead_ms`: how
+    far ahead a later version must lie.
+    """
+
+    request: Request
+    tariff_id: str
+    commodity: str
+    currency: str
+    legal_entity: str
+    price_micro: int
+    effective_at_ms: int
+    lead_ms: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no tariff can be."""
+        checks.check_id("tariff_id", self.tariff_id)
+        checks.check_choice("commodity", self.commodity, checks.COMMODITIES)
+        checks.currency_named(self.currency)
+        checks.check_text("legal_entity", self.legal_entity)
+        checks.check_between("price_micro", self.price_micro, 0, PRICE_MICRO_MAX)
+        checks.check_between("effective_at_ms", self.effective_at_ms, 0, checks.TIME_MS_MAX)
+
+
+def decide(state: Tariff | None, command: PublishTariff) -> Decision:
+    """Return what publishing does, or why nothing may happen."""
+    if state is None:
+        if command.effective_at_ms:
+            return Rejection(
+                Reason.INVALID_ARGUMENT,
+                f"the first version of tariff {command.tariff_id} applies at once; "
+                "leave effective_at_ms 0",
+                "effective_at_ms",
+            )
+        return Accepted((_published(command, 1, 0),))
+    if earlier := answered(state.answers, command.request):
+        return earlier
+    if problem := _other_kind(state, command):
+        return problem
+    earliest_ms = max(command.request.at_ms + command.lead_ms, state.effective_at_ms)
+    effective_at_ms = command.effective_at_ms or earliest_ms
+    if effective_at_ms < earliest_ms:
+        return Rejection(
+            Reason.EFFECTIVE_TOO_EARLY,
+            f"version {state.version + 1} of tariff {state.tariff_id} cannot apply at "
+            f"{effective_at_ms}; the earliest is {earliest_ms} (lead time {command.lead_ms} ms, "
+            "and not before the version that stands); 0 chooses it",
+            "effective_at_ms",
+        )
+    return Accepted((_published(command, state.version + 1, effective_at_ms),))
+
+
+def _other_kind(state: Tariff, command: PublishTariff) -> Rejection | None:
+    def must_be(reason: Reason, field: str, is_: str, wanted: str) -> Rejection | None:
+        if is_ == wanted:
+            return None
+        text = f"tariff {state.tariff_id} has {field} {is_}, not {wanted}: use a tariff of its own"
+        return Rejection(reason, text, field)
+
+    return first_problem(
+        must_be(Reason.COMMODITY_MISMATCH, "commodity", state.commodity, command.commodity),
+        must_be(Reason.CURRENCY_MISMATCH, "currency", state.currency, command.currency),
+        must_be(
+            Reason.LEGAL_ENTITY_MISMATCH, "legal_entity", state.legal_entity, command.legal_entity
+        ),
+    )
+
+
+def _published(command: PublishTariff, version: int, effective_at_ms: int) -> TariffPublished:
+    return TariffPublished(
+        **stamp(command.request),
+        tariff_id=command.tariff_id,
+        version=version,
+        kind=FLAT,
+        commodity=command.commodity,
+        currency=command.currency,
+        legal_entity=command.legal_entity,
+        price_micro=command.price_micro,
+        effective_at_ms=effective_at_ms,
+    )
+
+
+def evolve(state: Tariff | None, event: Event) -> Tariff:
+    """Return the tariff after an event of its stream."""
+    if not isinstance(event, TariffPublished):
+        raise Bug(f"{event.SUBJECT} does not belong into a tariff's stream")
+    return Tariff(
+        (state.answers if state else Answers()).after(event),
+        event.tariff_id,
+        event.version,
+        event.kind,
+        event.commodity,
+        event.currency,
+        event.legal_entity,
+        event.price_micro,
+        event.effective_at_ms,
+        event.occurred_at_ms,
+    )

@@ -1,0 +1,203 @@
+"""vending: the wiring, and two commands for a person at the store."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+
+from services.common.kernel.errors import WattvendError
+from services.common.kernel.profiles import MqttProfile
+from services.common.runtime import grpc, service
+from services.common.runtime.profiles import profiles
+from services.common.runtime.settings import load
+from services.common.runtime.topics import catalogue
+from services.vending.adapters import bus, sqlite_store, tables
+from services.vending.adapters.api import SERVICE_NAME, VendingApi
+from services.vending.adapters.sqlite_file import SqliteFile
+from services.vending.adapters.sqlite_store import SqliteEventStore
+from services.vending.adapters.tables import Tables
+from services.vending.book import Book
+from services.vending.config import VendingSettings
+from services.vending.domain import chain
+from services.vending.domain.event_store import FROM_START, StreamId
+from services.vending.metrics import Metrics
+from services.vending.office import Office, Terms
+from services.vending.relay import SCAN_EVENTS_MAX, START, BookMismatch, Relay, beginning, root_at
+from wattvend.vending.v1 import vending_pb2_grpc
+
+SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA
+COMPLETE_INTERVAL_S = 1.0
+DRAIN_S = 3.0
+
+
+class _Vending:
+    """The parts of a running service, in the order in which they start."""
+
+    def __init__(
+        self, settings: VendingSettings, runtime: service.Runtime, stack: AsyncExitStack
+    ) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.stack = stack
+        self.metrics = Metrics(runtime.metrics)
+        self.relay: Relay | None = None
+
+    async def start(self) -> None:
+        settings, runtime = self.settings, self.runtime
+        file = await self.stack.enter_async_context(SqliteFile(settings.store_path, SCHEMA))
+        self.tables = Tables(file)
+        self.store = SqliteEventStore(file, [self.tables])
+        self.book = Book(self.store, self.metrics, states_cached_max=settings.states_cached_max)
+        terms = Terms(
+            catalogue().shards,
+            settings.tariff_lead_ms,
+            {name: isinstance(profile, MqttProfile) for name, profile in profiles().items()},
+        )
+        self.office = Office(self.book, self.tables, runtime.clock, terms)
+        self.book_epoch = self.tables.book_epoch()
+        if mismatch := await self._start_relay():
+            self.book.refusing = mismatch
+            runtime.health.not_ready("book", mismatch)
+            runtime.log.error("commands are refused", why=mismatch)
+        else:
+            await self.office.complete()
+            runtime.spawn(self._follow("charges", bus.keeper_of_charges(self.tables)), "charges")
+            settle = bus.settler_of_echoes(self.office, self.tables, runtime.clock.now_ms)
+            runtime.spawn(self._follow("echoes", settle), "echoes")
+            runtime.spawn(self._complete(), "half-done")
+        self.stack.push_async_callback(self._drain)
+        await self._start_grpc()
+
+    async def _start_relay(self) -> str:
+        """Start publishing; or return why the store must not be used."""
+        settings, runtime = self.settings, self.runtime
+        last = await bus.last_checkpoint(settings.kafka_bootstrap, f"{settings.instance}-relay")
+        try:
+            begin = await beginning(self.store, self.tables, last, self.book_epoch)
+        except BookMismatch as mismatch:
+            return str(mismatch)
+        publisher = bus.KafkaPublisher(settings.kafka_bootstrap, f"{settings.instance}-relay")
+        self.stack.push_async_callback(publisher.close)
+        relay = Relay(
+            self.store,
+            self.tables,
+            publisher,
+            clock=runtime.clock,
+            metrics=self.metrics,
+            log=runtime.log,
+            begin=begin,
+            book_epoch=self.book_epoch,
+            shards=catalogue().shards,
+        )
+        self.metrics.relay_lag.set_function(lambda: self.store.head() - relay.position)
+        runtime.spawn(relay.run(), "relay")
+        runtime.spawn(relay.keep_checkpoints(settings.checkpoint_interval_ms), "checkpoints")
+        self.relay = relay
+        runtime.log.info("the relay begins", position=begin.position, book_epoch=self.book_epoch)
+        return ""
+
+    async def _follow(self, topic: str, handle: bus.Handle) -> None:
+        settings = self.settings
+        await bus.follow(
+            settings.kafka_bootstrap,
+            topic,
+            self.tables.offsets(topic),
+            handle,
+            client_id=f"{settings.instance}-{topic}",
+            log=self.runtime.log,
+        )
+
+    async def _complete(self) -> None:
+        """Do what of assignments is half done, also after a failure of the store."""
+        while True:
+            self.metrics.half_done.set(len(self.tables.todos()))
+            with suppress(WattvendError):
+                await self.office.complete()
+            await asyncio.sleep(COMPLETE_INTERVAL_S)
+
+    async def _start_grpc(self) -> None:
+        api = VendingApi(
+            self.office,
+            self.runtime.clock,
+            self.metrics,
+            lambda: self.book_epoch,
+            self.settings.grpc_timeout_s,
+        )
+        register = partial(vending_pb2_grpc.add_VendingServiceServicer_to_server, api)
+        await self.stack.enter_async_context(
+            grpc.serving(
+                self.settings, self.runtime.log, self.runtime.health, register, [SERVICE_NAME]
+            )
+        )
+
+    async def _drain(self) -> None:
+        """Answer what was taken in and publish what was stored, within bounded time."""
+        with suppress(TimeoutError, WattvendError):
+            async with asyncio.timeout(DRAIN_S):
+                await self.office.drained()
+                await self.book.drained()
+                if self.relay is not None:
+                    await self.relay.caught_up()
+                    await self.relay.checkpoint()
+
+
+async def _body(settings: VendingSettings, runtime: service.Runtime, stack: AsyncExitStack) -> None:
+    await _Vending(settings, runtime, stack).start()
+
+
+async def _raise_book_epoch(settings: VendingSettings) -> None:
+    last = await bus.last_checkpoint(settings.kafka_bootstrap, "raise-book-epoch")
+    async with SqliteFile(settings.store_path, SCHEMA) as file:
+        kept = Tables(file)
+        told = last.book_epoch if last else 0
+        await kept.raise_book_epoch(max(told, kept.book_epoch()) + 1)
+        print(  # noqa: T201 - the answer to a person
+            f"{settings.store_path} is book epoch {kept.book_epoch()} from now on. "
+            "At its next start vending publishes all of it anew."
+        )
+
+
+async def _verify(settings: VendingSettings) -> None:
+    async with SqliteFile(settings.store_path, SCHEMA) as file:
+        store = SqliteEventStore(file)
+        last: dict[StreamId, tuple[int, bytes]] = {}
+        position = FROM_START
+        while events := await store.read_all(position, SCAN_EVENTS_MAX):
+            chain.check_stream_chain(last, events)
+            position = events[-1].position
+        root = await root_at(store, position) if position else START
+        kept = Tables(file).latest_root()
+        if kept is not None and await root_at(store, kept.position) != kept:
+            raise chain.BrokenChain(
+                f"the store up to position {kept.position} is not what was published: it was "
+                "altered. Restore a backup, or compare it with the topic `ledger`"
+            )
+        print(  # noqa: T201 - the answer to a person
+            f"{root.count} events in {len(last)} streams are unaltered; root {root.root.hex()}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service, or a command on its store (while the service is stopped)."""
+    parser = argparse.ArgumentParser(prog="python -m services.vending", description=__doc__)
+    commands = {"raise-book-epoch": _raise_book_epoch, "verify": _verify}
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["run", *commands],
+        default="run",
+        help="raise-book-epoch: this store, restored or new, is the truth from now on; "
+        "verify: follow the hash chains over the whole store",
+    )
+    chosen = parser.parse_args(arguments).command
+    settings = load(VendingSettings)
+    if chosen == "run":
+        return service.run("vending", settings, partial(_body, settings))
+    try:
+        asyncio.run(commands[chosen](settings))
+    except WattvendError as failed:
+        print(f"vending: {failed}", file=sys.stderr)  # noqa: T201 - the answer to a person
+        return service.EXIT_FAILED
+    return 0

@@ -1,0 +1,45 @@
+"""What vending measures."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SALE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """The metrics, registered where /metrics shows them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register all."""
+        self.appended = Counter(
+            "wattvend_vending_appended_events_total",
+            "events appended to the store",
+            ["type"],
+            registry=registry,
+        )
+        self.appends = Counter(
+            "wattvend_vending_appends_total",
+            "appends by their result",
+            ["result"],
+            registry=registry,
+        )
+        self.sale = Histogram(
+            "wattvend_vending_sale_seconds",
+            "a sale, from the call to its durable answer",
+            buckets=SALE_BUCKETS_S,
+            registry=registry,
+        )
+        self.relay_lag = Gauge(
+            "wattvend_vending_relay_lag_events",
+            "events stored and not yet acknowledged on every topic",
+            registry=registry,
+        )
+        self.relay_position = Gauge(
+            "wattvend_vending_relay_position",
+            "position up to which every event is acknowledged on every topic",
+            registry=registry,
+        )
+        self.half_done = Gauge(
+            "wattvend_vending_assignments_half_done_count",
+            "assignments decided in the meter's stream and not yet in the account's",
+            registry=registry,
+        )

@@ -1,0 +1,353 @@
+"""The office: what each command needs beside its own stream, and the processes over two streams.
+
+An assignment is decided in the meter's stream and then told to the accounts; a closing waits for
+metering's echo. Both are processes that can be repeated: each step derives its request from the one
+before, and what is half done is known from the store.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.errors import Bug, InvalidInput, Retriable
+from services.common.kernel.ids import house_account_id, name_uuid
+from services.common.kernel.reasons import Reason
+from services.common.kernel.routing import partition_of
+from services.vending.adapters.tables import Tables, Todo
+from services.vending.book import Book, Outcome
+from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
+from services.vending.domain.account import Account
+from services.vending.domain.decisions import Rejection, Request, fingerprint
+from services.vending.domain.events import AccountCloseRefused, AccountClosing, SaleRefused
+from services.vending.domain.gateway import Gateway
+from services.vending.domain.meter import Meter
+from services.vending.domain.policy import Policy
+from services.vending.domain.site import Site
+from services.vending.domain.tariff import Tariff
+
+PROCESS = "~vending"
+"""The caller of what vending asks of itself; no caller from outside can have this name."""
+STEPS_MAX = 8
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the office goes by. `profiles`: name → whether it speaks MQTT."""
+
+    shards: int
+    tariff_lead_ms: int
+    profiles: Mapping[str, bool]
+
+
+class Office:
+    """Commands and queries of the book of record.
+
+    Commands raise InvalidInput where they are refused and Retriable where they may be repeated.
+    """
+
+    def __init__(self, book: Book, tables: Tables, clock: Clock, terms: Terms) -> None:
+        """Use `book`; `tables` are its projections and what was charged."""
+        self._book = book
+        self._tables = tables
+        self._clock = clock
+        self._terms = terms
+        self._assigning = asyncio.Lock()
+        self._settled = asyncio.Event()
+        self._steps: set[asyncio.Task[Any]] = set()
+
+    @property
+    def terms(self) -> Terms:
+        """What the office goes by."""
+        return self._terms
+
+    # --- what exists ------------------------------------------------------------------------------
+
+    async def register_site(self, command: site.RegisterSite) -> Outcome[Site]:
+        """Let a site exist."""
+        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+
+    async def hold_cuts(self, command: site.HoldCuts) -> Outcome[Site]:
+        """Hold the cuts of a site."""
+        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+
+    async def release_cuts(self, command: site.ReleaseCuts) -> Outcome[Site]:
+        """Let cuts of a site be sent again."""
+        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+
+    async def register_gateway(
+        self, request: Request, gateway_id: str, site_id: str, protocol: str, address: str
+    ) -> Outcome[Gateway]:
+        """Let a gateway exist."""
+        at = await self._book.state_of(Site, site_id)
+        command = gateway.RegisterGateway(request, gateway_id, site_id, protocol, address, at)
+        return await self._book.submit(Gateway, gateway_id, partial(_on, gateway.decide, command))
+
+    async def register_meter(
+        self,
+        request: Request,
+        *,
+        meter_id: str,
+        serial: str,
+        gateway_id: str,
+        unit: int,
+        profile: str,
+        commodity: str,
+        ratio: int,
+        max_power_w: int | None,
+    ) -> Outcome[Meter]:
+        """Let a meter exist, its house's."""
+        if profile not in self._terms.profiles:
+            known = ", ".join(sorted(self._terms.profiles))
+            text = f"there is no device profile {profile!r}; known are {known}"
+            raise InvalidInput(Reason.PROFILE_UNKNOWN, text, field="profile")
+        behind = await self._book.state_of(Gateway, gateway_id)
+        at = await self._book.state_of(Site, behind.site_id) if behind else None
+        command = meter.RegisterMeter(
+            request,
+            meter_id,
+            serial,
+            gateway_id,
+            unit,
+            profile,
+            commodity,
+            ratio,
+            max_power_w,
+            partition_of(house_account_id(meter_id), self._terms.shards),
+            behind,
+            at,
+            self._terms.profiles[profile],
+        )
+        return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+    async def publish_tariff(self, command: tariff.PublishTariff) -> Outcome[Tariff]:
+        """Publish a version of a tariff."""
+        decide = partial(_on, tariff.decide, command)
+        return await self._book.submit(Tariff, command.tariff_id, decide)
+
+    async def publish_policy(self, command: policy.PublishPolicy) -> Outcome[Policy]:
+        """Publish a version of a policy."""
+        decide = partial(_on, policy.decide, command)
+        return await self._book.submit(Policy, command.policy_id, decide)
+
+    # --- accounts and money -----------------------------------------------------------------------
+
+    async def open_account(
+        self,
+        request: Request,
+        *,
+        account_id: str,
+        site_id: str,
+        subject_id: str | None,
+        commodity: str,
+        tariff_id: str,
+        policy_id: str,
+        first_sale_minor: int,
+        method: str,
+    ) -> Outcome[Account]:
+        """Let an account exist, with credit where a first sale is asked for."""
+        command = account.OpenAccount(
+            request,
+            account_id,
+            site_id,
+            subject_id,
+            commodity,
+            tariff_id,
+            policy_id,
+            first_sale_minor,
+            method,
+            partition_of(account_id, self._terms.shards),
+            await self._book.state_of(Site, site_id),
+            await self._book.state_of(Tariff, tariff_id),
+            await self._book.state_of(Policy, policy_id),
+        )
+        return await self._book.submit(Account, account_id, partial(_on, account.decide, command))
+
+    async def sell(self, command: account.Sell) -> Outcome[Account]:
+        """Sell credit. The outcome's event is the CreditSold."""
+        decide = partial(_on, account.decide, command)
+        outcome = await self._book.submit(Account, command.account_id, decide)
+        if isinstance(outcome.event, SaleRefused):
+            raise InvalidInput(Reason(outcome.event.reason), outcome.event.message)
+        return outcome
+
+    async def close_account(self, command: account.CloseAccount, wait_s: float) -> Outcome[Account]:
+        """Close an account when metering's echo says that nothing is left.
+
+        Raises Retriable where no echo came within `wait_s`: the closing goes on by itself, and the
+        same request gets its answer.
+        """
+        decide = partial(_on, account.decide, command)
+        async with self._assigning:  # no meter joins between the check and the hold
+            outcome = await self._book.submit(Account, command.account_id, decide)
+        try:
+            async with asyncio.timeout(wait_s):
+                while isinstance(outcome.event, AccountClosing):
+                    settled = self._settled
+                    outcome = await self._book.submit(Account, command.account_id, decide)
+                    if isinstance(outcome.event, AccountClosing):
+                        await settled.wait()
+        except TimeoutError:
+            raise Retriable(
+                f"account {command.account_id} is being closed, but metering has not yet said what "
+                "was used; repeat with the same request_id to get the answer"
+            ) from None
+        if isinstance(outcome.event, AccountCloseRefused):
+            reason, charged_nano = Reason(outcome.event.reason), outcome.event.charged_nano
+            raise _refused(account.close_refusal(outcome.state, reason, charged_nano))
+        return outcome
+
+    async def settle(self, command: account.SettleClosing) -> None:
+        """Take in metering's echo of a hold."""
+        decide = partial(_on, account.decide, command)
+        await self._book.submit(Account, command.account_id, decide)
+        settled, self._settled = self._settled, asyncio.Event()
+        settled.set()
+
+    # --- assignment -------------------------------------------------------------------------------
+
+    async def assign_meter(
+        self, request: Request, meter_id: str, account_id: str, register_milli: int | None
+    ) -> Outcome[Meter]:
+        """Give a house's meter to an account, in the meter's stream first."""
+
+        async def decide() -> Outcome[Meter]:
+            command = meter.AssignMeter(
+                request,
+                meter_id,
+                account_id,
+                register_milli,
+                await self._charged(meter_id),
+                await self._book.state_of(Account, account_id),
+            )
+            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+        outcome = await self._unbroken(self._moved(meter_id, decide))
+        if await self._undone(outcome.state):
+            raise InvalidInput(
+                Reason.ACCOUNT_NOT_OPEN,
+                f"account {account_id} could not take meter {meter_id} in, which is its house's "
+                "again; choose an open account with room",
+                field="account_id",
+            )
+        return outcome
+
+    async def release_meter(
+        self, request: Request, meter_id: str, register_milli: int | None
+    ) -> Outcome[Meter]:
+        """Give a meter back to its house."""
+
+        async def decide() -> Outcome[Meter]:
+            charged = await self._charged(meter_id)
+            command = meter.ReleaseMeter(request, meter_id, register_milli, charged)
+            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+        return await self._unbroken(self._moved(meter_id, decide))
+
+    async def complete(self) -> int:
+        """Do what of assignments is half done; return how many steps that took."""
+        if not self._tables.todos():
+            return 0
+        async with self._assigning:
+            return await self._complete(None)
+
+    async def _moved(
+        self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, Outcome[Meter]]]
+    ) -> Outcome[Meter]:
+        """Decide a move with nothing half done before it nor, if all goes well, after it."""
+        async with self._assigning:
+            await self._complete(meter_id)
+            outcome = await decide()
+            await self._complete(meter_id)
+            return outcome
+
+    async def _unbroken(self, steps: Coroutine[Any, Any, T]) -> T:
+        """Run the steps to their end also where the caller stops waiting."""
+        task = asyncio.ensure_future(steps)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
+
+    async def drained(self) -> None:
+        """Wait for the processes that are under way."""
+        while self._steps:
+            await asyncio.wait(set(self._steps))
+
+    async def _complete(self, meter_id: str | None) -> int:
+        done = 0
+        while todos := self._tables.todos(meter_id):
+            for todo in todos:
+                await self._tell(todo)
+                done += 1
+            if meter_id and done > STEPS_MAX:
+                raise Bug(f"the assignment of {meter_id} does not come to an end: {todos}")
+        return done
+
+    async def _tell(self, todo: Todo) -> None:
+        """Tell an account that a meter came or went; where it cannot come, release it again."""
+        content = (todo.account_id, todo.meter_id, todo.epoch, todo.register_milli)
+        request = self._derived(todo.kind, todo.meter_id, todo.epoch, content)
+        if todo.kind == "leave":
+            leave = account.LeaveMeter(request, *content)
+            decide = partial(_on, account.decide, leave)
+            await self._book.submit(Account, todo.account_id, decide)
+            return
+        join = account.JoinMeter(request, *content)
+        try:
+            decide = partial(_on, account.decide, join)
+            await self._book.submit(Account, todo.account_id, decide)
+        except InvalidInput:
+            now = await self._book.state_of(Meter, todo.meter_id)
+            if now is None or now.epoch != todo.epoch:
+                return  # released already: the leaving, which is next, settles both
+            undo = meter.ReleaseMeter(
+                self._derived("undo", todo.meter_id, todo.epoch, content),
+                todo.meter_id,
+                todo.register_milli,
+                None,
+            )
+            await self._book.submit(Meter, todo.meter_id, partial(_on, meter.decide, undo))
+
+    def _derived(
+        self, step: str, meter_id: str, epoch: int, content: tuple[object, ...]
+    ) -> Request:
+        request_id = name_uuid("process", step, meter_id, epoch)
+        return Request(PROCESS, request_id, fingerprint(step, *content), self._clock.now_ms())
+
+    async def _undone(self, assigned: Meter) -> bool:
+        now = await self._book.state_of(Meter, assigned.meter_id)
+        undo = name_uuid("process", "undo", assigned.meter_id, assigned.epoch)
+        return now is not None and now.answers.get((PROCESS, str(undo))) is not None
+
+    async def _charged(self, meter_id: str) -> int | None:
+        now = await self._book.state_of(Meter, meter_id)
+        return self._tables.charged_register_milli(now.meter_key, now.epoch) if now else None
+
+    # --- queries ----------------------------------------------------------------------------------
+
+    async def account(self, account_id: str) -> Account:
+        """Return an account. Raises InvalidInput(ACCOUNT_NOT_FOUND)."""
+        checks.check_id("account_id", account_id)
+        found = await self._book.state_of(Account, account_id)
+        if found is None:
+            raise _refused(account.account_not_found(account_id))
+        return found
+
+    async def meter(self, meter_id: str) -> Meter:
+        """Return a meter. Raises InvalidInput(METER_NOT_FOUND)."""
+        checks.check_id("meter_id", meter_id)
+        found = await self._book.state_of(Meter, meter_id)
+        if found is None:
+            raise _refused(meter.meter_not_found(meter_id))
+        return found
+
+
+def _on(decide: Callable[[Any, Any], Any], command: Any, state: Any) -> Any:
+    return decide(state, command)
+
+
+def _refused(rejection: Rejection) -> InvalidInput:
+    return InvalidInput(rejection.reason, rejection.message, field=rejection.field)

@@ -1,0 +1,317 @@
+"""The relay: the event store is the outbox; everything that happened is published from it.
+
+Of each batch `ledger` comes first, then the facts on `shard-log`, then the `registry`, each
+acknowledged before the next: what the registry routes never comes before its fact in the shard.
+A checkpoint in `ledger` says up to where everything is acknowledged; after a restart the relay
+publishes again from there. Facts are absolute and every record's identity derives from its event,
+so twice is once.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.errors import Retriable, WattvendError
+from services.common.kernel.ids import name_uuid
+from services.vending.adapters.tables import Root, Tables, event_of
+from services.vending.domain import chain
+from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
+from services.vending.domain.events import Event
+from services.vending.domain.facts import Fact, fact_of
+from services.vending.domain.streams import State, entity_of, evolve_of
+from services.vending.domain.tariff import Tariff
+from services.vending.metrics import Metrics
+
+STATES_MAX = 20_000
+SCAN_EVENTS_MAX = 5_000
+RETRY_S = 1.0
+CHECKPOINT_KEY = "checkpoint"
+CHECKPOINT_PARTITION = 0
+START = Root(FROM_START, 0, chain.GENESIS)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to publish; `partition` or `route` says where, as the catalogue has it."""
+
+    topic: str
+    subject: str
+    record: dict[str, Any]
+    key: str
+    event_id: UUID
+    occurred_at_ms: int
+    causation_id: str = ""
+    partition: int | None = None
+    route: str | None = None
+
+
+class Publisher(Protocol):
+    """Where records go."""
+
+    async def publish(self, records: Sequence[Outgoing]) -> None:
+        """Return when every record is acknowledged. Raises Retriable where that failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the relay wrote last to `ledger`: everything up to `root` is acknowledged."""
+
+    book_epoch: int
+    root: Root
+
+
+class BookMismatch(WattvendError):  # noqa: N818 - says what was found
+    """`ledger` and the store tell different stories: a person must decide."""
+
+
+async def beginning(
+    store: EventStore, tables: Tables, checkpoint: Checkpoint | None, book_epoch: int
+) -> Root:
+    """Return where the relay begins. Raises BookMismatch where the store is not what it was.
+
+    Under a raised book epoch everything is published anew, from the start.
+    """
+    if checkpoint is None or checkpoint.book_epoch < book_epoch:
+        return START
+    what_to_do = (
+        "Commands are refused, so that nothing is sold twice or lost. Give vending the event "
+        "store that wrote it; if that is gone for good, run `python -m services.vending "
+        "raise-book-epoch` on this one and start again: it becomes the truth"
+    )
+    if checkpoint.book_epoch > book_epoch:
+        raise BookMismatch(
+            f"ledger's last checkpoint is of book epoch {checkpoint.book_epoch}, this event store "
+            f"is of {book_epoch}. {what_to_do}"
+        )
+    told = checkpoint.root
+    there = await store.read_all(told.position - 1, 1)
+    if not there or there[0].position != told.position:
+        raise BookMismatch(
+            f"ledger's last checkpoint is at position {told.position}, which this event store does "
+            f"not have: it was restored to an earlier point, or is another one. {what_to_do}"
+        )
+    if (tables.root_at(told.position) or await root_at(store, told.position)) != told:
+        raise BookMismatch(
+            f"the hash chain at position {told.position} is not the one that ledger's last "
+            f"checkpoint has: this is another event store, or it was altered. {what_to_do}"
+        )
+    return told
+
+
+async def root_at(store: EventStore, position: int) -> Root:
+    """Return the root of the chain over the store up to `position`, by reading all of it."""
+    root = START
+    while root.position < position:
+        events = await store.read_all(root.position, SCAN_EVENTS_MAX)
+        root = _root_after(root, [event for event in events if event.position <= position])
+        if not events or events[-1].position >= position:
+            break
+    return root
+
+
+def _root_after(root: Root, events: Iterable[StoredEvent]) -> Root:
+    for event in events:
+        root = Root(event.position, root.count + 1, chain.next_root(root.root, event))
+    return root
+
+
+class Relay:
+    """Publishes the store. One a book; `run` and `keep_checkpoints` run beside each other."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        tables: Tables,
+        publisher: Publisher,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        log: structlog.stdlib.BoundLogger,
+        begin: Root,
+        book_epoch: int,
+        shards: int,
+    ) -> None:
+        """Begin after `begin`."""
+        self._store = store
+        self._tables = tables
+        self._publisher = publisher
+        self._clock = clock
+        self._metrics = metrics
+        self._log = log
+        self._root = begin
+        self._book_epoch = book_epoch
+        self._shards = shards
+        self._states: OrderedDict[StreamId, State] = OrderedDict()
+        self._told = begin if begin.position else None
+        self._newest: dict[StreamId, int] = {}
+        self._moved = asyncio.Event()
+
+    @property
+    def position(self) -> int:
+        """Up to where everything is acknowledged on all topics."""
+        return self._root.position
+
+    async def run(self) -> None:
+        """Publish what was and what comes, until cancelled. What fails is tried again."""
+        if self._book_epoch > 1 and self._root == START:
+            await self._find_newest()
+        while True:
+            try:
+                async for events in self._store.subscribe_all(self._root.position):
+                    await self._publish(events)
+            except Retriable as failed:
+                self._log.warning("the relay tries again", why=str(failed), after_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+
+    async def _find_newest(self) -> None:
+        """Under a raised book epoch only the newest fact of a stream is published.
+
+        Older ones would come with a version above what consumers know, and undo it for a while.
+        """
+        position = FROM_START
+        while events := await self._store.read_all(position, SCAN_EVENTS_MAX):
+            position = events[-1].position
+            self._newest |= {event.stream: event.revision for event in events}
+
+    async def _publish(self, batch: Sequence[StoredEvent]) -> None:
+        ledger: list[Outgoing] = []
+        facts: list[tuple[Outgoing, Fact]] = []
+        root = self._root
+        for stored in batch:
+            event = event_of(stored)
+            ledger.append(self._ledger_event(stored, event, root))
+            state = await self._state_after(stored, event)
+            if stored.revision >= self._newest.get(stored.stream, 0) or isinstance(state, Tariff):
+                fact = fact_of(state, event, book_epoch=self._book_epoch, shards=self._shards)
+                facts.append((ledger[-1], fact))
+            root = _root_after(root, [stored])
+        await self._publisher.publish(ledger)
+        await self._publisher.publish([out for pair in facts for out in _to_shards(*pair)])
+        await self._publisher.publish([_to_registry(*pair) for pair in facts])
+        self._root = root
+        self._metrics.relay_position.set(root.position)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def _state_after(self, stored: StoredEvent, event: Event) -> State:
+        stream = stored.stream
+        evolve = evolve_of(stream)
+        before = self._states.get(stream)
+        if before is not None and before.answers.revision >= stored.revision:
+            before = None  # published before, and now again after a failure
+        if before is None:
+            for earlier in await self._store.read(stream):
+                if earlier.revision == stored.revision:
+                    break
+                before = evolve(before, event_of(earlier))
+        after = evolve(before, event)
+        assert after.answers.revision == stored.revision, f"{stream}: a revision is missing"
+        self._states[stream] = after
+        self._states.move_to_end(stream)
+        if len(self._states) > STATES_MAX:
+            self._states.popitem(last=False)
+        return after
+
+    def _ledger_event(self, stored: StoredEvent, event: Event, before: Root) -> Outgoing:
+        kind, entity_id = entity_of(stored.stream)
+        _, _, data_version = chain.schema_of(stored.meta).partition("/")
+        return Outgoing(
+            "ledger",
+            "ledger-event",
+            {
+                "position": stored.position,
+                "stream": stored.stream,
+                "revision": stored.revision,
+                "book_epoch": self._book_epoch,
+                "event_id": str(stored.id),
+                "type": stored.type,
+                "data_version": int(data_version),
+                "data": stored.data,
+                "occurred_at_ms": event.occurred_at_ms,
+                "caller": event.caller,
+                "request_id": event.request_id,
+                "previous_hash": before.root,
+            },
+            key=stored.stream,
+            event_id=stored.id,
+            occurred_at_ms=event.occurred_at_ms,
+            causation_id=event.request_id,
+            route=entity_id if kind == "account" else stored.stream,
+        )
+
+    async def keep_checkpoints(self, interval_ms: int) -> None:
+        """Write a checkpoint each interval while the relay moves, until cancelled."""
+        while True:
+            moved = self._moved
+            try:
+                await self.checkpoint()
+                await moved.wait()
+            except Retriable as failed:
+                self._log.warning("the checkpoint is tried again", why=str(failed))
+            await asyncio.sleep(interval_ms / 1000)
+
+    async def checkpoint(self) -> None:
+        """Write how far everything is acknowledged, unless that was written already."""
+        root = self._root
+        if root in (self._told, START):
+            return
+        await self._tables.keep_root(root)
+        written_at_ms = self._clock.now_ms()
+        record = {
+            "book_epoch": self._book_epoch,
+            "position": root.position,
+            "count": root.count,
+            "root": root.root,
+            "written_at_ms": written_at_ms,
+        }
+        outgoing = Outgoing(
+            "ledger",
+            "ledger-checkpoint",
+            record,
+            key=CHECKPOINT_KEY,
+            event_id=name_uuid("checkpoint", self._book_epoch, root.position, root.root.hex()),
+            occurred_at_ms=written_at_ms,
+            partition=CHECKPOINT_PARTITION,
+        )
+        await self._publisher.publish([outgoing])
+        self._told = root
+
+    async def caught_up(self) -> None:
+        """Wait until everything that is stored now is acknowledged."""
+        while await self._store.read_all(self.position, 1):
+            moved = self._moved
+            await moved.wait()
+
+
+def _to_shards(cause: Outgoing, fact: Fact) -> Iterable[Outgoing]:
+    for shard in fact.shards:
+        yield Outgoing(
+            "shard-log",
+            fact.subject,
+            fact.record,
+            key=fact.log_key or str(shard),
+            event_id=fact.event_id,
+            occurred_at_ms=cause.occurred_at_ms,
+            causation_id=str(cause.event_id),
+            partition=shard,
+        )
+
+
+def _to_registry(cause: Outgoing, fact: Fact) -> Outgoing:
+    return Outgoing(
+        "registry",
+        fact.subject,
+        fact.record,
+        key=fact.entity,
+        event_id=fact.event_id,
+        occurred_at_ms=cause.occurred_at_ms,
+        causation_id=str(cause.event_id),
+        route=fact.entity,
+    )

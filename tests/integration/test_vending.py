@@ -1,0 +1,573 @@
+"""Goal: what vending answers is durable, published in the right order, and settled on echoes.
+
+Method: the real service on the real Kafka, asked over gRPC; the test reads every topic that vending
+writes and plays metering where vending listens (`charges`, `echoes`). Each test has a store of its
+own, whose book epoch it raises first, because the cluster remembers the checkpoints of others.
+"""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc.aio
+import numpy as np
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.kernel.frames import CHARGE, ChargeFrame
+from services.common.kernel.ids import column_key
+from services.common.runtime import codec, kafka, topics
+from services.vending.main import main
+from tests.conftest import RunService
+from tools.stack.background import BackgroundStack, RunningService
+from tools.stack.ports import free_ports
+from wattvend.vending.v1 import vending_pb2 as pb
+from wattvend.vending.v1 import vending_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+DEADLINE_S = 20.0
+CALLER = (("wattvend-caller", "test"),)
+ENERGY = "electricity"
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+@pytest.fixture(scope="module")
+def _topics(stack: BackgroundStack) -> None:
+    asyncio.run(topics.create(stack.kafka_bootstrap))
+
+
+@dataclass
+class Vending:
+    """A vending process, and the names that this test alone uses."""
+
+    stack: BackgroundStack
+    run: RunService
+    store: Path
+    port: int
+    suffix: str
+    service: RunningService | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "KAFKA_BOOTSTRAP": self.stack.kafka_bootstrap,
+            "STORE_PATH": str(self.store),
+            "GRPC_PORT": str(self.port),
+            "CHECKPOINT_INTERVAL_MS": "100",
+        }
+
+    def start(self) -> None:
+        self.service = self.run("vending", self.settings)
+
+    def command(self, name: str, **more: str) -> subprocess.CompletedProcess[str]:
+        settings = self.settings | more
+        environment = {f"WATTVEND_VENDING_{key}": value for key, value in settings.items()}
+        return subprocess.run(
+            [sys.executable, "-m", "services.vending", name],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def id(self, name: str) -> str:
+        return f"{name}-{self.suffix}"
+
+
+@pytest.fixture
+def vending(
+    stack: BackgroundStack,
+    run_service: RunService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    _topics: None,
+) -> Vending:
+    """Return a running vending; its book is empty, its word above that of earlier tests."""
+    (port,) = free_ports(1)
+    made = Vending(stack, run_service, tmp_path / "events.sqlite", port, uuid4().hex[:8])
+    with monkeypatch.context() as environment:
+        for key, value in made.settings.items():
+            environment.setenv(f"WATTVEND_VENDING_{key}", value)
+        assert main(["raise-book-epoch"]) == 0  # in this process: a second less
+    made.start()
+    return made
+
+
+@asynccontextmanager
+async def stub_of(vending: Vending) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel:
+        yield vending_pb2_grpc.VendingServiceStub(channel)
+
+
+async def call(method: Any, message: Any, request_id: str | None = None) -> Any:
+    if "request_id" in message.DESCRIPTOR.fields_by_name:
+        message.request_id = request_id or str(uuid4())
+    return await method(message, metadata=CALLER, timeout=DEADLINE_S)
+
+
+async def refusal(work: Awaitable[Any]) -> tuple[grpc.StatusCode, str, str]:
+    """Return code, reason and message of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await work
+    error = failed.value
+    metadata: Any = error.trailing_metadata()
+    details = metadata.get(DETAILS_KEY)
+    if details is None:
+        return error.code(), "", error.details() or ""
+    status = status_pb2.Status.FromString(details)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info), error
+    assert info.domain == "wattvend"
+    return error.code(), info.reason, error.details() or ""
+
+
+async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int = 0) -> None:
+    name = vending.id
+    await call(
+        stub.RegisterSite,
+        pb.RegisterSiteRequest(
+            site_id=name("S"),
+            display_name="Mall",
+            zone="Asia/Shanghai",
+            currency="CNY",
+            legal_entity="LE1",
+            cuts_per_minute=10,
+        ),
+    )
+    await call(
+        stub.RegisterGateway,
+        pb.RegisterGatewayRequest(
+            gateway_id=name("G"), site_id=name("S"), protocol="modbus-tcp", address="127.0.0.1:502"
+        ),
+    )
+    await call(
+        stub.RegisterMeter,
+        pb.RegisterMeterRequest(
+            meter_id=name("M"),
+            serial=vending.suffix,
+            gateway_id=name("G"),
+            unit=1,
+            profile="acrel-ddsy1352",
+            commodity=ENERGY,
+            ratio=1,
+        ),
+    )
+    await call(
+        stub.PublishTariff,
+        pb.PublishTariffRequest(
+            tariff_id=name("T"),
+            commodity=ENERGY,
+            currency="CNY",
+            legal_entity="LE1",
+            price_micro=800_000,
+        ),
+    )
+    await call(
+        stub.PublishPolicy,
+        pb.PublishPolicyRequest(
+            policy_id=name("P"),
+            currency="CNY",
+            alarm_1_minor=1000,
+            alarm_2_minor=500,
+            restore_minor=100,
+        ),
+    )
+    await call(
+        stub.OpenAccount,
+        pb.OpenAccountRequest(
+            account_id=name("A"),
+            site_id=name("S"),
+            subject_id="person-1",
+            commodity=ENERGY,
+            tariff_id=name("T"),
+            policy_id=name("P"),
+            first_sale_minor=first_sale_minor,
+            method="cash",
+        ),
+    )
+
+
+async def records_of(vending: Vending, topic: str) -> list[tuple[ConsumerRecord, Any, dict]]:
+    """Return what stands in a topic of this test's names: record, envelope, value."""
+    reader = kafka.consumer(vending.stack.kafka_bootstrap, client_id="test")
+    await reader.start()
+    try:
+        count = topics.catalogue().partitions_of(topic)
+        partitions = [TopicPartition(topic, number) for number in range(count)]
+        reader.assign(partitions)
+        await reader.seek_to_beginning(*partitions)
+        found = []
+        async for record in kafka.read_to_end(reader, partitions):
+            envelope, value = kafka.opened(record)
+            if vending.suffix in repr(value):
+                found.append((record, envelope, value))
+        return found
+    finally:
+        await reader.stop()
+
+
+async def eventually(look: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the first true answer of `look`; fail after the deadline."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not (found := await look()):
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def all_published(vending: Vending, events: int) -> list[tuple[ConsumerRecord, Any, dict]]:
+    """Return the ledger when the facts of its `events` events stand in the registry."""
+
+    async def look() -> Any:
+        ledger = await records_of(vending, "ledger")
+        caused = {envelope.causation_id for _, envelope, _ in await records_of(vending, "registry")}
+        ids = {str(envelope.event_id) for _, envelope, _ in ledger}
+        return ledger if len(ids) == events and ids <= caused else None
+
+    return await eventually(look)
+
+
+async def publish(vending: Vending, sends: Sequence[tuple[str, str, dict[str, Any], int]]) -> None:
+    """Play metering: send (topic, subject, record, partition)."""
+    producer = kafka.producer(vending.stack.kafka_bootstrap, client_id="test")
+    await producer.start()
+    try:
+        for topic, subject, record, partition in sends:
+            acknowledged = await kafka.send(
+                producer,
+                topic,
+                subject,
+                record,
+                key=str(partition),
+                partition=partition,
+                event_id=uuid4(),
+                occurred_at_ms=1,
+            )
+            await acknowledged
+    finally:
+        await producer.stop()
+
+
+async def test_everything_is_published_facts_before_routes_and_tariffs_before_accounts(
+    vending: Vending,
+) -> None:
+    name = vending.id
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=1_000)
+        meter = await call(
+            stub.AssignMeter,
+            pb.AssignMeterRequest(meter_id=name("M"), account_id=name("A"), register_milli=4_000),
+        )
+        account = await call(stub.GetAccount, pb.GetAccountRequest(account_id=name("A")))
+    assert (meter.epoch, meter.account_id, meter.shard) == (2, name("A"), account.shard)
+    assert [m.meter_id for m in account.meters] == [name("M")]
+
+    ledger = await all_published(vending, events=9)
+    by_stream: dict[str, list[int]] = {}
+    for _, envelope, value in sorted(ledger, key=lambda one: one[2]["position"]):
+        by_stream.setdefault(value["stream"], []).append(value["revision"])
+        data = codec.decode(f"{value['type']}/{value['data_version']}", value["data"])
+        assert data["request_id"] == value["request_id"]
+        assert UUID(value["event_id"]) == envelope.event_id
+    assert by_stream[f"account-{name('A')}"] == [0, 1, 2]
+    assert by_stream[f"meter-{name('M')}"] == [0, 1]
+
+    log = await records_of(vending, "shard-log")
+    shards = range(topics.catalogue().shards)
+    for subject in ("site-fact", "tariff-fact", "policy-fact"):
+        assert {r.partition for r, e, _ in log if e.subject == subject} == set(shards)
+    in_shard = [(e.subject, v) for r, e, v in log if r.partition == account.shard]
+    subjects = [subject for subject, _ in in_shard]
+    assert subjects.index("tariff-fact") < subjects.index("account-fact")
+    assert subjects.index("account-fact") < max(
+        n for n, s in enumerate(subjects) if s == "meter-fact"
+    )
+    facts = [v for s, v in in_shard if s == "account-fact"]
+    assert [fact["revision"] for fact in facts] == [0, 1, 2]
+    assert [fact["credited_nano"] for fact in facts] == [0, 10**10, 10**10]
+    entered = [v for s, v in in_shard if s == "meter-fact"][-1]
+    assert entered["opening_register_milli"] == entered["closing_register_milli"] == 4_000
+    assert (entered["epoch"], entered["previous_epoch"]) == (2, 1)
+    left = [v for r, e, v in log if e.subject == "meter-fact" and r.partition != account.shard]
+    if entered["previous_shard"] != account.shard:
+        assert left[-1] == entered
+        assert left[0]["opening_register_milli"] is None
+
+    registry = await records_of(vending, "registry")
+    assert {(record.key or b"").decode() for record, _, _ in registry} == {
+        f"sites/{name('S')}",
+        f"gateways/{name('G')}",
+        f"meters/{name('M')}",
+        f"tariffs/{name('T')}/1",
+        f"policies/{name('P')}",
+        f"accounts/{name('A')}",
+    }
+    times = {e.event_id: r.timestamp for r, e, _ in log}
+    assert all(
+        r.timestamp >= times[e.event_id] - 1000 for r, e, _ in registry if e.event_id in times
+    )
+
+
+async def test_a_restart_publishes_again_from_the_checkpoint_the_same_records(
+    vending: Vending,
+) -> None:
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+    before = await all_published(vending, events=6)
+    service = vending.service
+    assert service is not None
+    service.kill9()
+    service.start()
+    request_id = str(uuid4())
+    async with stub_of(vending) as stub:
+        sale = pb.SellRequest(account_id=vending.id("A"), amount_minor=500, method="qr")
+        first = await call(stub.Sell, sale, request_id)
+        service.kill9()
+        service.start()
+        async with stub_of(vending) as again:
+            assert await call(again.Sell, sale, request_id) == first
+    after = await all_published(vending, events=7)
+    values = {e.event_id: v for _, e, v in before}
+    for _, envelope, value in after:
+        assert values.get(envelope.event_id, value) == value, "published again, and another"
+
+
+async def test_the_last_register_charged_opens_the_next_account_also_after_a_restart(
+    vending: Vending,
+) -> None:
+    name = vending.id
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+        assign = pb.AssignMeterRequest(meter_id=name("M"), account_id=name("A"))
+        code, reason, _ = await refusal(call(stub.AssignMeter, assign))
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_READING_YET")
+        meter = await call(stub.GetMeter, pb.GetMeterRequest(meter_id=name("M")))
+    rows = np.zeros(2, CHARGE)
+    rows["meter_key"] = column_key("meter", name("M"))
+    rows["epoch"] = 1
+    rows["sequence"] = (1, 2)
+    rows["to_register_milli"] = (70_000, 71_500)
+    frame = ChargeFrame(meter.shard, 7, ("",), rows).to_record()
+    await publish(vending, [("charges", "charge-frame", frame, meter.shard)])
+
+    async with stub_of(vending) as stub:
+
+        async def assigned() -> Any:
+            try:
+                return await call(stub.AssignMeter, assign)
+            except grpc.aio.AioRpcError:
+                return None
+
+        meter = await eventually(assigned)
+        assert (meter.epoch, meter.opening_register_milli) == (2, 71_500)
+        release = pb.ReleaseMeterRequest(meter_id=name("M"))
+        _, reason, _ = await refusal(call(stub.ReleaseMeter, release))
+        assert reason == "NO_READING_YET", "the charges of another epoch say nothing of this one"
+
+
+def echo(hold: dict[str, Any], charged_nano: int) -> dict[str, Any]:
+    return {
+        "account_id": hold["account_id"],
+        "account_revision": hold["revision"],
+        "book_epoch": hold["book_epoch"],
+        "hold_id": hold["hold_id"],
+        "credited_nano": hold["credited_nano"],
+        "charged_nano": charged_nano,
+        "account_sequence": 5,
+        "open_meters": 0,
+        "last_reading_received_at_ms": None,
+        "decided_at_ms": 1,
+        "log_offset": 1,
+    }
+
+
+async def hold_of(vending: Vending) -> dict[str, Any]:
+    """Return the newest account-fact that holds."""
+
+    async def look() -> Any:
+        log = await records_of(vending, "shard-log")
+        facts = [v for _, e, v in log if e.subject == "account-fact"]
+        return facts[-1] if facts and facts[-1]["hold_id"] else None
+
+    found: dict[str, Any] = await eventually(look)
+    assert found["status"] == "closing"
+    return found
+
+
+async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Vending) -> None:
+    name = vending.id
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=100)
+        close = pb.CloseAccountRequest(account_id=name("A"))
+        first_id = str(uuid4())
+        asked = asyncio.create_task(refusal(call(stub.CloseAccount, close, first_id)))
+        hold = await hold_of(vending)
+        await publish(vending, [("echoes", "echo", echo(hold, 1), hold["shard"])])
+        code, reason, message = await asked
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_HAS_BALANCE")
+        assert "0.999999999 CNY" in message
+        assert await refusal(call(stub.CloseAccount, close, first_id)) == (code, reason, message)
+        opened = await call(stub.GetAccount, pb.GetAccountRequest(account_id=name("A")))
+        assert opened.status == "open"
+
+        second_id = str(uuid4())
+        message_2 = pb.CloseAccountRequest(account_id=name("A"), request_id=second_id)
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await stub.CloseAccount(message_2, metadata=CALLER, timeout=1.0)
+        assert late.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "same request_id" in (late.value.details() or "")
+        service = vending.service
+        assert service is not None
+        service.kill9()
+    hold = await hold_of(vending)
+    await publish(vending, [("echoes", "echo", echo(hold, 10**9), hold["shard"])])
+    service.start()
+    async with stub_of(vending) as stub:
+        closed = await call(stub.CloseAccount, close, second_id)
+        assert closed.status == "closed"
+        sale = pb.SellRequest(account_id=name("A"), amount_minor=500, method="qr")
+        _, reason, _ = await refusal(call(stub.Sell, sale))
+        assert reason == "ACCOUNT_NOT_OPEN"
+
+
+async def test_a_store_that_is_behind_its_ledger_takes_no_commands_until_a_person_acts(
+    vending: Vending,
+) -> None:
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+    await all_published(vending, events=6)
+    service = vending.service
+    assert service is not None
+    service.stop()
+    for path in vending.store.parent.glob("events.sqlite*"):
+        path.unlink()
+    with stray_process(vending):
+        async with stub_of(vending) as stub:
+            sale = pb.SellRequest(account_id=vending.id("A"), amount_minor=500, method="qr")
+            code, reason, message = await eventually(lambda: answered(stub, sale))
+    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+    assert "raise-book-epoch" in message
+    assert vending.command("raise-book-epoch").returncode == 0
+    service.start()
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+    log = await all_published(vending, events=6 + 6)
+    assert len({value["book_epoch"] for _, _, value in log}) == 2
+
+
+@contextmanager
+def stray_process(vending: Vending) -> Iterator[None]:
+    """Run a vending that is not expected to get ready."""
+    environment = {f"WATTVEND_VENDING_{key}": value for key, value in vending.settings.items()}
+    environment["WATTVEND_VENDING_HTTP_PORT"] = str(free_ports(1)[0])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.vending"],
+        env=os.environ | environment,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+async def answered(stub: Any, sale: pb.SellRequest) -> Any:
+    """Return the refusal, once somebody listens."""
+    found = await refusal(call(stub.Sell, sale))
+    return None if "connect" in found[2] else found
+
+
+async def test_sales_are_answered_while_kafka_is_away_and_published_when_it_is_back(
+    vending: Vending,
+) -> None:
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+        await all_published(vending, events=6)
+        vending.stack.kill9("kafka")
+        try:
+            for amount_minor in (100, 200):
+                sale = pb.SellRequest(
+                    account_id=vending.id("A"), amount_minor=amount_minor, method="qr"
+                )
+                await call(stub.Sell, sale)
+        finally:
+            vending.stack.start("kafka")
+    ledger = await all_published(vending, events=8)
+    sold = [value for _, _, value in ledger if value["type"] == "credit-sold"]
+    assert {value["revision"] for value in sold} == {1, 2}
+
+
+async def test_the_chain_of_a_store_is_verified_and_an_altered_one_is_not(
+    vending: Vending,
+) -> None:
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=100)
+    await all_published(vending, events=7)
+    assert vending.service is not None
+    vending.service.stop()
+    verified = vending.command("verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "7 events in 6 streams are unaltered" in verified.stdout
+    connection = sqlite3.connect(vending.store)
+    connection.execute("DROP TRIGGER event_update")
+    connection.execute(
+        "UPDATE event SET data = CAST(data || 'x' AS BLOB) WHERE type = 'credit-sold'"
+    )
+    connection.commit()
+    connection.close()
+    altered = vending.command("verify")
+    assert altered.returncode == 70
+    assert "altered" in altered.stderr
+
+
+def test_a_port_in_use_and_an_exposed_one_without_tls_are_refused_with_what_to_change(
+    vending: Vending,
+) -> None:
+    second = Vending(
+        vending.stack, vending.run, vending.store.with_name("other.sqlite"), vending.port, "x"
+    )
+    assert second.command("raise-book-epoch").returncode == 0
+    taken = second.command("run", HTTP_PORT=str(free_ports(1)[0]))
+    assert taken.returncode == 2
+    assert f"127.0.0.1:{vending.port}" in taken.stderr
+    assert "choose another port" in taken.stderr
+    exposed = second.command("run", GRPC_HOST="0.0.0.0")
+    assert exposed.returncode == 2
+    assert "grpc_host=0.0.0.0 would listen beyond this machine without TLS" in exposed.stderr
+
+
+async def test_health_and_reflection_answer_and_a_call_without_a_caller_does_not(
+    vending: Vending,
+) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="wattvend.vending.v1.VendingService")
+
+        async def serving() -> bool:
+            answer = await health.Check(request)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        assert await eventually(serving)
+        stub = vending_pb2_grpc.VendingServiceStub(channel)
+        code, reason, message = await refusal(stub.GetAccount(pb.GetAccountRequest(account_id="A")))
+        assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "CALLER_MISSING")
+        assert "wattvend-caller" in message
+
+
+def test_a_second_process_on_the_store_is_refused_with_a_clear_error(vending: Vending) -> None:
+    second = Vending(vending.stack, vending.run, vending.store, free_ports(1)[0], "x")
+    answer = second.command("verify")
+    assert answer.returncode == 70
+    assert "in use by another vending process" in answer.stderr

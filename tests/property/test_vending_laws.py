@@ -1,0 +1,203 @@
+"""Goal: money is counted once, and a request has one answer, whatever is retried or restarted.
+
+Method: Hypothesis draws histories of commands on two accounts: sales, closings and echoes, sent one
+by one and many at once, with request ids that come again (with the same content and with another),
+and restarts, after which everything is folded anew from the stored Avro. A ledger of thirty lines
+says what each answer must be; the book on a memory store must give exactly that.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.units import INT64_MAX
+from services.vending.adapters.memory_store import MemoryEventStore
+from services.vending.book import Book
+from services.vending.domain import account, chain
+from services.vending.domain.account import Account, CloseAccount, OpenAccount, Sell, SettleClosing
+from services.vending.domain.decisions import Answers, Request, fingerprint
+from services.vending.domain.event_store import FROM_START
+from services.vending.domain.policy import Policy
+from services.vending.domain.site import Site
+from services.vending.domain.tariff import Tariff
+from services.vending.metrics import Metrics
+
+NANO = 10**7
+SITE = Site(Answers(), "S1", "Mall", "UTC", "CNY", 9, 2, "LE1", 10)
+TARIFF = Tariff(Answers(), "T1", 1, "flat", "electricity", "CNY", "LE1", 1, 0, 1)
+POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1)
+
+Key = tuple[str, int]
+Said = tuple[str, int] | str
+"""What an answer is judged by: (event, revision), or the reason of a refusal."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """`what`: open, sell, close. `number`: of the request id, of few."""
+
+    what: str
+    account: str
+    caller: str = "till"
+    number: int = 0
+    amount_minor: int = 0
+
+    @property
+    def content(self) -> tuple[str, str, int]:
+        return (self.what, self.account, self.amount_minor)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Metering's answer to the hold that is open, if one is; `rest_nano`: what is not used up."""
+
+    account: str
+    rest_nano: int
+
+
+@dataclass
+class Ledger:
+    """The model: what a clerk with a pencil would write down."""
+
+    credited: dict[str, int] = field(default_factory=dict)
+    status: dict[str, str] = field(default_factory=dict)
+    length: dict[str, int] = field(default_factory=lambda: {"A": 0, "B": 0})
+    closing: dict[str, Key] = field(default_factory=dict)
+    seen: dict[Key, tuple[tuple[str, str, int], Said]] = field(default_factory=dict)
+
+    def write(self, name: str, key: Key, content: tuple[str, str, int], event: str) -> Said:
+        said = (event, self.length[name])
+        self.length[name] += 1
+        self.seen[key] = (content, said)
+        return said
+
+    def ask(self, ask: Ask) -> Said:
+        name, key = ask.account, (ask.caller, ask.number)
+        known = self.seen.get(key)
+        if known and known[0][1] == name:
+            return known[1] if known[0] == ask.content else "REQUEST_ID_REUSED"
+        if ask.what == "open" and name in self.status:
+            return "ALREADY_EXISTS"
+        if ask.what != "open" and name not in self.status:
+            return "ACCOUNT_NOT_FOUND"
+        if ask.what == "close" and self.status[name] != "open":
+            return "ACCOUNT_NOT_OPEN"
+        if known:  # it would happen, but the request was another account's
+            return "REQUEST_ID_REUSED"
+        return self.write(name, key, ask.content, self.happen(ask, key))
+
+    def happen(self, ask: Ask, key: Key) -> str:
+        name = ask.account
+        if ask.what == "open":
+            self.status[name], self.credited[name] = "open", 0
+            return "account-opened"
+        if ask.what == "close":
+            self.status[name], self.closing[name] = "closing", key
+            return "account-closing"
+        fits = self.credited[name] + ask.amount_minor * NANO <= INT64_MAX
+        if self.status[name] != "open" or not fits:
+            return "sale-refused"
+        self.credited[name] += ask.amount_minor * NANO
+        return "credit-sold"
+
+    def echo(self, echo: Echo) -> None:
+        name = echo.account
+        if self.status.get(name) == "closing":
+            key = self.closing.pop(name)
+            self.status[name] = "open" if echo.rest_nano else "closed"
+            event = "account-close-refused" if echo.rest_nano else "account-closed"
+            self.write(name, key, self.seen[key][0], event)
+
+
+def command_of(ask: Ask) -> OpenAccount | Sell | CloseAccount:
+    request = Request(ask.caller, UUID(int=ask.number + 1), fingerprint(*ask.content), 5)
+    if ask.what == "open":
+        return OpenAccount(
+            request, ask.account, "S1", None, "electricity", "T1", "P1", 0, "", 0, SITE, TARIFF,
+            POLICY,
+        )  # fmt: skip
+    if ask.what == "sell":
+        return Sell(request, ask.account, ask.amount_minor, "cash")
+    return CloseAccount(request, ask.account)
+
+
+def decided(command: Any) -> Any:
+    return lambda state: account.decide(state, command)
+
+
+async def said_to(book: Book, ask: Ask) -> Said:
+    try:
+        outcome = await book.submit(Account, ask.account, decided(command_of(ask)))
+    except InvalidInput as refused:
+        return refused.reason.value
+    assert outcome.event is not None
+    assert outcome.state.answers.revision == outcome.revision
+    return (outcome.event.SUBJECT, outcome.revision)
+
+
+async def tell(book: Book, echo: Echo) -> None:
+    state = await book.state_of(Account, echo.account)
+    if state and state.closing:
+        charged_nano = state.credited_nano - echo.rest_nano
+        settle = SettleClosing(echo.account, state.closing.hold_id, charged_nano, 1, 0, 6)
+        await book.submit(Account, echo.account, decided(settle))
+
+
+async def follow(history: list[list[Ask] | Echo | None]) -> None:
+    store, ledger = MemoryEventStore(), Ledger()
+    book = Book(store, Metrics(CollectorRegistry()))
+    for step in history:
+        if step is None:
+            book = Book(store, Metrics(CollectorRegistry()), states_cached_max=1)
+        elif isinstance(step, Echo):
+            await tell(book, step)
+            ledger.echo(step)
+        else:
+            expected = [ledger.ask(ask) for ask in step]
+            assert await asyncio.gather(*(said_to(book, ask) for ask in step)) == expected
+    for name, length in ledger.length.items():
+        state = await book.state_of(Account, name)
+        assert (state.answers.revision + 1 if state else 0) == length
+        if state:
+            assert state.credited_nano == ledger.credited[name]
+            assert state.status.value == ledger.status[name]
+    chain.check_stream_chain({}, await store.read_all(FROM_START, 10**6))
+
+
+AMOUNTS = st.sampled_from([1, 250, 10**6, INT64_MAX // NANO // 2, INT64_MAX // NANO, INT64_MAX])
+
+
+def asks_of(name: str) -> st.SearchStrategy[Ask]:
+    callers, numbers = st.sampled_from(["till", "web"]), st.integers(0, 9)
+    sell = st.builds(Ask, st.just("sell"), st.just(name), callers, numbers, AMOUNTS)
+    rest = st.builds(Ask, st.sampled_from(["open", "close"]), st.just(name), callers, numbers)
+    return st.one_of(sell, sell, sell, rest)
+
+
+def steps_of(name: str) -> st.SearchStrategy[list[Ask] | Echo | None]:
+    return st.one_of(
+        st.lists(asks_of(name), min_size=1, max_size=8),
+        st.lists(asks_of(name), min_size=1, max_size=8),
+        st.builds(Echo, st.just(name), st.sampled_from([0, 0, 5])),
+        st.none(),
+    )
+
+
+OPENED: list[list[Ask] | Echo | None] = [
+    [Ask("open", "A", "opener", 100)],
+    [Ask("open", "B", "opener", 101)],
+]
+
+
+@given(st.booleans(), st.lists(st.one_of(steps_of("A"), steps_of("B")), max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_every_answer_is_the_one_that_a_ledger_on_paper_gives(
+    opened: bool, history: list[list[Ask] | Echo | None]
+) -> None:
+    asyncio.run(follow([*(OPENED if opened else []), *history]))

@@ -1,0 +1,208 @@
+"""Goal: many commands on one stream are decided in order, stored together and each answered truly.
+
+Method: the book on the memory store, made to conflict, to lose answers and to refuse.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+import schemas
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.common.runtime.topics import catalogue
+from services.vending.adapters.memory_store import MemoryEventStore
+from services.vending.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
+from services.vending.domain import chain, site
+from services.vending.domain.decisions import Answers, Decision, Request, fingerprint
+from services.vending.domain.event_store import (
+    FROM_START,
+    Appended,
+    NewEvent,
+    StoreUnavailable,
+    StreamId,
+)
+from services.vending.domain.events import EVENTS, CutsHeld
+from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
+from services.vending.metrics import Metrics
+
+CLIENTS = 64
+
+
+def asking(number: int) -> Request:
+    return Request("till", UUID(int=number), fingerprint("test", number), 1)
+
+
+class Restless(MemoryEventStore):
+    """A memory store whose next appends fail as told: "lost", "not stored" or "moved"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mishaps: list[str] = []
+        self.appends = 0
+
+    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+        await asyncio.sleep(0)
+        self.appends += 1
+        mishap = self.mishaps.pop(0) if self.mishaps else ""
+        if mishap == "not stored":
+            raise StoreUnavailable("no answer")
+        appended = await super().append(stream, expected, events)
+        if mishap == "lost":
+            raise StoreUnavailable("no answer")
+        return appended
+
+
+@pytest.fixture
+def store() -> Restless:
+    return Restless()
+
+
+@pytest.fixture
+def book(store: Restless) -> Book:
+    return Book(store, Metrics(CollectorRegistry()))
+
+
+async def tell(book: Book, command: RegisterSite | HoldCuts | ReleaseCuts) -> Outcome[Site]:
+    return await book.submit(Site, command.site_id, lambda state: site.decide(state, command))
+
+
+def register(number: int = 1) -> RegisterSite:
+    return RegisterSite(asking(number), "S1", "Mall", "UTC", "CNY", "LE1", 10)
+
+
+async def toggle(book: Book, client: int) -> Reason | int:
+    """Hold or release, whichever; an answer of each kind is right for somebody."""
+    kind = HoldCuts if client % 2 else ReleaseCuts
+    try:
+        return (await tell(book, kind(asking(100 + client), "S1", "test"))).revision
+    except InvalidInput as refused:
+        return refused.reason
+
+
+async def test_64_clients_on_one_stream_are_each_answered_truly_by_few_appends(
+    book: Book, store: Restless
+) -> None:
+    await tell(book, register())
+    answers = await asyncio.gather(*(toggle(book, n) for n in range(CLIENTS)))
+    revisions = [answer for answer in answers if isinstance(answer, int)]
+    events = await store.read(StreamId("site-S1"))
+    assert sorted(revisions) == list(range(1, len(events)))
+    held = [event.type == "cuts-held" for event in events[1:]]
+    assert held == [n % 2 == 0 for n in range(len(held))], "they alternate: each saw the one before"
+    assert store.appends <= 2 + CLIENTS // COMMANDS_PER_APPEND_MAX
+
+
+@pytest.mark.parametrize("mishaps", [["lost"], ["not stored"], ["not stored", "lost"]])
+async def test_an_unknown_outcome_is_resolved_from_the_state(
+    book: Book, store: Restless, mishaps: list[str]
+) -> None:
+    store.mishaps = mishaps
+    outcome = await tell(book, register())
+    assert outcome.revision == 0
+    assert len(await store.read_all(FROM_START, 10)) == 1
+
+
+async def test_a_store_that_stays_away_is_reported_as_such(book: Book, store: Restless) -> None:
+    store.mishaps = ["not stored"] * 50
+    with pytest.raises(StoreUnavailable):
+        await tell(book, register())
+    store.mishaps = []
+    assert (await tell(book, register())).revision == 0
+
+
+async def test_another_writer_on_the_stream_is_noticed_and_decided_on_again(
+    book: Book, store: Restless
+) -> None:
+    await tell(book, register())
+    await tell(Book(store, Metrics(CollectorRegistry())), HoldCuts(asking(2), "S1", "test"))
+    with pytest.raises(InvalidInput, match="are held"):
+        await tell(book, HoldCuts(asking(3), "S1", "test"))
+
+
+async def test_a_request_of_another_stream_fails_alone_among_its_neighbours(
+    book: Book, store: Restless
+) -> None:
+    await tell(book, register())
+    elsewhere = RegisterSite(asking(3), "S2", "Mall", "UTC", "CNY", "LE1", 10)
+    await tell(book, elsewhere)
+    answers = await asyncio.gather(
+        tell(book, HoldCuts(asking(2), "S1", "test")),
+        tell(book, ReleaseCuts(asking(3), "S1", "test")),
+        tell(book, ReleaseCuts(asking(4), "S1", "test")),
+        return_exceptions=True,
+    )
+    assert [isinstance(answer, InvalidInput) for answer in answers] == [False, True, False]
+    assert isinstance(answers[1], InvalidInput)
+    assert answers[1].reason is Reason.REQUEST_ID_REUSED
+    assert len(await store.read(StreamId("site-S1"))) == 3
+
+
+async def test_a_command_whose_decision_breaks_fails_alone(book: Book) -> None:
+    await tell(book, register())
+
+    def broken(_: Site | None) -> Decision:
+        raise ZeroDivisionError
+
+    answers = await asyncio.gather(
+        tell(book, HoldCuts(asking(2), "S1", "test")),
+        book.submit(Site, "S1", broken),
+        tell(book, ReleaseCuts(asking(4), "S1", "test")),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [Outcome, ZeroDivisionError, Outcome]
+
+
+async def test_an_altered_event_breaks_the_chain_of_its_stream(book: Book, store: Restless) -> None:
+    await tell(book, register())
+    for number in range(2, 6):
+        await toggle(book, number)
+    events = await store.read_all(FROM_START, 10)
+    chain.check_stream_chain({}, events)
+    for index, event in enumerate(events[:-1]):
+        altered = type(event)(
+            event.position,
+            event.stream,
+            event.revision,
+            event.id,
+            event.type,
+            event.data[:-1] + b"?",
+            event.meta,
+        )
+        with pytest.raises(chain.BrokenChain, match=f"revision {index + 1}"):
+            chain.check_stream_chain({}, [*events[:index], altered, *events[index + 1 :]])
+
+
+def test_old_answers_stay_as_they_were_when_successors_part() -> None:
+    def event(number: int) -> CutsHeld:
+        request = asking(number)
+        return CutsHeld(
+            caller=request.caller,
+            request_id=str(request.request_id),
+            fingerprint=request.fingerprint,
+            occurred_at_ms=1,
+            site_id="S1",
+            reason="",
+        )
+
+    base = Answers().after(event(1))
+    left = base.after(event(2)).after(event(1))
+    right = base.after(event(3))
+    assert [base.get(asking(n).key) is not None for n in (1, 2, 3)] == [True, False, False]
+    assert [left.get(asking(n).key) is not None for n in (1, 2, 3)] == [True, True, False]
+    assert [right.get(asking(n).key) is not None for n in (1, 2, 3)] == [True, False, True]
+    assert [a.get(asking(1).key).revisions for a in (base, left, right)] == [(0,), (0, 2), (0,)]  # type: ignore[union-attr]
+
+
+def test_the_events_of_the_code_are_those_of_the_schemas() -> None:
+    assert set(EVENTS) == set(catalogue().events)
+    for subject, kind in EVENTS.items():
+        path = Path(schemas.__file__).parent / "avro" / f"{subject}.avsc"
+        columns = [column["name"] for column in json.loads(path.read_text())["fields"]]
+        assert [column.name for column in fields(kind)] == columns, subject

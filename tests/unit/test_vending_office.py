@@ -1,0 +1,510 @@
+"""Goal: the book takes in what is right, refuses the rest clearly, and survives crashes whole.
+
+Method: the office on a real SQLite file; a crash is a step left out, a restart the file opened
+again. No Kafka: what metering would say is put where it would arrive.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.ids import column_key, house_account_id
+from services.common.kernel.reasons import Reason
+from services.common.kernel.routing import partition_of
+from services.common.kernel.units import INT64_MAX
+from services.vending.adapters.tables import Todo
+from services.vending.domain import account, checks, meter
+from services.vending.domain.account import METERS_MAX, Account, JoinMeter, SettleClosing
+from services.vending.domain.meter import AssignMeter, Meter
+from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
+from tests.unit import vending_world
+from tests.unit.vending_world import LEAD_MS, T0_MS, World
+
+NANO = 10**7
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.sqlite"
+
+
+@pytest.fixture
+async def world(path: Path) -> AsyncIterator[World]:
+    async with vending_world.world(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def mall(world: World) -> World:
+    await world.mall()
+    return world
+
+
+async def refused(work: Awaitable[Any]) -> Reason:
+    with pytest.raises(InvalidInput) as wrong:
+        await work
+    assert wrong.value.message
+    return wrong.value.reason
+
+
+async def join_by_hand(world: World, meter_id: str, account_id: str) -> None:
+    request = world.ask(meter_id, account_id)
+    join = JoinMeter(request, account_id, meter_id, 2, 0)
+    await world.book.submit(Account, account_id, lambda state: account.decide(state, join))
+
+
+async def assign_and_crash(world: World, request: Any, account_id: str = "A1") -> None:
+    """Decide an assignment in the meter's stream, and tell nobody."""
+    state = await world.book.state_of(Account, account_id)
+    command = AssignMeter(request, "M1", account_id, 1000, None, state)
+    await world.book.submit(Meter, "M1", lambda state: meter.decide(state, command))
+
+
+# --- registering ---------------------------------------------------------------------------------
+
+
+async def test_a_meter_begins_in_its_own_house_at_epoch_1(mall: World) -> None:
+    registered = (await mall.office.meter("M1")).answers.revision
+    state = await mall.office.meter("M1")
+    assert registered == 0
+    assert (state.epoch, state.account_id) == (1, house_account_id("M1"))
+    assert state.shard == partition_of(house_account_id("M1"), 8)
+    assert state.register_milli is None
+    opened = await mall.office.account("A1")
+    assert opened.shard == partition_of("A1", 8)
+    assert opened.account_key == column_key("account", "A1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"site_id": "no spaces"}, Reason.INVALID_ARGUMENT),
+        ({"site_id": ""}, Reason.INVALID_ARGUMENT),
+        ({"site_id": "a" * 64}, Reason.INVALID_ARGUMENT),
+        ({"display_name": "\x07"}, Reason.INVALID_ARGUMENT),
+        ({"zone": "Mars/Base"}, Reason.INVALID_ARGUMENT),
+        ({"currency": "XXX"}, Reason.CURRENCY_UNKNOWN),
+        ({"cuts_per_minute": 0}, Reason.INVALID_ARGUMENT),
+    ],
+)
+def test_what_no_site_can_be_is_refused(changed: dict[str, Any], reason: Reason) -> None:
+    content: dict[str, Any] = {
+        "site_id": "S1",
+        "display_name": "Mall",
+        "zone": "Asia/Shanghai",
+        "currency": "CNY",
+        "legal_entity": "LE1",
+        "cuts_per_minute": 10,
+    }
+    with pytest.raises(InvalidInput) as wrong:
+        RegisterSite(None, **(content | changed))  # type: ignore[arg-type]
+    assert wrong.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"serial": "serial-M1", "unit": 2}, Reason.SERIAL_TAKEN),
+        ({"unit": 1}, Reason.ALREADY_EXISTS),
+        ({"unit": 0}, Reason.INVALID_ARGUMENT),
+        ({"unit": 248}, Reason.INVALID_ARGUMENT),
+        ({"serial": "s" * 21}, Reason.INVALID_ARGUMENT),
+        ({"serial": "zähler"}, Reason.INVALID_ARGUMENT),
+        ({"gateway_id": "G9"}, Reason.GATEWAY_NOT_FOUND),
+        ({"profile": "acrel-9"}, Reason.PROFILE_UNKNOWN),
+        ({"profile": "acrel-mqtt"}, Reason.INVALID_ARGUMENT),
+        ({"commodity": "steam"}, Reason.INVALID_ARGUMENT),
+        ({"ratio": 0}, Reason.INVALID_ARGUMENT),
+        ({"max_power_w": 0}, Reason.INVALID_ARGUMENT),
+        ({"meter_id": "M1", "unit": 2}, Reason.ALREADY_EXISTS),
+    ],
+)
+async def test_what_no_second_meter_can_be_is_refused(
+    mall: World, changed: dict[str, Any], reason: Reason
+) -> None:
+    assert await refused(mall.meter(**({"meter_id": "M2"} | changed))) is reason
+    if "meter_id" not in changed:
+        assert await mall.book.state_of(Meter, "M2") is None
+    await mall.meter("M3", unit=3)
+
+
+async def test_two_meters_that_claim_a_serial_at_once_do_not_both_get_it(mall: World) -> None:
+    works = [mall.meter(f"N{n}", serial="one", unit=10 + n) for n in range(6)]
+    answers = await asyncio.gather(*works, return_exceptions=True)
+    reasons = [a.reason for a in answers if isinstance(a, InvalidInput)]
+    assert reasons == [Reason.SERIAL_TAKEN] * 5
+
+
+async def test_ids_that_would_share_a_column_key_do_not_both_exist(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account, "column_key", lambda *_: 77)
+    await mall.account("A2")
+    assert await refused(mall.account("A3")) is Reason.KEY_COLLISION
+    assert await mall.book.state_of(Account, "A3") is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "address"),
+    [
+        ("modbus-tcp", "10.0.0.1"),
+        ("modbus-tcp", "10.0.0.1:0"),
+        ("modbus-tcp", "10.0.0.1:70000"),
+        ("modbus-tcp", ":502"),
+        ("mqtt-acrel", "ADW300"),
+        ("mqtt-acrel", "ADW300/+"),
+        ("carrier-pigeon", "10.0.0.1:502"),
+    ],
+)
+async def test_an_address_that_nobody_can_reach_is_refused(
+    mall: World, protocol: str, address: str
+) -> None:
+    assert await refused(mall.gateway("G2", protocol, address)) is Reason.INVALID_ARGUMENT
+
+
+async def test_what_stands_on_something_unknown_is_refused(mall: World) -> None:
+    assert await refused(mall.gateway("G2", site_id="S9")) is Reason.SITE_NOT_FOUND
+    assert await refused(mall.account("A2", site_id="S9")) is Reason.SITE_NOT_FOUND
+    assert await refused(mall.account("A2", tariff_id="T9")) is Reason.TARIFF_NOT_FOUND
+    assert await refused(mall.account("A2", policy_id="P9")) is Reason.POLICY_NOT_FOUND
+    assert await refused(mall.sell(1, "A9")) is Reason.ACCOUNT_NOT_FOUND
+    assert await refused(mall.assign("M9")) is Reason.METER_NOT_FOUND
+    assert await refused(mall.assign("M1", "A9")) is Reason.ACCOUNT_NOT_FOUND
+    assert await refused(mall.release("M9")) is Reason.METER_NOT_FOUND
+    assert await refused(mall.close("A9")) is Reason.ACCOUNT_NOT_FOUND
+    assert await refused(mall.office.account("A9")) is Reason.ACCOUNT_NOT_FOUND
+    assert await refused(mall.office.meter("M9")) is Reason.METER_NOT_FOUND
+
+
+async def test_an_account_and_its_terms_agree_on_money_commodity_and_entity(mall: World) -> None:
+    await mall.tariff("T-eur", currency="EUR")
+    await mall.tariff("T-water", commodity="water")
+    await mall.tariff("T-other", legal_entity="LE2")
+    await mall.policy("P-eur", currency="EUR")
+    open_account = partial(mall.account, "A2")
+    assert await refused(open_account(tariff_id="T-eur")) is Reason.CURRENCY_MISMATCH
+    assert await refused(open_account(tariff_id="T-water")) is Reason.COMMODITY_MISMATCH
+    assert await refused(open_account(tariff_id="T-other")) is Reason.LEGAL_ENTITY_MISMATCH
+    assert await refused(open_account(policy_id="P-eur")) is Reason.CURRENCY_MISMATCH
+
+
+# --- tariffs, policies, brakes -------------------------------------------------------------------
+
+
+async def test_the_first_price_applies_at_once_and_later_ones_with_a_lead(world: World) -> None:
+    first = await world.tariff()
+    assert (first.state.version, first.state.effective_at_ms) == (1, 0)
+    too_early = world.tariff(effective_at_ms=T0_MS + LEAD_MS - 1)
+    assert await refused(too_early) is Reason.EFFECTIVE_TOO_EARLY
+    second = await world.tariff(price_micro=900_000)
+    assert (second.state.version, second.state.effective_at_ms) == (2, T0_MS + LEAD_MS)
+    third = await world.tariff(effective_at_ms=T0_MS + 5 * LEAD_MS)
+    assert (third.state.version, third.state.effective_at_ms) == (3, T0_MS + 5 * LEAD_MS)
+    before_the_third = world.tariff(effective_at_ms=T0_MS + 4 * LEAD_MS)
+    assert await refused(before_the_third) is Reason.EFFECTIVE_TOO_EARLY
+    assert await refused(world.tariff("T2", effective_at_ms=T0_MS)) is Reason.INVALID_ARGUMENT
+    assert await refused(world.tariff("T2", price_micro=-1)) is Reason.INVALID_ARGUMENT
+    assert await refused(world.tariff(currency="EUR")) is Reason.CURRENCY_MISMATCH
+
+
+async def test_a_repeated_price_keeps_its_instant_though_the_clock_went_on(world: World) -> None:
+    await world.tariff()
+    request = world.ask("next price")
+    first = await world.tariff(price_micro=900_000, request=request)
+    world.clock.at_ms += 10 * LEAD_MS
+    assert await world.tariff(price_micro=900_000, request=request) == first
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"alarm_2_minor": 1001},
+        {"overdraft_minor": -1},
+        {"alarm_2_minor": -1},
+        {"restore_minor": 0},
+        {"overdraft_minor": 100, "restore_minor": -100},
+    ],
+)
+async def test_thresholds_out_of_order_are_refused(world: World, changed: dict[str, Any]) -> None:
+    assert await refused(world.policy(**changed)) is Reason.THRESHOLDS_OUT_OF_ORDER
+
+
+async def test_a_policy_has_defaults_and_bounds(world: World) -> None:
+    policy = (await world.policy(overdraft_minor=100, restore_minor=-99)).state
+    assert (policy.lease_ms, policy.max_evidence_age_ms) == (300_000, 900_000)
+    assert (policy.alarm_1_nano, policy.overdraft_nano) == (1000 * NANO, 100 * NANO)
+    assert await refused(world.policy(lease_ms=300_001)) is Reason.INVALID_ARGUMENT
+    assert await refused(world.policy(alarm_1_minor=INT64_MAX)) is Reason.AMOUNT_TOO_LARGE
+    assert (await world.policy()).state.version == 2
+
+
+async def test_cuts_are_held_and_released_once(mall: World) -> None:
+    hold = partial(HoldCuts, site_id="S1", reason="wrong price")
+    release = partial(ReleaseCuts, site_id="S1", reason="mended")
+    not_held = mall.office.release_cuts(release(mall.ask()))
+    assert await refused(not_held) is Reason.CUTS_NOT_HELD
+    assert (await mall.office.hold_cuts(hold(mall.ask()))).state.cuts_held
+    assert await refused(mall.office.hold_cuts(hold(mall.ask()))) is Reason.CUTS_ALREADY_HELD
+    assert not (await mall.office.release_cuts(release(mall.ask()))).state.cuts_held
+
+
+# --- money ---------------------------------------------------------------------------------------
+
+
+async def test_a_sale_is_answered_once_and_the_answer_survives_restarts(path: Path) -> None:
+    async with vending_world.world(path) as first:
+        await first.mall()
+        request = first.ask("sale")
+        sold = await first.sell(500, request=request)
+        await first.sell(700)
+        assert await first.sell(500, request=request) == sold
+    async with vending_world.world(path) as second:
+        assert await second.sell(500, request=request) == sold
+        assert (await second.office.account("A1")).credited_nano == 1200 * NANO
+
+
+async def test_a_request_id_belongs_to_its_caller_and_its_content(mall: World) -> None:
+    await mall.account("A2")
+    request_id = uuid4()
+    ours = mall.ask("500", request_id=request_id)
+    await mall.sell(500, request=ours)
+    await mall.sell(500, request=mall.ask("500", request_id=request_id, caller="web"))
+    other_amount = mall.ask("600", request_id=request_id)
+    assert await refused(mall.sell(600, request=other_amount)) is Reason.REQUEST_ID_REUSED
+    other_account = mall.ask("A2", request_id=request_id)
+    assert await refused(mall.sell(500, "A2", other_account)) is Reason.REQUEST_ID_REUSED
+    assert await refused(mall.tariff("T2", request=other_account)) is Reason.REQUEST_ID_REUSED
+    assert (await mall.office.account("A1")).credited_nano == 1000 * NANO
+    assert (await mall.office.account("A2")).credited_nano == 0
+
+
+@pytest.mark.parametrize("amount_minor", [0, -1, -(2**63)])
+async def test_nothing_and_less_cannot_be_sold(mall: World, amount_minor: int) -> None:
+    assert await refused(mall.sell(amount_minor)) is Reason.AMOUNT_NOT_POSITIVE
+    if amount_minor:
+        opening = mall.account("A2", first_sale_minor=amount_minor, method="cash")
+        assert await refused(opening) is Reason.AMOUNT_NOT_POSITIVE
+
+
+async def test_what_the_ledger_cannot_hold_is_refused_for_good(mall: World) -> None:
+    most_minor = INT64_MAX // NANO
+    assert await refused(mall.sell(most_minor + 1)) is Reason.AMOUNT_TOO_LARGE
+    await mall.sell(most_minor - 5)
+    request = mall.ask("six more")
+    assert await refused(mall.sell(6, request=request)) is Reason.AMOUNT_TOO_LARGE
+    before = (await mall.office.account("A1")).answers.revision
+    assert await refused(mall.sell(6, request=request)) is Reason.AMOUNT_TOO_LARGE
+    await mall.sell(5)
+    state = await mall.office.account("A1")
+    assert (state.credited_nano, state.answers.revision) == (most_minor * NANO, before + 1)
+    too_much = mall.account("A2", first_sale_minor=most_minor + 1, method="cash")
+    assert await refused(too_much) is Reason.AMOUNT_TOO_LARGE
+    assert await mall.book.state_of(Account, "A2") is None
+
+
+async def test_an_account_opens_with_its_first_sale_in_one_append(mall: World) -> None:
+    request = mall.ask("open")
+    opened = await mall.account("A2", first_sale_minor=300, method="pos", request=request)
+    assert (opened.revision, opened.state.credited_nano) == (1, 300 * NANO)
+    await mall.sell(100, "A2")
+    again = await mall.account("A2", first_sale_minor=300, method="pos", request=request)
+    assert again == opened
+
+
+# --- assignment ----------------------------------------------------------------------------------
+
+
+async def test_a_meter_moves_at_an_exact_register_and_a_new_epoch(mall: World) -> None:
+    assert await refused(mall.assign(register_milli=None)) is Reason.NO_READING_YET
+    assert await refused(mall.assign(register_milli=-1)) is Reason.REGISTER_NEGATIVE
+    assert await refused(mall.assign(register_milli=10**15 + 1)) is Reason.INVALID_ARGUMENT
+    assert await refused(mall.release()) is Reason.METER_NOT_ASSIGNED
+    key = column_key("meter", "M1")
+    await mall.charge(key, epoch=1, sequence=8, register_milli=5_000)
+    await mall.charge(key, epoch=1, sequence=7, register_milli=4_000)  # delivered again
+    moved = await mall.assign(register_milli=None)
+    assert (moved.state.epoch, moved.state.register_milli) == (2, 5_000)
+    assert moved.state.previous is not None
+    assert moved.state.previous.epoch == 1
+    assert [m.meter_id for m in (await mall.office.account("A1")).meters] == ["M1"]
+    assert await refused(mall.release(register_milli=None)) is Reason.NO_READING_YET
+    released = await mall.release(register_milli=6_000)
+    assert released.state.is_house
+    assert (released.state.epoch, released.state.register_milli) == (3, 6_000)
+    assert (await mall.office.account("A1")).meters == ()
+    assert mall.tables.todos() == []
+
+
+async def test_of_accounts_that_want_a_meter_at_once_exactly_one_gets_it(mall: World) -> None:
+    names = [f"B{n}" for n in range(8)]
+    for name in names:
+        await mall.account(name)
+    answers = await asyncio.gather(
+        *(mall.assign("M1", name) for name in names), return_exceptions=True
+    )
+    reasons = [a.reason for a in answers if isinstance(a, InvalidInput)]
+    assert reasons == [Reason.METER_ALREADY_ASSIGNED] * 7
+    owners = [name for name in names if (await mall.office.account(name)).meters]
+    assert owners == [(await mall.office.meter("M1")).account_id]
+
+
+async def test_two_decisions_on_a_meter_at_once_are_one_also_without_the_office(
+    mall: World,
+) -> None:
+    await mall.account("A2")
+    answers = await asyncio.gather(
+        assign_and_crash(mall, mall.ask(1), "A1"),
+        assign_and_crash(mall, mall.ask(2), "A2"),
+        return_exceptions=True,
+    )
+    reasons = [a.reason for a in answers if isinstance(a, InvalidInput)]
+    assert reasons == [Reason.METER_ALREADY_ASSIGNED]
+    assert len(mall.tables.todos()) == 1
+
+
+async def test_a_meter_goes_only_to_an_account_like_itself(mall: World) -> None:
+    await mall.site("S2")
+    await mall.account("far", site_id="S2")
+    await mall.tariff("T-water", commodity="water")
+    await mall.account("wet", commodity="water", tariff_id="T-water")
+    assert await refused(mall.assign("M1", "far")) is Reason.SITE_MISMATCH
+    assert await refused(mall.assign("M1", "wet")) is Reason.COMMODITY_MISMATCH
+
+
+async def test_an_account_has_room_for_256_meters(mall: World) -> None:
+    for number in range(METERS_MAX):
+        await join_by_hand(mall, f"X{number}", "A1")
+    assert await refused(mall.assign()) is Reason.TOO_MANY_METERS
+    assert (await mall.office.meter("M1")).is_house
+
+
+async def test_an_assignment_cut_off_by_a_crash_is_completed_after_it(path: Path) -> None:
+    async with vending_world.world(path) as first:
+        await first.mall()
+        request = first.ask("M1", "A1", 1000)
+        await assign_and_crash(first, request)
+        assert first.tables.todos() == [Todo("join", "A1", "M1", 2, 1000)]
+        assert (await first.office.account("A1")).meters == ()
+    async with vending_world.world(path) as second:
+        assert await second.office.complete() == 1
+        assert [m.epoch for m in (await second.office.account("A1")).meters] == [2]
+        assert second.tables.todos() == []
+        assert await second.office.complete() == 0
+        again = await second.assign(request=request)
+        assert again.state.epoch == 2
+        assert (await second.office.account("A1")).answers.revision == 1
+
+
+async def test_a_meter_of_an_account_that_closed_meanwhile_goes_home_again(path: Path) -> None:
+    async with vending_world.world(path) as first:
+        await first.mall()
+        request = first.ask("M1", "A1", 1000)
+        await assign_and_crash(first, request)
+        await closing(first)
+        await settle(first, charged_nano=0)
+        assert (await first.office.account("A1")).status is account.Status.CLOSED
+    async with vending_world.world(path) as second:
+        assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
+        home = await second.office.meter("M1")
+        assert home.is_house
+        assert (home.epoch, home.register_milli) == (3, 1000)
+        assert second.tables.todos() == []
+        assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
+        await second.account("A2")
+        await second.assign("M1", "A2", 3000)
+
+
+async def test_a_caller_that_stops_waiting_leaves_nothing_half_done(mall: World) -> None:
+    asked = asyncio.create_task(mall.assign())
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await mall.office.drained()
+    assert mall.tables.todos() == []
+    has = (await mall.office.account("A1")).has("M1")
+    assert has == (not (await mall.office.meter("M1")).is_house)
+
+
+# --- closing -------------------------------------------------------------------------------------
+
+
+async def closing(world: World) -> None:
+    with pytest.raises(Retriable, match="repeat with the same request_id"):
+        await world.close()
+
+
+async def settle(world: World, charged_nano: int, open_meters: int = 0) -> None:
+    hold = (await world.office.account("A1")).closing
+    assert hold is not None
+    command = SettleClosing("A1", hold.hold_id, charged_nano, 9, open_meters, T0_MS)
+    await world.office.settle(command)
+
+
+async def test_an_account_with_meters_is_not_closed(mall: World) -> None:
+    await mall.assign()
+    assert await refused(mall.close()) is Reason.ACCOUNT_HAS_METERS
+    assert (await mall.office.account("A1")).status is account.Status.OPEN
+
+
+async def test_a_closing_waits_for_the_echo_and_gets_its_answer(mall: World) -> None:
+    await mall.sell(100)
+    asked = asyncio.create_task(mall.close(wait_s=10.0))
+    while (await mall.office.account("A1")).closing is None:
+        await asyncio.sleep(0)
+    assert await refused(mall.sell(5)) is Reason.ACCOUNT_NOT_OPEN
+    assert await refused(mall.close()) is Reason.ACCOUNT_NOT_OPEN
+    assert await refused(mall.assign()) is Reason.ACCOUNT_NOT_OPEN
+    await settle(mall, charged_nano=100 * NANO)
+    closed = await asked
+    assert closed.state.status is account.Status.CLOSED
+    assert await refused(mall.sell(5)) is Reason.ACCOUNT_NOT_OPEN
+
+
+@pytest.mark.parametrize(
+    ("charged_nano", "open_meters", "reason"),
+    [
+        (99 * NANO, 0, Reason.ACCOUNT_HAS_BALANCE),
+        (100 * NANO + 1, 0, Reason.ACCOUNT_HAS_BALANCE),
+        (100 * NANO, 1, Reason.ACCOUNT_HAS_METERS),
+    ],
+)
+async def test_an_echo_that_shows_something_left_opens_the_account_again(
+    mall: World, charged_nano: int, open_meters: int, reason: Reason
+) -> None:
+    await mall.sell(100)
+    asked = asyncio.create_task(mall.close(wait_s=10.0))
+    while (await mall.office.account("A1")).closing is None:
+        await asyncio.sleep(0)
+    old = (await mall.office.account("A1")).closing
+    await settle(mall, charged_nano, open_meters)
+    assert await refused(asked) is reason
+    await mall.sell(5)
+    assert old is not None
+    late = SettleClosing("A1", old.hold_id, 105 * NANO, 9, 0, T0_MS)
+    await mall.office.settle(late)
+    assert (await mall.office.account("A1")).status is account.Status.OPEN
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "7", "not-a-uuid", "00000000-0000-0000-0000-000000000000"])
+def test_a_request_id_must_be_a_uuid(text: str) -> None:
+    with pytest.raises(InvalidInput) as wrong:
+        checks.request_id_of(text)
+    assert wrong.value.reason is Reason.REQUEST_ID_INVALID
+
+
+async def test_a_book_that_must_not_be_used_refuses_commands_and_still_answers_queries(
+    mall: World,
+) -> None:
+    mall.book.refusing = "the store is behind; run raise-book-epoch"
+    with pytest.raises(Retriable, match="raise-book-epoch"):
+        await mall.sell(5)
+    assert (await mall.office.account("A1")).credited_nano == 0
