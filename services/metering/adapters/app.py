@@ -1,0 +1,225 @@
+"""faust, configured as measured, with the hooks that the rules of the shell need."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import faust
+from aiokafka import AIOKafkaProducer
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from faust.tables.manager import TableManager
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, EventT
+from mode.utils.queues import FlowControlEvent
+
+from services.common.runtime.fence import wrap_method
+from services.common.runtime.http import Health
+from services.common.runtime.topics import catalogue
+from services.metering.adapters import changelog
+from services.metering.adapters.decoding import TOPIC, Raw
+from services.metering.adapters.exits import Exit, leave
+from services.metering.adapters.shell import Shell
+from services.metering.config import Settings
+
+APP_ID = "metering"
+TABLE = "rows"
+PARTITIONS = "partitions"
+SESSION_S = 6
+HEARTBEAT_S = 1
+REBALANCE_S = 10
+REQUEST_S = 20
+COMMIT_S = 1.0
+FETCH_BYTES_MAX = 4 << 20
+BUFFERED_EVENTS_MAX = 256
+DRAIN_S = 4.0
+
+
+class SteadyFlow(FlowControlEvent):
+    """Flow control that loses nothing (rule 8).
+
+    faust's recovery resumes the flow once more after the seek; that empties the queues, and the
+    records in them would be skipped. Here a resume while active does nothing.
+    """
+
+    def resume(self) -> None:
+        """Let events flow, and forget stale ones, unless they flow already."""
+        if not self.is_active():
+            super().resume()
+
+
+class IdempotentProducer(driver.Producer):
+    """faust's producer with acks=all and idempotence: a retry neither doubles nor reorders."""
+
+    def _settings_extra(self) -> dict[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+    def client(self) -> AIOKafkaProducer:
+        """Return the aiokafka producer that does the work."""
+        return self._ensure_producer()
+
+
+class Transport(driver.Transport):
+    """aiokafka with the producer above."""
+
+    Producer = IdempotentProducer
+
+
+class App(faust.App):
+    """The faust app. `shell` and `health` are set before it starts."""
+
+    shell: Shell
+    health: Health
+
+    @property
+    def flow_control(self) -> FlowControlEvent:
+        if not hasattr(self, "_steady_flow"):
+            self._steady_flow = SteadyFlow(loop=self.loop)
+        return self._steady_flow
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    def client(self) -> AIOKafkaProducer:
+        """Return the one aiokafka producer; it is there once faust has started it."""
+        producer = self.producer
+        assert isinstance(producer, IdempotentProducer)
+        return producer.client()
+
+    def _create_directories(self) -> None:
+        """Create nothing: the rows live in memory and in the changelog."""
+
+    async def on_stop(self) -> None:
+        """Stop fetching, let what is absorbed become durable, then let faust stop."""
+        self.consumer.stop_flow()
+        self.flow_control.suspend()
+        self.flow_control.clear()
+        await self.shell.drained(DRAIN_S)
+        await super().on_stop()
+
+
+class PromptTables(TableManager):
+    """faust's table manager without its second of sleep for tables that are declared late."""
+
+    async def on_start(self) -> None:
+        """Register the table and start recovery."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
+class RowsTable(faust.Table):
+    """The table whose changelog holds the rows. Recovery is the shell's, not faust's (rule 4)."""
+
+    app: App
+
+    async def on_rebalance(
+        self,
+        assigned: set[TP],
+        revoked: set[TP],
+        newly_assigned: set[TP],
+        generation_id: int = 0,
+    ) -> None:
+        """Recover the rows of the assigned shards; faust awaits this before anything else."""
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
+        try:
+            await self.app.shell.assigned(shards(assigned))
+        except Exception as failed:  # noqa: BLE001 - nothing may go on without its rows
+            leave(Exit.FAILED, f"the rows cannot be recovered: {failed}", error=repr(failed))
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """Say that everything was read, so that faust reads nothing."""
+        return self.app.shell.recovered_offset(tp.partition)
+
+    async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
+        """Begin: everything is recovered, faust is about to let records flow."""
+        await super().on_recovery_completed(active_tps, standby_tps)
+        self.app.shell.begin()
+        if self.app.shell.owned:
+            self.app.health.ready(PARTITIONS)
+        else:
+            self.app.health.not_ready(PARTITIONS, "no partition is assigned")
+
+
+def shards(partitions: Iterable[TP]) -> set[int]:
+    """Return the shards whose changelog is among the partitions."""
+    return {tp.partition for tp in partitions if tp.topic == changelog.TOPIC}
+
+
+def build(settings: Settings) -> App:
+    """Return the app (not started) without shell and health."""
+    count = catalogue().shards
+    app = App(
+        APP_ID,
+        broker=[f"kafka://{server}" for server in settings.kafka_bootstrap.split(",")],
+        store="memory://",
+        Table=RowsTable,
+        TableManager=PromptTables,
+        topic_partitions=count,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        key_serializer="raw",
+        value_serializer="raw",
+        web_enabled=False,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=BUFFERED_EVENTS_MAX,
+        table_standby_replicas=0,
+        broker_session_timeout=SESSION_S,
+        broker_heartbeat_interval=HEARTBEAT_S,
+        broker_rebalance_timeout=REBALANCE_S,
+        broker_request_timeout=REQUEST_S,
+        broker_commit_interval=COMMIT_S,
+        consumer_group_instance_id=settings.instance,
+        consumer_max_fetch_size=FETCH_BYTES_MAX,
+        producer_max_batch_size=changelog.BATCH_BYTES_MAX,
+        producer_request_timeout=REQUEST_S,
+    )
+    app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=count)
+
+    async def absorb(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await _take(app.shell, event)
+
+    log = app.topic(TOPIC, key_type=bytes, value_type=bytes, partitions=count)
+    app.agent(log, name="absorb")(absorb)
+
+    async def revoked(*_sender_and_partitions: Any, **_signal: Any) -> None:
+        app.health.not_ready(PARTITIONS, "rebalancing")
+        await app.shell.revoked()
+
+    app.on_partitions_revoked.connect(revoked, weak=False)
+    return app
+
+
+async def _take(shell: Shell, event: EventT[bytes]) -> None:
+    """Absorb an event; leave on any failure, for faust would acknowledge it and go on."""
+    message = event.message
+    raw = Raw(
+        message.partition,
+        message.offset,
+        round(message.timestamp * 1000),
+        message.key,
+        message.value,
+        list(dict(message.headers or ()).items()),
+    )
+    try:
+        await shell.take(raw, event.ack)
+    except asyncio.CancelledError:
+        raise
+    except Exception as failed:  # noqa: BLE001 - see above
+        leave(Exit.FAILED, str(failed), at=raw.place, error=repr(failed))
+
+
+def heartbeat_while_recovering() -> None:
+    """Let a member send heartbeats already while its assignment is being handled.
+
+    aiokafka begins them only afterwards, so a recovery longer than the session would lose the
+    partitions it has just been given, for ever. Patches aiokafka, once a process.
+    """
+
+    def early(on_join_complete: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def joined(coordinator: Any, *arguments: Any) -> None:
+            coordinator._start_heartbeat_task()  # noqa: SLF001 - no public hook
+            await on_join_complete(coordinator, *arguments)
+
+        return joined
+
+    wrap_method(GroupCoordinator, "_on_join_complete", early)

@@ -1,0 +1,251 @@
+"""The metering shell: what stands between the shard log and `absorb`.
+
+It knows nothing of faust; `app` connects the two. The nine rules it keeps are in the README.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.frames import ReadingFrame
+from services.metering.adapters import changelog, points
+from services.metering.adapters.changelog import Batches, ShardChangelog, StoredRow
+from services.metering.adapters.decoding import (
+    FRAME,
+    Dead,
+    DeadLetterBound,
+    Opened,
+    Raw,
+    opened,
+)
+from services.metering.adapters.exits import Exit, leave
+from services.metering.adapters.lane import Lane, Work
+from services.metering.adapters.metrics import Metrics
+from services.metering.adapters.outputs import Sender, send_dead, send_outputs
+from services.metering.adapters.wakes import Wake
+from services.metering.config import Settings
+from services.metering.domain.absorb import absorb
+from services.metering.domain.messages import LogRecord, Row
+from services.metering.domain.rows import joined
+from services.metering.domain.shard import ShardState
+
+
+class Producer(Batches, Sender, Protocol):
+    """The one producer of the worker."""
+
+
+ReadRows = Callable[[Iterable[int]], Awaitable[dict[int, tuple[list[StoredRow], int]]]]
+LogStart = Callable[[int], Awaitable[int]]
+
+
+@dataclass(slots=True)
+class OwnedShard:
+    """One shard while it is this worker's: a new one for each assignment.
+
+    `changelog_end`: the changelog's end when its rows were read. `last_offset`: the input offset
+    seen last; at first the header's. `heal`: rows whose newest version is not the last one in
+    the changelog.
+    """
+
+    state: ShardState
+    lane: Lane
+    wake: Wake
+    changelog_end: int
+    last_offset: int
+    heal: list[Row]
+
+
+class Shell:
+    """Owns shards, absorbs their records in order, and hands them to their lanes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        producer: Callable[[], Producer],
+        read_rows: ReadRows,
+        log_start: LogStart,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._producer = producer
+        self._read_rows = read_rows
+        self._log_start = log_start
+        self._bound = DeadLetterBound()
+        self._log = structlog.get_logger("metering")
+        self.owned: dict[int, OwnedShard] = {}
+
+    async def assigned(self, shards: Iterable[int]) -> None:
+        """Take over shards: read their rows and build their arrays anew (rule 4)."""
+        await self.revoked()
+        began_ms = self._clock.monotonic_ms()
+        found = await self._read_rows(shards)
+        for shard, (versions, end) in sorted(found.items()):
+            self.owned[shard] = self._owned(shard, versions, end)
+        self._log.info(
+            "rows recovered",
+            shards=sorted(self.owned),
+            rows=sum(len(versions) for versions, _ in found.values()),
+            rewritten=sum(len(shard.heal) for shard in self.owned.values()),
+            took_ms=self._clock.monotonic_ms() - began_ms,
+        )
+
+    def _owned(self, shard: int, versions: list[StoredRow], end: int) -> OwnedShard:
+        newest = joined(versions)
+        state = ShardState.from_rows(shard, newest.items())
+        lane = Lane(
+            ShardChangelog(self._producer(), shard, end),
+            header=state.header_row(),
+            offset=state.offset,
+            pending_max=self._settings.records_pending_max,
+            header_interval_s=self._settings.header_interval_s,
+            wrote=self._metrics.wrote,
+        )
+        heal = changelog.overtaken(versions, newest)
+        return OwnedShard(state, lane, Wake(shard), end, state.offset, heal)
+
+    def recovered_offset(self, shard: int) -> int | None:
+        """Return the last offset of the changelog that was read; -1 where it was empty."""
+        owned = self.owned.get(shard)
+        return None if owned is None else owned.changelog_end - 1
+
+    def begin(self) -> None:
+        """Start the lanes: faust's own recovery is over and records may come."""
+        for shard in self.owned.values():
+            shard.lane.start(shard.heal)
+            shard.heal = []
+
+    async def revoked(self) -> None:
+        """Let go of every shard: nothing more is sent for them or acknowledged (rule 3)."""
+        owned, self.owned = self.owned, {}
+        self._metrics.forget_shards()
+        await asyncio.gather(*(shard.lane.close() for shard in owned.values()))
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait a bounded time until every absorbed record is acknowledged."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for shard in self.owned.values():
+                    await shard.lane.drained()
+        except TimeoutError:
+            self._log.warning("records were pending at the stop; they are absorbed again")
+
+    async def take(self, raw: Raw, acknowledge: Callable[[], object]) -> None:
+        """Absorb one record of the shard log. `acknowledge` is called when it is durable."""
+        shard = self.owned.get(raw.shard)
+        if shard is None:
+            leave(Exit.NO_ARRAYS, "a record of a shard that is not recovered", at=raw.place)
+        await self._check_continuity(shard, raw)
+        shard.last_offset = raw.offset
+        if raw.offset <= shard.state.offset:
+            # Absorbed before. What is still on its way acknowledges itself.
+            if raw.offset <= shard.lane.durable_offset:
+                acknowledge()
+            return
+        await shard.lane.room()
+        if self.owned.get(raw.shard) is shard:
+            await self._absorb(shard, raw, acknowledge)
+
+    async def _check_continuity(self, shard: OwnedShard, raw: Raw) -> None:
+        """Leave if records were skipped (rule 8): faust can commit over a hole."""
+        expected = shard.last_offset + 1
+        if raw.offset <= expected:
+            return
+        start = await self._log_start(raw.shard)
+        if start <= expected:
+            leave(
+                Exit.HOLE,
+                "records of the shard log were skipped; they come again after a restart",
+                at=raw.place,
+                expected_offset=expected,
+            )
+        if self._settings.accept_lost_records and raw.offset == start:
+            self._log.warning(
+                "records that retention deleted before they were absorbed are given up",
+                at=raw.place,
+                lost=start - expected,
+            )
+            return
+        leave(
+            Exit.HOLE,
+            "retention deleted records of the shard log before they were absorbed. Their readings "
+            "come again with later registers, but facts may be missing: have vending publish "
+            "again first; then start once with WATTVEND_METERING_ACCEPT_LOST_RECORDS=true",
+            at=raw.place,
+            expected_offset=expected,
+            log_begins_at=start,
+        )
+
+    async def _absorb(self, shard: OwnedShard, raw: Raw, acknowledge: Callable[[], object]) -> None:
+        found = opened(raw)
+        if isinstance(found, Dead):
+            self._bound.dead(found.why)
+            self._metrics.dead_letters.inc()
+            self._log.error("a reading frame cannot be decoded", at=raw.place, why=found.why)
+            sent = [await send_dead(self._producer(), raw, found)]
+            found = Opened(stand_in(raw), "")
+        else:
+            sent = []
+            if found.record.subject == FRAME:
+                self._bound.alive()
+        absorbed = absorb(shard.state, found.record)
+        self._metrics.count(found.record.subject, absorbed.counts)
+        points.point("absorbed")
+        sent += await send_outputs(self._producer(), absorbed.outputs, raw, found.traceparent)
+        points.point("outputs-sent")
+        await shard.lane.put(
+            Work(
+                raw.offset,
+                sent,
+                absorbed.fact_rows,
+                absorbed.account_rows,
+                absorbed.header,
+                lambda: self._charged(found.record),
+                acknowledge,
+            )
+        )
+
+    def _charged(self, record: LogRecord) -> None:
+        if isinstance(record.value, ReadingFrame):
+            oldest_ms = int(record.value.rows["received_at_ms"].min())
+            self._metrics.charge_latency.observe((self._clock.now_ms() - oldest_ms) / 1000)
+
+    async def wake_due_shards(self) -> None:
+        """Send a wake to each shard whose next deadline the wall clock has reached."""
+        now_ms, monotonic_ms = self._clock.now_ms(), self._clock.monotonic_ms()
+        for shard in list(self.owned.values()):
+            due_ms = shard.state.next_deadline_ms()
+            if (
+                due_ms is not None
+                and due_ms <= now_ms
+                and shard.wake.may_be_sent(monotonic_ms, absorbed_offset=shard.state.offset)
+            ):
+                await shard.wake.send(self._producer(), due_ms, now_ms, monotonic_ms)
+
+    def measure(self, end_of: Callable[[int], int | None]) -> None:
+        """Set the gauges. `end_of`: shard → end offset of its log, if known."""
+        states = [shard.state for shard in self.owned.values()]
+        self._metrics.accounts.set(sum(state.account_count for state in states))
+        self._metrics.meters.set(sum(state.meter_count for state in states))
+        for number, shard in self.owned.items():
+            self._metrics.pending.labels(number).set(shard.lane.pending)
+            if (end := end_of(number)) is not None:
+                lag = max(0, end - 1 - shard.lane.durable_offset)
+                self._metrics.shard_lag.labels(number).set(lag)
+
+
+def stand_in(raw: Raw) -> LogRecord:
+    """Return what is absorbed in place of a frame that cannot be decoded: a wake.
+
+    The shard moves past the record, by the same rules at every replay, and its rows and header
+    carry the offset.
+    """
+    wake: dict[str, Any] = {"shard": raw.shard, "due_ms": raw.timestamp_ms}
+    return LogRecord(raw.offset, raw.timestamp_ms, "wake", wake)

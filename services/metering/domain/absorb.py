@@ -1,0 +1,269 @@
+"""absorb(shard, record): one record of the shard's log, and everything that follows from it.
+
+Pure but for the arrays it works on: no I/O, no clock. The same log gives the same outputs and
+rows, however often it is absorbed and wherever it was interrupted.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from services.common.kernel.frames import KIND_CLOSING, READING, ReadingFrame
+from services.common.kernel.ids import name_uuid
+from services.common.kernel.units import fits_int64
+from services.metering.domain.charging import Intervals, bill, charges_of
+from services.metering.domain.errors import BadRecord
+from services.metering.domain.judging import close, judge
+from services.metering.domain.messages import Absorbed, LogRecord
+from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.readings import absorb_readings
+from services.metering.domain.rows import (
+    ABSORB_VERSION,
+    CUT,
+    LAYOUT_VERSION,
+    METERS_MAX,
+    Fact,
+)
+from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
+
+__all__ = ["ABSORB_VERSION", "LAYOUT_VERSION", "absorb"]
+
+
+def absorb(state: ShardState, record: LogRecord) -> Absorbed:
+    """Absorb the record at `record.offset`; return what it caused. Rule 1: once.
+
+    Raises BadRecord, before anything is changed, where the record cannot be of this shard's log.
+    An account that cannot be charged is frozen and raises nothing.
+    """
+    if record.offset <= state.offset:
+        return Absorbed((), (), (), state.header_row())
+    _check(state, record)
+    state.now_ms = max(state.now_ms, record.timestamp_ms)
+    out = Outbox(state, record.offset)
+    if isinstance(record.value, ReadingFrame):
+        absorb_readings(out, record.value.rows)
+    else:
+        _FACTS[record.subject](out, record.value)
+    state.offset = record.offset
+    return out.absorbed()
+
+
+def _check(state: ShardState, record: LogRecord) -> None:
+    framed = isinstance(record.value, ReadingFrame)
+    if framed != (record.subject == "reading-frame") or not (framed or record.subject in _FACTS):
+        raise BadRecord(
+            f"offset {record.offset} of shard {state.shard} is a {record.subject!r} with a "
+            f"{type(record.value).__name__}; metering knows reading-frame, {', '.join(_FACTS)}"
+        )
+    if isinstance(record.value, ReadingFrame) and record.value.shard != state.shard:
+        raise BadRecord(
+            f"offset {record.offset} of shard {state.shard} is a frame of shard "
+            f"{record.value.shard}: ingest sent it to another partition than its shard's"
+        )
+
+
+def _site_fact(out: Outbox, fact: Fact) -> None:
+    entity = f"sites/{fact['site_id']}"
+    if not _is_old(out, entity, fact):
+        _keep(out, entity, fact)
+
+
+def _tariff_fact(out: Outbox, fact: Fact) -> None:
+    entity = f"tariffs/{fact['tariff_id']}/{fact['version']}"
+    if _is_old(out, entity, fact):
+        return
+    if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
+        out.count("fact-late")
+    _keep(out, entity, fact)
+    out.state.tariffs.put(fact)
+
+
+def _policy_fact(out: Outbox, fact: Fact) -> None:
+    state = out.state
+    entity = f"policies/{fact['policy_id']}"
+    if _is_old(out, entity, fact):
+        return
+    _keep(out, entity, fact)
+    policy = state.policies.put(fact)
+    count = state.account_count
+    links, accounts = state.account_links[:count], state.accounts[:count]
+    slots = np.flatnonzero((links["policy"] == policy) & (accounts["offset"] < out.offset))
+    slots = slots[np.argsort(accounts["key"][slots])]
+    judge(out, slots, lambda _: Cause())
+
+
+def _account_fact(out: Outbox, fact: Fact) -> None:
+    state = out.state
+    entity = f"accounts/{fact['account_id']}"
+    if fact["shard"] != state.shard or _is_old(out, entity, fact):
+        return
+    slot = state.account_slot(fact["account_key"])
+    if slot is not None and state.is_ahead(slot, out.offset):
+        if state.facts.stood(entity, out.offset):
+            _keep(out, entity, fact)
+            state.link_account(slot, fact)
+        return
+    if slot is None:
+        slot = state.add_account(fact["account_key"], house=False)
+    if not _can_stand(state, slot, fact):
+        freeze(out, slot, Cause(identity=fact))
+        return
+    _keep(out, entity, fact)
+    state.link_account(slot, fact)
+    _set_account(out, slot, fact)
+
+
+def _can_stand(state: ShardState, slot: int, fact: Fact) -> bool:
+    """Say whether the account could be judged by the fact."""
+    account = state.accounts[slot]
+    available = fact["credited_nano"] - int(account["charged_nano"]) - fact["held_nano"]
+    judged = fact["status"] != "closed" and not account["house"]
+    policy = state.policies.rows[state.policies.slot(fact["policy_id"])]
+    fits = all(map(fits_int64, (fact["credited_nano"], fact["held_nano"], available)))
+    return fits and (bool(policy["present"]) or not judged)
+
+
+def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
+    account, slots = out.state.accounts[slot], np.array([slot])
+    if account["credited_nano"] != fact["credited_nano"]:
+        account["sequence"] += 1
+    account["known"] = True
+    account["closed"] = fact["status"] == "closed"
+    account["revision"] = fact["revision"]
+    account["book_epoch"] = fact["book_epoch"]
+    account["credited_nano"] = fact["credited_nano"]
+    account["held_nano"] = fact["held_nano"]
+    out.touch(slots)
+    hold_id = fact["hold_id"]
+    if hold_id is not None:
+        hold = np.void(name_uuid("hold", hold_id).bytes)
+        if account["echoed"] != hold:
+            account["echoed"] = hold
+            out.echo(slot, hold_id, Cause())
+    judge(out, slots, lambda _: Cause())
+    if not account["house"]:
+        out.publish(slots)
+
+
+def _meter_fact(out: Outbox, fact: Fact) -> None:
+    state = out.state
+    leaves, enters = fact["previous_shard"] == state.shard, fact["shard"] == state.shard
+    entity = f"meters/{fact['meter_id']}"
+    if not (leaves or enters) or _is_old(out, entity, fact):
+        return
+    before = state.meter_facts.get(fact["meter_key"], fact)
+    if leaves:
+        _leave(out, fact, before)
+    _keep(out, entity, fact)
+    state.meter_facts[fact["meter_key"]] = fact
+    if enters:
+        _enter(out, fact)
+
+
+def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
+    """Close the meter in the account it leaves. `before`: the meter's fact until now."""
+    state = out.state
+    slot = state.account_slot(fact["previous_account_key"])
+    if slot is None or state.is_ahead(slot, out.offset):
+        return
+    meter_slot = state.meter_in(slot, fact["meter_key"])
+    if meter_slot is None or state.meters["epoch"][meter_slot] != fact["previous_epoch"]:
+        return
+    cause = Cause(identity=before, meter=fact)
+    if state.meters["opened"][meter_slot] and not state.accounts["frozen"][slot]:
+        charge = _close_register(out, slot, meter_slot, fact["closing_register_milli"])
+        if charge is None:
+            freeze(out, slot, cause)
+        cause = replace(cause, charge=charge)
+    state.remove_meter(meter_slot)
+    slots = np.array([slot])
+    out.touch(slots)
+    judge(out, slots, lambda _: cause)
+
+
+def _close_register(out: Outbox, slot: int, meter_slot: int, closing_milli: int | None) -> Any:
+    """Charge to the closing register as if a reading had brought it; None where that cannot be."""
+    state = out.state
+    slots, meter_slots = np.array([slot]), np.array([meter_slot])
+    meters, end = state.meters[meter_slots], np.zeros(1, READING)
+    end["register_milli"] = closing_milli or 0
+    end["device_time_ms"] = meters["time_ms"]
+    end["quality"] = ASSIGNED_QUALITY
+    interval = Intervals(meters, state.accounts[slots], slots, meter_slots, end)
+    charges, names, cannot = charges_of(state, interval, KIND_CLOSING)
+    if cannot[0] or closing_milli is None:
+        return None
+    out.charge(np.array([0]), charges, names)
+    bill(out, interval, charges)
+    return charges[0]
+
+
+def _enter(out: Outbox, fact: Fact) -> None:
+    """Let the meter stand in its account at its new epoch.
+
+    A fact of the epoch at which it stands there already says only what the meter is.
+    """
+    state = out.state
+    slot = state.account_slot(fact["account_key"])
+    if slot is None:
+        slot = state.add_account(fact["account_key"], house=fact["is_house"])
+    elif state.is_ahead(slot, out.offset):
+        _stand_nowhere(out, fact["meter_key"], but_in=slot)
+        state.replay_entering(slot, fact)
+        return
+    standing = state.meter_in(slot, fact["meter_key"])
+    if standing is not None and state.meters["epoch"][standing] == fact["epoch"]:
+        state.describe_meter(standing, fact)
+        out.touch(np.array([slot]))
+        return
+    _stand_nowhere(out, fact["meter_key"])
+    account = state.accounts[slot]
+    if account["meters"] >= METERS_MAX or fact["ratio"] < 1:
+        freeze(out, slot, Cause(identity=fact, meter=fact))
+        return
+    meter_slot, slots = state.add_meter(slot, fact, out.offset), np.array([slot])
+    out.touch(slots)
+    if not account["house"] and account["level"] != CUT:
+        close(out, slot, meter_slot, "assigned", Cause(identity=fact))
+    judge(out, slots, lambda _: Cause())
+
+
+def _stand_nowhere(out: Outbox, meter_key: int, *, but_in: int = -1) -> None:
+    """Let a meter stand in no account (but one): its leaving another may have been missed."""
+    state = out.state
+    meter_slot = int(state.find_meters(np.array([meter_key]))[0])
+    if meter_slot < 0 or state.meter_links["account"][meter_slot] == but_in:
+        return
+    out.touch(np.array([state.meter_links["account"][meter_slot]]))
+    state.remove_meter(meter_slot)
+
+
+def _wake(out: Outbox, _: Fact) -> None:
+    state = out.state
+    count = state.account_count
+    due = state.due_ms[:count] <= state.now_ms
+    slots = np.flatnonzero(due & (state.accounts["offset"][:count] < out.offset))
+    if len(slots):
+        out.publish(slots)
+
+
+def _is_old(out: Outbox, entity: str, fact: Fact) -> bool:
+    old = out.state.facts.is_old(entity, fact)
+    if old:
+        out.count("fact-old")
+    return old
+
+
+def _keep(out: Outbox, entity: str, fact: Fact) -> None:
+    out.fact_rows.append(out.state.facts.put(entity, out.offset, fact))
+
+
+_FACTS = {
+    "site-fact": _site_fact,
+    "tariff-fact": _tariff_fact,
+    "policy-fact": _policy_fact,
+    "account-fact": _account_fact,
+    "meter-fact": _meter_fact,
+    "wake": _wake,
+}

@@ -1,0 +1,187 @@
+"""What the book says, as the shard knows it: versions of facts, and tables made from them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.metering.domain.messages import Row
+from services.metering.domain.rows import PIPELINE_RECORDS_MAX, Fact, Versions, fact_row
+
+Array = npt.NDArray[Any]
+
+POLICY = np.dtype(
+    [
+        ("present", "?"),
+        ("version", "<i8"),
+        ("alarm_1_nano", "<i8"),
+        ("alarm_2_nano", "<i8"),
+        ("floor_nano", "<i8"),  # -overdraft: at or below it, cut
+        ("restore_nano", "<i8"),
+        ("lease_ms", "<i8"),
+        ("max_evidence_age_ms", "<i8"),
+    ]
+)
+
+
+def grown(array: Array, count: int) -> Array:
+    """Return `array` with room for `count` entries, doubled where it must grow."""
+    if count <= len(array):
+        return array
+    return np.concatenate([array, np.zeros(max(count, len(array)), array.dtype)])
+
+
+class FactLog:
+    """The newest fact of each entity, with the versions that a restart could still need."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, Versions] = {}
+        self._ahead: set[tuple[str, int]] = set()
+
+    def newest(self, entity: str) -> Fact | None:
+        versions = self._versions.get(entity)
+        return versions[-1][1] if versions else None
+
+    def is_old(self, entity: str, fact: Fact) -> bool:
+        """Say whether a fact at least as new is known, by (book_epoch, revision)."""
+        known = self.newest(entity)
+        return known is not None and _version(fact) <= _version(known)
+
+    def put(self, entity: str, offset: int, fact: Fact) -> Row:
+        """Keep a newer fact; return its row."""
+        versions = (*self._versions.get(entity, ()), (offset, fact))
+        oldest = offset - PIPELINE_RECORDS_MAX
+        outlived = sum(at <= oldest for at, _ in versions)
+        self._versions[entity] = versions[max(outlived - 1, 0) :]
+        return fact_row(entity, self._versions[entity])
+
+    def load(self, entity: str, versions: Versions, header_offset: int) -> Fact | None:
+        """Take a row's versions up to the header; the log brings the later ones again."""
+        self._ahead.update((entity, at) for at, _ in versions if at > header_offset)
+        kept = tuple(version for version in versions if version[0] <= header_offset)
+        if not kept:
+            return None
+        self._versions[entity] = kept
+        return kept[-1][1]
+
+    def stood(self, entity: str, offset: int) -> bool:
+        """Say whether the fact at an offset ahead of the header stood before the restart.
+
+        For accounts whose rows are ahead too: their fact rows were written before those.
+        """
+        return (entity, offset) in self._ahead
+
+    def rows(self) -> Iterator[Row]:
+        return (fact_row(entity, versions) for entity, versions in self._versions.items())
+
+
+def _version(fact: Fact) -> tuple[int, int]:
+    return fact["book_epoch"], fact["revision"]
+
+
+class Names:
+    """Numbers that stand for names inside the arrays. Number 0 is "" ; nothing outlives a run."""
+
+    def __init__(self) -> None:
+        self._numbers = {"": 0}
+        self._names = [""]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def number(self, name: str) -> int:
+        found = self._numbers.setdefault(name, len(self._names))
+        if found == len(self._names):
+            self._names.append(name)
+        return found
+
+    def dictionary(self, numbers: Array) -> tuple[tuple[str, ...], Array]:
+        """Return (names in order of first use, `numbers` as indexes into them, same shape)."""
+        flat = numbers.ravel()
+        ordinals = np.arange(len(flat))
+        first = np.empty(len(self._names), np.int64)
+        first[flat[::-1]] = ordinals[::-1]  # of equal indexes the last written stands: the first
+        used = flat[first[flat] == ordinals]
+        index = np.empty(len(self._names), np.uint16)
+        index[used] = np.arange(len(used))
+        return tuple(self._names[number] for number in used.tolist()), index[numbers]
+
+
+class Tariffs:
+    """Versions of flat tariffs, by slot. Slot 0 is no tariff: price 0, version 0."""
+
+    def __init__(self) -> None:
+        self._slots = {"": 0}
+        self._versions: list[dict[int, tuple[int, int]]] = [{}]
+        self._stale = True
+
+    def slot(self, tariff_id: str) -> int:
+        """Return the slot of a tariff, known or yet to come."""
+        slot = self._slots.setdefault(tariff_id, len(self._versions))
+        if slot == len(self._versions):
+            self._versions.append({})
+            self._stale = True
+        return slot
+
+    def put(self, fact: Fact) -> None:
+        versions = self._versions[self.slot(fact["tariff_id"])]
+        versions[fact["version"]] = (fact["effective_at_ms"], fact["price_micro"])
+        self._stale = True
+
+    def at(self, slots: Array, times_ms: Array) -> tuple[Array, Array, Array]:
+        """Return (prices_micro, versions, known) of tariffs at instants.
+
+        The newest version in force at the instant; the lowest where none is. Where a tariff has
+        no version at all: price 0, version 0 and not `known`.
+        """
+        if self._stale:
+            self._build()
+        starts, counts = self._starts[slots], self._counts[slots]
+        chosen = starts
+        for ordinal in range(1, int(counts.max(initial=0))):
+            candidate = starts + np.clip(ordinal, 0, np.maximum(counts - 1, 0))
+            chosen = np.where(self._effective_at_ms[candidate] <= times_ms, candidate, chosen)
+        return self._price_micro[chosen], self._version[chosen], counts > 0
+
+    def _build(self) -> None:
+        entries = [(0, 0, 0)]
+        starts, counts = [], []
+        for versions in self._versions:
+            starts.append(len(entries) if versions else 0)
+            counts.append(len(versions))
+            entries += [(version, *versions[version]) for version in sorted(versions)]
+        self._starts = np.array(starts, np.int64)
+        self._counts = np.array(counts, np.int64)
+        table = np.array(entries, np.int64).T
+        self._version, self._effective_at_ms, self._price_micro = map(np.ascontiguousarray, table)
+        self._stale = False
+
+
+class Policies:
+    """The newest version of each policy, by slot. Slot 0 is no policy."""
+
+    def __init__(self) -> None:
+        self._slots = {"": 0}
+        self.rows = np.zeros(4, POLICY)
+
+    def slot(self, policy_id: str) -> int:
+        """Return the slot of a policy, known or yet to come."""
+        slot = self._slots.setdefault(policy_id, len(self._slots))
+        self.rows = grown(self.rows, slot + 1)
+        return slot
+
+    def put(self, fact: Fact) -> int:
+        """Set a policy; return its slot."""
+        slot = self.slot(fact["policy_id"])
+        self.rows[slot] = (
+            True,
+            fact["version"],
+            fact["alarm_1_nano"],
+            fact["alarm_2_nano"],
+            -fact["overdraft_nano"],
+            fact["restore_nano"],
+            fact["lease_ms"],
+            fact["max_evidence_age_ms"],
+        )
+        return slot

@@ -1,0 +1,352 @@
+"""What one record causes, gathered while it is absorbed, and turned into records at its end."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from services.common.kernel.frames import ChargeFrame
+from services.common.kernel.ids import name_uuid
+from services.metering.domain.facts import Array
+from services.metering.domain.messages import Absorbed, Output, Row
+from services.metering.domain.rows import LEVEL_NAMES, Fact
+from services.metering.domain.shard import NOT_DUE_MS, ShardState
+
+_BALANCE_COLUMNS = (
+    *("credited_nano", "charged_nano", "held_nano"),
+    *("level", "frozen", "sequence", "revision", "book_epoch"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What a decision cites.
+
+    `meter`: the meter-fact of the meter whose reading or assignment it was. `charge`: an entry of
+    dtype CHARGE. `reading`: an entry of dtype READING, of a usage charge or of one refused.
+    `identity`: names the account where no account-fact does. `position`: in the frame.
+    """
+
+    identity: Fact | None = None
+    meter: Fact | None = None
+    charge: Any = None
+    reading: Any = None
+    position: int = 0
+
+
+class Outbox:
+    """The outputs, rows and counts of the record at `offset`."""
+
+    def __init__(self, state: ShardState, offset: int) -> None:
+        self.state = state
+        self.offset = offset
+        self.counts: Counter[str] = Counter()
+        self.fact_rows: list[Row] = []
+        self._touched: list[Array] = []
+        self._publish: list[Array] = []
+        self._charges: list[tuple[Array, Array, Array]] = []
+        self._decisions: list[tuple[int, Output]] = []
+        self._ordinals: Counter[tuple[str, str]] = Counter()
+
+    def count(self, outcome: str, how_many: int = 1) -> None:
+        if how_many:
+            self.counts[outcome] += how_many
+
+    def touch(self, slots: Array) -> None:
+        """Accounts whose rows changed; at the record's end they have absorbed it."""
+        self._touched.append(slots)
+
+    def publish(self, slots: Array) -> None:
+        """Publish balances at the record's end, one an account, as they are then."""
+        self._publish.append(slots)
+
+    def charge(self, positions: Array, charges: Array, names: Array) -> None:
+        """Charges (dtype CHARGE) of the readings at `positions`; names: numbers, (n, 5)."""
+        self._charges.append((positions, charges, names))
+
+    def alarm(
+        self,
+        slot: int,
+        kind: str,
+        reason: str,
+        cause: Cause,
+        *,
+        levels: tuple[int, int] | None = None,
+        threshold_nano: int | None = None,
+        intent_epoch: int | None = None,
+    ) -> None:
+        """Raise an alarm for an account. levels: (before, after), by default as it is."""
+        state, identity = self.state, self._identity(slot, cause)
+        level = int(state.accounts["level"][slot])
+        before, after = levels or (level, level)
+        event_id = self._event_id("alarm", identity["account_id"], kind)
+        record = {
+            "alarm_id": str(event_id),
+            "kind": kind,
+            "reason": reason,
+            "meter_id": cause.meter["meter_id"] if cause.meter else None,
+            "threshold_nano": threshold_nano,
+            "level_before": LEVEL_NAMES[before],
+            "level_after": LEVEL_NAMES[after],
+            "intent_epoch": intent_epoch,
+            "intent_offset": None if intent_epoch is None else self.offset,
+            "log_offset": self.offset,
+            **self._standing(slot, identity, cause),
+        }
+        output = Output("alarms", "alarm", identity["account_id"], record, event_id, state.now_ms)
+        self._decisions.append((cause.position, output))
+
+    def intent(
+        self,
+        slot: int,
+        meter_slot: int,
+        wanted: str,
+        cause_name: str,
+        cause: Cause,
+        *,
+        send_before_ms: int | None = None,
+        threshold_nano: int | None = None,
+    ) -> None:
+        """Want a position of a meter's relay."""
+        state = self.state
+        meter = state.meters[meter_slot]
+        fact = state.meter_facts[int(meter["key"])]
+        identity = self._identity(slot, cause)
+        event_id = self._event_id("intent", fact["meter_id"], wanted)
+        record = {
+            "meter_id": fact["meter_id"],
+            "meter_key": fact["meter_key"],
+            "line_id": fact["line_id"],
+            "epoch": int(meter["epoch"]),
+            "version_offset": self.offset,
+            "shard": state.shard,
+            "wanted": wanted,
+            "mode": "prepaid",
+            "cause": cause_name,
+            "send_before_ms": send_before_ms,
+            "cause_meter_id": _charged_meter(cause),
+            "threshold_nano": threshold_nano,
+            **self._standing(slot, identity, cause),
+        }
+        output = Output(
+            "relay-intents",
+            "relay-intent",
+            fact["meter_id"],
+            record,
+            event_id,
+            state.now_ms,
+            route=identity["site_id"],
+        )
+        self._decisions.append((cause.position, output))
+
+    def echo(self, slot: int, hold_id: str, cause: Cause) -> None:
+        """Answer a hold with what is known now."""
+        account, identity = self.state.accounts[slot], self._identity(slot, cause)
+        heard = bool(account["last_received_at_ms"] >= 0)
+        record = {
+            "account_id": identity["account_id"],
+            "account_revision": int(account["revision"]),
+            "book_epoch": int(account["book_epoch"]),
+            "hold_id": hold_id,
+            "credited_nano": int(account["credited_nano"]),
+            "charged_nano": int(account["charged_nano"]),
+            "account_sequence": int(account["sequence"]),
+            "open_meters": int(account["meters"]),
+            "last_reading_received_at_ms": int(account["last_received_at_ms"]) if heard else None,
+            "decided_at_ms": self.state.now_ms,
+            "log_offset": self.offset,
+        }
+        event_id = self._event_id("echo", identity["account_id"], hold_id)
+        output = Output(
+            "echoes", "echo", identity["account_id"], record, event_id, self.state.now_ms
+        )
+        self._decisions.append((cause.position, output))
+
+    def absorbed(self) -> Absorbed:
+        """Return all of it. The state's offset must be the record's by now."""
+        published = _distinct(self._publish)
+        self._set_published(published)
+        self._decisions.sort(key=lambda decision: decision[0])
+        outputs = [*self._charge_frames(), *(output for _, output in self._decisions)]
+        outputs += self._balances(published)
+        touched = _distinct(self._touched)
+        self.state.accounts["offset"][touched] = self.offset
+        return Absorbed(
+            tuple(outputs),
+            tuple(self.fact_rows),
+            tuple(self.state.account_rows(touched)),
+            self.state.header_row(),
+            self.counts,
+        )
+
+    def _identity(self, slot: int, cause: Cause) -> Fact:
+        identity = self.state.account_facts[slot] or cause.identity or cause.meter
+        assert identity is not None, "an account that nobody named decides nothing"
+        return identity
+
+    def _event_id(self, kind: str, owner: str, what: str) -> UUID:
+        """Return an id that a repeat has again: counted per owner, for accounts may be skipped."""
+        ordinal = self._ordinals[owner, kind + what]
+        self._ordinals[owner, kind + what] += 1
+        return name_uuid(kind, self.state.shard, self.offset, owner, what, ordinal)
+
+    def _standing(self, slot: int, identity: Fact, cause: Cause) -> dict[str, Any]:
+        """Return what a decision says of the account, and what it cites."""
+        state = self.state
+        account = state.accounts[slot]
+        fact = state.account_facts[slot]
+        policy = state.policies.rows[state.account_links["policy"][slot]]
+        return {
+            "account_id": identity["account_id"],
+            "site_id": identity["site_id"],
+            "available_nano": available_nano(account),
+            "account_sequence": int(account["sequence"]),
+            "account_revision": int(account["revision"]),
+            "book_epoch": int(account["book_epoch"]),
+            "policy_id": fact["policy_id"] if fact else None,
+            "policy_version": int(policy["version"]) if policy["present"] else None,
+            "tariff_id": fact["tariff_id"] if fact and cause.charge is not None else None,
+            "currency": identity["currency"],
+            "legal_entity": identity["legal_entity"],
+            "commodity": identity["commodity"],
+            "decided_at_ms": state.now_ms,
+            **_cited(cause),
+        }
+
+    def _charge_frames(self) -> Iterable[Output]:
+        if not self._charges:
+            return
+        _, charges, numbers = self._charges[0]
+        if len(self._charges) > 1:
+            order = np.argsort(np.concatenate([part[0] for part in self._charges]), kind="stable")
+            charges = np.concatenate([part[1] for part in self._charges])[order]
+            numbers = np.concatenate([part[2] for part in self._charges])[order]
+        names, indexes = self.state.names.dictionary(numbers)
+        for column, kind in enumerate(("tariff", "policy", "legal_entity", "currency")):
+            charges[f"{kind}_name"] = indexes[:, column]
+        charges["commodity_name"] = indexes[:, 4]
+        shard = self.state.shard
+        yield Output(
+            "charges",
+            "charge-frame",
+            str(shard),
+            ChargeFrame(shard, self.offset, names, charges).to_record(),
+            name_uuid("charges", shard, self.offset),
+            self.state.now_ms,
+        )
+
+    def _set_published(self, slots: Array) -> None:
+        if len(slots):
+            state = self.state
+            state.accounts["published_at_ms"][slots] = state.now_ms
+            state.accounts["due_ms"][slots] = NOT_DUE_MS
+            state.due_ms[slots] = NOT_DUE_MS
+            self.touch(slots)
+
+    def _balances(self, slots: Array) -> list[Output]:
+        accounts = self.state.accounts.take(slots)
+        order = np.argsort(accounts["key"])
+        facts = map(self.state.account_facts.__getitem__, slots[order].tolist())
+        columns = (accounts[name][order].tolist() for name in _BALANCE_COLUMNS)
+        return list(map(self._balance, facts, *columns))
+
+    def _balance(
+        self, fact: Fact | None, credited_nano: int, charged_nano: int, held_nano: int, *rest: int
+    ) -> Output:
+        assert fact is not None, "only accounts with an account-fact have balances"
+        state, account_id = self.state, fact["account_id"]
+        level, frozen, sequence, revision, book_epoch = rest
+        record = {
+            "account_id": account_id,
+            "account_key": fact["account_key"],
+            "shard": state.shard,
+            "site_id": fact["site_id"],
+            "currency": fact["currency"],
+            "legal_entity": fact["legal_entity"],
+            "commodity": fact["commodity"],
+            "credited_nano": credited_nano,
+            "charged_nano": charged_nano,
+            "held_nano": held_nano,
+            "available_nano": credited_nano - charged_nano - held_nano,
+            "level": LEVEL_NAMES[level],
+            "frozen": frozen,
+            "account_sequence": sequence,
+            "account_revision": revision,
+            "book_epoch": book_epoch,
+            "as_of_ms": state.now_ms,
+            "log_offset": self.offset,
+        }
+        event_id = name_uuid("balance", state.shard, self.offset, account_id)
+        return Output("balances", "balance", account_id, record, event_id, state.now_ms)
+
+
+def available_nano(account: Any) -> int:
+    """Return credited − charged − held, exact."""
+    return int(account["credited_nano"]) - int(account["charged_nano"]) - int(account["held_nano"])
+
+
+def freeze(out: Outbox, slot: int, cause: Cause) -> None:
+    """Freeze an account (rule 9), once."""
+    account = out.state.accounts[slot]
+    if account["frozen"]:
+        return
+    account["frozen"] = True
+    out.touch(np.array([slot]))
+    if not account["house"]:
+        out.alarm(slot, "frozen", "cannot-charge", cause)
+
+
+def set_level(out: Outbox, slot: int, level: int) -> None:
+    """Change an account's level; its balance is published at once."""
+    account = out.state.accounts[slot]
+    account["level"] = level
+    account["not_cut"] = False
+    slots = np.array([slot])
+    out.touch(slots)
+    out.publish(slots)
+
+
+def _cited(cause: Cause) -> dict[str, Any]:
+    charge, reading = cause.charge, cause.reading
+    cited: dict[str, Any] = {
+        "tariff_version": None,
+        "charge_epoch": None,
+        "charge_sequence": None,
+        "from_reading_id": None,
+        "to_reading_id": None,
+        "reading_received_at_ms": None,
+    }
+    if charge is not None:
+        cited |= {
+            "tariff_version": int(charge["tariff_version"]),
+            "charge_epoch": int(charge["epoch"]),
+            "charge_sequence": int(charge["sequence"]),
+            "from_reading_id": _reading_name(charge["from_reading_id"]),
+            "to_reading_id": _reading_name(charge["to_reading_id"]),
+        }
+    if reading is not None:
+        cited["to_reading_id"] = _reading_name(reading["reading_id"])
+        cited["reading_received_at_ms"] = int(reading["received_at_ms"])
+    return cited
+
+
+def _charged_meter(cause: Cause) -> str | None:
+    return cause.meter["meter_id"] if cause.meter and cause.charge is not None else None
+
+
+def _reading_name(raw: Any) -> str | None:
+    """Return the id of a reading as text; None where a register came with an assignment."""
+    octets = raw.tobytes()
+    return str(UUID(bytes=octets)) if any(octets) else None
+
+
+def _distinct(parts: list[Array]) -> Array:
+    """Return slots in order of first mention."""
+    if not parts:
+        return np.empty(0, np.int64)
+    if len(parts) == 1:
+        return parts[0]
+    return np.array(list(dict.fromkeys(np.concatenate(parts).tolist())), np.int64)

@@ -1,0 +1,90 @@
+"""The wiring of metering."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from functools import partial
+
+from faust.types import TP
+
+from services.common.runtime import service
+from services.common.runtime.fence import ClockFence
+from services.common.runtime.settings import load
+from services.metering.adapters import app as faust_app
+from services.metering.adapters import changelog, decoding
+from services.metering.adapters.exits import Exit, leave
+from services.metering.adapters.metrics import Metrics
+from services.metering.adapters.shell import Shell
+from services.metering.adapters.wakes import POLL_INTERVAL_S
+from services.metering.config import Settings
+
+NAME = "metering"
+NOISY_LOGGERS = ("faust", "mode", faust_app.__name__)
+
+
+async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitStack) -> None:
+    """Start faust around the shell; return when it is ready, or when it shall stop."""
+    for noisy in NOISY_LOGGERS:
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    ClockFence(runtime.clock).install()
+    faust_app.heartbeat_while_recovering()
+    app = faust_app.build(settings)
+    app.health = runtime.health
+    app.health.not_ready(faust_app.PARTITIONS, "recovering")
+    app.shell = Shell(
+        settings,
+        clock=runtime.clock,
+        metrics=Metrics(runtime.metrics),
+        producer=app.client,
+        read_rows=partial(
+            changelog.read_rows,
+            settings.kafka_bootstrap,
+            client_id=f"{settings.instance}-recovery",
+        ),
+        log_start=partial(_log_start, app),
+    )
+    stack.push_async_callback(app.stop)
+    ready = asyncio.Event()
+    runtime.spawn(_live(app, ready), "faust")
+    waits = [asyncio.create_task(event.wait()) for event in (ready, runtime.stopping)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    runtime.spawn(_look_after(app, runtime.stopping), "wakes and gauges")
+
+
+async def _live(app: faust_app.App, ready: asyncio.Event) -> None:
+    """Run faust; what crashes it ends the process before it can commit anything more."""
+    try:
+        await app.start()
+    except Exception as failed:  # noqa: BLE001 - faust raises what its parts raise
+        leave(Exit.FAILED, "faust did not start", error=repr(failed))
+    if not app.crashed:
+        ready.set()
+    await app.wait_until_stopped()
+    if app.crashed:
+        leave(Exit.FAILED, "faust crashed", error=repr(app.crash_reason))
+
+
+async def _log_start(app: faust_app.App, shard: int) -> int:
+    partition = TP(decoding.TOPIC, shard)
+    return int((await app.consumer.earliest_offsets(partition))[partition])
+
+
+async def _look_after(app: faust_app.App, stopping: asyncio.Event) -> None:
+    """Send wakes that are due and keep the gauges."""
+
+    def log_end(shard: int) -> int | None:
+        end: int | None = app.consumer.highwater(TP(decoding.TOPIC, shard))
+        return end
+
+    while not stopping.is_set():
+        await app.shell.wake_due_shards()
+        app.shell.measure(log_end)
+        await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def main() -> int:
+    """Run metering until it is told to stop; return its exit code."""
+    settings = load(Settings)
+    return service.run(NAME, settings, partial(wire, settings))

@@ -1,0 +1,728 @@
+"""The scalar model of metering: the judge of the engine.
+
+Written from "The rules" of services/metering/README.md, rule by rule, and from nothing else: one
+reading after the other, Python integers and dicts, no arrays, no cleverness. Slow on purpose.
+Records of outputs are dicts as Avro has them; a charge frame is {"names": [...], "rows": [...]}
+with the names resolved. Ids of events are not modelled: the laws test them.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from services.common.kernel.frames import KIND_CLOSING, KIND_USAGE, READING_COLUMNS, RELAY_REPORTED
+from services.common.kernel.units import fits_int64
+from services.metering.domain.messages import LogRecord
+
+LEVELS = ("normal", "alarm-1", "alarm-2", "cut")
+CUT = 3
+NO_READING = bytes(16)
+VERIFIED = ord("V")
+BALANCE_EVERY_MS = 60_000
+METERS_MAX = 256
+REGISTER_MAX_MILLI = 10**15
+HELD = {"other-serial", "absurd", "ratio-mismatch", "negative", "implausible"}
+
+Fact = dict[str, Any]
+Reading = dict[str, Any]
+Charge = dict[str, Any]
+
+
+class Raised(Exception):  # noqa: N818 - rule 9's word for it
+    """Rule 9: the account freezes."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """A meter as it stands in an account; `register` None: not read yet."""
+
+    fact: Fact
+    register: int | None
+    time: int = 0
+    reading_id: bytes = NO_READING
+    quality: int = VERIFIED
+    sequence: int = 0
+    energy_total: int = 0
+    held: bool = False
+    send_before: int | None = None
+
+    @property
+    def key(self) -> int:
+        return int(self.fact["meter_key"])
+
+    @property
+    def epoch(self) -> int:
+        return int(self.fact["epoch"])
+
+
+@dataclass(slots=True)
+class Account:
+    """An account; `fact` None: a house account, or its account-fact has not come."""
+
+    account_id: str
+    key: int
+    house: bool
+    fact: Fact | None = None
+    level: int = 0
+    credited: int = 0
+    held: int = 0
+    charged: int = 0
+    sequence: int = 0
+    not_cut: bool = False
+    frozen: bool = False
+    echoed: str | None = None
+    published_at: int | None = None
+    due: int | None = None
+    last_received: int | None = None
+    meters: dict[int, Meter] = field(default_factory=dict)
+
+    def copy(self) -> "Account":
+        return replace(self, meters={key: replace(meter) for key, meter in self.meters.items()})
+
+    @property
+    def revision(self) -> int:
+        return -1 if self.fact is None else int(self.fact["revision"])
+
+    @property
+    def book_epoch(self) -> int:
+        return 0 if self.fact is None else int(self.fact["book_epoch"])
+
+    @property
+    def available(self) -> int:
+        return self.credited - self.charged - self.held
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What led to a decision: a fact alone, a meter's closing charge, or its reading.
+
+    `named`: the fact that names an account without account-fact.
+    """
+
+    meter: Fact | None = None
+    charge: Charge | None = None
+    reading: Reading | None = None
+    fresh: bool = False
+    named: Fact | None = None
+
+
+BY_FACT = Cause()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One output, without its ids."""
+
+    topic: str
+    key: str
+    record: dict[str, Any]
+    route: str | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """What one record has caused so far. `publish`: accounts whose balance goes out at once."""
+
+    offset: int
+    charges: list[Charge] = field(default_factory=list)
+    others: list[Sent] = field(default_factory=list)
+    publish: set[int] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def checked(value: int) -> int:
+    """Rule 5: a figure beyond int64 raises."""
+    if not fits_int64(value):
+        raise Raised
+    return value
+
+
+def reading_name(reading_id: bytes) -> str | None:
+    """Return the id as text; None where a register came with an assignment."""
+    return None if reading_id == NO_READING else str(UUID(bytes=reading_id))
+
+
+def readings_of(record: LogRecord) -> list[Reading]:
+    """Return a frame's readings as dicts of plain Python values."""
+    assert not isinstance(record.value, dict)
+    rows = record.value.rows
+    return [
+        {
+            name: row[name].tobytes() if name == "reading_id" else row[name].tolist()
+            for name, _, _ in READING_COLUMNS
+        }
+        for row in rows
+    ]
+
+
+class ScalarShard:
+    """The state of one shard and what its records do to it."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.now = -(2**63)
+        self.accounts: dict[int, Account] = {}
+        self.versions: dict[tuple[str, str], tuple[int, int]] = {}
+        self.tariffs: dict[str, dict[int, Fact]] = {}
+        self.policies: dict[str, Fact] = {}
+        self.work = Work(-1)
+
+    def absorb(self, record: LogRecord) -> tuple[list[Sent], Counter[str]]:
+        """Absorb one record; return its outputs in order and its counts."""
+        self.now = max(self.now, record.timestamp_ms)
+        self.work = Work(record.offset)
+        if isinstance(record.value, dict):
+            handle: dict[str, Callable[[Fact], None]] = {
+                "site-fact": self._site_fact,
+                "tariff-fact": self._tariff_fact,
+                "policy-fact": self._policy_fact,
+                "account-fact": self._account_fact,
+                "meter-fact": self._meter_fact,
+                "wake": self._wake,
+            }
+            handle[record.subject](record.value)
+        else:
+            for reading in readings_of(record):
+                self._reading(reading)
+        return self._sent(), self.work.counts
+
+    @property
+    def next_deadline(self) -> int | None:
+        """Rule 8: when the next balance is due, if any."""
+        return min((a.due for a in self.accounts.values() if a.due is not None), default=None)
+
+    # -- Rule 2 -----------------------------------------------------------------------------
+
+    def _is_old(self, kind: str, name: str, fact: Fact) -> bool:
+        version = (fact["book_epoch"], fact["revision"])
+        earlier = self.versions.get((kind, name))
+        if earlier is not None and version <= earlier:
+            self.work.counts["fact-old"] += 1
+            return True
+        return False
+
+    def _keep(self, kind: str, name: str, fact: Fact) -> None:
+        self.versions[kind, name] = (fact["book_epoch"], fact["revision"])
+
+    def _site_fact(self, fact: Fact) -> None:
+        if not self._is_old("site", fact["site_id"], fact):
+            self._keep("site", fact["site_id"], fact)
+
+    def _tariff_fact(self, fact: Fact) -> None:
+        if self._is_old("tariff", f"{fact['tariff_id']}/{fact['version']}", fact):
+            return
+        self._keep("tariff", f"{fact['tariff_id']}/{fact['version']}", fact)
+        if fact["version"] > 1 and self.now > fact["effective_at_ms"]:
+            self.work.counts["fact-late"] += 1
+        self.tariffs.setdefault(fact["tariff_id"], {})[fact["version"]] = fact
+
+    def _policy_fact(self, fact: Fact) -> None:
+        if self._is_old("policy", fact["policy_id"], fact):
+            return
+        self._keep("policy", fact["policy_id"], fact)
+        self.policies[fact["policy_id"]] = fact
+        for key in sorted(self.accounts):
+            account = self.accounts[key]
+            if account.fact is not None and account.fact["policy_id"] == fact["policy_id"]:
+                self._attempt(account, partial(self._judge, account, BY_FACT), BY_FACT)
+
+    def _account_fact(self, fact: Fact) -> None:
+        if fact["shard"] != self.shard or self._is_old("account", fact["account_id"], fact):
+            return
+        key = fact["account_key"]
+        account = self.accounts.setdefault(key, Account(fact["account_id"], key, house=False))
+        self._attempt(account, lambda: self._apply_account_fact(account, fact), Cause(named=fact))
+
+    def _apply_account_fact(self, account: Account, fact: Fact) -> None:
+        if fact["credited_nano"] != account.credited:
+            account.sequence = checked(account.sequence + 1)
+        account.fact = fact
+        account.credited = fact["credited_nano"]
+        account.held = fact["held_nano"]
+        if fact["hold_id"] is not None and fact["hold_id"] != account.echoed:
+            account.echoed = fact["hold_id"]
+            self._echo(account, fact)
+        checked(account.available)
+        self._judge(account, BY_FACT)
+        self.work.publish.add(account.key)
+        self._keep("account", fact["account_id"], fact)
+
+    def _echo(self, account: Account, fact: Fact) -> None:
+        record = {
+            "account_id": account.account_id,
+            "account_revision": account.revision,
+            "book_epoch": account.book_epoch,
+            "hold_id": fact["hold_id"],
+            "credited_nano": account.credited,
+            "charged_nano": account.charged,
+            "account_sequence": account.sequence,
+            "open_meters": len(account.meters),
+            "last_reading_received_at_ms": account.last_received,
+            "decided_at_ms": self.now,
+            "log_offset": self.work.offset,
+        }
+        self.work.others.append(Sent("echoes", account.account_id, record))
+
+    def _meter_fact(self, fact: Fact) -> None:
+        if self.shard not in (fact["shard"], fact["previous_shard"]):
+            return
+        if self._is_old("meter", fact["meter_id"], fact):
+            return
+        self._keep("meter", fact["meter_id"], fact)
+        if fact["previous_shard"] == self.shard:
+            left = self.accounts.get(fact["previous_account_key"])
+            if left is not None:
+                self._leave(left, fact)
+        if fact["shard"] == self.shard:
+            key = fact["account_key"]
+            entered = self.accounts.setdefault(
+                key, Account(fact["account_id"], key, house=fact["is_house"])
+            )
+            self._attempt(entered, lambda: self._enter(entered, fact), Cause(fact))
+
+    def _leave(self, account: Account, fact: Fact) -> None:
+        meter = account.meters.get(fact["meter_key"])
+        if meter is None or meter.epoch != fact["previous_epoch"]:
+            return
+        cause = Cause(fact, named=meter.fact)
+        self._attempt(account, lambda: self._close(account, meter, fact), cause)
+        account.meters.pop(meter.key, None)
+
+    def _close(self, account: Account, meter: Meter, fact: Fact) -> None:
+        charge = None
+        if meter.register is not None and not account.frozen:
+            charge = self._closing_charge(account, meter, fact["closing_register_milli"])
+        del account.meters[meter.key]
+        self._judge(account, Cause(fact, charge, named=meter.fact))
+
+    def _enter(self, account: Account, fact: Fact) -> None:
+        standing = account.meters.get(fact["meter_key"])
+        if standing is not None and standing.epoch == fact["epoch"]:
+            standing.fact = fact
+            return
+        for other in self.accounts.values():
+            other.meters.pop(fact["meter_key"], None)
+        if len(account.meters) == METERS_MAX:
+            raise Raised
+        meter = Meter(fact, fact["opening_register_milli"])
+        account.meters[meter.key] = meter
+        if not account.house and account.level != CUT:
+            self._intent(account, meter, "closed", "assigned", Cause(named=fact), None, None)
+        self._judge(account, BY_FACT)
+
+    def _wake(self, _wake: Fact) -> None:
+        for account in self.accounts.values():
+            if account.due is not None and account.due <= self.now:
+                self.work.publish.add(account.key)
+
+    # -- Rule 3 -----------------------------------------------------------------------------
+
+    def _reading(self, reading: Reading) -> None:
+        standing = [a for a in self.accounts.values() if reading["meter_key"] in a.meters]
+        assert len(standing) < 2, "a meter stands in two accounts"
+        if not standing:
+            self.work.counts["unknown-meter"] += 1
+            return
+        account = standing[0]
+        cause = Cause(account.meters[reading["meter_key"]].fact, reading=reading)
+        self._attempt(account, lambda: self._read(account, reading), cause)
+
+    def _read(self, account: Account, reading: Reading) -> None:
+        meter = account.meters[reading["meter_key"]]
+        outcome = self._outcome(account, meter, reading)
+        if outcome == "accepted":
+            self._accept(account, meter, reading)
+        elif outcome in HELD:
+            if not meter.held and not account.house:
+                cause = Cause(meter.fact, reading=reading)
+                self._alarm(account, "reading-held", outcome, cause, None, account.level)
+            meter.held = True
+        self.work.counts[outcome] += 1
+
+    def _outcome(self, account: Account, meter: Meter, reading: Reading) -> str:
+        register, time = reading["register_milli"], reading["device_time_ms"]
+        if reading["epoch"] != meter.epoch:
+            return "other-epoch"
+        if account.frozen:
+            return "frozen"
+        if reading["serial"] != meter.fact["serial"].encode():
+            return "other-serial"
+        if register < 0 or register > REGISTER_MAX_MILLI or time <= 0:
+            return "absurd"
+        if reading["ratio"] != meter.fact["ratio"]:
+            return "ratio-mismatch"
+        if meter.register is None:
+            return "accepted"
+        if meter.sequence == 0:
+            return "below-opening" if register < meter.register else "accepted"
+        return self._outcome_after(meter, meter.register, reading)
+
+    def _outcome_after(self, meter: Meter, last: int, reading: Reading) -> str:
+        """Return the outcome where a reading was accepted before, in this epoch."""
+        ratio, power_w = meter.fact["ratio"], meter.fact["max_power_w"]
+        duration = reading["device_time_ms"] - meter.time
+        if reading["reading_id"] == meter.reading_id:
+            return "duplicate"
+        if duration <= 0:
+            return "late"
+        if reading["register_milli"] < last:
+            return "negative"
+        if power_w is not None:
+            allowed = power_w * min(duration, 2**31) // 3_000_000 + 100 * ratio
+            if reading["register_milli"] - last > allowed // ratio:
+                return "implausible"
+        return "accepted"
+
+    def _accept(self, account: Account, meter: Meter, reading: Reading) -> None:
+        charge = self._usage_charge(account, meter, reading)
+        account.last_received = reading["received_at_ms"]
+        meter.held = False
+        if account.fact is None:
+            return
+        policy = self._policy(account)
+        fresh = self.now - reading["received_at_ms"] <= policy["max_evidence_age_ms"]
+        cause = Cause(meter.fact, charge, reading, fresh)
+        was_cut = account.level == CUT
+        self._judge(account, cause)
+        if was_cut and account.level == CUT and fresh and account.fact["status"] != "closed":
+            self._renew(account, meter, cause, policy)
+
+    def _renew(self, account: Account, meter: Meter, cause: Cause, policy: Fact) -> None:
+        """Rule 7, renewal."""
+        assert cause.reading is not None
+        bits = cause.reading["relay_bits"]
+        if not (bits & RELAY_REPORTED and bits & 0b111):
+            return
+        lease = policy["lease_ms"]
+        if meter.send_before is None or self.now > meter.send_before - lease // 2:
+            threshold = -policy["overdraft_nano"]
+            self._intent(
+                account,
+                meter,
+                "open",
+                "lease-renewed",
+                cause,
+                threshold,
+                self._send_before(cause, policy),
+            )
+
+    # -- Rules 4 and 5 ----------------------------------------------------------------------
+
+    def _policy(self, account: Account) -> Fact:
+        assert account.fact is not None
+        policy = self.policies.get(account.fact["policy_id"])
+        if policy is None:
+            raise Raised
+        return policy
+
+    def _tariff(self, account: Account, start: int, end: int) -> Fact:
+        assert account.fact is not None
+        versions = self.tariffs.get(account.fact["tariff_id"])
+        if not versions:
+            raise Raised
+        at = start or end
+        begun = [version for version, fact in versions.items() if fact["effective_at_ms"] <= at]
+        return versions[max(begun) if begun else min(versions)]
+
+    def _usage_charge(self, account: Account, meter: Meter, reading: Reading) -> Charge:
+        register, time = reading["register_milli"], reading["device_time_ms"]
+        opens = meter.register is None
+        charge = self._charge(
+            account,
+            meter,
+            kind=KIND_USAGE,
+            from_reading_id=reading["reading_id"] if opens else meter.reading_id,
+            from_time_ms=time if opens else meter.time,
+            from_register_milli=register if opens else meter.register,
+            from_quality=reading["quality"] if opens else meter.quality,
+            to_reading_id=reading["reading_id"],
+            to_time_ms=time,
+            to_received_at_ms=reading["received_at_ms"],
+            to_register_milli=register,
+            to_quality=reading["quality"],
+        )
+        meter.register, meter.time = register, time
+        meter.reading_id, meter.quality = reading["reading_id"], reading["quality"]
+        return charge
+
+    def _closing_charge(self, account: Account, meter: Meter, register: int) -> Charge:
+        return self._charge(
+            account,
+            meter,
+            kind=KIND_CLOSING,
+            from_reading_id=meter.reading_id,
+            from_time_ms=meter.time,
+            from_register_milli=meter.register,
+            from_quality=meter.quality,
+            to_reading_id=NO_READING,
+            to_time_ms=meter.time,
+            to_received_at_ms=0,
+            to_register_milli=register,
+            to_quality=VERIFIED,
+        )
+
+    def _charge(self, account: Account, meter: Meter, **interval: Any) -> Charge:
+        priced = account.fact is not None
+        names = account.fact if account.fact is not None else meter.fact
+        start, end = interval["from_time_ms"], interval["to_time_ms"]
+        tariff = self._tariff(account, start, end) if priced else {"price_micro": 0, "version": 0}
+        policy = self._policy(account) if priced else {"version": 0}
+        ratio = meter.fact["ratio"]
+        used = interval["to_register_milli"] - interval["from_register_milli"]
+        energy = checked(used * ratio)
+        amount = checked(energy * tariff["price_micro"])
+        meter.energy_total = checked(meter.energy_total + energy)
+        account.charged = checked(account.charged + amount)
+        meter.sequence = checked(meter.sequence + 1)
+        account.sequence = checked(account.sequence + 1)
+        checked(account.available)
+        charge = {
+            **interval,
+            "meter_key": meter.key,
+            "epoch": meter.epoch,
+            "sequence": meter.sequence,
+            "account_key": account.key,
+            "account_sequence": account.sequence,
+            "account_revision": account.revision,
+            "book_epoch": account.book_epoch,
+            "ratio": ratio,
+            "energy_milli": energy,
+            "price_micro": tariff["price_micro"],
+            "amount_nano": amount,
+            "meter_energy_total_milli": meter.energy_total,
+            "account_charged_total_nano": account.charged,
+            "account_credited_total_nano": account.credited,
+            "tariff_name": names["tariff_id"] if priced else "",
+            "tariff_version": tariff["version"],
+            "policy_name": names["policy_id"] if priced else "",
+            "policy_version": policy["version"],
+            "legal_entity_name": names["legal_entity"],
+            "currency_name": names["currency"],
+            "commodity_name": names["commodity"],
+        }
+        self.work.charges.append(charge)
+        if priced:
+            self._balance_after_charge(account)
+        return charge
+
+    # -- Rule 6 -----------------------------------------------------------------------------
+
+    def _judge(self, account: Account, cause: Cause) -> None:
+        if account.fact is None or account.fact["status"] == "closed":
+            return
+        policy, available = self._policy(account), account.available
+        if not account.meters:
+            return
+        thresholds = (0, policy["alarm_1_nano"], policy["alarm_2_nano"], -policy["overdraft_nano"])
+        target = max([level for level in (1, 2, 3) if available <= thresholds[level]], default=0)
+        before = account.level
+        if before == CUT:
+            if available >= policy["restore_nano"]:
+                threshold = policy["restore_nano"]
+                self._set_level(account, target)
+                epoch = account.meters[min(account.meters)].epoch if account.meters else None
+                self._alarm(account, "restored", "credit-restored", cause, threshold, before, epoch)
+                self._intents(account, "closed", "paid", cause, threshold, None)
+            return
+        if target == CUT and cause.reading is not None and cause.fresh:
+            self._set_level(account, CUT)
+            assert cause.charge is not None
+            epoch = cause.charge["epoch"]
+            threshold = thresholds[CUT]
+            self._alarm(account, "cut", "threshold-reached", cause, threshold, before, epoch)
+            send_before = self._send_before(cause, policy)
+            self._intents(account, "open", "arrears", cause, threshold, send_before)
+            return
+        if target == CUT:
+            target = 2
+            if cause.reading is not None and not account.not_cut:
+                self._alarm(account, "not-cut", "evidence-old", cause, thresholds[CUT], before)
+                account.not_cut = True
+        if target > before:
+            self._set_level(account, target)
+            kind = LEVELS[target]
+            self._alarm(account, kind, "threshold-reached", cause, thresholds[target], before)
+        elif target < before:
+            self._set_level(account, target)
+            threshold = thresholds[before]
+            self._alarm(account, "cleared", "credit-above-threshold", cause, threshold, before)
+
+    def _set_level(self, account: Account, level: int) -> None:
+        account.level = level
+        account.not_cut = False
+        self.work.publish.add(account.key)
+
+    def _citation(self, account: Account, cause: Cause) -> dict[str, Any]:
+        """Return what alarms and intents say of the account and of what caused them."""
+        fact, charge, reading = account.fact, cause.charge, cause.reading
+        policy = None if fact is None else self.policies.get(fact["policy_id"])
+        names = fact or cause.named or cause.meter
+        assert names is not None
+        ends_at = (reading and reading["reading_id"]) or (charge and charge["to_reading_id"])
+        return {
+            "account_id": account.account_id,
+            "site_id": names["site_id"],
+            "available_nano": account.available,
+            "account_sequence": account.sequence,
+            "account_revision": account.revision,
+            "book_epoch": account.book_epoch,
+            "policy_id": fact and fact["policy_id"],
+            "policy_version": policy and policy["version"],
+            "tariff_id": charge and charge["tariff_name"],
+            "tariff_version": charge and charge["tariff_version"],
+            "charge_epoch": charge and charge["epoch"],
+            "charge_sequence": charge and charge["sequence"],
+            "from_reading_id": charge and reading_name(charge["from_reading_id"]),
+            "to_reading_id": ends_at and reading_name(ends_at),
+            "reading_received_at_ms": reading and reading["received_at_ms"],
+            "currency": names["currency"],
+            "legal_entity": names["legal_entity"],
+            "commodity": names["commodity"],
+            "decided_at_ms": self.now,
+        }
+
+    def _alarm(
+        self,
+        account: Account,
+        kind: str,
+        reason: str,
+        cause: Cause,
+        threshold: int | None,
+        before: int,
+        intent_epoch: int | None = None,
+    ) -> None:
+        record = {
+            **self._citation(account, cause),
+            "kind": kind,
+            "reason": reason,
+            "meter_id": cause.meter and cause.meter["meter_id"],
+            "threshold_nano": threshold,
+            "intent_epoch": intent_epoch,
+            "intent_offset": None if intent_epoch is None else self.work.offset,
+            "level_before": LEVELS[before],
+            "level_after": LEVELS[account.level],
+            "log_offset": self.work.offset,
+        }
+        self.work.others.append(Sent("alarms", account.account_id, record))
+
+    # -- Rule 7 -----------------------------------------------------------------------------
+
+    def _send_before(self, cause: Cause, policy: Fact) -> int:
+        assert cause.reading is not None
+        evidence_ends = cause.reading["received_at_ms"] + policy["max_evidence_age_ms"]
+        return min(self.now + policy["lease_ms"], evidence_ends)
+
+    def _intents(
+        self,
+        account: Account,
+        wanted: str,
+        why: str,
+        cause: Cause,
+        threshold: int,
+        send_before: int | None,
+    ) -> None:
+        for key in sorted(account.meters):
+            meter = account.meters[key]
+            self._intent(account, meter, wanted, why, cause, threshold, send_before)
+
+    def _intent(
+        self,
+        account: Account,
+        meter: Meter,
+        wanted: str,
+        why: str,
+        cause: Cause,
+        threshold: int | None,
+        send_before: int | None,
+    ) -> None:
+        record = {
+            **self._citation(account, cause),
+            "meter_id": meter.fact["meter_id"],
+            "meter_key": meter.key,
+            "line_id": meter.fact["line_id"],
+            "epoch": meter.epoch,
+            "version_offset": self.work.offset,
+            "shard": self.shard,
+            "wanted": wanted,
+            "mode": "prepaid",
+            "cause": why,
+            "send_before_ms": send_before,
+            "cause_meter_id": cause.charge and cause.meter and cause.meter["meter_id"],
+            "threshold_nano": threshold,
+        }
+        meter.send_before = send_before
+        meter_id, site_id = meter.fact["meter_id"], record["site_id"]
+        self.work.others.append(Sent("relay-intents", meter_id, record, site_id))
+
+    # -- Rule 8 -----------------------------------------------------------------------------
+
+    def _balance_after_charge(self, account: Account) -> None:
+        if account.published_at is None or self.now >= account.published_at + BALANCE_EVERY_MS:
+            self.work.publish.add(account.key)
+        elif account.due is None:
+            account.due = account.published_at + BALANCE_EVERY_MS
+
+    def _balance(self, account: Account) -> Sent:
+        assert account.fact is not None
+        account.published_at, account.due = self.now, None
+        record = {
+            "account_id": account.account_id,
+            "account_key": account.key,
+            "shard": self.shard,
+            "site_id": account.fact["site_id"],
+            "currency": account.fact["currency"],
+            "legal_entity": account.fact["legal_entity"],
+            "commodity": account.fact["commodity"],
+            "credited_nano": account.credited,
+            "charged_nano": account.charged,
+            "held_nano": account.held,
+            "available_nano": account.available,
+            "level": LEVELS[account.level],
+            "frozen": account.frozen,
+            "account_sequence": account.sequence,
+            "account_revision": account.revision,
+            "book_epoch": account.book_epoch,
+            "as_of_ms": self.now,
+            "log_offset": self.work.offset,
+        }
+        return Sent("balances", account.account_id, record)
+
+    # -- Rule 9 -----------------------------------------------------------------------------
+
+    def _attempt(self, account: Account, change: Callable[[], None], cause: Cause) -> None:
+        """Do it, or let nothing of it stay for the account but the freeze."""
+        before, charges, others = account.copy(), len(self.work.charges), len(self.work.others)
+        publish, counts = set(self.work.publish), Counter(self.work.counts)
+        try:
+            change()
+        except Raised:
+            for name in Account.__dataclass_fields__:
+                setattr(account, name, getattr(before, name))
+            del self.work.charges[charges:], self.work.others[others:]
+            self.work.publish, self.work.counts = publish, counts
+            if not account.frozen:
+                account.frozen = True
+                if not account.house:
+                    self._alarm(account, "frozen", "cannot-charge", cause, None, account.level)
+
+    # -- Order of outputs -------------------------------------------------------------------
+
+    def _sent(self) -> list[Sent]:
+        balances = [self._balance(self.accounts[key]) for key in sorted(self.work.publish)]
+        if not self.work.charges:
+            return [*self.work.others, *balances]
+        names: list[str] = []
+        for charge in self.work.charges:
+            for column in ("tariff", "policy", "legal_entity", "currency", "commodity"):
+                if charge[f"{column}_name"] not in names:
+                    names.append(charge[f"{column}_name"])
+        frame = {
+            "shard": self.shard,
+            "log_offset": self.work.offset,
+            "names": names,
+            "rows": self.work.charges,
+        }
+        return [Sent("charges", str(self.shard), frame), *self.work.others, *balances]

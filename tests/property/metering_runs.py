@@ -1,0 +1,110 @@
+"""Runs of the engine: what it sends and where it ends, in plain values that can be compared.
+
+Also the settings of Hypothesis for the laws of metering:
+
+    WATTVEND_PROPERTY_EXAMPLES=5000   examples a law (default: each law's own, some hundreds)
+    pytest --hypothesis-seed=N        the same examples again; without it every run draws others
+    pytest -k <law>                   a failure prints its operations: put them into
+                                      test_metering_cases.py as a case that stays
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+from services.common.kernel.frames import CHARGE_COLUMNS, ChargeFrame
+from services.metering.domain.absorb import absorb
+from services.metering.domain.messages import Absorbed, LogRecord, Output
+from services.metering.domain.rows import NEVER_MS, NO_POWER, parsed_accounts
+from services.metering.domain.shard import NOT_DUE_MS, ShardState
+from tests.property.metering_histories import SHARD
+
+_TOTALS = (
+    *("level", "house", "known", "frozen", "closed", "not_cut", "revision"),
+    *("book_epoch", "credited_nano", "held_nano", "charged_nano", "sequence"),
+)
+_EXAMPLES = os.environ.get("WATTVEND_PROPERTY_EXAMPLES")
+
+
+def examples(count: int) -> settings:
+    """Return the profile of a law: `count` examples, or as many as the environment asks for."""
+    return settings(
+        max_examples=int(_EXAMPLES) if _EXAMPLES else count,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+def charges_of(output: Output) -> list[dict[str, Any]]:
+    """Return the charges of a charge-frame output, names resolved."""
+    frame = ChargeFrame.from_record(output.record)
+    charges = []
+    for row in frame.rows:
+        charge: dict[str, Any] = {}
+        for name, _, kind in CHARGE_COLUMNS:
+            if kind == "V16":
+                charge[name] = row[name].tobytes()
+            elif name.endswith("_name"):
+                charge[name] = frame.names[row[name]]
+            else:
+                charge[name] = row[name].item()
+        charges.append(charge)
+    return charges
+
+
+def plain(output: Output) -> dict[str, Any]:
+    """Return an output without its ids, as the scalar model gives it."""
+    record = {key: value for key, value in output.record.items() if key != "alarm_id"}
+    if output.subject == "charge-frame":
+        record = {name: record[name] for name in ("shard", "log_offset", "names")}
+        record["rows"] = charges_of(output)
+    return {"topic": output.topic, "key": output.key, "route": output.route, "record": record}
+
+
+def run(state: ShardState, records: Iterable[LogRecord]) -> list[Absorbed]:
+    return [absorb(state, record) for record in records]
+
+
+def outputs_of(absorbed: Sequence[Absorbed]) -> list[Output]:
+    return [output for done in absorbed for output in done.outputs]
+
+
+def fresh_run(records: Iterable[LogRecord]) -> tuple[ShardState, list[Absorbed]]:
+    state = ShardState.empty(SHARD)
+    return state, run(state, records)
+
+
+def totals(state: ShardState) -> dict[int, dict[str, Any]]:
+    """Return what the account rows of `state` say, by account key; offsets left out."""
+    _, rows, _ = state.rows()
+    accounts, meters = parsed_accounts([row.value for row in rows])
+    found: dict[int, dict[str, Any]] = {}
+    begin = 0
+    for account in accounts:
+        end = begin + int(account["meters"])
+        found[int(account["key"])] = {
+            **{name: account[name].item() for name in _TOTALS},
+            "published_at_ms": _or_none(account["published_at_ms"], NEVER_MS),
+            "due_ms": _or_none(account["due_ms"], NOT_DUE_MS),
+            "last_received_at_ms": _or_none(account["last_received_at_ms"], NEVER_MS),
+            "meters": {int(meter["key"]): _meter(meter) for meter in meters[begin:end]},
+        }
+        begin = end
+    return found
+
+
+def _meter(meter: Any) -> dict[str, Any]:
+    named = ("epoch", "ratio", "serial", "held", "quality", "time_ms", "sequence")
+    return {
+        **{name: meter[name].item() for name in (*named, "energy_total_milli")},
+        "register_milli": meter["register_milli"].item() if meter["opened"] else None,
+        "reading_id": meter["reading_id"].tobytes(),
+        "max_power_w": _or_none(meter["max_power_w"], NO_POWER),
+        "send_before_ms": _or_none(meter["send_before_ms"], NEVER_MS),
+    }
+
+
+def _or_none(value: Any, never: int) -> int | None:
+    return None if int(value) == never else int(value)

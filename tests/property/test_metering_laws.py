@@ -1,0 +1,316 @@
+"""Laws of metering that hold on every history, judged from what it sends and writes.
+
+The scalar model is not asked here: determinism, restarts at any step with any mixture of rows,
+conservation of energy and money, and independence of the order of facts. Profiles and how to
+replay: metering_runs.py.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+from typing import Any, NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.metering.domain.absorb import absorb
+from services.metering.domain.messages import LogRecord, Output, Row
+from services.metering.domain.shard import ShardState
+from tests.property.metering_histories import (
+    SETTLED,
+    SHARD,
+    Book,
+    Frame,
+    Op,
+    Read,
+    histories,
+)
+from tests.property.metering_runs import (
+    charges_of,
+    examples,
+    fresh_run,
+    outputs_of,
+    plain,
+    totals,
+)
+
+
+@examples(50)
+@given(histories())
+def test_the_same_log_gives_the_same_outputs_rows_and_ids(records: list[LogRecord]) -> None:
+    one, first = fresh_run(records)
+    other, second = fresh_run(records)
+    assert first == second
+    assert one.rows() == other.rows()
+    ids = [output.event_id for output in outputs_of(first)]
+    assert len(ids) == len(set(ids))
+
+
+@examples(30)
+@given(histories())
+def test_a_record_at_or_below_the_header_changes_and_causes_nothing(
+    records: list[LogRecord],
+) -> None:
+    state, _ = fresh_run(records)
+    rows = state.rows()
+    for record in records:
+        again = absorb(state, record)
+        assert (again.outputs, again.fact_rows, again.account_rows) == ((), (), ())
+    assert state.rows() == rows
+
+
+# -- restarts ---------------------------------------------------------------------------------
+
+
+class Crash(NamedTuple):
+    """A worker dies after `records` more; `in_flight` of them have no header yet.
+
+    `seed` decides which of their rows were written, and the order in which rows are read back.
+    """
+
+    records: int
+    in_flight: int
+    seed: int
+
+
+_crashes = st.lists(
+    st.builds(Crash, st.integers(1, 40), st.integers(0, 12), st.integers(0, 2**16)),
+    min_size=1,
+    max_size=3,
+)
+
+
+@examples(150)
+@given(histories(), _crashes)
+def test_a_restart_at_any_step_loses_nothing_and_repeats_only_the_same(
+    records: list[LogRecord], crashes: list[Crash]
+) -> None:
+    undisturbed, done = fresh_run(records)
+    expected = identified(outputs_of(done))
+    changelog: list[Row] = []
+    seen: dict[Any, Any] = {}
+    for crash in crashes:
+        state = restarted(changelog, crash.seed)
+        pending = [record for record in records if record.offset > state.offset]
+        outputs = work_and_die(state, pending[: crash.records], crash, changelog)
+        check_repeats(seen, identified(outputs), expected)
+    state = restarted(changelog, seed=0)
+    rest = [absorb(state, record) for record in records if record.offset > state.offset]
+    check_repeats(seen, identified(outputs_of(rest)), expected)
+    assert seen == expected
+    assert sorted_rows(state) == sorted_rows(undisturbed)
+    assert totals(state) == totals(undisturbed)
+
+
+def restarted(changelog: list[Row], seed: int) -> ShardState:
+    """Return the state of the rows written so far, by whomever, read in any order."""
+    rows = list(changelog)
+    Random(seed).shuffle(rows)
+    return ShardState.from_rows(SHARD, rows)
+
+
+def work_and_die(
+    state: ShardState, records: list[LogRecord], crash: Crash, changelog: list[Row]
+) -> list[Output]:
+    """Absorb `records`; return what was sent, and write what was written, before the end."""
+    random = Random(crash.seed + 1)
+    done = [absorb(state, record) for record in records]
+    settled = max(0, len(done) - crash.in_flight)
+    for absorbed in done[:settled]:
+        changelog += [*absorbed.fact_rows, *absorbed.account_rows, absorbed.header]
+    outputs = outputs_of(done[:settled])
+    for absorbed in done[settled:]:
+        step = random.choice(("sending", "facts", "some-accounts", "all-but-header"))
+        if step == "sending":
+            sent = random.randint(0, len(absorbed.outputs))
+            outputs += absorbed.outputs[:sent]
+            break
+        outputs += absorbed.outputs
+        changelog += absorbed.fact_rows
+        if step == "some-accounts":
+            changelog += [row for row in absorbed.account_rows if random.random() < 0.5]
+        elif step == "all-but-header":
+            changelog += absorbed.account_rows
+    return outputs
+
+
+def identified(outputs: list[Output]) -> dict[Any, Any]:
+    """Return identity → content: of charges their own identity, of all else the event id.
+
+    A frame that repeats because one of its accounts had no row yet holds the charges of that
+    account alone, so frames have no identity here; their charges have.
+    """
+    found: dict[Any, Any] = {}
+    for output in outputs:
+        if output.subject == "charge-frame":
+            for charge in charges_of(output):
+                identity = (charge["meter_key"], charge["epoch"], charge["sequence"])
+                assert identity not in found, f"charged twice: {identity}"
+                found[identity] = (output.record["log_offset"], charge)
+        else:
+            assert output.event_id not in found
+            found[output.event_id] = (plain(output), output.occurred_at_ms)
+    return found
+
+
+def check_repeats(seen: dict[Any, Any], sent: dict[Any, Any], expected: dict[Any, Any]) -> None:
+    """Everything sent must be what the undisturbed run sends, field by field."""
+    for identity, content in sent.items():
+        assert expected.get(identity) == content
+        seen[identity] = content
+
+
+def sorted_rows(state: ShardState) -> tuple[list[Row], list[Row], Row]:
+    facts, accounts, header = state.rows()
+    return sorted(facts), sorted(accounts), header
+
+
+# -- conservation -----------------------------------------------------------------------------
+
+
+@examples(80)
+@given(histories())
+def test_energy_and_money_are_conserved_to_the_last_unit(records: list[LogRecord]) -> None:
+    _, done = fresh_run(records)
+    charges: list[dict[str, Any]] = []
+    charged: dict[int, int] = defaultdict(int)
+    sequences: dict[int, int] = defaultdict(int)
+    for absorbed in done:
+        for output in absorbed.outputs:
+            if output.subject == "charge-frame":
+                for charge in charges_of(output):
+                    check_charge(charge, charged, sequences)
+                    charges.append(charge)
+            elif output.subject == "balance":
+                check_balance(output.record, charged, sequences)
+    stands: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for charge in charges:
+        stands[charge["meter_key"], charge["epoch"]].append(charge)
+    for stand in stands.values():
+        check_stand(stand)
+    check_handovers(records, stands)
+
+
+def check_charge(
+    charge: dict[str, Any], charged: dict[int, int], sequences: dict[int, int]
+) -> None:
+    """Fail where the charge is not what it covers, or the account's totals rise by else."""
+    account = charge["account_key"]
+    used = charge["to_register_milli"] - charge["from_register_milli"]
+    assert charge["energy_milli"] == used * charge["ratio"]
+    assert charge["amount_nano"] == charge["energy_milli"] * charge["price_micro"]
+    charged[account] += charge["amount_nano"]
+    assert charge["account_charged_total_nano"] == charged[account]
+    assert charge["account_sequence"] > sequences[account]
+    sequences[account] = charge["account_sequence"]
+    if charge["tariff_name"] == "":
+        assert charge["amount_nano"] == 0
+    if charge["kind"] == 0:
+        assert used >= 0
+
+
+def check_balance(
+    balance: dict[str, Any], charged: dict[int, int], sequences: dict[int, int]
+) -> None:
+    account = balance["account_key"]
+    assert balance["charged_nano"] == charged[account]
+    spoken_for = balance["charged_nano"] + balance["available_nano"] + balance["held_nano"]
+    assert spoken_for == balance["credited_nano"]
+    assert balance["account_sequence"] >= sequences[account]
+
+
+def check_stand(stand: list[dict[str, Any]]) -> None:
+    """Fail where charges of a meter and epoch do not follow each other without gap or overlap."""
+    assert [charge["sequence"] for charge in stand] == list(range(1, len(stand) + 1))
+    assert len({charge["account_key"] for charge in stand}) == 1
+    energy_milli = 0
+    for charge in stand:
+        energy_milli += charge["energy_milli"]
+        assert charge["meter_energy_total_milli"] == energy_milli
+    for before, after in pairwise(stand):
+        assert before["kind"] == 0, "a charge after the closing one"
+        for what in ("register_milli", "time_ms", "reading_id", "quality"):
+            assert after[f"from_{what}"] == before[f"to_{what}"]
+
+
+def check_handovers(
+    records: list[LogRecord], stands: dict[tuple[int, int], list[dict[str, Any]]]
+) -> None:
+    """Fail where a stand does not end, or begin, at the register that the book handed over."""
+    for record in records:
+        if record.subject != "meter-fact" or not isinstance(record.value, dict):
+            continue
+        fact = record.value
+        left = stands.get((fact["meter_key"], fact["previous_epoch"]))
+        entered = stands.get((fact["meter_key"], fact["epoch"]))
+        if left and left[-1]["kind"] == 1 and fact["previous_shard"] == SHARD:
+            assert left[-1]["to_register_milli"] == fact["closing_register_milli"]
+        if entered and fact["opening_register_milli"] is not None:
+            assert entered[0]["from_register_milli"] == fact["opening_register_milli"]
+
+
+# -- order of facts ---------------------------------------------------------------------------
+
+_facts = st.lists(
+    st.one_of(
+        st.builds(Op, st.sampled_from(("sell", "hold")), st.integers(0, 1), st.integers(0, 4)),
+        st.builds(Op, st.just("assign"), st.integers(0, 2), st.integers(0, 5), st.integers(0, 4)),
+        st.builds(Op, st.just("policy"), st.just(0), st.integers(0, 4)),
+        st.builds(Op, st.just("tariff"), st.just(0), st.integers(0, 3), st.just(1)),
+        st.just(Op("site")),
+    ),
+    min_size=2,
+    max_size=8,
+    unique_by=lambda op: op if op.kind != "assign" else (op.kind, op.a),
+)
+_uses = st.lists(st.sampled_from((0, 300, 2_500, 9_000)), min_size=3, max_size=3)
+
+
+@examples(60)
+@given(_uses, _facts, st.integers(0, 2**16))
+def test_facts_of_different_streams_in_any_order_leave_the_same_totals(
+    uses: list[int], facts: list[Op], seed: int
+) -> None:
+    reads = tuple(Read(meter, use_milli=use) for meter, use in enumerate(uses))
+    use = Frame(60_000, reads)
+    records = Book().play([*SETTLED, Op("open", 2, 0, 0, 3), use, use, *facts])
+    first = len(records) - len(facts)
+    block = shuffled(records[first:], Random(seed))
+    moved = [
+        replace(record, offset=offset) for offset, record in enumerate(block, records[first].offset)
+    ]
+    straight, _ = fresh_run(records)
+    otherwise, _ = fresh_run([*records[:first], *moved])
+    assert money(straight) == money(otherwise)
+
+
+def shuffled(records: list[LogRecord], random: Random) -> list[LogRecord]:
+    """Return them in another order, those of one stream in theirs."""
+    streams: dict[Any, list[LogRecord]] = defaultdict(list)
+    for record in records:
+        streams[stream_of(record)].append(record)
+    order = [stream_of(record) for record in records]
+    random.shuffle(order)
+    return [streams[stream].pop(0) for stream in order]
+
+
+def stream_of(record: LogRecord) -> tuple[str, str]:
+    assert isinstance(record.value, dict)
+    kind = record.subject.removesuffix("-fact")
+    return kind, record.value[f"{kind}_id"]
+
+
+def money(state: ShardState) -> dict[int, Any]:
+    """Return the totals that facts may not change by their order (levels have a memory)."""
+    kept = ("credited_nano", "held_nano", "charged_nano", "sequence", "revision", "frozen")
+    return {
+        key: {name: account[name] for name in kept}
+        | {
+            "meters": {
+                meter_key: (meter["epoch"], meter["register_milli"], meter["energy_total_milli"])
+                for meter_key, meter in account["meters"].items()
+            }
+        }
+        for key, account in totals(state).items()
+    }

@@ -1,0 +1,98 @@
+"""The engine agrees with the scalar model, on every history.
+
+Both absorb the same log, record by record. After each record everything that was sent is
+compared, in order and to the last field, with the counts and the next deadline; at the end, what
+each account and each meter stands at. Profiles and how to replay: metering_runs.py.
+"""
+
+from typing import Any
+
+from hypothesis import currently_in_test_context, given, note
+
+from services.metering.domain.absorb import absorb
+from services.metering.domain.messages import LogRecord
+from services.metering.domain.shard import ShardState
+from tests.property.metering_histories import SHARD, histories
+from tests.property.metering_model import Account, Meter, ScalarShard
+from tests.property.metering_runs import examples, plain, totals
+
+COUNTED = (
+    *("unknown-meter", "other-epoch", "frozen", "other-serial", "absurd", "ratio-mismatch"),
+    *("below-opening", "duplicate", "late", "negative", "implausible", "accepted"),
+    *("fact-old", "fact-late"),
+)
+
+
+@examples(300)
+@given(histories())
+def test_the_engine_and_the_scalar_model_agree_record_by_record(records: list[LogRecord]) -> None:
+    check(records)
+
+
+def check(records: list[LogRecord]) -> None:
+    """Let both absorb `records`; fail at the first record where they differ."""
+    engine, model = ShardState.empty(SHARD), ScalarShard(SHARD)
+    for record in records:
+        done = absorb(engine, record)
+        sent, counts = model.absorb(record)
+        expected = [
+            {"topic": s.topic, "key": s.key, "route": s.route, "record": s.record} for s in sent
+        ]
+        if currently_in_test_context():
+            note(f"{record.offset}: {record.subject} -> {[s.topic for s in sent]}")
+        assert differences([plain(output) for output in done.outputs], expected) == []
+        assert {name: done.counts[name] for name in COUNTED} == {
+            name: counts[name] for name in COUNTED
+        }
+        assert engine.next_deadline_ms() == model.next_deadline
+    standing = {key: _account(each) for key, each in model.accounts.items()}
+    assert differences(totals(engine), standing) == []
+
+
+def differences(engine: Any, model: Any, where: str = "") -> list[str]:
+    """Return what differs, path by path: short enough to read in a failure."""
+    if isinstance(engine, dict) and isinstance(model, dict) and engine.keys() == model.keys():
+        return [d for key in engine for d in differences(engine[key], model[key], f"{where}.{key}")]
+    if isinstance(engine, list) and isinstance(model, list) and len(engine) == len(model):
+        pairs = enumerate(zip(engine, model, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
+    return [] if engine == model else [f"{where}: engine {engine!r}, model {model!r}"]
+
+
+def _account(account: Account) -> dict[str, Any]:
+    fact = account.fact
+    return {
+        "level": account.level,
+        "house": account.house,
+        "known": fact is not None,
+        "frozen": account.frozen,
+        "closed": fact is not None and fact["status"] == "closed",
+        "not_cut": account.not_cut,
+        "revision": account.revision,
+        "book_epoch": account.book_epoch,
+        "credited_nano": account.credited,
+        "held_nano": account.held,
+        "charged_nano": account.charged,
+        "sequence": account.sequence,
+        "published_at_ms": account.published_at,
+        "due_ms": account.due,
+        "last_received_at_ms": account.last_received,
+        "meters": {key: _meter(meter) for key, meter in account.meters.items()},
+    }
+
+
+def _meter(meter: Meter) -> dict[str, Any]:
+    return {
+        "epoch": meter.epoch,
+        "ratio": meter.fact["ratio"],
+        "serial": meter.fact["serial"].encode(),
+        "held": meter.held,
+        "quality": meter.quality,
+        "time_ms": meter.time,
+        "sequence": meter.sequence,
+        "energy_total_milli": meter.energy_total,
+        "register_milli": meter.register,
+        "reading_id": meter.reading_id,
+        "max_power_w": meter.fact["max_power_w"],
+        "send_before_ms": meter.send_before,
+    }

@@ -1,0 +1,281 @@
+"""The rows of metering: whatever a worker left behind, another one goes on from it, identically.
+
+Method: one history in which everything happens that leaves a trace (charges, moves, cuts,
+restores, holds, a freeze, price changes). It is absorbed once without interruption; then it is
+interrupted after every record, in every way the order of writing allows, recovered from the rows
+that were written until then, and absorbed to its end.
+"""
+
+import random
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.metering.domain import facts
+from services.metering.domain.absorb import ABSORB_VERSION, LAYOUT_VERSION, absorb
+from services.metering.domain.errors import BadRows
+from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
+from services.metering.domain.rows import (
+    ACCOUNT,
+    METER,
+    account_row_key,
+    fact_of,
+    header_of,
+    joined,
+    parsed_accounts,
+)
+from services.metering.domain.shard import ShardState
+from tests.unit.metering_log import (
+    CREDIT_NANO,
+    KWH_MILLI,
+    SHARD,
+    START_MS,
+    Log,
+    account,
+    charges,
+    house,
+    meter,
+    moved,
+    policy,
+    reading,
+    site,
+    standing_log,
+    tariff,
+)
+
+Stored = list[Row]
+
+
+def eventful_log() -> Log:
+    """Return a log after which every field of every row has been used."""
+    log = Log()
+    for fact in (site(), tariff(), policy(), account("A1", 12), account("A2", 200)):
+        log.fact(fact)
+    meters: dict[str, dict[str, Any]] = {}
+    for name in ("M1", "M2", "M3"):
+        meters[name] = meter(name, house(name), opening_register_milli=None)
+        log.fact(meters[name])
+    registers = dict.fromkeys(meters, 0)
+
+    def move(name: str, account_id: str, **changes: Any) -> None:
+        meters[name] = moved(meters[name], account_id, registers[name], **changes)
+        log.fact(meters[name])
+
+    def use(**kwh: int) -> None:
+        log.later(20_000)
+        readings = []
+        for name, used in kwh.items():
+            registers[name] += used * KWH_MILLI
+            epoch = meters[name]["epoch"]
+            readings.append(reading(registers[name], meter_id=name, at_ms=log.now_ms, epoch=epoch))
+        log.read(*readings)
+
+    use(M1=1, M2=1)
+    move("M1", "A1")
+    move("M2", "A1")
+    move("M3", "A2")
+    use(M1=1, M2=2, M3=1)
+    log.read(reading(-1, at_ms=log.now_ms, epoch=2))  # held, until the next one
+    use(M1=5, M3=30)
+    log.fact(tariff(version=2, price_micro=2 * 10**6, effective_at_ms=log.now_ms + 30_000))
+    use(M1=6)  # cut
+    use(M1=0, M2=0, M3=10)
+    log.fact(policy(version=2, lease_ms=250_000))
+    log.later(200_000)
+    use(M2=0)  # lease renewed
+    log.fact(account("A1", 60, hold_id="H1", revision=1))  # restored, echoed
+    move("M2", "A2")
+    use(M1=1, M2=4, M3=4)
+    move("M2", "A1")
+    move("M1", "A2")
+    use(M1=1, M2=1, M3=1)
+    move("M3", "A9", shard=SHARD + 1)
+    log.fact(account("A1", 60, tariff_id="T9", revision=2))
+    use(M1=1, M2=1)  # A1 freezes
+    log.fact(account("A5"))
+    log.fact(account("A5", 7, policy_id="P9", revision=1))  # cannot stand: A5 freezes
+    log.fact(account("A5", 8, revision=2))
+    log.later(60_000).wake()
+    move("M2", house("M2"))
+    log.fact(policy(version=3, alarm_1_nano=500 * CREDIT_NANO))
+    use(M1=3, M2=2)
+    log.fact(account("A2", 2_000, revision=1))  # cleared
+    log.later(60_000).wake()
+    return log
+
+
+def run(state: ShardState, records: list[LogRecord]) -> list[Absorbed]:
+    return [absorb(state, record) for record in records]
+
+
+def written(done: Absorbed) -> list[Row]:
+    return [*done.fact_rows, *done.account_rows, done.header]
+
+
+def identities(outputs: list[Output]) -> dict[Any, Any]:
+    """Return identity → content of outputs. Charges are taken out of their frames."""
+    found: dict[Any, Any] = {}
+    for output in outputs:
+        if output.subject != "charge-frame":
+            found[output.event_id] = output
+            continue
+        for one in charges(Absorbed((output,), (), (), Row(b"", b""))):
+            plain = {name: _plain(value) for name, value in one.items()}
+            found[plain["meter_key"], plain["epoch"], plain["sequence"]] = plain
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | UUID) else value.item()
+
+
+LOG = eventful_log()
+RUN = run(ShardState.empty(SHARD), LOG.records)
+OUTPUTS = identities([output for done in RUN for output in done.outputs])
+ROWS = joined([row for done in RUN for row in written(done)])
+
+
+def test_the_history_is_as_eventful_as_it_says() -> None:
+    decided = [
+        output.record.get("kind") or output.record.get("cause")
+        for done in RUN
+        for output in done.outputs
+        if output.subject in {"alarm", "relay-intent"}
+    ]
+    assert {
+        *("alarm-1", "alarm-2", "cut", "arrears", "lease-renewed", "restored", "paid"),
+        *("assigned", "reading-held", "frozen", "cleared"),
+    } <= set(decided)
+    assert {output.subject for done in RUN for output in done.outputs} >= {"echo", "balance"}
+
+
+def test_after_any_record_the_rows_give_the_same_rest_and_the_same_rows() -> None:
+    shuffle = random.Random(1).shuffle
+    stored: Stored = []
+    for count, done in enumerate(RUN, start=1):
+        stored += written(done)
+        mixed = list(stored)  # every version ever written, in any order
+        shuffle(mixed)
+        state = ShardState.from_rows(SHARD, mixed)
+        rest = run(state, LOG.records[count:])
+        assert [one.outputs for one in rest] == [one.outputs for one in RUN[count:]]
+        assert [written(one) for one in rest] == [written(one) for one in RUN[count:]]
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 8])
+def test_rows_ahead_of_the_header_are_skipped_exactly(in_flight: int) -> None:
+    """Rows of records in flight may have been written or not, one by one; the header was not."""
+    chance = random.Random(in_flight)
+    stored: Stored = []
+    for count, done in enumerate(RUN):
+        flight = RUN[count : count + in_flight]
+        ahead: Stored = [row for one in flight for row in one.fact_rows]
+        for one in flight:
+            ahead += [row for row in one.account_rows if chance.random() < 0.6]
+        state = ShardState.from_rows(SHARD, stored + ahead)
+        rest = run(state, LOG.records[count:])
+
+        again = identities([output for one in rest for output in one.outputs])
+        assert again.items() <= OUTPUTS.items()
+        skipped = identities([output for one in flight for output in one.outputs])
+        before = identities([output for one in RUN[:count] for output in one.outputs])
+        assert again.keys() | skipped.keys() | before.keys() == OUTPUTS.keys()
+        rewritten = [row for one in rest for row in written(one)]
+        assert joined(stored + ahead + rewritten) == ROWS
+        stored += written(done)
+
+
+def test_an_account_whose_row_was_not_written_sends_again_what_it_sent() -> None:
+    """The outputs are sent before the rows: without rows of a record nothing of it is skipped."""
+    stored: Stored = []
+    for count, done in enumerate(RUN):
+        state = ShardState.from_rows(SHARD, [*stored, *done.fact_rows])
+        assert absorb(state, LOG.records[count]).outputs == done.outputs
+        stored += written(done)
+
+
+def test_rewriting_all_rows_loses_nothing() -> None:
+    state = ShardState.from_rows(SHARD, ROWS.items())
+    fact_rows, account_rows, header = state.rows()
+    assert dict([*fact_rows, *account_rows, header]) == ROWS
+    assert header == state.header_row()
+
+
+def test_a_meter_that_left_is_gone_after_recovery_although_its_fact_is_kept() -> None:
+    log = standing_log()
+    fact_rows, account_rows, header = log.state.rows()
+    stored = [*fact_rows, *account_rows, header]
+    done = log.fact(moved(meter(), "A9", 500, shard=SHARD + 1))
+    state = ShardState.from_rows(SHARD, [*stored, *written(done)])
+    assert (state.meter_count, state.account_count) == (0, 1)
+    again = Log(state)
+    again.later(10_000)
+    assert dict(again.use(600, epoch=2).counts) == {"unknown-meter": 1}
+    # Its fact still tells old from new.
+    assert dict(again.fact(meter()).counts) == {"fact-old": 1}
+
+
+def test_a_record_replayed_at_or_below_the_header_does_nothing() -> None:
+    state = ShardState.from_rows(SHARD, ROWS.items())
+    before = state.rows()
+    for record in LOG.records:
+        done = absorb(state, record)
+        assert (done.outputs, done.fact_rows, done.account_rows) == ((), (), ())
+    assert state.rows() == before
+
+
+def test_no_rows_are_an_empty_shard() -> None:
+    state = ShardState.from_rows(SHARD, [])
+    assert (state.offset, state.account_count, state.meter_count) == (-1, 0, 0)
+    assert state.next_deadline_ms() is None
+
+
+def test_deadlines_survive() -> None:
+    log = standing_log()
+    log.use(1)
+    fact_rows, account_rows, header = log.state.rows()
+    state = ShardState.from_rows(SHARD, [*fact_rows, *account_rows, header])
+    assert state.next_deadline_ms() == log.state.next_deadline_ms() == START_MS + 60_000
+
+
+def test_a_fact_row_keeps_the_versions_a_restart_may_need_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(facts, "PIPELINE_RECORDS_MAX", 10)
+    log = facts.FactLog()
+    for offset in (0, 5, 20, 25):
+        row = log.put("policies/P1", offset, policy(version=offset + 1))
+    assert [offset for offset, _ in fact_of(row)[1]] == [5, 20, 25]
+
+
+def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:
+    assert (ACCOUNT.itemsize, METER.itemsize) == (120, 112)
+    key = account_row_key(account("A2")["account_key"])
+    value = ROWS[key]
+    accounts, meters = parsed_accounts([value])
+    assert len(value) == ACCOUNT.itemsize + len(meters) * METER.itemsize
+    assert (accounts["layout"][0], accounts["absorb"][0]) == (LAYOUT_VERSION, ABSORB_VERSION)
+    assert header_of(ROWS[b"h"]) == (LOG.records[-1].offset, LOG.now_ms)
+
+
+def test_rows_of_another_layout_are_refused() -> None:
+    value = (LAYOUT_VERSION + 1).to_bytes(2, "little") + ROWS[b"h"][2:]
+    with pytest.raises(BadRows, match="layout"):
+        ShardState.from_rows(SHARD, [(b"h", value)])
+
+
+def test_another_version_of_absorb_must_have_drained() -> None:
+    stored = dict(ROWS)
+    key = next(key for key in stored if key.startswith(b"a/"))
+    other = stored[key][:2] + (ABSORB_VERSION + 1).to_bytes(2, "little") + stored[key][4:]
+    ShardState.from_rows(SHARD, [*stored.items(), (key, other)])
+    ahead = other[:8] + (LOG.records[-1].offset + 1).to_bytes(8, "little") + other[16:]
+    with pytest.raises(BadRows, match="drained"):
+        ShardState.from_rows(SHARD, [*stored.items(), (key, ahead)])
+
+
+def test_a_torn_row_is_refused() -> None:
+    key = account_row_key(account("A2")["account_key"])
+    with pytest.raises(BadRows, match="length"):
+        ShardState.from_rows(SHARD, [(key, ROWS[key] + bytes(METER.itemsize))])
