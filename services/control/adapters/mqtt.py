@@ -1,0 +1,96 @@
+"""Commands to MQTT devices: QoS 1, never retained, only while connected to the broker."""
+
+import json
+import ssl
+from pathlib import Path
+
+import structlog
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from services.control.domain.messages import MqttCommand
+
+QOS = 1
+KEEPALIVE_S = 15
+RECONNECT_MIN_S = 1
+RECONNECT_MAX_S = 10
+QUEUED_MAX = 1_000
+IN_FLIGHT_MAX = 1_000
+"""Commands that the broker has not acknowledged; each also carries its own expiry."""
+
+
+class Commander:
+    """A publisher on the broker. Its session is clean: nothing waits there for a later life."""
+
+    def __init__(self, client_id: str, log: structlog.stdlib.BoundLogger) -> None:
+        self._log = log
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+        self._client.max_queued_messages_set(QUEUED_MAX)
+        self._client.max_inflight_messages_set(IN_FLIGHT_MAX)
+        self._client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
+
+    def start(
+        self,
+        host: str,
+        port: int,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        certificate_authority: Path | None = None,
+    ) -> None:
+        """Connect, and connect again for ever, in a thread of its own."""
+        if username is not None:
+            self._client.username_pw_set(username, password)
+        if certificate_authority is not None:
+            context = ssl.create_default_context(cafile=certificate_authority)
+            self._client.tls_set_context(context)
+        self._client.connect_async(host, port, KEEPALIVE_S)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect; what was published is flushed by the orderly end."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client.is_connected()
+
+    def publish(self, command: MqttCommand) -> str | None:
+        """Hand a command to the broker; return why it could not be, else None.
+
+        While the broker is away nothing is queued: the delivery tries again by itself.
+        """
+        if not self._client.is_connected():
+            return "control is not connected to the MQTT broker"
+        payload = json.dumps(dict(command.payload), separators=(",", ":"))
+        sent = self._client.publish(command.topic, payload, qos=QOS, retain=False)
+        return None if sent.rc == 0 else f"the MQTT client refused the message ({sent.rc})"
+
+    def _connected(
+        self,
+        _client: Client,
+        _userdata: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._log.error("the MQTT broker refuses the connection", reason=str(reason))
+        else:
+            self._log.info("connected to the MQTT broker")
+
+    def _disconnected(
+        self,
+        _client: Client,
+        _userdata: object,
+        _flags: DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._log.warning("lost the MQTT broker; connecting again", reason=str(reason))

@@ -1,0 +1,141 @@
+"""Goal: what surrounds the rules: settings, records, co-assignment of topics, bad input.
+
+Method: values in, values out; the group's assignor is asked directly; no broker.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from pydantic import ValidationError
+
+from services.common.kernel.envelope import Envelope
+from services.common.kernel.errors import Bug
+from services.common.runtime import codec
+from services.common.runtime.clock import SystemClock
+from services.common.runtime.profiles import profiles
+from services.common.runtime.topics import catalogue
+from services.control.adapters import records
+from services.control.adapters.bus import INTENTS, STATES, STATUSES, Ears
+from services.control.adapters.mqtt import Commander
+from services.control.config import ControlSettings
+from services.control.domain.delivery import Limits
+from services.control.domain.desk import Desk
+from services.control.domain.messages import LineRequest, MqttCommand, Outcome
+from tests.simulation.control_world import POLLED, World
+
+LOG = structlog.get_logger("test")
+
+
+@pytest.fixture
+def delivered() -> World:
+    world = World((POLLED,))
+    world.intend("M0", "open")
+    world.run(1_000)
+    return world
+
+
+def settings(**more: Any) -> ControlSettings:
+    return ControlSettings(instance="control-0", http_port=0, **more)
+
+
+def test_the_defaults_are_the_bounds_that_the_rules_were_tested_with() -> None:
+    assert settings().limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"reply_timeout_ms": 5_000}, "must be above command_valid_ms"),
+        ({"backoff_max_ms": 100}, "must not be below backoff_base_ms"),
+        ({"mqtt_ca": "/nowhere/ca.pem"}, "set mqtt_ca to a PEM file"),
+        ({"attempts_per_burst": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_what_to_change(
+    wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        settings(**wrong)
+
+
+def test_every_outcome_fits_its_schema_and_comes_back_as_it_was(delivered: World) -> None:
+    assert len(delivered.outcomes) == 3
+    for outcome in delivered.outcomes:
+        record = records.outcome_record(outcome, "control-0")
+        value = codec.encode("command-outcome", record)
+        past = records.past_outcome(codec.decode(codec.schema_header("command-outcome"), value))
+        assert past.intent.version == outcome.intent.version
+        for name in Outcome.__slots__:
+            if name != "intent":
+                assert getattr(past, name) == getattr(outcome, name), name
+
+
+def test_an_outcome_told_again_has_the_id_of_the_first_and_each_result_its_own(
+    delivered: World,
+) -> None:
+    first = [records.outcome_record(o, "control-0") for o in delivered.outcomes]
+    again = [records.outcome_record(o, "control-1") for o in delivered.outcomes]
+    ids = [UUID(record["outcome_id"]) for record in first]
+    assert ids == [UUID(record["outcome_id"]) for record in again]
+    assert len(set(ids)) == len(ids)
+
+
+def test_requests_fit_their_schema(delivered: World) -> None:
+    write, read = delivered.commands
+    for command, operation in ((write, "write-registers"), (read, "read-live")):
+        assert isinstance(command, LineRequest)
+        record = records.request_record(command)
+        value = codec.encode("device-request", record)
+        assert codec.decode(codec.schema_header("device-request"), value) == record
+        assert (record["operation"], record["requester"]) == (operation, "control")
+
+
+@pytest.mark.parametrize("member_count", [1, 2, 3, 5])
+def test_a_sites_intents_states_and_outcomes_come_to_one_worker(member_count: int) -> None:
+    by_site = [catalogue().topics[name] for name in (INTENTS, STATES, "command-outcomes")]
+    assert {topic.partition_by for topic in by_site} == {"site"}
+    assert len({topic.partitions for topic in by_site}) == 1
+    cluster = SimpleNamespace(
+        partitions_for_topic=lambda topic: set(range(catalogue().partitions_of(topic)))
+    )
+    metadata = RangePartitionAssignor.metadata([INTENTS, STATES])
+    members = {f"member-{number}": metadata for number in range(member_count)}
+    assert hasattr(ClusterMetadata, "partitions_for_topic")
+    for assigned in RangePartitionAssignor.assign(cluster, members).values():  # type: ignore[arg-type]
+        of_topic = dict(assigned.partitions())
+        assert of_topic.get(INTENTS, []) == of_topic.get(STATES, [])
+
+
+def record_of(topic: str, schema: str, value: bytes) -> Any:
+    headers = Envelope(schema, uuid4(), 0).headers()
+    return SimpleNamespace(topic=topic, partition=0, offset=7, headers=headers, value=value)
+
+
+def ears(skipped: list[str]) -> Ears:
+    desk = Desk(profiles(), Limits())
+    outbox: Any = SimpleNamespace(put=list)
+    metrics: Any = SimpleNamespace(undecodable=skipped.append)
+    return Ears(desk, outbox, SystemClock(), metrics, LOG)
+
+
+def test_an_intent_that_cannot_be_decoded_stops_the_service_and_says_what_to_do() -> None:
+    with pytest.raises(Bug, match=r"relay-intents-0 at offset 7 cannot be decoded.*Run the rel"):
+        ears([]).of_site(record_of(INTENTS, "relay-intent/1", b"garbage"))
+
+
+def test_a_status_that_cannot_be_decoded_is_skipped_and_counted() -> None:
+    skipped: list[str] = []
+    ears(skipped).fact(record_of(STATUSES, "device-status/99", b"garbage"))
+    assert skipped == [STATUSES]
+
+
+def test_an_mqtt_command_is_not_kept_while_the_broker_is_away(delivered: World) -> None:
+    intent = delivered.outcomes[0].intent
+    meter = delivered.devices["M0"].meter
+    command = MqttCommand("id", meter, intent, 1, "topic", (("relay", 0),), 0)
+    assert "not connected" in (Commander("test", LOG).publish(command) or "")
