@@ -1,0 +1,263 @@
+"""What is asked of the read models: SQL in, plain values out."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from services.common.kernel.errors import Retriable
+from services.common.kernel.ids import column_key
+from services.reporting.adapters.database import CONNECT_TIMEOUT_S, UNREACHABLE
+from services.reporting.domain.explain import (
+    CUT,
+    OPEN,
+    RESTORED,
+    CutIntent,
+    intents_of_cut,
+)
+from services.reporting.domain.rows import (
+    TABLES,
+    AlarmRow,
+    ChargeRow,
+    CommandOutcomeRow,
+    PolicyVersionRow,
+    RelayIntentRow,
+    Row,
+    TariffVersionRow,
+)
+
+QUERY_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """A cut and everything it followed from. What retention took, or is not here yet, is None."""
+
+    cut: AlarmRow
+    charge: ChargeRow | None
+    from_received_at_ms: int
+    tariff: TariffVersionRow | None
+    policy: PolicyVersionRow | None
+    intents: Sequence[CutIntent]
+
+
+@asynccontextmanager
+async def pool(dsn: str, schema: str, *, name: str, size_max: int) -> AsyncIterator[asyncpg.Pool]:
+    """Open a pool that connects when it is first asked, so that PostgreSQL may come later."""
+    connections = asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=size_max,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=QUERY_TIMEOUT_S,
+        server_settings={
+            "search_path": schema,
+            "application_name": name,
+            "default_transaction_read_only": "on",
+        },
+    )
+    async with connections:
+        yield connections
+
+
+def _select(kind: type[Row]) -> str:
+    table = TABLES[kind]
+    return f"SELECT {', '.join(table.columns)} FROM {table.name} "  # noqa: S608 - our own names
+
+
+class Queries:
+    """Reads. Raises Retriable while PostgreSQL, or the schema in it, is not there."""
+
+    def __init__(self, connections: asyncpg.Pool) -> None:
+        self._connections = connections
+
+    async def balance(self, account_id: str) -> asyncpg.Record | None:
+        """Return the account's line of the view account_balances."""
+        return await self._one("SELECT * FROM account_balances WHERE account_id = $1", account_id)
+
+    async def account_is_known(self, account_id: str) -> bool:
+        """Say whether the account, or the meter whose house account it is, was registered."""
+        found = await self._one(
+            "SELECT 1 FROM accounts WHERE account_id = $1 "
+            "UNION ALL SELECT 1 FROM meters WHERE 'house:' || meter_id = $1 LIMIT 1",
+            account_id,
+        )
+        return found is not None
+
+    async def meter_is_known(self, meter_id: str) -> bool:
+        """Say whether the meter was registered."""
+        return await self._one("SELECT 1 FROM meters WHERE meter_id = $1", meter_id) is not None
+
+    async def consumption(
+        self, column: str, key: int, from_ms: int, to_ms: int
+    ) -> list[asyncpg.Record]:
+        """Return a line a meter, epoch and account of charges whose end lies in [from, to).
+
+        `column`: account_key or meter_key. Sums are numeric (Decimal here, always whole).
+        """
+        assert column in ("account_key", "meter_key")
+        return await self._all(
+            "SELECT meter_id, account_id, epoch, currency, commodity, "  # noqa: S608 - see assert
+            "(array_agg(from_register_milli ORDER BY sequence))[1] AS from_register_milli, "
+            "(array_agg(to_register_milli ORDER BY sequence DESC))[1] AS to_register_milli, "
+            "coalesce(min(nullif(from_time_ms, 0)), min(to_time_ms)) AS first_ms, "
+            "max(to_time_ms) AS last_ms, count(*) AS charges, "
+            "sum(energy_milli) AS energy_milli, sum(amount_nano) AS amount_nano "
+            f"FROM charge_lines WHERE {column} = $1 AND to_time_ms >= $2 AND to_time_ms < $3 "
+            "GROUP BY meter_id, account_id, epoch, currency, commodity "
+            "ORDER BY meter_id, epoch, account_id",
+            key,
+            from_ms,
+            to_ms,
+        )
+
+    async def alarms(
+        self, site_id: str, account_id: str, after: tuple[int, UUID] | None, limit: int
+    ) -> list[AlarmRow]:
+        """Return alarms, newest first, from after one on. Empty ids: any."""
+        conditions = ["true"]
+        values: list[Any] = []
+        for column, wanted in (("site_id", site_id), ("account_id", account_id)):
+            if wanted:
+                values.append(wanted)
+                conditions.append(f"{column} = ${len(values)}")
+        if after is not None:
+            values.extend(after)
+            conditions.append(f"(decided_at_ms, alarm_id) < (${len(values) - 1}, ${len(values)})")
+        values.append(limit)
+        found = await self._all(
+            f"{_select(AlarmRow)}WHERE {' AND '.join(conditions)} "
+            f"ORDER BY decided_at_ms DESC, alarm_id DESC LIMIT ${len(values)}",
+            *values,
+        )
+        return [AlarmRow(*line) for line in found]
+
+    async def meters(self, site_id: str, after: str, limit: int) -> list[asyncpg.Record]:
+        """Return lines of the view meter_status in order of meter_id, from after one on."""
+        return await self._all(
+            "SELECT * FROM meter_status WHERE ($1 = '' OR site_id = $1) AND meter_id > $2 "
+            "ORDER BY meter_id LIMIT $3",
+            site_id,
+            after,
+            limit,
+        )
+
+    async def lost(self, site_id: str, after: str, limit: int) -> list[asyncpg.Record]:
+        """Return lines of the view lost_devices in order of device_id, from after one on."""
+        return await self._all(
+            "SELECT * FROM lost_devices WHERE ($1 = '' OR site_id = $1) AND device_id > $2 "
+            "ORDER BY device_id LIMIT $3",
+            site_id,
+            after,
+            limit,
+        )
+
+    async def cut(self, account_id: str, alarm_id: UUID | None) -> AlarmRow | None:
+        """Return a cut by its alarm, or the account's newest; None where there is none."""
+        if alarm_id is not None:
+            found = await self._one(
+                f"{_select(AlarmRow)}WHERE alarm_id = $1 AND kind = $2 "
+                "AND ($3 = '' OR account_id = $3)",
+                alarm_id,
+                CUT,
+                account_id,
+            )
+        else:
+            found = await self._one(
+                f"{_select(AlarmRow)}WHERE account_id = $1 AND kind = $2 "
+                "ORDER BY log_offset DESC LIMIT 1",
+                account_id,
+                CUT,
+            )
+        return AlarmRow(*found) if found else None
+
+    async def cutoff(self, cut: AlarmRow) -> Cutoff:
+        """Return what a cut followed from and what followed from it."""
+        charge, from_received_at_ms = await self._charge(cut)
+        tariff = await self._one(
+            f"{_select(TariffVersionRow)}WHERE tariff_id = $1 AND version = $2",
+            charge.tariff_id if charge else cut.tariff_id,
+            charge.tariff_version if charge else cut.tariff_version,
+        )
+        found = await self._one(
+            f"{_select(PolicyVersionRow)}WHERE policy_id = $1 AND version = $2",
+            cut.policy_id,
+            cut.policy_version,
+        )
+        policy = PolicyVersionRow(*found) if found else None
+        return Cutoff(
+            cut,
+            charge,
+            from_received_at_ms,
+            TariffVersionRow(*tariff) if tariff else None,
+            policy,
+            await self._intents(cut, policy),
+        )
+
+    async def _charge(self, cut: AlarmRow) -> tuple[ChargeRow | None, int]:
+        """Return the charge that caused a cut, and when its first reading was received (or 0)."""
+        if cut.meter_id is None:
+            return None, 0
+        found = await self._all(
+            f"{_select(ChargeRow)}WHERE meter_key = $1 AND epoch = $2 "
+            "AND sequence BETWEEN $3::bigint - 1 AND $3 ORDER BY sequence DESC",
+            column_key("meter", cut.meter_id),
+            cut.charge_epoch,
+            cut.charge_sequence,
+        )
+        lines = [ChargeRow(*line) for line in found]
+        if not lines or lines[0].sequence != cut.charge_sequence:
+            return None, 0
+        charge = lines[0]
+        ends = (line for line in lines if line.to_reading_id == charge.from_reading_id is not None)
+        return charge, next((line.to_received_at_ms for line in ends), 0)
+
+    async def _intents(self, cut: AlarmRow, policy: PolicyVersionRow | None) -> Sequence[CutIntent]:
+        # An account's shard is for life: offsets of its log order all that happened to it.
+        restored = await self._one(
+            "SELECT min(log_offset) AS log_offset FROM alarms "
+            "WHERE account_id = $1 AND kind = $2 AND log_offset > $3",
+            cut.account_id,
+            RESTORED,
+            cut.log_offset,
+        )
+        within = (cut.account_id, OPEN, cut.log_offset, restored and restored["log_offset"])
+        outcomes = await self._all(
+            f"{_select(CommandOutcomeRow)}WHERE account_id = $1 AND wanted = $2 "
+            "AND intent_offset >= $3 AND ($4::bigint IS NULL OR intent_offset < $4)",
+            *within,
+        )
+        newest = await self._all(
+            f"{_select(RelayIntentRow)}WHERE account_id = $1 AND wanted = $2 "
+            "AND version_offset >= $3 AND ($4::bigint IS NULL OR version_offset < $4)",
+            *within,
+        )
+        return intents_of_cut(
+            cut,
+            policy,
+            [CommandOutcomeRow(*line) for line in outcomes],
+            [RelayIntentRow(*line) for line in newest],
+        )
+
+    async def _one(self, query: str, *values: Any) -> asyncpg.Record | None:
+        async with self._connection() as connection:
+            return await connection.fetchrow(query, *values)
+
+    async def _all(self, query: str, *values: Any) -> list[asyncpg.Record]:
+        async with self._connection() as connection:
+            return await connection.fetch(query, *values)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            async with self._connections.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                yield connection
+        except (*UNREACHABLE, asyncpg.UndefinedTableError) as away:
+            raise Retriable(
+                "the read models cannot be read right now: try again in a moment; if it lasts, "
+                "look at PostgreSQL and at /health/ready of reporting "
+                f"({str(away) or type(away).__name__})"
+            ) from away

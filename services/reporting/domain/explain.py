@@ -1,0 +1,121 @@
+"""Which intents and attempts belong to a cut-off, told from history alone.
+
+`relay-intents` is compacted, so what was wanted back then is told by what is kept: the cut (an
+alarm) and every step of control (command outcomes), which name the intent's version. What only the
+intent itself says is taken from it where it is still the newest of its meter; of the intent that
+was decided with the cut it follows from the cut and its policy by metering's own rule.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.reporting.domain.rows import (
+    AlarmRow,
+    CommandOutcomeRow,
+    PolicyVersionRow,
+    RelayIntentRow,
+)
+
+CUT = "cut"
+RESTORED = "restored"
+OPEN = "open"
+
+_STEPS = (
+    "waiting-line",
+    "offline",
+    "held",
+    "over-budget",
+    "sent",
+    "acknowledged",
+    "confirmed",
+    "failed",
+    "expired",
+    "superseded",
+)
+"""Order of steps that were taken in one millisecond."""
+_ORDER = {step: place for place, step in enumerate(_STEPS)}
+
+
+@dataclass(frozen=True, slots=True)
+class CutIntent:
+    """An intent to cut, with every step of its delivery in order.
+
+    `decided_at_ms`: 0 where the intent is no longer the newest of its meter and was not decided
+    with the cut itself; `send_before_ms` is None then.
+    """
+
+    meter_id: str
+    epoch: int
+    version_offset: int
+    mode: str
+    cause: str
+    send_before_ms: int | None
+    decided_at_ms: int
+    steps: Sequence[CommandOutcomeRow]
+
+
+def intents_of_cut(
+    cut: AlarmRow,
+    policy: PolicyVersionRow | None,
+    outcomes: Iterable[CommandOutcomeRow],
+    newest: Iterable[RelayIntentRow],
+) -> list[CutIntent]:
+    """Return the intents of a cut, its renewals included, by meter and version.
+
+    `outcomes` and `newest`: those of the account that want its relays open, from the cut's offset
+    up to where it was restored.
+    """
+    steps: dict[tuple[str, int, int], list[CommandOutcomeRow]] = {}
+    known = {(row.meter_id, row.epoch, row.version_offset): row for row in newest}
+    for outcome in outcomes:
+        version = (outcome.meter_id, outcome.intent_epoch, outcome.intent_offset)
+        steps.setdefault(version, []).append(outcome)
+    if cut.meter_id is not None and cut.intent_epoch is not None and cut.intent_offset is not None:
+        steps.setdefault((cut.meter_id, cut.intent_epoch, cut.intent_offset), [])
+    return [
+        _intent(version, cut, policy, steps.get(version, ()), known.get(version))
+        for version in sorted(steps.keys() | known.keys())
+    ]
+
+
+def _intent(
+    version: tuple[str, int, int],
+    cut: AlarmRow,
+    policy: PolicyVersionRow | None,
+    steps: Sequence[CommandOutcomeRow],
+    known: RelayIntentRow | None,
+) -> CutIntent:
+    meter_id, epoch, version_offset = version
+    with_the_cut = version_offset == cut.log_offset
+    if known is not None:
+        mode, cause = known.mode, known.cause
+        send_before_ms, decided_at_ms = known.send_before_ms, known.decided_at_ms
+    else:
+        mode = steps[0].mode if steps else "prepaid"
+        cause = "arrears" if with_the_cut else "lease-renewed"
+        send_before_ms = _lease_end(cut, policy) if with_the_cut else None
+        decided_at_ms = cut.decided_at_ms if with_the_cut else 0
+    return CutIntent(
+        meter_id,
+        epoch,
+        version_offset,
+        mode,
+        cause,
+        send_before_ms,
+        decided_at_ms,
+        sorted(steps, key=_when),
+    )
+
+
+def _lease_end(cut: AlarmRow, policy: PolicyVersionRow | None) -> int | None:
+    """Return send_before as metering sets it (its README, rule 7)."""
+    if policy is None or cut.reading_received_at_ms is None:
+        return None
+    return min(
+        cut.decided_at_ms + policy.lease_ms,
+        cut.reading_received_at_ms + policy.max_evidence_age_ms,
+    )
+
+
+def _when(outcome: CommandOutcomeRow) -> tuple[int, int, int]:
+    return outcome.decided_at_ms, outcome.attempt, _ORDER.get(outcome.result, len(_ORDER))

@@ -1,0 +1,665 @@
+"""Goal: what stands in the log stands in PostgreSQL, once, whatever dies or is rebuilt meanwhile.
+
+Method: a true story of an account (tests/unit/reporting_records.py) sent to the real Kafka; the
+real service reads it and is asked over gRPC; tables are compared whole, ordered by their keys.
+"""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import grpc.aio
+import pytest
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from services.common.runtime import kafka, topics
+from services.common.runtime.clock import SystemClock
+from services.common.runtime.http import Health
+from services.reporting.adapters import database, log
+from services.reporting.adapters.commits import Commits
+from services.reporting.adapters.database import Place, Writer
+from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
+from services.reporting.adapters.rebuild import REBUILD
+from services.reporting.domain.rows import TABLES, Table
+from services.reporting.errors import Moved
+from tests.conftest import RunService
+from tests.unit.reporting_records import (
+    CREDIT_NANO,
+    CUT_OFFSET,
+    PRICE_MICRO,
+    T0,
+    TOP_UP_NANO,
+    Sent,
+    Story,
+    consumed,
+)
+from tools.stack.background import BackgroundStack, RunningService
+from tools.stack.errors import StackError
+from tools.stack.ports import free_ports
+from wattvend.reporting.v1 import reporting_pb2 as pb
+from wattvend.reporting.v1 import reporting_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+DEADLINE_S = 20.0
+CALLER = (("wattvend-caller", "test"),)
+Dump = dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_topics(stack: BackgroundStack) -> None:
+    asyncio.run(topics.create(stack.kafka_bootstrap))
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story(uuid4().hex[:10])
+
+
+@pytest.fixture
+def schema(stack: BackgroundStack) -> Iterator[str]:
+    """Yield the name of a schema of this test's own, gone afterwards."""
+    name = f"reporting_{uuid4().hex[:10]}"
+
+    async def drop() -> None:
+        async with connected(stack, name) as connection:
+            await connection.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+    yield name
+    asyncio.run(drop())
+
+
+def connected(stack: BackgroundStack, schema: str) -> Any:
+    return database.connected(stack.postgres_dsn, schema, name="test")
+
+
+@asynccontextmanager
+async def migrated(stack: BackgroundStack, schema: str) -> AsyncIterator[asyncpg.Connection]:
+    async with connected(stack, schema) as connection:
+        await database.migrate(connection, schema)
+        yield connection
+
+
+class Reporting:
+    """The running service of a test, and a client of it."""
+
+    def __init__(self, process: RunningService, http_port: int, grpc_port: int) -> None:
+        self.process = process
+        self.http_port = http_port
+        self._grpc_port = grpc_port
+
+    async def ask(self, method: str, request: Any) -> Any:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self._grpc_port}") as channel:
+            stub = reporting_pb2_grpc.ReportingServiceStub(channel)
+            return await getattr(stub, method)(request, metadata=CALLER, timeout=DEADLINE_S)
+
+
+Start = Callable[..., Reporting]
+
+
+@pytest.fixture
+def start(stack: BackgroundStack, schema: str, run_service: RunService) -> Start:
+    def run(name: str = "reporting", **more: str) -> Reporting:
+        http_port, grpc_port = free_ports(2)
+        process = run_service(
+            "reporting",
+            {
+                **environment(stack, schema),
+                "HTTP_PORT": str(http_port),
+                "GRPC_PORT": str(grpc_port),
+                **more,
+            },
+            name=f"{name}-{schema[-6:]}",
+        )
+        return Reporting(process, http_port, grpc_port)
+
+    return run
+
+
+def environment(stack: BackgroundStack, schema: str) -> dict[str, str]:
+    return {
+        "KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
+        "POSTGRES_DSN": stack.postgres_dsn,
+        "POSTGRES_SCHEMA": schema,
+    }
+
+
+async def rebuild(
+    stack: BackgroundStack, schema: str, *options: str
+) -> subprocess.CompletedProcess[str]:
+    settings = {
+        f"WATTVEND_REPORTING_{name}": value for name, value in environment(stack, schema).items()
+    }
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "services.reporting", "rebuild", *options],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def publish(stack: BackgroundStack, sent: Iterable[Sent]) -> None:
+    producer = kafka.producer(stack.kafka_bootstrap, client_id="test")
+    await producer.start()
+    try:
+        futures = [
+            await producer.send(
+                one.topic,
+                one.payload(),
+                key=one.key.encode(),
+                partition=one.partition,
+                headers=one.headers(),
+            )
+            for one in sent
+        ]
+        await asyncio.gather(*futures)
+    finally:
+        await producer.stop()
+
+
+async def dump(stack: BackgroundStack, schema: str) -> Dump:
+    async with connected(stack, schema) as connection:
+        names = ["positions", *(table.name for table in TABLES.values())]
+        return {
+            name: sorted(map(tuple, await connection.fetch(f"SELECT * FROM {name}")), key=repr)
+            for name in names
+        }
+
+
+async def eventually(what: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the first true answer; fail with the last one after the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (answer := await what()):
+        assert time.monotonic() < deadline, f"still {answer!r} after {DEADLINE_S} s"
+        await asyncio.sleep(0.02)
+    return answer
+
+
+async def everything_is_read(stack: BackgroundStack, schema: str) -> None:
+    """Wait until the stored positions are the ends of the log."""
+    async with log.reading(
+        stack.kafka_bootstrap, client_id="test", skip=frozenset(), records_max=1
+    ) as reader:
+        ends = await reader.ends()
+
+    async def reached() -> bool:
+        async with connected(stack, schema) as connection:
+            held = await database.positions(connection)
+            return all(held[place].next_offset == end for place, end in ends.items())
+
+    await eventually(reached)
+
+
+async def refusal(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    status = rpc_status.from_call(error.value)  # type: ignore[arg-type]
+    info = error_details_pb2.ErrorInfo()
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    return error.value.code(), info.reason
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+async def test_tables_are_what_the_row_types_say_and_tell_their_source(
+    stack: BackgroundStack, schema: str
+) -> None:
+    async with migrated(stack, schema) as connection:
+        for table in TABLES.values():
+            columns = await connection.fetch(
+                "SELECT column_name FROM information_schema.columns "
+                "WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position",
+                schema,
+                table.name,
+            )
+            assert tuple(column[0] for column in columns) == table.columns, table.name
+            comment = await connection.fetchval("SELECT obj_description($1::regclass)", table.name)
+            assert "Source: " in comment, table.name
+
+
+async def test_migrating_twice_changes_nothing_and_a_newer_layout_is_left_alone(
+    stack: BackgroundStack, schema: str
+) -> None:
+    async with migrated(stack, schema) as connection:
+        await database.migrate(connection, schema)
+        await connection.execute("INSERT INTO migrations (number) VALUES (999)")
+        with pytest.raises(Exception, match="a newer reporting wrote it"):
+            await database.migrate(connection, schema)
+
+
+def batch_of_story(story: Story) -> log.Batch:
+    at = dict.fromkeys(log.places(), 0)
+    return log.batch_of(consumed(story.all()), at, frozenset())
+
+
+def dying(dies_at: Table) -> Callable[[Table], str]:
+    """Return `database.upsert`, but for one table it raises."""
+    honest = database.upsert
+    return lambda table: honest(table) if table is not dies_at else str(1 // 0)
+
+
+async def test_a_batch_that_fails_between_rows_and_commit_leaves_nothing_behind(
+    stack: BackgroundStack, schema: str, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of_story(story)
+    async with migrated(stack, schema) as connection:
+        await database.begin(connection, dict.fromkeys(log.places(), 0))
+        writer = await Writer.opened(connection)
+        untouched = await dump(stack, schema)
+        for dies_at in TABLES.values():
+            with monkeypatch.context() as patch:
+                patch.setattr(database, "upsert", dying(dies_at))
+                with pytest.raises(ZeroDivisionError):
+                    await writer.write(batch.rows, batch.advanced)
+            assert await dump(stack, schema) == untouched, dies_at.name
+        await writer.write(batch.rows, batch.advanced)
+        written = await dump(stack, schema)
+        assert len(written["charges"]) == 3
+        with pytest.raises(Moved):
+            await writer.write(batch.rows, batch.advanced)
+        assert await dump(stack, schema) == written
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_the_database_keeps_what_the_rule_keeps_in_any_order_of_transactions(
+    stack: BackgroundStack, schema: str, story: Story, seed: int
+) -> None:
+    batch = batch_of_story(story)
+    shuffled = [*batch.rows, *batch.rows]
+    random.Random(seed).shuffle(shuffled)
+    dumps = []
+    for transactions in ([batch.rows], [[row] for row in shuffled]):
+        async with migrated(stack, schema) as connection:
+            place = Place("alarms", 0)
+            await database.begin(connection, {place: 0})
+            writer = await Writer.opened(connection)
+            for at, rows in enumerate(transactions):
+                await writer.write(rows, {place: (at, at + 1)})
+            dumps.append({**await dump(stack, schema), "positions": []})
+            await connection.execute(f'DROP SCHEMA "{schema}" CASCADE')
+    assert dumps[0] == dumps[1]
+
+
+async def test_whoever_wrote_other_tables_writes_no_more_after_a_swap(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    batch = batch_of_story(story)
+    async with migrated(stack, schema) as connection:
+        await database.begin(connection, dict.fromkeys(log.places(), 0))
+        writer = await Writer.opened(connection)
+        async with connected(stack, schema) as other:
+            await other.execute(f'DROP SCHEMA "{schema}" CASCADE')
+            await database.migrate(other, schema)
+            await database.begin(other, dict.fromkeys(log.places(), 0))
+        with pytest.raises(Moved):
+            await writer.check()
+        with pytest.raises(Moved):
+            await writer.write(batch.rows, batch.advanced)
+        fresh = await Writer.opened(connection)
+        await fresh.write(batch.rows, batch.advanced)
+
+
+async def test_a_lock_names_who_holds_it(stack: BackgroundStack, schema: str) -> None:
+    async with connected(stack, schema) as first, connected(stack, schema) as second:
+        assert await database.try_lock(first, "writer", schema)
+        assert not await database.try_lock(second, "writer", schema)
+        assert await database.try_lock(second, "writer", "another_schema")
+        assert "test (PostgreSQL backend" in await database.lock_holder(second, "writer", schema)
+
+
+# --- the service --------------------------------------------------------------------------------
+
+
+async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
+    stack: BackgroundStack, start: Start, story: Story
+) -> None:
+    reporting = start()
+    waiting = asyncio.create_task(
+        reporting.ask("GetBalance", pb.GetBalanceRequest(account_id=story.account, min_revision=2))
+    )
+    await publish(stack, story.all())
+    balance = await waiting
+    assert (balance.credited_nano, balance.level) == (CREDIT_NANO + TOP_UP_NANO, "normal")
+    assert balance.available_nano == balance.credited_nano - balance.charged_nano
+    assert (balance.account_sequence, balance.minor_decimals) == (5, 2)
+
+    async def cut_is_confirmed() -> Any:
+        found = await reporting.ask(
+            "ExplainCutoff", pb.ExplainCutoffRequest(account_id=story.account)
+        )
+        steps = [step.result for intent in found.intents for step in intent.attempts]
+        return found if steps == ["sent", "acknowledged", "confirmed"] else None
+
+    # Before the cut is in the tables there is nothing to explain.
+    async def cut_is_known() -> bool:
+        request = pb.ListAlarmsRequest(account_id=story.account)
+        return len((await reporting.ask("ListAlarms", request)).alarms) == 2
+
+    await eventually(cut_is_known)
+    why = await eventually(cut_is_confirmed)
+    assert_recomputable(story, why)
+    await assert_lists(reporting, story)
+
+
+def assert_recomputable(story: Story, why: Any) -> None:
+    charge = why.charge
+    delivered = charge.to_reading.register_milli - charge.from_reading.register_milli
+    assert delivered * charge.ratio == charge.energy_milli == 10_000
+    assert charge.energy_milli * why.tariff.price_micro == charge.amount_nano
+    assert (why.tariff.price_micro, charge.price_micro) == (PRICE_MICRO, PRICE_MICRO)
+    left = charge.account_credited_total_nano - charge.account_charged_total_nano
+    assert left == why.available_nano == why.decision.available_nano
+    assert left <= why.threshold_nano == -why.policy.overdraft_nano
+    assert charge.to_reading.reading_id == str(story.reading(3))
+    assert charge.from_reading.received_at_ms == T0 + 2_100
+    (intent,) = why.intents
+    assert (intent.meter_id, intent.version_offset, intent.cause) == (
+        story.meter,
+        CUT_OFFSET,
+        "arrears",
+    )
+    read_back = intent.attempts[-1]
+    assert read_back.read_back_position == intent.wanted == "open"
+    assert read_back.read_back_began_at_ms > read_back.completed_at_ms
+
+
+async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any]:
+    pages = [await reporting.ask(method, request)]
+    while pages[-1].next_page_token:
+        request.page_token = pages[-1].next_page_token
+        pages.append(await reporting.ask(method, request))
+    return pages
+
+
+async def assert_lists(reporting: Reporting, story: Story) -> None:
+    requests = [
+        pb.GetConsumptionRequest(account_id=story.account, from_ms=T0, to_ms=T0 + 3_000),
+        pb.GetConsumptionRequest(meter_id=story.meter, from_ms=T0, to_ms=T0 + 3_000),
+    ]
+    by_account, by_meter = [await reporting.ask("GetConsumption", one) for one in requests]
+    assert by_account == by_meter
+    assert (by_account.energy_milli, by_account.amount_nano) == (2_500, 2_500 * PRICE_MICRO)
+    (line,) = by_account.meters
+    assert (line.meter_id, line.account_id) == (story.meter, story.account)
+    assert (line.from_register_milli, line.to_register_milli, line.charges) == (0, 2_500, 2)
+    assert (line.first_ms, line.last_ms) == (T0 + 1_000, T0 + 2_000)
+
+    pages = await all_pages(
+        reporting, "ListAlarms", pb.ListAlarmsRequest(site_id=story.site, page_size=1)
+    )
+    assert [[alarm.kind for alarm in page.alarms] for page in pages] == [["restored"], ["cut"]]
+
+    meters = await reporting.ask("ListMeters", pb.ListMetersRequest(site_id=story.site))
+    (meter,) = meters.meters
+    assert (meter.status, meter.wanted, meter.reported) == ("online", "closed", "closed")
+    assert (meter.register_milli, meter.level, meter.account_id) == (
+        12_500,
+        "normal",
+        story.account,
+    )
+    lost = await reporting.ask("ListLostMeters", pb.ListLostMetersRequest(site_id=story.site))
+    assert [device.device_id for device in lost.devices] == [f"gateways/{story.gateway}"]
+    pages = await all_pages(reporting, "ListLostMeters", pb.ListLostMetersRequest(page_size=2))
+    everywhere = [device.device_id for page in pages for device in page.devices]
+    assert f"unknown/modbus/{story.serial}X" in everywhere
+    assert everywhere == sorted(everywhere, key=str.encode)
+
+
+async def test_what_cannot_be_answered_says_why(start: Start, story: Story) -> None:
+    reporting = start()
+    unknown = pb.GetBalanceRequest(account_id=story.account)
+    not_found = (grpc.StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND")
+    assert await refusal(reporting.ask("GetBalance", unknown)) == not_found
+    explain = pb.ExplainCutoffRequest(account_id=story.account)
+    assert await refusal(reporting.ask("ExplainCutoff", explain)) == not_found
+    no_cut = pb.ExplainCutoffRequest(alarm_id=str(uuid4()))
+    assert await refusal(reporting.ask("ExplainCutoff", no_cut)) == (
+        grpc.StatusCode.NOT_FOUND,
+        "NO_CUTOFF",
+    )
+    bad_page = pb.ListAlarmsRequest(page_token="bm9uZQ")
+    assert await refusal(reporting.ask("ListAlarms", bad_page)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+    )
+    began = time.monotonic()
+    early = pb.GetBalanceRequest(account_id=story.account, min_revision=1)
+    assert await refusal(reporting.ask("GetBalance", early)) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "NOT_YET_VISIBLE",
+    )
+    assert 1.9 < time.monotonic() - began < 4
+
+
+async def test_a_rebuild_beside_the_running_service_gives_identical_rows(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    start()
+    await publish(stack, story.all())
+    await everything_is_read(stack, schema)
+    before = await dump(stack, schema)
+    rebuilt = await rebuild(stack, schema)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert "100 %" in rebuilt.stderr
+    assert await dump(stack, schema) == before
+    # The service goes on in the new tables.
+    await publish(stack, Story(f"{story.run}-next").all())
+    await everything_is_read(stack, schema)
+    after = await dump(stack, schema)
+    assert len(after["charges"]) == len(before["charges"]) + 3
+    assert (await rebuild(stack, schema)).returncode == 0
+    assert await dump(stack, schema) == after
+
+
+async def test_kill_9_loses_nothing_and_writes_nothing_twice(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    reporting = start()
+    sent = [one for n in range(20) for one in Story(f"{story.run}-{n}").all()]
+    sending = asyncio.create_task(publish(stack, sent))
+
+    async def some_rows() -> bool:
+        return len((await dump(stack, schema))["receipts"]) > 0
+
+    await eventually(some_rows)
+    await asyncio.to_thread(reporting.process.kill9)
+    await sending
+    await asyncio.to_thread(reporting.process.start)
+    await everything_is_read(stack, schema)
+    after = await dump(stack, schema)
+    assert (await rebuild(stack, schema)).returncode == 0
+    assert await dump(stack, schema) == after
+
+
+async def test_postgresql_may_go_and_come_back(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    reporting = start()
+    await asyncio.to_thread(stack.stop, "postgres")
+    try:
+        await publish(stack, story.all())
+        away = pb.GetBalanceRequest(account_id=story.account)
+        assert await refusal(reporting.ask("GetBalance", away)) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "UNAVAILABLE",
+        )
+        await eventually(lambda: not_ready(reporting))
+    finally:
+        await asyncio.to_thread(stack.start, "postgres")
+    await everything_is_read(stack, schema)
+    balance = await reporting.ask("GetBalance", pb.GetBalanceRequest(account_id=story.account))
+    assert balance.charged_nano == CREDIT_NANO
+
+
+async def not_ready(reporting: Reporting) -> bool:
+    return "503" in await http_get(reporting.http_port, "/health/ready")
+
+
+async def http_get(port: int, path: str) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer.decode()
+
+
+async def test_a_charge_is_visible_a_moment_after_it_was_written(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    start()
+    *rest, last = [story.charge(n) for n in (1, 2, 3)]
+    await publish(stack, rest)
+    await everything_is_read(stack, schema)
+    producer = kafka.producer(stack.kafka_bootstrap, client_id="test")
+    await producer.start()
+    try:
+        async with connected(stack, schema) as connection:
+            began = time.monotonic()
+            await producer.send_and_wait(
+                last.topic, last.payload(), partition=last.partition, headers=last.headers()
+            )
+
+            async def visible() -> bool:
+                query = "SELECT count(*) FROM charges WHERE meter_key = $1"
+                return bool(await connection.fetchval(query, story.meter_key) == 3)
+
+            await eventually(visible)
+            took_ms = 1000 * (time.monotonic() - began)
+    finally:
+        await producer.stop()
+    print(f"charge visible after {took_ms:.0f} ms")
+    assert took_ms < 1_000
+
+
+async def test_partitions_of_the_catalogue_are_all_read(stack: BackgroundStack) -> None:
+    async with log.reading(
+        stack.kafka_bootstrap, client_id="test", skip=frozenset(), records_max=1
+    ) as reader:
+        assert set(await reader.ends()) == {
+            Place(name, partition)
+            for name in {topic.topic for topic in log.places()}
+            for partition in range(topics.catalogue().partitions_of(name))
+        }
+
+
+# --- what needs a person --------------------------------------------------------------------------
+
+
+async def remove_records(stack: BackgroundStack, place: Place) -> None:
+    """Remove what a partition holds, as retention does; also how a test cleans up after itself."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka_bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(*place): RecordsToDelete(before_offset=-1)})
+    finally:
+        await admin.close()
+
+
+async def test_a_record_that_cannot_be_read_stops_the_service_until_it_is_stepped_over(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    reporting = start()
+    outcome = story.outcome(CUT_OFFSET, "open", 1, "sent")
+    place = Place(outcome.topic, outcome.partition)
+    producer = kafka.producer(stack.kafka_bootstrap, client_id="test")
+    await producer.start()
+    try:
+        odd = await producer.send_and_wait(
+            place.topic, b"\xff", partition=place.partition, headers=outcome.headers()
+        )
+        await publish(stack, [outcome])
+        identity = f"{place.topic}:{place.partition}:{odd.offset}"
+
+        async def has_ended() -> bool:
+            return reporting.process.pid is None
+
+        await eventually(has_ended)
+        assert f"WATTVEND_REPORTING_SKIP={identity}" in reporting.process.log_path.read_text()
+        again = start("skipping", SKIP=identity)
+        await everything_is_read(stack, schema)
+        assert len((await dump(stack, schema))["command_outcomes"]) >= 1
+        metrics = await http_get(again.http_port, "/metrics")
+        assert "wattvend_reporting_skipped_records_total 1.0" in metrics
+        assert "stepped over a record" in again.process.log_path.read_text()
+    finally:
+        await producer.stop()
+        await remove_records(stack, place)
+
+
+async def test_history_that_retention_took_is_lost_only_if_somebody_accepts_it(
+    stack: BackgroundStack, schema: str, start: Start, story: Story
+) -> None:
+    first, second = (story.outcome(CUT_OFFSET, "open", n, "sent") for n in (1, 2))
+    place = Place(first.topic, first.partition)
+    await publish(stack, [first])
+    reporting = start()
+    await everything_is_read(stack, schema)
+    await asyncio.to_thread(reporting.process.stop)
+    await publish(stack, [second])
+    await remove_records(stack, place)
+    with pytest.raises(StackError):
+        start("late")
+    log_path = stack.logs / f"late-{schema[-6:]}.log"
+    assert "removed by retention" in log_path.read_text()
+    before = await dump(stack, schema)
+    refused = await rebuild(stack, schema)
+    assert refused.returncode != 0
+    assert f"{place.topic}-{place.partition}" in refused.stderr
+    assert "--accept-loss" in refused.stderr
+    assert await dump(stack, schema) == before
+    accepted = await rebuild(stack, schema, "--accept-loss")
+    assert accepted.returncode == 0, accepted.stderr
+    assert first.value["outcome_id"] not in str((await dump(stack, schema))["command_outcomes"])
+    start("after")
+
+
+async def test_a_second_writer_stands_by_and_a_second_rebuild_is_refused(
+    stack: BackgroundStack, schema: str
+) -> None:
+    health, stopping = Health(), asyncio.Event()
+    projector = Projector(
+        Source(stack.kafka_bootstrap, stack.postgres_dsn, schema, "second", 100, frozenset()),
+        logger=structlog.get_logger(),
+        clock=SystemClock(),
+        health=health,
+        metrics=Metrics(CollectorRegistry()),
+        commits=Commits(),
+        stopping=stopping,
+    )
+    async with connected(stack, schema) as holder:
+        assert await database.try_lock(holder, WRITER, schema)
+        assert await database.try_lock(holder, REBUILD, schema)
+        refused = await rebuild(stack, schema)
+        assert refused.returncode != 0
+        assert "is being rebuilt by test (PostgreSQL backend" in refused.stderr
+        running = asyncio.create_task(projector.run())
+
+        async def stands_by() -> bool:
+            return "others stand by" in health.missing.get("projection", "")
+
+        await eventually(stands_by)
+        assert not projector.caught_up.is_set()
+    async with asyncio.timeout(DEADLINE_S):
+        await projector.caught_up.wait()
+    assert health.missing == {}
+    stopping.set()
+    await running
