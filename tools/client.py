@@ -16,16 +16,14 @@ from wattvend.vending.v1 import vending_pb2_grpc
 CALL_TIMEOUT_S = 15.0
 
 
-@dataclass(frozen=True, slots=True)
 class Refused(Exception):  # noqa: N818 - says what happened to the call
-    """A service refused a call or could not be reached."""
+    """A service refused a call or could not be reached: gRPC code, reason, message."""
 
-    code: str
-    reason: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.message} [{self.reason or self.code}]"
+    def __init__(self, code: str, reason: str, message: str) -> None:
+        super().__init__(f"{message} [{reason or code}]")
+        self.code = code
+        self.reason = reason
+        self.message = message
 
 
 def refusal(error: grpc.aio.AioRpcError, address: str) -> Refused:

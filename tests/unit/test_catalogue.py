@@ -6,12 +6,13 @@ subject, bytes that must stay readable for as long as the topics keep them.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.common.kernel.errors import InvalidInput
 from services.common.runtime import codec
-from services.common.runtime.topics import catalogue
+from services.common.runtime.topics import Topic, catalogue
 from tools import schemas as tool
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +26,14 @@ def test_the_five_services_exist() -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
-def test_every_topic_has_owners_and_readers_that_exist(topic) -> None:
+def test_every_topic_has_owners_and_readers_that_exist(topic: Topic) -> None:
     assert set(topic.values.values()) <= SERVICES
     assert topic.readers
     assert set(topic.readers) <= SERVICES
 
 
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
-def test_the_code_of_every_owner_and_reader_names_the_topic(topic) -> None:
+def test_the_code_of_every_owner_and_reader_names_the_topic(topic: Topic) -> None:
     for service in {*topic.values.values(), *topic.readers}:
         code = "".join(path.read_text() for path in (ROOT / "services" / service).rglob("*.py"))
         assert f'"{topic.name}"' in code, f"{service} never names {topic.name}"
@@ -44,7 +45,7 @@ def test_every_subject_is_a_value_of_a_topic_or_an_event_and_the_other_way_round
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_the_recorded_example_decodes_to_its_record(subject) -> None:
+def test_the_recorded_example_decodes_to_its_record(subject: str) -> None:
     example = json.loads((ROOT / "schemas" / "examples" / f"{subject}.json").read_text())
     record = {
         name: bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
@@ -54,7 +55,7 @@ def test_the_recorded_example_decodes_to_its_record(subject) -> None:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_a_truncated_example_is_refused_and_never_half_read(subject) -> None:
+def test_a_truncated_example_is_refused_and_never_half_read(subject: str) -> None:
     example = json.loads((ROOT / "schemas" / "examples" / f"{subject}.json").read_text())
     value = bytes.fromhex(example["value_hex"])
     for broken in (value[:-1], value + b"\x00"):
@@ -67,7 +68,7 @@ def test_an_unknown_schema_is_refused_with_its_name() -> None:
         codec.decode("wake/99", b"")
 
 
-BASE = {
+BASE: dict[str, Any] = {
     "type": "record",
     "name": "R",
     "fields": [
@@ -80,7 +81,7 @@ BASE = {
 }
 
 
-def _with(**changes: object) -> dict:
+def _with(**changes: object) -> dict[str, Any]:
     copy = json.loads(json.dumps(BASE))
     copy["fields"] = changes.get("fields", copy["fields"])
     return copy
@@ -110,13 +111,15 @@ def test_the_gate_accepts_a_new_field_with_a_default() -> None:
     ],
     ids=["new field without default", "field removed", "type changed", "decimal scale changed"],
 )
-def test_the_gate_refuses_what_a_reader_would_miss(fields, why) -> None:
+def test_the_gate_refuses_what_a_reader_would_miss(fields: list[Any], why: str) -> None:
     faults = tool.incompatible(_with(fields=fields), BASE)
     assert faults
     assert any(why in fault for fault in faults)
 
 
-def test_generated_code_that_was_edited_by_hand_is_found(tmp_path, monkeypatch) -> None:
+def test_generated_code_that_was_edited_by_hand_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool.generate(tmp_path)
     victim = next(tmp_path.rglob("*_pb2.py"))
     victim.write_text(victim.read_text() + "# edited\n")

@@ -23,18 +23,19 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page) -> None:
+def test_every_link_leads_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_every_reason_is_documented_and_no_other() -> None:
-    listed = re.findall(r"^\| `([A-Z_0-9]+)` \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/errors.md").read_text()
+    listed = re.findall(r"^\| `([A-Z_0-9]+)` \|", text, re.MULTILINE)
     assert sorted(listed) == sorted(Reason)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_settings_table_of_a_service_is_its_settings(service) -> None:
+def test_the_settings_table_of_a_service_is_its_settings(service: str) -> None:
     config = importlib.import_module(f"services.{service}.config")
     kinds = [
         kind

@@ -4,6 +4,7 @@ Method: laws by Hypothesis where there is one, published vectors where there are
 """
 
 from datetime import datetime
+from random import Random
 from uuid import UUID
 
 import numpy as np
@@ -20,17 +21,17 @@ CNY = units.CURRENCIES["CNY"]
 
 
 @given(st.binary(max_size=64))
-def test_murmur2_is_kafkas(data) -> None:
+def test_murmur2_is_kafkas(data: bytes) -> None:
     assert routing.murmur2(data) == aiokafka_murmur2(data) & 0xFFFFFFFF
 
 
 @given(st.text(max_size=20), st.integers(1, 64))
-def test_a_partition_exists(key, partitions) -> None:
+def test_a_partition_exists(key: str, partitions: int) -> None:
     assert 0 <= routing.partition_of(key, partitions) < partitions
 
 
 @given(st.text(min_size=1, max_size=63))
-def test_a_column_key_is_a_positive_int64_and_depends_on_its_kind(name) -> None:
+def test_a_column_key_is_a_positive_int64_and_depends_on_its_kind(name: str) -> None:
     meter, account = ids.column_key("meter", name), ids.column_key("account", name)
     assert 0 < meter <= units.INT64_MAX
     assert meter != account
@@ -53,7 +54,7 @@ def test_identities_never_change() -> None:
 
 
 @given(st.integers(units.INT64_MIN, units.INT64_MAX))
-def test_minor_units_become_nano_exactly_or_are_refused(amount_minor) -> None:
+def test_minor_units_become_nano_exactly_or_are_refused(amount_minor: int) -> None:
     exact = amount_minor * 10**7
     if units.fits_int64(exact):
         assert units.nano_from_minor(amount_minor, CNY) == exact
@@ -63,7 +64,7 @@ def test_minor_units_become_nano_exactly_or_are_refused(amount_minor) -> None:
 
 
 @given(st.integers(-(10**18), 10**18))
-def test_an_exact_amount_reads_back_exactly(nano) -> None:
+def test_an_exact_amount_reads_back_exactly(nano: int) -> None:
     text = units.format_nano(nano, CNY).removesuffix(" CNY")
     whole, _, fraction = text.lstrip("-").partition(".")
     value = int(whole) * 10**9 + int(fraction.ljust(9, "0"))
@@ -80,7 +81,7 @@ def test_an_exact_amount_reads_back_exactly(nano) -> None:
         (-5_000_000, "-0.01 CNY"),
     ],
 )
-def test_amounts_are_rounded_half_away_from_zero_for_people(nano, text) -> None:
+def test_amounts_are_rounded_half_away_from_zero_for_people(nano: int, text: str) -> None:
     assert units.format_nano(nano, CNY, decimals=2) == text
 
 
@@ -98,7 +99,7 @@ def test_an_unknown_zone_is_refused_with_an_example() -> None:
 
 
 @given(st.integers(1, 500), st.randoms())
-def test_a_frame_survives_its_record(count, random) -> None:
+def test_a_frame_survives_its_record(count: int, random: Random) -> None:
     raw = random.randbytes(count * frames.READING.itemsize)
     rows = np.frombuffer(raw, frames.READING).copy()
     frame = frames.ReadingFrame(3, "ingest-0", "run", 7, rows)
@@ -108,7 +109,7 @@ def test_a_frame_survives_its_record(count, random) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, 501])
-def test_a_frame_of_an_odd_size_is_refused(count) -> None:
+def test_a_frame_of_an_odd_size_is_refused(count: int) -> None:
     record = frames.ReadingFrame(0, "w", "r", 0, np.zeros(1, frames.READING)).to_record()
     with pytest.raises(InvalidInput, match="entries"):
         frames.ReadingFrame.from_record({**record, "count": count})

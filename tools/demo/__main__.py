@@ -24,7 +24,7 @@ from tools.fleet.site import as_yaml
 from tools.stack.errors import StackError
 from tools.stack.ports import Ports
 from tools.stack.process import PartStatus, Restart
-from tools.stack.services import fleet_spec, service_specs
+from tools.stack.services import Addresses, ServiceSpec, fleet_spec, service_specs
 from tools.stack.show import fetch_with_progress, parts_table
 from tools.stack.stack import LocalStack
 
@@ -63,17 +63,21 @@ async def _play(console: Console, *, kills: bool) -> bool:
     fetch_with_progress(console)
     ports = Ports.free()
     plan = make_plan(ports.fleet_lines)
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
-    site = DIRECTORY / "fleet.yaml"
-    site.write_text(as_yaml(plan.fleet))
+
+    def services(at: Addresses) -> list[ServiceSpec]:
+        config = at.directory / "fleet.yaml"
+        config.write_text(as_yaml(plan.fleet))
+        return [*service_specs(at), fleet_spec(at, config)]
+
     async with AsyncExitStack() as stack:
         with StartUp(console) as start:
             local = await stack.enter_async_context(
                 LocalStack(
                     DIRECTORY,
                     ports,
-                    services=lambda at: [*service_specs(at), fleet_spec(at, site)],
+                    services=services,
                     restart=Restart(),
+                    fresh=True,
                     watch=start.watch,
                 )
             )

@@ -69,38 +69,37 @@ class Screen:
         self.console.print(show.explanation(chain))
 
     def verdicts(self, rows: Sequence[MeterVerdict]) -> None:
-        """Show the judgement of every meter."""
-        table = Table(title="Judged from outside, meter by meter", header_style="bold")
-        for name in (
-            "account",
-            "true kWh",
-            "at the price",
-            "charged",
-            "receipts",
-            "credited",
-            "balance",
-        ):
-            table.add_column(name, justify="left" if name == "account" else "right")
-        table.add_column("relay: true = wanted = read")
-        table.add_column("")
+        """Show the judgement of every meter: amounts in CNY, kWh from the fleet's own registers."""
+        table = Table(
+            title="Judged from outside, meter by meter (CNY)", header_style="bold", box=None
+        )
+        names = ("true kWh", "cost", "charged", "receipts", "credited", "balance", "relay")
+        table.add_column("account", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="left" if name == "relay" else "right", no_wrap=True)
         for row in rows:
             energy_milli = row.true_steps * row.meter.lsb_milli * row.meter.ratio
             table.add_row(
                 row.meter.account_id,
                 format_scaled(energy_milli, 3, 2),
-                format_nano(row.true_cost_nano, CNY),
-                format_nano(row.charged_nano, CNY),
-                money(row.receipts_nano),
-                money(row.credited_nano),
-                format_nano(row.available_nano, CNY),
-                f"{row.relay_true} = {row.relay_wanted or '?'} = {row.relay_reported or '?'}",
-                "[red]" + ", ".join(row.faults) + "[/]" if row.faults else "[green]ok[/]",
+                format_scaled(row.true_cost_nano, 9, 4),
+                format_scaled(row.charged_nano, 9, 4),
+                format_scaled(row.receipts_nano, 9, 2),
+                format_scaled(row.credited_nano, 9, 2),
+                format_scaled(row.available_nano, 9, 4),
+                row.relay_true,
+                style="bold red" if row.faults else "",
             )
         self.console.print(table)
+        for row in rows:
+            if row.faults:
+                self.console.print(
+                    f"[bold red]{row.meter.account_id}[/] {', '.join(row.faults)}: {row}"
+                )
 
     def spreads(self, rows: Sequence[tuple[str, Spread | None]]) -> None:
         """Show how long things took."""
-        table = Table(title="How long it took", header_style="bold")
+        table = Table(title="How long it took", header_style="bold", box=None)
         for name in ("", "samples", "median", "worst"):
             table.add_column(name, justify="left" if not name else "right")
         for name, spread in rows:
@@ -116,7 +115,7 @@ class Screen:
         """Show each check: name, whether it holds, what was found."""
         for name, holds, found in rows:
             mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
-            self.console.print(f" {mark} {escape(name)}  [dim]{escape(found)}[/]")
+            self.console.print(f" {mark} {escape(name)}  [dim]{escape(found)}[/]", highlight=False)
 
 
 class LiveLine:

@@ -156,15 +156,16 @@ class Story:
         await _until(there, RELAY_WITHIN_S, f"relay of {meter.meter_id} {position}")
 
     async def _confirmed(self, meter: DemoMeter) -> None:
-        """Wait until a read after the return says what the platform wants."""
+        """Wait until a read after the return says what the platform wants: power."""
 
         def known() -> bool:
-            newest = max(
-                (o for o in self.observer.outcomes.values() if o["meter_id"] == meter.meter_id),
-                key=lambda o: (o["intent_epoch"], o["intent_offset"], o["decided_at_ms"]),
-                default=None,
+            mine = [o for o in self.observer.outcomes.values() if o["meter_id"] == meter.meter_id]
+            newest = max(((o["intent_epoch"], o["intent_offset"]) for o in mine), default=None)
+            return any(
+                o["wanted"] == "closed" and o["result"] == "confirmed"
+                for o in mine
+                if (o["intent_epoch"], o["intent_offset"]) == newest
             )
-            return newest is not None and newest["result"] == "confirmed"
 
         await self.observer.until(known, RELAY_WITHIN_S, f"read-back of {meter.meter_id}")
 
@@ -278,9 +279,13 @@ class Story:
             (
                 f"{self.plan.cast.runner.account_id}: alarm 1, alarm 2, cut, restored",
                 kinds == ["alarm-1", "alarm-2", "cut", "restored"],
-                " → ".join(kinds),
+                ", ".join(kinds),
             ),
-            ("its relay opened once and closed once", moves == ["open", "closed"], str(moves)),
+            (
+                "its relay opened once and closed once",
+                moves == ["open", "closed"],
+                ", ".join(moves),
+            ),
             (
                 f"{self.plan.cast.absent.account_id} was never cut",
                 not absent_moves

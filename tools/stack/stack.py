@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -44,7 +45,8 @@ class LocalStack:
     All files lie below `directory`, logs in `directory/logs`. Entering returns when every part
     is ready; it raises a StackError, with nothing left running, when one is not. Leaving stops
     the parts in order: services, then infrastructure, also on an exception, Ctrl-C and SIGTERM
-    (which cancel the task that entered). Killed by SIGKILL it takes all parts with it.
+    (which cancel the task that entered). Killed by SIGKILL it takes all parts with it. `fresh`
+    removes what an earlier stack left in the directory.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LocalStack:
         services: Services = no_services,
         restart: Restart | None = None,
         broker: Broker | None = None,
+        fresh: bool = False,
         watch: Watch = lambda _: None,
         fetch_progress: jars.Progress = lambda _: None,
     ) -> None:
@@ -63,6 +66,7 @@ class LocalStack:
         self._services = services
         self._restart = restart
         self._broker = broker
+        self._fresh = fresh
         self._fetch_progress = fetch_progress
         self._lock = DirectoryLock(self.directory)
         self._supervisor = Supervisor(self.directory, watch)
@@ -135,6 +139,8 @@ class LocalStack:
 
     async def _start(self) -> None:
         await kill_leftovers(self.directory)
+        if self._fresh:
+            self._lock.clear_directory()
         wanted = self._wanted_ports()
         check_free(self.ports, wanted)
         paths = await asyncio.to_thread(jars.fetch, self._fetch_progress)
@@ -242,6 +248,14 @@ class DirectoryLock:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
         self._descriptor = descriptor
+
+    def clear_directory(self) -> None:
+        """Remove everything an earlier stack left in the directory, but the lock."""
+        for path in self._directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self._path:
+                path.unlink()
 
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

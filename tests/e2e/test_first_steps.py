@@ -1,0 +1,163 @@
+"""What docs/operations/first-steps.md tells an operator to type works, in its order.
+
+Method: a stack of its own (free ports, a directory of its own); every command of the page is
+executed as it stands there. Then what an operator would do wrong: each mistake gets one error.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.stack.ports import Ports, setting
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "operations" / "first-steps.md"
+EXIT_REFUSED = 1
+READ_WITHIN_S = 30
+
+
+class Operator:
+    """Types commands; `make up` and its like act on the test's own directory and ports."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        ports = Ports.free()
+        self.environment = {
+            **os.environ,
+            **{setting(name): str(port) for name, port in ports.items()},
+            "WATTVEND_VENDING_ADDR": f"127.0.0.1:{ports.vending_grpc}",
+            "WATTVEND_REPORTING_ADDR": f"127.0.0.1:{ports.reporting_grpc}",
+            "WATTVEND_CALLER": "test-operator",
+        }
+
+    def types(self, command: str) -> subprocess.CompletedProcess[str]:
+        words = shlex.split(command, comments=True)
+        if words[0] == "make":
+            directory = f"--directory {self.directory}"
+            words = [*words, f"ARGS={directory}"]
+        elif words[0] == "wattvend":
+            words = [sys.executable, "-m", "tools.cli", *words[1:]]
+            words = [word.replace("build/local", str(self.directory)) for word in words]
+        return subprocess.run(
+            words,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    def wattvend(self, command: str) -> dict[str, Any]:
+        done = self.types(f"wattvend --json {command}")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def is_refused(self, command: str) -> dict[str, Any]:
+        done = self.types(f"wattvend --json {command}")
+        assert done.returncode == EXIT_REFUSED, done.stdout + done.stderr
+        return json.loads(done.stderr)
+
+    def wait_until_read(self, *meters: str) -> None:
+        deadline = time.monotonic() + READ_WITHIN_S
+        while time.monotonic() < deadline:
+            fleet = self.wattvend("fleet --site mall-1")["meters"]
+            read = {m["meter_id"] for m in fleet if "register_milli" in m}
+            if set(meters) <= read:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"{meters} were not read within {READ_WITHIN_S} s")
+
+
+@pytest.fixture(scope="module")
+def operator() -> Iterator[Operator]:
+    directory = ROOT / "build" / f"test-first-steps-{os.getpid()}"
+    someone = Operator(directory)
+    yield someone
+    someone.types("make down")
+    subprocess.run(
+        [sys.executable, "-m", "tools.stack", "down", "--wipe", "--directory", str(directory)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.timeout(240)
+def test_every_command_of_the_page_works_in_its_order(operator: Operator) -> None:
+    typed = commands()
+    assert typed[0] == "make up"
+    assert typed[-1] == "make down"
+    for command in typed[:-1]:
+        if command.startswith("wattvend account open"):
+            operator.wait_until_read("meter-001")
+        done = operator.types(command)
+        expected = EXIT_REFUSED if "NO_CUTOFF" in command else 0
+        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.timeout(120)
+def test_mistakes_get_one_clear_error_each_and_change_nothing(operator: Operator) -> None:
+    sale = "00000000-0000-4000-8000-000000000001"
+    before = operator.wattvend("account show shop-001")["account"]["credited_nano"]
+    first = operator.wattvend(f"sell shop-001 10 --request-id {sale}")
+    assert operator.wattvend(f"sell shop-001 10 --request-id {sale}") == first
+    refusals = {
+        f"sell shop-001 11 --request-id {sale}": "REQUEST_ID_REUSED",
+        "sell shop-001 -- -5": "AMOUNT_NOT_POSITIVE",
+        "sell shop-001 0": "AMOUNT_NOT_POSITIVE",
+        "sell shop-001 99999999999999": "AMOUNT_TOO_LARGE",
+        "sell nobody 5": "ACCOUNT_NOT_FOUND",
+        "sell shop-001 5 --request-id not-a-uuid": "REQUEST_ID_INVALID",
+        "account open shop-001 --site mall-1 --tariff shops --policy shops": "ALREADY_EXISTS",
+        "account open shop-x --site nowhere --tariff shops --policy shops": "SITE_NOT_FOUND",
+        "account close shop-001": "ACCOUNT_HAS_METERS",
+        "meter assign meter-999 shop-001": "METER_NOT_FOUND",
+    }
+    for command, reason in refusals.items():
+        refusal = operator.is_refused(command)
+        assert refusal["error"] == reason, f"{command}: {refusal}"
+        assert refusal["message"]
+    after = operator.wattvend("account show shop-001")["account"]["credited_nano"]
+    assert int(after) - int(before) == 10 * 10**9
+
+
+@pytest.mark.timeout(120)
+def test_a_meter_has_one_account_and_an_empty_account_closes(operator: Operator) -> None:
+    operator.wait_until_read("meter-002")
+    opening = "--site mall-1 --tariff shops --policy shops"
+    operator.wattvend(f"account open shop-002 {opening} --meter meter-002")
+    operator.wattvend(f"account open shop-003 {opening}")
+    refusal = operator.is_refused("meter assign meter-002 shop-003")
+    assert refusal["error"] == "METER_ALREADY_ASSIGNED"
+    assert operator.wattvend("account close shop-003")["status"] == "closed"
+    assert operator.is_refused("sell shop-003 5")["error"] == "ACCOUNT_NOT_OPEN"
+
+
+@pytest.mark.timeout(60)
+def test_without_a_stack_the_command_line_says_what_to_do() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli", "--vending", "127.0.0.1:9", "account", "show", "a"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == EXIT_REFUSED
+    assert "make status" in done.stderr
