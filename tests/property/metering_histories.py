@@ -24,6 +24,7 @@ from services.common.kernel.frames import (
     ReadingFrame,
 )
 from services.common.kernel.ids import column_key, house_account_id, name_uuid, reading_id
+from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import LogRecord
 
 SHARD = 3
@@ -257,7 +258,7 @@ class Book:
             "commodity": "electricity",
             "tariff_id": TARIFFS[op.b % len(TARIFFS)],
             "policy_id": POLICIES[op.c % len(POLICIES)],
-            "credited_nano": fact["credited_nano"] + CREDITS_NANO[op.d % len(CREDITS_NANO)],
+            "credited_nano": _credited(fact, op.d),
             "held_nano": fact["held_nano"],
             "hold_id": None,
             "revision": fact["revision"] + 1,
@@ -274,8 +275,7 @@ class Book:
 
     def _sell(self, op: Op) -> None:
         fact = self.accounts.get(ACCOUNTS[op.a % len(ACCOUNTS)], {"credited_nano": 0})
-        credited = fact["credited_nano"] + CREDITS_NANO[op.b % len(CREDITS_NANO)]
-        self._account(op, credited_nano=min(credited, 2**63 - 1))
+        self._account(op, credited_nano=_credited(fact, op.b))
 
     def _hold(self, op: Op) -> None:
         """Credit is held back and, mostly, metering is asked for an echo."""
@@ -397,6 +397,12 @@ class Book:
             "power_w": ABSENT_POWER,
             "power_factor_milli": ABSENT_POWER_FACTOR,
         }
+
+
+def _credited(fact: dict[str, Any], more: int) -> int:
+    """Return what an account's credit is after a sale; vending sells no more than int64 holds."""
+    credited = fact["credited_nano"] + CREDITS_NANO[more % len(CREDITS_NANO)]
+    return int(min(credited, INT64_MAX))
 
 
 def _duplicate(reading: dict[str, Any], device: Device) -> None:

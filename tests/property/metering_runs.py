@@ -2,7 +2,8 @@
 
 Also the settings of Hypothesis for the laws of metering:
 
-    WATTVEND_PROPERTY_EXAMPLES=5000   examples a law (default: each law's own, some hundreds)
+    WATTVEND_PROPERTY_EXAMPLES=5000   examples a law (default: each law's own, some dozens or
+                                      hundreds); with pytest --timeout=3600, for they take long
     pytest --hypothesis-seed=N        the same examples again; without it every run draws others
     pytest -k <law>                   a failure prints its operations: put them into
                                       test_metering_cases.py as a case that stays

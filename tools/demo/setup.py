@@ -11,6 +11,8 @@ from wattvend.vending.v1 import vending_pb2 as v
 
 AT_ONCE_MAX = 16
 NO_READING_YET = "NO_READING_YET"
+UNAVAILABLE = "UNAVAILABLE"
+ANSWER_WITHIN_S = 20.0
 RETRY_S = 0.2
 
 
@@ -69,18 +71,28 @@ class Desk:
                 return
 
     async def sell(self, account_id: str, amount_minor: int, name: str) -> v.SellResponse:
-        """Sell credit; keep the receipt."""
-        answer: v.SellResponse = await self._clients.vending(
-            "Sell",
-            v.SellRequest(
-                request_id=self._id("sale", account_id, name),
-                account_id=account_id,
-                amount_minor=amount_minor,
-                method="qr",
-            ),
+        """Sell credit; keep the receipt.
+
+        While nobody answers it is asked again with the same request id: sold once all the same.
+        """
+        request = v.SellRequest(
+            request_id=self._id("sale", account_id, name),
+            account_id=account_id,
+            amount_minor=amount_minor,
+            method="qr",
         )
-        self.receipts.append(answer.receipt)
-        return answer
+        deadline = asyncio.get_running_loop().time() + ANSWER_WITHIN_S
+        while True:
+            try:
+                answer: v.SellResponse = await self._clients.vending("Sell", request)
+            except Refused as refused:
+                late = asyncio.get_running_loop().time() > deadline
+                if refused.code != UNAVAILABLE or late:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            else:
+                self.receipts.append(answer.receipt)
+                return answer
 
     async def _each(
         self, meters: Sequence[DemoMeter], work: Callable[[DemoMeter], Awaitable[None]]

@@ -109,7 +109,7 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
             "GRPC_PORT": str(ports.vending_grpc),
         },
         "ingest": {**mqtt, **READ_OFTEN},
-        "metering": {"DATA_DIR": str(data / "metering")},
+        "metering": {},
         "control": mqtt,
         "reporting": {
             "POSTGRES_DSN": at.postgres_dsn,
@@ -135,8 +135,7 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
                 address=f"{LOOPBACK}:{grpc_port} (gRPC)" if grpc_port else http_address(http_port),
             )
         )
-    for name in ("vending", "metering"):
-        (data / name).mkdir(parents=True, exist_ok=True)
+    (data / "vending").mkdir(parents=True, exist_ok=True)
     return specs
 
 

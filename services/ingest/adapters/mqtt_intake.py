@@ -23,6 +23,7 @@ class MqttIntake:
         self._profile = profile
         self._intake = intake
         self._publish = publish
+        self._replied_at_ms: dict[str, int] = {}
 
     def handle(self, topic: str, payload: bytes) -> Durable | None:
         """Take in a message; return what must end before it is acknowledged, None: at once."""
@@ -117,7 +118,9 @@ class MqttIntake:
         except Unusable as unusable:
             intake.set_aside(meter, unusable, PUSHED)
             return None
-        return intake.take(meter, reading, PUSHED, now_ms, now_ms)
+        # What comes after a reply on the same connection was sent after it, also within one ms.
+        began_at_ms = max(now_ms, self._replied_at_ms.get(meter.meter_id, -1) + 1)
+        return intake.take(meter, reading, PUSHED, began_at_ms, now_ms)
 
     def _profile_of(self, meter: Meter) -> MqttProfile:
         profile = self._intake.profiles.get(meter.profile)
@@ -136,6 +139,7 @@ class MqttIntake:
         if meter is None:
             return None
         self._intake.commanded(meter.meter_id)
+        self._replied_at_ms[meter.meter_id] = now_ms
         reply = Reply(
             request_id=message.request_id,
             requester="",
