@@ -26,14 +26,13 @@ $(VENV)/.made:
 	@touch $@
 
 $(STACK_STAMP): requirements/stack.lock pyproject.toml | $(VENV)/.made
-	@echo "==> installing what the services and the local stack need (pinned with hashes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --progress-bar on --require-hashes -r requirements/stack.lock
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@echo "==> fetching what the services and the local stack need (pinned with hashes)"
+	@$(BIN)/python requirements/install.py stack
 	@touch $@
 
 $(DEV_STAMP): requirements/dev.lock $(STACK_STAMP)
-	@echo "==> installing what checking and testing need (pinned with hashes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --progress-bar on --require-hashes -r requirements/dev.lock
+	@echo "==> fetching what checking and testing need (pinned with hashes)"
+	@$(BIN)/python requirements/install.py dev
 	@touch $@
 
 .PHONY: install
