@@ -61,7 +61,7 @@ class Meter(_Part):
 
 
 class Tariff(_Part):
-    """A flat tariff, in micro-currency per billing unit."""
+    """A flat tariff per billing unit, in 10^-6 of the currency (10^-3 for IDR and VND)."""
 
     id: str
     commodity: str = "electricity"

@@ -1,28 +1,20 @@
 """Settings of control, from the environment; README.md lists them."""
 
-from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.runtime.settings import ServiceSettings
+from services.common.runtime.mqtt import MqttSettings
 from services.control.domain.delivery import Limits
 
 
-class ControlSettings(ServiceSettings):
+class ControlSettings(MqttSettings):
     """WATTVEND_CONTROL_*."""
 
     model_config = SettingsConfigDict(env_prefix="WATTVEND_CONTROL_")
 
     mqtt_enabled: bool = Field(True, description="command MQTT devices; needs the broker")
-    mqtt_host: str = Field("127.0.0.1", description="host of the MQTT broker")
-    mqtt_port: int = Field(21_883, ge=1, le=65_535, description="port of the MQTT broker")
-    mqtt_username: str | None = Field(None, description="user name at the MQTT broker")
-    mqtt_password: SecretStr | None = Field(None, description="password at the MQTT broker")
-    mqtt_ca: Path | None = Field(
-        None, description="PEM file of the broker's certificate authority; set: TLS"
-    )
     tick_ms: int = Field(100, ge=10, le=1000, description="how often deadlines are looked at")
     command_valid_ms: int = Field(
         5000, ge=500, le=30_000, description="a device gets a command this long after its decision"
@@ -78,6 +70,4 @@ class ControlSettings(ServiceSettings):
                 f"backoff_max_ms={self.backoff_max_ms} must not be below "
                 f"backoff_base_ms={self.backoff_base_ms}"
             )
-        if self.mqtt_ca is not None and not self.mqtt_ca.is_file():
-            raise ValueError(f"there is no file {self.mqtt_ca}: set mqtt_ca to a PEM file")
         return self

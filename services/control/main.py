@@ -46,17 +46,6 @@ async def _tick(
         await asyncio.sleep(tick_ms / 1000)
 
 
-def _connect(settings: ControlSettings, commander: Commander) -> None:
-    password = settings.mqtt_password.get_secret_value() if settings.mqtt_password else None
-    commander.start(
-        settings.mqtt_host,
-        settings.mqtt_port,
-        username=settings.mqtt_username,
-        password=password,
-        certificate_authority=settings.mqtt_ca,
-    )
-
-
 async def _stop(
     deciding: list[asyncio.Task[Any]], outbox: Outbox, sending: asyncio.Task[Any]
 ) -> None:
@@ -77,7 +66,7 @@ async def _body(settings: ControlSettings, runtime: Runtime, stack: AsyncExitSta
     runtime.health.not_ready(BROKER, "connecting to the MQTT broker")
     commander = Commander(f"wattvend-{settings.instance}", runtime.log)
     if settings.mqtt_enabled:
-        _connect(settings, commander)
+        commander.start(settings)
         stack.callback(commander.stop)
     producer = kafka.producer(settings.kafka_bootstrap, client_id=f"control-{settings.instance}")
     await producer.start()

@@ -1,14 +1,12 @@
 """Settings of ingest, from WATTVEND_INGEST_* in the environment."""
 
-from pathlib import Path
-
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.runtime.settings import ServiceSettings
+from services.common.runtime.mqtt import MqttSettings
 
 
-class IngestSettings(ServiceSettings):
+class IngestSettings(MqttSettings):
     """What ingest can be told."""
 
     model_config = SettingsConfigDict(env_prefix="WATTVEND_INGEST_")
@@ -70,15 +68,6 @@ class IngestSettings(ServiceSettings):
 
     mqtt_enabled: bool = Field(
         True, description="subscribe to MQTT; in a fleet of workers exactly one does"
-    )
-    mqtt_host: str = Field("127.0.0.1", description="the MQTT broker's host")
-    mqtt_port: int = Field(21_883, ge=1, le=65_535, description="the MQTT broker's port")
-    mqtt_username: str | None = Field(None, description="user at the MQTT broker")
-    mqtt_password: SecretStr | None = Field(None, description="password at the MQTT broker")
-    mqtt_ca: Path | None = Field(
-        None,
-        description="PEM file of the authority the MQTT broker's certificate is from; "
-        "set: TLS is spoken",
     )
     mqtt_keepalive_s: int = Field(30, ge=5, le=3_600, description="MQTT keep alive")
     mqtt_reconnect_max_s: int = Field(

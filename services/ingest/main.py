@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -226,8 +227,7 @@ class Ingest:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port) <= PORT_MAX
-    if not host or not is_port:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= PORT_MAX:
         raise InvalidInput(
             Reason.INVALID_ARGUMENT,
             f"address {address!r} of a polled gateway must be host:port; correct its registration",

@@ -23,7 +23,7 @@ NOISY_LOGGERS = ("faust", "mode", faust_app.__name__)
 
 
 async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitStack) -> None:
-    """Start faust around the shell; return when it is ready, or when it shall stop."""
+    """Start faust around the shell; return when it is ready."""
     for noisy in NOISY_LOGGERS:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     ClockFence(runtime.clock).install()
@@ -46,11 +46,8 @@ async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitSta
     stack.push_async_callback(app.stop)
     ready = asyncio.Event()
     runtime.spawn(_live(app, ready), "faust")
-    waits = [asyncio.create_task(event.wait()) for event in (ready, runtime.stopping)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    runtime.spawn(_look_after(app, runtime.stopping), "wakes and gauges")
+    await ready.wait()
+    runtime.spawn(_look_after(app), "wakes and gauges")
 
 
 async def _live(app: faust_app.App, ready: asyncio.Event) -> None:
@@ -71,14 +68,14 @@ async def _log_start(app: faust_app.App, shard: int) -> int:
     return int((await app.consumer.earliest_offsets(partition))[partition])
 
 
-async def _look_after(app: faust_app.App, stopping: asyncio.Event) -> None:
+async def _look_after(app: faust_app.App) -> None:
     """Send wakes that are due and keep the gauges."""
 
     def log_end(shard: int) -> int | None:
         end: int | None = app.consumer.highwater(TP(decoding.TOPIC, shard))
         return end
 
-    while not stopping.is_set():
+    while True:
         await app.shell.wake_due_shards()
         app.shell.measure(log_end)
         await asyncio.sleep(POLL_INTERVAL_S)

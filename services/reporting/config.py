@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.runtime.grpc import GrpcSettings
 
+_DSN = re.compile(r"postgres(ql)?://(.*@)?([^/?@:]|\[[0-9A-Fa-f:.]+\])*(:\d{1,5})?([,/?]|$)")
 _SKIP = re.compile(r"(?P<topic>[a-z][a-z-]*):(?P<partition>\d{1,6}):(?P<offset>\d{1,18})")
 
 
@@ -42,7 +43,7 @@ class ReportingSettings(GrpcSettings):
     @field_validator("postgres_dsn")
     @classmethod
     def _is_a_dsn(cls, dsn: SecretStr) -> SecretStr:
-        if not dsn.get_secret_value().startswith(("postgresql://", "postgres://")):
+        if not _DSN.match(dsn.get_secret_value()):
             raise ValueError("write postgresql://user:password@host:port/name")
         return dsn
 

@@ -78,16 +78,7 @@ async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitSt
         product_grpc.serving(settings, runtime.log, runtime.health, register, [_SERVICE])
     )
     runtime.spawn(projector.run(), "projection")
-    await _first(projector.caught_up, runtime.stopping)
-
-
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+    await projector.caught_up.wait()
 
 
 async def rebuild_and_tell(settings: RebuildSettings, *, accept_loss: bool) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.errors import Retriable
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.runtime import codec
@@ -176,7 +176,7 @@ class Book:
     ) -> None:
         """Find the command that the store refuses; the others go on."""
         if len(commands) == 1:
-            _fail(commands, _rejected(_refusal(taken)))
+            _fail(commands, _refusal(taken).as_error())
             return
         for command in commands:
             await self._handle(stream, [command])
@@ -196,7 +196,7 @@ class Book:
                 case Outcome():
                     command.done.set_result(answer)
                 case Rejection():
-                    command.done.set_exception(_rejected(answer))
+                    command.done.set_exception(answer.as_error())
                 case Exception():
                     command.done.set_exception(answer)
                 case Repeat():
@@ -287,10 +287,6 @@ def _seal(stream: StreamId, folded: _Folded, event: Event) -> tuple[NewEvent, _F
     return NewEvent(event_id, event.SUBJECT, data, meta), _Folded(state, revision, last_hash)
 
 
-def _rejected(rejection: Rejection) -> InvalidInput:
-    return InvalidInput(rejection.reason, rejection.message, field=rejection.field)
-
-
 def _refusal(taken: EventExists | NameTaken) -> Rejection:
     if isinstance(taken, EventExists):
         return Rejection(
@@ -311,6 +307,13 @@ def _refusal(taken: EventExists | NameTaken) -> Rejection:
             f"bus address {taken.name} (line/unit) is meter {taken.owner}'s; "
             "give each meter of a line an address of its own",
             "unit",
+        )
+    if taken.kind == tables.GATEWAY_ADDRESS:
+        return Rejection(
+            Reason.ALREADY_EXISTS,
+            f"address {taken.name} is gateway {taken.owner}'s; "
+            "a gateway is registered once, with all its meters",
+            "address",
         )
     return Rejection(
         Reason.KEY_COLLISION,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
-from services.common.kernel.errors import WattvendError
+from aiokafka.errors import KafkaError
+
+from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.kernel.profiles import MqttProfile
 from services.common.runtime import grpc, service
 from services.common.runtime.profiles import profiles
@@ -113,8 +115,10 @@ class _Vending:
         """Do what of assignments is half done, also after a failure of the store."""
         while True:
             self.metrics.half_done.set(len(self.tables.todos()))
-            with suppress(WattvendError):
+            try:
                 await self.office.complete()
+            except (InvalidInput, Retriable) as failed:
+                self.runtime.log.warning("assignments stay half done", why=str(failed))
             await asyncio.sleep(COMPLETE_INTERVAL_S)
 
     async def _start_grpc(self) -> None:
@@ -197,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return service.run("vending", settings, partial(_body, settings))
     try:
         asyncio.run(commands[chosen](settings))
-    except WattvendError as failed:
+    except (WattvendError, KafkaError) as failed:
         print(f"vending: {failed}", file=sys.stderr)  # noqa: T201 - the answer to a person
         return service.EXIT_FAILED
     return 0

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import Bug, InvalidInput, Retriable
+from services.common.kernel.errors import Bug, InvalidInput, Retriable, shown
 from services.common.kernel.ids import house_account_id, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
@@ -20,7 +20,7 @@ from services.vending.adapters.tables import Tables, Todo
 from services.vending.book import Book, Outcome
 from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
 from services.vending.domain.account import Account
-from services.vending.domain.decisions import Rejection, Request, fingerprint
+from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import AccountCloseRefused, AccountClosing, SaleRefused
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
@@ -102,7 +102,7 @@ class Office:
         """Let a meter exist, its house's."""
         if profile not in self._terms.profiles:
             known = ", ".join(sorted(self._terms.profiles))
-            text = f"there is no device profile {profile!r}; known are {known}"
+            text = f"there is no device profile {shown(profile)}; known are {known}"
             raise InvalidInput(Reason.PROFILE_UNKNOWN, text, field="profile")
         behind = await self._book.state_of(Gateway, gateway_id)
         at = await self._book.state_of(Site, behind.site_id) if behind else None
@@ -197,7 +197,7 @@ class Office:
             ) from None
         if isinstance(outcome.event, AccountCloseRefused):
             reason, charged_nano = Reason(outcome.event.reason), outcome.event.charged_nano
-            raise _refused(account.close_refusal(outcome.state, reason, charged_nano))
+            raise account.close_refusal(outcome.state, reason, charged_nano).as_error()
         return outcome
 
     async def settle(self, command: account.SettleClosing) -> None:
@@ -333,7 +333,7 @@ class Office:
         checks.check_id("account_id", account_id)
         found = await self._book.state_of(Account, account_id)
         if found is None:
-            raise _refused(account.account_not_found(account_id))
+            raise account.account_not_found(account_id).as_error()
         return found
 
     async def meter(self, meter_id: str) -> Meter:
@@ -341,13 +341,9 @@ class Office:
         checks.check_id("meter_id", meter_id)
         found = await self._book.state_of(Meter, meter_id)
         if found is None:
-            raise _refused(meter.meter_not_found(meter_id))
+            raise meter.meter_not_found(meter_id).as_error()
         return found
 
 
 def _on(decide: Callable[[Any, Any], Any], command: Any, state: Any) -> Any:
     return decide(state, command)
-
-
-def _refused(rejection: Rejection) -> InvalidInput:
-    return InvalidInput(rejection.reason, rejection.message, field=rejection.field)

@@ -11,14 +11,14 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-from uuid import UUID
+from typing import Protocol
 
 import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
 from services.common.kernel.ids import name_uuid
+from services.common.runtime.kafka import Outgoing
 from services.vending.adapters.tables import Root, Tables, event_of
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
@@ -34,21 +34,6 @@ RETRY_S = 1.0
 CHECKPOINT_KEY = "checkpoint"
 CHECKPOINT_PARTITION = 0
 START = Root(FROM_START, 0, chain.GENESIS)
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One record to publish; `partition` or `route` says where, as the catalogue has it."""
-
-    topic: str
-    subject: str
-    record: dict[str, Any]
-    key: str
-    event_id: UUID
-    occurred_at_ms: int
-    causation_id: str = ""
-    partition: int | None = None
-    route: str | None = None
 
 
 class Publisher(Protocol):
@@ -160,8 +145,7 @@ class Relay:
 
     async def run(self) -> None:
         """Publish what was and what comes, until cancelled. What fails is tried again."""
-        if self._book_epoch > 1 and self._root == START:
-            await self._find_newest()
+        await self._find_newest(self._tables.raised_at())
         while True:
             try:
                 async for events in self._store.subscribe_all(self._root.position):
@@ -170,15 +154,17 @@ class Relay:
                 self._log.warning("the relay tries again", why=str(failed), after_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
 
-    async def _find_newest(self) -> None:
-        """Under a raised book epoch only the newest fact of a stream is published.
+    async def _find_newest(self, raised_at: int) -> None:
+        """Of what happened before the book epoch was raised only the newest fact is published.
 
-        Older ones would come with a version above what consumers know, and undo it for a while.
+        Older ones would come with a version above what consumers know, and undo it for a while:
+        also where the relay was interrupted on its way through them.
         """
-        position = FROM_START
-        while events := await self._store.read_all(position, SCAN_EVENTS_MAX):
+        position = self._root.position
+        while position < raised_at:
+            events = await self._store.read_all(position, SCAN_EVENTS_MAX)
             position = events[-1].position
-            self._newest |= {event.stream: event.revision for event in events}
+            self._newest |= {e.stream: e.revision for e in events if e.position <= raised_at}
 
     async def _publish(self, batch: Sequence[StoredEvent]) -> None:
         ledger: list[Outgoing] = []

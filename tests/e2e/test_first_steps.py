@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tools.stack.ports import Ports, setting
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations" / "first-steps.md"
 EXIT_REFUSED = 1
-READ_WITHIN_S = 30
+WAIT_S = 30
 
 
 class Operator:
@@ -69,14 +69,31 @@ class Operator:
         return json.loads(done.stderr)
 
     def wait_until_read(self, *meters: str) -> None:
-        deadline = time.monotonic() + READ_WITHIN_S
-        while time.monotonic() < deadline:
+        def are_read() -> bool:
             fleet = self.wattvend("fleet --site mall-1")["meters"]
-            read = {m["meter_id"] for m in fleet if "register_milli" in m}
-            if set(meters) <= read:
-                return
+            return set(meters) <= {m["meter_id"] for m in fleet if "register_milli" in m}
+
+        self.wait_until(are_read, f"{meters} are read")
+
+    def relay(self, meter: str) -> tuple[str, str]:
+        """Return the position that is wanted and the one that was reported."""
+        fleet = self.wattvend("fleet --site mall-1")["meters"]
+        (found,) = (m for m in fleet if m["meter_id"] == meter)
+        return found.get("wanted", ""), found.get("reported", "")
+
+    def told_by_control(self, account: str) -> set[str]:
+        """Return the results of every step that was taken for the account's newest cut-off."""
+        done = self.types(f"wattvend --json explain {account}")
+        if done.returncode != 0:
+            return set()
+        intents = json.loads(done.stdout).get("intents", [])
+        return {step["result"] for intent in intents for step in intent.get("attempts", [])}
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
             time.sleep(0.2)
-        raise AssertionError(f"{meters} were not read within {READ_WITHIN_S} s")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +164,48 @@ def test_a_meter_has_one_account_and_an_empty_account_closes(operator: Operator)
     assert refusal["error"] == "METER_ALREADY_ASSIGNED"
     assert operator.wattvend("account close shop-003")["status"] == "closed"
     assert operator.is_refused("sell shop-003 5")["error"] == "ACCOUNT_NOT_OPEN"
+
+
+@pytest.mark.timeout(150)
+def test_a_held_site_cuts_nobody_until_it_is_released(operator: Operator) -> None:
+    operator.wait_until_read("meter-003")
+    operator.wattvend("site hold-cuts mall-1 --reason 'a price looks wrong'")
+    operator.wattvend(
+        "account open shop-004 --site mall-1 --tariff shops --policy shops --sale 0.50 "
+        "--meter meter-003"
+    )
+    operator.wait_until(lambda: "held" in operator.told_by_control("shop-004"), "the cut is held")
+    operator.wait_until(lambda: operator.relay("meter-003") == ("open", "closed"), "it waits")
+    assert "sent" not in operator.told_by_control("shop-004")
+    operator.wattvend("site release-cuts mall-1 --reason 'the price is right'")
+    operator.wait_until(lambda: operator.relay("meter-003") == ("open", "open"), "it is cut")
+    operator.wattvend("sell shop-004 5000")
+    operator.wait_until(
+        lambda: operator.relay("meter-003") == ("closed", "closed"), "power is back"
+    )
+
+
+@pytest.mark.timeout(150)
+def test_what_stood_before_make_down_stands_after_the_next_make_up(operator: Operator) -> None:
+    def book() -> dict[str, Any]:
+        return operator.wattvend("account show shop-001")["account"]
+
+    def decisions() -> list[str]:
+        alarms = operator.wattvend("alarms --account shop-004")["alarms"]
+        return [alarm["kind"] for alarm in reversed(alarms)]
+
+    cut_and_restored = ["alarm-2", "cut", "restored"]
+    operator.wait_until(lambda: decisions() == cut_and_restored, "the restored account is told")
+    before = book()
+    assert operator.types("make down").returncode == 0
+    done = operator.types("make up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert operator.types("make status").returncode == 0
+    assert book() == before
+    assert decisions() == cut_and_restored
+    sold = operator.wattvend("sell shop-001 1")
+    assert sold["receipt"]["account_id"] == "shop-001"
+    operator.wait_until_read("meter-001", "meter-003")
 
 
 @pytest.mark.timeout(60)

@@ -14,12 +14,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from services.common.runtime.clock import SystemClock
+from services.common.runtime.kafka import Outgoing
 from services.common.runtime.profiles import profiles
 from services.ingest.adapters.intake import Intake
 from services.ingest.adapters.line_worker import LineSettings, LineWorker
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.adapters.modbus_link import ModbusLink, silence_library
-from services.ingest.adapters.outbox import Outgoing
 from services.ingest.domain.exchange import Request
 from services.ingest.domain.presence import Presence
 from services.ingest.domain.reading import MeterReading

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import queue
 import signal
 import socket
 import subprocess
@@ -22,9 +21,8 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.contract.mqtt_broker import BrokerAddress, MqttBrokerContract
 from tools.stack.background import BackgroundStack
 from tools.stack.errors import DirectoryInUseError, PortTakenError, StartError
 from tools.stack.identity import ProcessIdentity
@@ -118,120 +116,21 @@ async def test_a_row_survives_kill_9_of_postgres(stack: BackgroundStack) -> None
 # --- MQTT: persistent sessions, on both brokers -----------------------------------------------
 
 
-class Subscriber:
-    """A paho client with a persistent session that acknowledges only what it is told to."""
-
-    def __init__(self, port: int) -> None:
-        self.messages: queue.Queue[MQTTMessage] = queue.Queue()
-        self.answers: queue.Queue[bool] = queue.Queue()
-        self._port = port
-
-    def connect(self) -> bool:
-        """Connect as a new process would; return whether the broker had kept the session."""
-        self.client = Client(
-            CallbackAPIVersion.VERSION2, client_id="keeper", clean_session=False, manual_ack=True
-        )
-        self.client.on_message = lambda _client, _data, message: self.messages.put(message)
-        self.client.on_connect = self._connected
-        self.client.on_subscribe = lambda *_: self.answers.put(True)
-        self.client.connect(HOST, self._port)
-        self.client.loop_start()
-        return self.answers.get(timeout=DEADLINE_S)
-
-    def subscribe(self, topic: str) -> None:
-        self.client.subscribe(topic, qos=1)
-        assert self.answers.get(timeout=DEADLINE_S)
-
-    def next(self, *, ack: bool) -> MQTTMessage:
-        message = self.messages.get(timeout=DEADLINE_S)
-        if ack:
-            assert self.client.ack(message.mid, message.qos) == 0
-        return message
-
-    def leave(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
-
-    def break_off(self) -> None:
-        """Lose the connection without a DISCONNECT, as a killed process does."""
-        self.client.loop_stop()
-        connection: Any = self.client.socket()
-        connection.close()
-        self.client._sock = None
-
-    def _connected(self, *arguments: Any) -> None:
-        self.answers.put(bool(arguments[2].session_present))
-
-
-def publish(port: int, *payloads: bytes) -> None:
-    """Publish with QoS 1 from a device that leaves as soon as it has its acknowledgements."""
-    client = Client(CallbackAPIVersion.VERSION2, client_id="device")
-    client.connect(HOST, port)
-    client.loop_start()
-    sent = [client.publish("meters/1", payload, qos=1) for payload in payloads]
-    for information in sent:
-        information.wait_for_publish(DEADLINE_S)
-    client.disconnect()
-    client.loop_stop()
-
-
 @pytest.fixture(params=list(Broker))
-def mqtt_port(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
-    """Run each broker alone; its port."""
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerAddress]:
+    """Run each broker alone."""
     if request.param is Broker.MOSQUITTO and mosquitto_path() is None:
         pytest.skip("Mosquitto is not installed; amqtt is what this machine would use")
     ports = Ports.free()
     with asyncio.Runner() as runner:
         supervisor = Supervisor(tmp_path)
         runner.run(supervisor.start(mqtt_spec(tmp_path, ports, request.param, None)))
-        yield ports.mqtt
+        yield BrokerAddress(HOST, ports.mqtt)
         runner.run(supervisor.stop_all())
 
 
-def test_messages_wait_for_an_absent_subscriber_in_order(mqtt_port: int) -> None:
-    subscriber = Subscriber(mqtt_port)
-    assert subscriber.connect() is False
-    subscriber.subscribe("meters/#")
-    subscriber.leave()
-    payloads = [str(number).encode() for number in range(50)]
-    publish(mqtt_port, *payloads)
-    outlast_housekeeping(mqtt_port)
-    assert subscriber.connect() is True
-    received = [subscriber.next(ack=True) for _ in payloads]
-    assert [message.payload for message in received] == payloads
-    assert not any(message.retain for message in received)
-    subscriber.leave()
-
-
-def outlast_housekeeping(port: int) -> None:
-    """Let pass what amqtt needs to look through its sessions (a second, not observable)."""
-    deadline = time.monotonic() + 1.3
-    while time.monotonic() < deadline:
-        assert asyncio.run(accepts(HOST, port))
-
-
-def test_what_was_not_acknowledged_comes_again_after_a_lost_connection(mqtt_port: int) -> None:
-    subscriber = Subscriber(mqtt_port)
-    subscriber.connect()
-    subscriber.subscribe("meters/#")
-    publish(mqtt_port, b"acknowledged", b"not", b"neither")
-    assert subscriber.next(ack=True).payload == b"acknowledged"
-    assert subscriber.next(ack=False).payload == b"not"
-    assert subscriber.next(ack=False).payload == b"neither"
-    subscriber.break_off()
-    assert subscriber.connect() is True
-    again = [subscriber.next(ack=True) for _ in range(2)]
-    assert [(message.payload, message.dup) for message in again] == [
-        (b"not", True),
-        (b"neither", True),
-    ]
-    publish(mqtt_port, b"after")
-    assert subscriber.next(ack=True).payload == b"after"
-    subscriber.leave()
-    assert subscriber.connect() is True
-    publish(mqtt_port, b"last")
-    assert subscriber.next(ack=True).payload == b"last"
-    subscriber.leave()
+class TestLocalBrokers(MqttBrokerContract):
+    """The contract, on the brokers that the one-machine stack runs."""
 
 
 # --- how a stack starts and ends --------------------------------------------------------------

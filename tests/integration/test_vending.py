@@ -545,7 +545,10 @@ def test_a_port_in_use_and_an_exposed_one_without_tls_are_refused_with_what_to_c
     assert "choose another port" in taken.stderr
     exposed = second.command("run", GRPC_HOST="0.0.0.0")
     assert exposed.returncode == 2
-    assert "grpc_host=0.0.0.0 would listen beyond this machine without TLS" in exposed.stderr
+    assert (
+        "WATTVEND_VENDING_GRPC_HOST=0.0.0.0 would listen beyond this machine without TLS"
+        in exposed.stderr
+    )
 
 
 async def test_health_and_reflection_answer_and_a_call_without_a_caller_does_not(

@@ -43,9 +43,8 @@ STATUSES: list[Heard] = [
 def intent(meter: int, epoch: int, offset: int, wanted: str) -> Intent:
     lease_ms = NOW_MS + 60_000 if wanted == "open" else None
     decided_at_ms = NOW_MS - 1_000 + offset
-    return Intent(
-        f"M{meter}", "A1", "S1", "L1", epoch, offset, wanted, "prepaid", lease_ms, decided_at_ms
-    )
+    where, version = (f"M{meter}", "A1", "S1", "L1"), (epoch, offset)
+    return Intent(*where, *version, wanted, "prepaid", lease_ms, decided_at_ms, "arrears")
 
 
 intents = st.lists(

@@ -277,6 +277,7 @@ class World:
             "prepaid",
             send_before_ms,
             self.now_ms,
+            "arrears" if wanted == "open" else "paid",
         )
         self.publish("relay-intents", intent)
         return intent

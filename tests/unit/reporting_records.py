@@ -458,6 +458,8 @@ class Story:
 
     def outcome(self, offset: int, wanted: str, attempt: int, result: str) -> Sent:
         confirmed = result == "confirmed"
+        cause = "arrears" if offset == CUT_OFFSET else "lease-renewed"
+        cause = cause if wanted == "open" else "paid"
         value = {
             "outcome_id": str(name_uuid("outcome", self.meter, offset, attempt, result)),
             "meter_id": self.meter,
@@ -468,6 +470,9 @@ class Story:
             "intent_offset": offset,
             "wanted": wanted,
             "mode": "prepaid",
+            "cause": cause,
+            "send_before_ms": T0 + offset + LEASE_MS if wanted == "open" else None,
+            "intent_decided_at_ms": T0 + offset,
             "attempt": attempt,
             "result": result,
             "detail": "",

@@ -3,6 +3,7 @@
 Method: values in, values out; the group's assignor is asked directly; no broker.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,12 +21,12 @@ from services.common.runtime.clock import SystemClock
 from services.common.runtime.profiles import profiles
 from services.common.runtime.topics import catalogue
 from services.control.adapters import records
-from services.control.adapters.bus import INTENTS, STATES, STATUSES, Ears
+from services.control.adapters.bus import INTENTS, OUTCOMES, STATES, STATUSES, Ears
 from services.control.adapters.mqtt import Commander
 from services.control.config import ControlSettings
 from services.control.domain.delivery import Limits
 from services.control.domain.desk import Desk
-from services.control.domain.messages import LineRequest, MqttCommand, Outcome
+from services.control.domain.messages import DeviceStatus, LineRequest, MqttCommand, Outcome
 from tests.simulation.control_world import POLLED, World
 
 LOG = structlog.get_logger("test")
@@ -52,7 +53,7 @@ def test_the_defaults_are_the_bounds_that_the_rules_were_tested_with() -> None:
     [
         ({"reply_timeout_ms": 5_000}, "must be above command_valid_ms"),
         ({"backoff_max_ms": 100}, "must not be below backoff_base_ms"),
-        ({"mqtt_ca": "/nowhere/ca.pem"}, "set mqtt_ca to a PEM file"),
+        ({"mqtt_ca": "/nowhere/ca.pem"}, "name a PEM file"),
         ({"attempts_per_burst": 0}, "greater than or equal to 1"),
     ],
 )
@@ -69,7 +70,7 @@ def test_every_outcome_fits_its_schema_and_comes_back_as_it_was(delivered: World
         record = records.outcome_record(outcome, "control-0")
         value = codec.encode("command-outcome", record)
         past = records.past_outcome(codec.decode(codec.schema_header("command-outcome"), value))
-        assert past.intent.version == outcome.intent.version
+        assert replace(past.intent, event_id=outcome.intent.event_id) == outcome.intent
         for name in Outcome.__slots__:
             if name != "intent":
                 assert getattr(past, name) == getattr(outcome, name), name
@@ -132,6 +133,21 @@ def test_a_status_that_cannot_be_decoded_is_skipped_and_counted() -> None:
     skipped: list[str] = []
     ears(skipped).fact(record_of(STATUSES, "device-status/99", b"garbage"))
     assert skipped == [STATUSES]
+
+
+def test_a_past_outcome_that_cannot_be_decoded_does_not_hinder_a_start() -> None:
+    skipped: list[str] = []
+    garbage = record_of(OUTCOMES, "command-outcome/1", b"garbage")
+    assert ears(skipped).past_outcome(garbage) is None
+    assert skipped == [OUTCOMES]
+
+
+def test_statuses_of_devices_nobody_registered_are_not_kept() -> None:
+    desk = Desk(profiles(), Limits())
+    for number in range(3):
+        status = DeviceStatus(f"unknown/mqtt/{number}", "quarantined", 0)
+        assert desk.learn(status, 0) == []
+    assert desk._statuses == {}
 
 
 def test_an_mqtt_command_is_not_kept_while_the_broker_is_away(delivered: World) -> None:

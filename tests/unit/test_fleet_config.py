@@ -12,6 +12,7 @@ import yaml
 
 from tools.fleet.config import Protocol, read_config
 from tools.fleet.errors import ConfigError
+from tools.fleet.memory import remember, remembered
 from tools.fleet.site import as_yaml, make_site
 
 
@@ -109,3 +110,24 @@ def test_a_site_is_the_same_for_the_same_seed_and_survives_its_file(
     assert site == make_site(meters, seed=7)
     assert site != make_site(meters, seed=8)
     assert read(tmp_path, as_yaml(site)) == site
+
+
+def test_a_meter_counts_on_where_it_stood_when_the_fleet_last_ran(tmp_path: Path) -> None:
+    site = make_site(5, seed=1)
+    path = tmp_path / "data" / "registers.json"
+    assert remembered(site, path) == site
+    first, *others = site.meters
+    remember({first.id: 123_456, "stranger-99": 1}, path)
+    again = remembered(site, path)
+    assert again.meters[0] == first.model_copy(update={"register_lsb": 123_456})
+    assert list(again.meters[1:]) == others
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"meter-001": "many"}', "\xff"])
+def test_registers_that_cannot_be_read_are_told_with_what_to_do(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "registers.json"
+    path.write_text(content, "latin-1")
+    with pytest.raises(ConfigError, match="delete it"):
+        remembered(make_site(5, seed=1), path)

@@ -13,12 +13,12 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from services.common.runtime.kafka import Outgoing
 from services.common.runtime.profiles import profiles
 from services.ingest.adapters.intake import Intake
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.adapters.mqtt_intake import MqttIntake
 from services.ingest.adapters.mqtt_session import Acknowledgements, Delivery, Handler, MqttSession
-from services.ingest.adapters.outbox import Outgoing
 from services.ingest.config import IngestSettings
 from services.ingest.domain.presence import Presence
 from services.ingest.domain.reading import MeterReading

@@ -62,6 +62,16 @@ def test_minor_units_become_nano_exactly_or_are_refused(amount_minor: int) -> No
             units.nano_from_minor(amount_minor, CNY)
 
 
+@pytest.mark.parametrize("currency", units.CURRENCIES.values(), ids=lambda c: c.code)
+def test_a_unit_of_energy_at_a_price_costs_what_a_sale_of_that_price_credits(
+    currency: units.Currency,
+) -> None:
+    """Price, ledger and minor units of a currency move together."""
+    minor_of_one, price_of_one = 10**currency.minor_decimals, 10**currency.price_decimals
+    one_unit_milli = 1000
+    assert one_unit_milli * price_of_one == units.nano_from_minor(minor_of_one, currency)
+
+
 @given(st.integers(-(10**18), 10**18))
 def test_an_exact_amount_reads_back_exactly(nano: int) -> None:
     text = units.format_nano(nano, CNY).removesuffix(" CNY")
@@ -125,3 +135,11 @@ def test_an_envelope_survives_its_headers_and_a_missing_one_is_refused() -> None
     assert Envelope.from_headers(envelope.headers()) == envelope
     with pytest.raises(InvalidInput, match="envelope"):
         Envelope.from_headers(envelope.headers()[1:])
+
+
+@pytest.mark.parametrize("header", ["schema", "event_id", "occurred_at", "causation_id"])
+def test_a_header_that_is_null_is_refused_like_one_that_is_missing(header: str) -> None:
+    headers = dict(Envelope("wake/1", UUID(int=5), 1).headers())
+    headers[header] = None  # type: ignore[assignment] # Kafka knows null, its clients' types not
+    with pytest.raises(InvalidInput, match="not an envelope"):
+        Envelope.from_headers(headers.items())

@@ -290,7 +290,9 @@ def test_a_policy_judges_its_accounts_in_the_order_of_their_keys() -> None:
     log = standing_log(credit=12)
     for name in ("A2", "A3"):
         log.fact(account(name, credit=12))
+        log.fact(meter(f"M-{name}", name))
     log.fact(account("A4", policy_id="P0"))
+    log.fact(account("A5-without-a-meter", credit=12))
     done = log.fact(policy(version=2, alarm_1_nano=12 * CREDIT_NANO))
     told = [alarm["account_id"] for alarm in of(done, "alarm")]
     assert told == sorted(["A1", "A2", "A3"], key=lambda name: account(name)["account_key"])

@@ -136,11 +136,13 @@ def test_steps_stand_in_the_order_in_which_they_were_taken() -> None:
     ]
 
 
-def test_a_renewed_lease_is_an_intent_of_its_own_and_does_not_invent_its_end() -> None:
+def test_a_renewed_lease_is_an_intent_of_its_own_with_its_own_end() -> None:
     renewed = wants_open(CUT_OFFSET + 3, 1, "confirmed")
     first, second = intents_of_cut(CUT, POLICY, [renewed], [])
     assert (first.cause, second.cause) == ("arrears", "lease-renewed")
-    assert (second.send_before_ms, second.decided_at_ms) == (None, 0)
+    renewed_at_ms = T0 + CUT_OFFSET + 3
+    assert second.decided_at_ms == renewed_at_ms
+    assert second.send_before_ms == renewed_at_ms + LEASE_MS
 
 
 # --- handlers ---------------------------------------------------------------------------------

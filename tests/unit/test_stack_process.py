@@ -106,10 +106,11 @@ async def test_a_child_that_never_gets_ready_is_killed_at_its_bound(tmp_path: Pa
 async def test_stop_asks_first_and_kills_a_child_that_does_not_listen(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path)
     polite = await supervisor.start(
-        shell("polite", "trap 'echo bye; exit 0' TERM; sleep 600 & wait")
+        shell("polite", "trap 'echo bye; exit 0' TERM; echo polite; sleep 600 & wait")
     )
     script = "trap '' TERM; echo deaf; while :; do sleep 0.05; done"
     deaf = await supervisor.start(shell("deaf", script, stop_within_s=0.2))
+    await until(lambda: "polite" in log_tail(polite.log_path))
     await until(lambda: "deaf" in log_tail(deaf.log_path))
     pid = deaf.pid
     await supervisor.stop_all()

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import Retriable
 from services.common.runtime import codec
+from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending import relay as relay_module
 from services.vending.adapters.tables import Root
@@ -25,7 +26,6 @@ from services.vending.relay import (
     START,
     BookMismatch,
     Checkpoint,
-    Outgoing,
     Relay,
     beginning,
     root_at,
@@ -260,3 +260,23 @@ async def test_a_raised_epoch_publishes_every_event_and_only_newest_facts(world:
     assert {record.record["book_epoch"] for record in facts} == {2}
     ledgers = [[r for r in n.records if r.subject == "ledger-event"] for n in (first, second)]
     assert [r.event_id for r in ledgers[0]] == [r.event_id for r in ledgers[1]]
+
+
+async def test_a_crash_amid_a_raised_epoch_does_not_undo_facts_after_the_restart(
+    world: World,
+) -> None:
+    """What came before the raise was published once; what comes after it never was."""
+    middle = world.store.head()
+    await world.sell(700)
+    await world.sell(800)
+    await published(world, Notebook())
+    await world.tables.raise_book_epoch(2)
+    await world.sell(900)
+    await world.sell(1000)
+    notebook = Notebook()
+    begin = await root_at(world.store, middle)
+    await published(world, notebook, begin=begin, book_epoch=2)
+    facts = [r.record for r in notebook.records if r.topic == "registry"]
+    newest = facts[-1]["credited_nano"]
+    sold = [newest - fact["credited_nano"] for fact in facts]
+    assert sold == [19 * 10**9, 10 * 10**9, 0], "the sale of 7.00 is not told without that of 8.00"

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
@@ -16,6 +16,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.markup import escape
 
 from tools import sitefile
 from tools.cli import show
@@ -25,6 +26,10 @@ from wattvend.vending.v1 import vending_pb2 as v
 
 DEFAULT_VENDING = "127.0.0.1:27001"
 DEFAULT_REPORTING = "127.0.0.1:27002"
+AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
+"""What int64 holds in minor units of any currency, with room."""
+OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
+"""gRPC codes after which a command may have been done."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, close.")
@@ -76,7 +81,15 @@ def common(
 Answer = Message | dict[str, Message]
 
 
-def _run(work: Callable[[Clients], Awaitable[Answer]], shown: Callable[[Any], Any]) -> None:
+def _run(
+    work: Callable[[Clients], Awaitable[Answer]],
+    shown: Callable[[Any], Any],
+    request_id: str = "",
+    *,
+    in_steps: bool = False,
+) -> None:
+    """Ask and print. A `request_id` that we made is told where the command must be repeated."""
+
     async def within() -> Answer:
         async with connect(options.vending, options.reporting, options.caller) as clients:
             return await work(clients)
@@ -84,12 +97,16 @@ def _run(work: Callable[[Clients], Awaitable[Answer]], shown: Callable[[Any], An
     try:
         answer = asyncio.run(within())
     except Refused as refused:
+        again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
         if options.as_json:
             fault = {"error": refused.reason or refused.code, "message": refused.message}
-            print(json.dumps(fault), file=sys.stderr)
+            print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
         else:
-            err.print(f"[bold red]refused[/] {refused.message}", highlight=False)
+            err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
             err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
+            if again:
+                hint = f"repeat it with --request-id {again}: what was done is not done twice"
+                err.print(hint, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
     if options.as_json:
         print(json.dumps(_fields(answer), ensure_ascii=False))
@@ -105,16 +122,20 @@ def _fields(answer: Answer) -> dict[str, Any]:
     )
 
 
-def _minor(amount: str, minor_decimals: int) -> int:
-    """Return an amount as typed, e.g. 100 or 99.90, in minor units; leaves with what is wrong."""
-    try:
-        scaled = Decimal(amount).scaleb(minor_decimals)
-        exact = int(scaled)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise typer.BadParameter(f"{amount!r} is no amount; write e.g. 99.90") from None
-    if scaled != exact:
-        raise typer.BadParameter(f"{amount} has more than {minor_decimals} decimals")
-    return exact
+def _amount(text: str) -> Decimal:
+    """Return an amount as typed, e.g. 100 or 99.90; leaves with what is wrong."""
+    if not AMOUNT.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no amount; write e.g. 99.90")
+    return Decimal(text)
+
+
+def _minor(amount: Decimal, minor_decimals: int) -> int:
+    """Return an amount in minor units. Raises Refused where it has too many decimals."""
+    scaled = amount.scaleb(minor_decimals)
+    if scaled != int(scaled):
+        message = f"{amount} has more than {minor_decimals} decimals, those of the currency"
+        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
+    return int(scaled)
 
 
 @account_app.command("open")
@@ -132,6 +153,7 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
 ) -> None:
     """Open an account, sell its first credit, give it its meters."""
     request = request_id or str(uuid4())
+    amount = _amount(sale) if sale else None
 
     async def work(clients: Clients) -> v.Account:
         opened: v.Account = await clients.vending(
@@ -146,13 +168,13 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
                 policy_id=policy,
             ),
         )
-        if sale:
+        if amount is not None:
             await clients.vending(
                 "Sell",
                 v.SellRequest(
                     request_id=sitefile.request_id(request, "sale"),
                     account_id=account,
-                    amount_minor=_minor(sale, opened.minor_decimals),
+                    amount_minor=_minor(amount, opened.minor_decimals),
                     method=method,
                 ),
             )
@@ -170,7 +192,7 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
         )
         return answer
 
-    _run(work, show.account)
+    _run(work, show.account, request, in_steps=True)
 
 
 @account_app.command("show")
@@ -196,7 +218,7 @@ def account_close(
 ) -> None:
     """Close an account that has no meters and no balance."""
     request = v.CloseAccountRequest(request_id=request_id or str(uuid4()), account_id=account)
-    _run(lambda clients: clients.vending("CloseAccount", request), show.account)
+    _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
 
 
 @app.command()
@@ -207,7 +229,7 @@ def sell(
     request_id: RequestId = "",
 ) -> None:
     """Sell credit and print the receipt."""
-    request = request_id or str(uuid4())
+    request, paid = request_id or str(uuid4()), _amount(amount)
 
     async def work(clients: Clients) -> v.SellResponse:
         known: v.Account = await clients.vending(
@@ -218,13 +240,13 @@ def sell(
             v.SellRequest(
                 request_id=request,
                 account_id=account,
-                amount_minor=_minor(amount, known.minor_decimals),
+                amount_minor=_minor(paid, known.minor_decimals),
                 method=method,
             ),
         )
         return sold
 
-    _run(work, show.receipt)
+    _run(work, show.receipt, request)
 
 
 @app.command()
@@ -284,7 +306,7 @@ def meter_assign(
     request = v.AssignMeterRequest(
         request_id=request_id or str(uuid4()), meter_id=meter, account_id=account
     )
-    _run(lambda clients: clients.vending("AssignMeter", request), show.meter)
+    _run(lambda clients: clients.vending("AssignMeter", request), show.meter, request.request_id)
 
 
 @meter_app.command("release")
@@ -293,7 +315,7 @@ def meter_release(
 ) -> None:
     """Take a meter from its account; the house owns what it uses from there on."""
     request = v.ReleaseMeterRequest(request_id=request_id or str(uuid4()), meter_id=meter)
-    _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter)
+    _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
 
 
 @site_app.command("apply")
@@ -325,7 +347,7 @@ def site_hold(
 ) -> None:
     """Hold every cut at a site until released. Restores go on."""
     request = v.HoldCutsRequest(request_id=request_id or str(uuid4()), site_id=site, reason=reason)
-    _run(lambda clients: clients.vending("HoldCuts", request), show.site)
+    _run(lambda clients: clients.vending("HoldCuts", request), show.site, request.request_id)
 
 
 @site_app.command("release-cuts")
@@ -338,7 +360,7 @@ def site_release(
     request = v.ReleaseCutsRequest(
         request_id=request_id or str(uuid4()), site_id=site, reason=reason
     )
-    _run(lambda clients: clients.vending("ReleaseCuts", request), show.site)
+    _run(lambda clients: clients.vending("ReleaseCuts", request), show.site, request.request_id)
 
 
 def main() -> None:

@@ -169,7 +169,7 @@ def lost(answer: r.ListLostMetersResponse) -> RenderableType:
 
 def explanation(answer: r.CutoffExplanation) -> RenderableType:
     """Show the chain of a cut-off, from the readings to the read-back."""
-    code = answer.currency
+    code, price_decimals = answer.currency, _currency(answer.currency).price_decimals
     decision, charge = answer.decision, answer.charge
     tree = Tree(
         f"[bold]why {escape(decision.account_id)} was cut off[/] "
@@ -186,7 +186,7 @@ def explanation(answer: r.CutoffExplanation) -> RenderableType:
         tree.add(
             f"charge {charge.meter_id} #{charge.sequence} of epoch {charge.epoch}: "
             f"{format_scaled(charge.energy_milli, 3)} kWh at "
-            f"{format_scaled(charge.price_micro, 6, 4)} = "
+            f"{format_scaled(charge.price_micro, price_decimals)} = "
             f"{money(charge.amount_nano, code, exact=True)}"
         )
         total = money(charge.account_charged_total_nano, code, exact=True)
@@ -194,7 +194,7 @@ def explanation(answer: r.CutoffExplanation) -> RenderableType:
         tree.add(f"totals after it: used {total} of {paid}")
     tree.add(
         f"tariff {answer.tariff.tariff_id} version {answer.tariff.version}: "
-        f"{format_scaled(answer.tariff.price_micro, 6, 4)} {code} a unit"
+        f"{format_scaled(answer.tariff.price_micro, price_decimals)} {code} a unit"
     )
     tree.add(
         f"threshold {money(answer.threshold_nano, code)}: available was "

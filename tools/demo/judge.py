@@ -47,17 +47,6 @@ class MeterVerdict:
         ]
 
 
-async def last_registers(clients: Clients, meters: Sequence[DemoMeter]) -> dict[str, int]:
-    """Return the register, milli, up to which each meter is charged; -1 where none is."""
-    answer: r.ListMetersResponse = await clients.reporting(
-        "ListMeters", r.ListMetersRequest(site_id=mall.SITE, page_size=PAGE)
-    )
-    known = {
-        m.meter_id: m.register_milli if m.HasField("register_milli") else -1 for m in answer.meters
-    }
-    return {meter.meter_id: known.get(meter.meter_id, -1) for meter in meters}
-
-
 async def verdicts(
     clients: Clients,
     meters: Sequence[DemoMeter],

@@ -36,10 +36,8 @@ class Observer:
     """Everything heard so far. `alarms` are the distinct decisions in order of arrival."""
 
     reading_to_charge_ms: list[int] = field(default_factory=list)
-    charges: int = 0
     alarms: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    on_alarm: Callable[[dict[str, Any]], None] = lambda _: None
     heard: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def follow(self, bootstrap: str) -> None:
@@ -67,12 +65,9 @@ class Observer:
         if record.topic == "charges":
             rows = ChargeFrame.from_record(value).rows
             usage = rows[rows["kind"] == KIND_USAGE]
-            self.charges += len(usage)
             self.reading_to_charge_ms += (record.timestamp - usage["to_received_at_ms"]).tolist()
         elif record.topic == "alarms":
-            if value["alarm_id"] not in self.alarms:
-                self.alarms[value["alarm_id"]] = value
-                self.on_alarm(value)
+            self.alarms.setdefault(value["alarm_id"], value)
         else:
             self.outcomes[value["outcome_id"]] = value
 

@@ -1,6 +1,7 @@
 """The only wiring: settings, clock, broker, gateways, control API, signals."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 import time
@@ -17,9 +18,11 @@ from tools.fleet import http
 from tools.fleet.config import FleetConfig, GatewayConfig, read_config
 from tools.fleet.errors import ConfigError, FleetError
 from tools.fleet.fleet import Fleet
+from tools.fleet.memory import remember, remembered
 from tools.fleet.mqtt import PahoLink, down_topics
 
 STOP_TIMEOUT_S = 1.5
+REMEMBER_EVERY_S = 1.0
 PREFIX = "WATTVEND_FLEET_"
 
 log = structlog.get_logger("fleet")
@@ -31,6 +34,9 @@ class FleetSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     config: Path = Field(description="the fleet's configuration, YAML or JSON")
+    registers: Path | None = Field(
+        None, description="file in which the meters' registers outlast this process"
+    )
     http_port: int = Field(27_110, ge=0, le=65_535, description="port of the control API")
     mqtt_host: str = Field("127.0.0.1", description="the MQTT broker's host")
     mqtt_port: int = Field(21_883, ge=1, le=65_535, description="the MQTT broker's port")
@@ -81,9 +87,19 @@ async def run(settings: FleetSettings, config: FleetConfig) -> None:
         await fleet.open()
         for gateway in fleet.gateways.values():
             log.info("gateway up", id=gateway.config.id, address=gateway.address)
-        await ended.wait()
+        await remembering(fleet, settings.registers, ended)
     finally:
         await stop(fleet, runner)
+
+
+async def remembering(fleet: Fleet, path: Path | None, ended: asyncio.Event) -> None:
+    """Keep the registers in a file, if there is one, until the end."""
+    while not ended.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), REMEMBER_EVERY_S if path else None)
+        if path is not None:
+            now_ms = fleet.now_ms()
+            remember({m.config.id: m.register_lsb(now_ms) for m in fleet.meters.values()}, path)
 
 
 async def stop(fleet: Fleet, runner: web.AppRunner) -> None:
@@ -102,6 +118,8 @@ def main() -> None:
     try:
         settings = read_settings()
         config = read_config(settings.config)
+        if settings.registers is not None:
+            config = remembered(config, settings.registers)
         logs.configure("fleet", "fleet-0", settings.log_level)
         asyncio.run(run(settings, config))
     except FleetError as wrong:

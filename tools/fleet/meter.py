@@ -186,6 +186,11 @@ class Meter:
         ratio = self.config.ct * self.config.pt
         return self.config.register_lsb + self.energy_nanojoule // (NANOJOULE_PER_LSB * ratio)
 
+    def register_lsb(self, now_ms: int) -> int:
+        """Return the register, 0.01 kWh secondary."""
+        self.advance(now_ms)
+        return self._total_lsb() % REGISTER_MODULUS
+
     def _local(self, now_ms: int) -> datetime:
         return (EPOCH + timedelta(milliseconds=now_ms)).astimezone(self._zone)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tools.stack.ports import LOOPBACK, Ports
 from tools.stack.process import PartStatus, ProcessSpec, Restart
 from tools.stack.services import ROOT, Addresses, http_ready
-from tools.stack.stack import LocalStack
+from tools.stack.stack import LocalStack, Services, no_services
 
 T = TypeVar("T")
 CALL_TIMEOUT_S = 150.0
@@ -21,8 +21,15 @@ CALL_TIMEOUT_S = 150.0
 class BackgroundStack:
     """LocalStack with blocking methods; `start` first, `close` at the end."""
 
-    def __init__(self, directory: Path, ports: Ports, *, restart: Restart | None = None) -> None:
-        self.stack = LocalStack(directory, ports, restart=restart)
+    def __init__(
+        self,
+        directory: Path,
+        ports: Ports,
+        *,
+        services: Services = no_services,
+        restart: Restart | None = None,
+    ) -> None:
+        self.stack = LocalStack(directory, ports, services=services, restart=restart)
         self._loop = asyncio.new_event_loop()
         # Children die with the thread that started them, so it lives until `close`.
         self._thread = threading.Thread(target=self._loop.run_forever, name="stack", daemon=True)

@@ -145,6 +145,7 @@ def fleet_spec(at: Addresses, config: Path) -> ServiceSpec:
     settings = {
         "HTTP_PORT": str(http_port),
         "CONFIG": str(config),
+        "REGISTERS": str(at.directory / "data" / "fleet-registers.json"),
         "MQTT_HOST": at.mqtt_host,
         "MQTT_PORT": str(at.mqtt_port),
     }

@@ -52,7 +52,7 @@ class Envelope:
                 found["causation_id"].decode(),
                 found["traceparent"].decode(),
             )
-        except (KeyError, ValueError) as odd:
+        except (KeyError, ValueError, TypeError, AttributeError) as odd:  # Kafka knows null values
             raise InvalidInput(
                 Reason.INVALID_ARGUMENT,
                 f"the record's headers are not an envelope ({odd!r}); "

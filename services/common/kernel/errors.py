@@ -8,6 +8,13 @@ WattvendError
 
 from services.common.kernel.reasons import Reason
 
+SHOWN_SIZE_MAX = 64
+
+
+def shown(value: str) -> str:
+    """Return what a caller sent as a message may repeat it: quoted, and short."""
+    return repr(value if len(value) <= SHOWN_SIZE_MAX else f"{value[:SHOWN_SIZE_MAX]}…")
+
 
 class WattvendError(Exception):
     """Everything the product raises on purpose."""

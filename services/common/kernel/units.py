@@ -4,6 +4,10 @@ energy, volume   *_milli   thousandth of the billing unit (Wh, litre)
 price            *_micro   micro-currency per billing unit
 charge, balance  *_nano    nano-currency: milli x micro is exactly nano
 money in or out  *_minor   minor units (fen, cent)
+
+A currency whose everyday sums would end int64 nano keeps six decimals in the ledger instead of
+nine. Price and ledger move together: there *_micro is in thousandths of the currency and *_nano in
+millionths, and milli x price is exactly one ledger unit all the same.
 """
 
 from dataclasses import dataclass
@@ -27,6 +31,11 @@ class Currency:
     def nano_per_minor(self) -> int:
         """Ledger units in one minor unit; 10^7 for a fen."""
         return int(10 ** (self.ledger_decimals - self.minor_decimals))
+
+    @property
+    def price_decimals(self) -> int:
+        """Decimals of a price per billing unit: three fewer than the ledger's; 6 for CNY."""
+        return self.ledger_decimals - 3
 
 
 # ISO 4217 minor decimals; six ledger decimals where everyday sums would end int64 nano.

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, shown
 from services.common.kernel.reasons import Reason
 
 
@@ -11,10 +11,10 @@ def zone_named(name: str) -> ZoneInfo:
     """Return the IANA zone. Raises InvalidInput(INVALID_ARGUMENT) for an unknown one."""
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError) as unknown:
+    except (ZoneInfoNotFoundError, ValueError, OSError) as unknown:  # OSError: a directory's name
         raise InvalidInput(
             Reason.INVALID_ARGUMENT,
-            f"there is no IANA time zone {name!r}; write e.g. Asia/Shanghai",
+            f"there is no IANA time zone {shown(name)}; write e.g. Asia/Shanghai",
             field="zone",
         ) from unknown
 

@@ -6,8 +6,6 @@ and a person reads the message.
 """
 
 import asyncio
-import errno
-import os
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -26,7 +25,7 @@ from pydantic import Field
 
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.kernel.reasons import Reason
-from services.common.runtime.http import Health
+from services.common.runtime.http import Health, cannot_listen
 from services.common.runtime.settings import ServiceSettings
 
 DOMAIN = "wattvend"
@@ -35,6 +34,8 @@ CALLER_KEY = "wattvend-caller"
 CALLER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}")
 HEALTH_MIRROR_S = 0.1
 MESSAGE_BYTES_MAX = 4 << 20
+ERROR_CHARACTERS_MAX = 500
+"""Of an error's message: it travels twice in the trailers, of which clients take 8 KiB."""
 
 _OTHER_CODE = grpc.StatusCode.FAILED_PRECONDITION
 _CODES = {
@@ -120,6 +121,7 @@ def code_of(reason: Reason) -> grpc.StatusCode:
 
 def status_of(reason: Reason, message: str, field: str = "") -> status_pb2.Status:
     """Return the google.rpc.Status of an error: code, message, ErrorInfo."""
+    message = message[:ERROR_CHARACTERS_MAX]
     info = any_pb2.Any()
     info.Pack(
         error_details_pb2.ErrorInfo(
@@ -152,17 +154,18 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler is None or handler.unary_unary is None or not method.startswith("/wattvend."):
             return handler
         guarded = grpc.unary_unary_rpc_method_handler(
-            self._around(handler.unary_unary, method),
-            handler.request_deserializer,
+            self._around(handler.unary_unary, handler.request_deserializer, method),
+            None,  # decoded inside, where what fails gets a reason
             handler.response_serializer,
         )
         self._guarded[method] = guarded
         return guarded
 
-    def _around(self, inner: Handler, method: str) -> Handler:
-        async def guarded(request: Any, context: Any) -> Any:
+    def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
+        async def guarded(sent: bytes, context: Any) -> Any:
             try:
                 caller_of(context)
+                request = _request(decoded, sent)
                 if context.time_remaining() is not None:
                     return await inner(request, context)
                 async with asyncio.timeout(self._timeout_s):
@@ -189,12 +192,23 @@ class Guard(grpc.aio.ServerInterceptor):
         return guarded
 
 
+def _request(decoded: Callable[[bytes], Any], sent: bytes) -> Any:
+    try:
+        return decoded(sent)
+    except DecodeError as garbage:
+        raise InvalidInput(
+            Reason.INVALID_ARGUMENT,
+            f"the request is no message of this method ({garbage}); "
+            "encode it with the .proto files of this release",
+        ) from garbage
+
+
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listen(server: grpc.aio.Server, settings: GrpcSettings) -> int:
-    """Bind; return the port. Raises OSError (EADDRINUSE where the port is taken)."""
+    """Bind; return the port. Raises WrongSettings where it cannot."""
     address = _address(settings.grpc_host, settings.grpc_port)
     try:
         if settings.tls_certificate and settings.tls_key:
@@ -213,8 +227,7 @@ def _why_not_bound(settings: GrpcSettings, address: str) -> Exception:
         try:
             probe.bind((settings.grpc_host, settings.grpc_port))
         except OSError as failed:
-            number = failed.errno if failed.errno is not None else errno.EADDRNOTAVAIL
-            return OSError(number, f"gRPC cannot listen on {address}: {os.strerror(number)}")
+            return cannot_listen(settings, "grpc", settings.grpc_host, settings.grpc_port, failed)
     return WattvendError(
         f"gRPC cannot listen on {address}: check grpc_host, grpc_port and the TLS files"
     )
@@ -248,7 +261,7 @@ async def serving(
 
     `register` adds the servicers; `service_names` are their full names, for health and reflection.
     On leaving, new calls are refused and running ones get half of `stop_timeout_s` to end.
-    Raises OSError where the port is taken.
+    Raises WrongSettings where it cannot listen.
     """
     server = grpc.aio.server(
         interceptors=[Guard(log, settings.grpc_timeout_s)],

@@ -1,12 +1,12 @@
 """Health and metrics over HTTP: /health/live, /health/ready, /metrics."""
 
-import ssl
+import errno
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from services.common.runtime.settings import ServiceSettings
+from services.common.runtime.settings import ServiceSettings, WrongSettings
 
 
 class Health:
@@ -32,7 +32,7 @@ class Health:
 async def serve(
     settings: ServiceSettings, health: Health, registry: CollectorRegistry
 ) -> Callable[[], object]:
-    """Listen and return what stops it. Raises OSError where the port is taken."""
+    """Listen and return what stops it. Raises WrongSettings where it cannot."""
 
     async def live(_: web.Request) -> web.Response:
         return web.json_response({"live": True})
@@ -58,10 +58,23 @@ async def serve(
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    context = None
-    if settings.has_tls and settings.tls_certificate:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    site = web.TCPSite(runner, settings.http_host, settings.http_port, ssl_context=context)
-    await site.start()
+    host, port = settings.http_host, settings.http_port
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=settings.server_tls()).start()
+    except OSError as failed:
+        await runner.cleanup()
+        raise cannot_listen(settings, "http", host, port, failed) from failed
     return runner.cleanup
+
+
+def cannot_listen(
+    settings: ServiceSettings, what: str, host: str, port: int, failed: OSError
+) -> WrongSettings:
+    """Return why `what` (http or grpc) does not listen, with the settings to change."""
+    names = f"{settings.env_name(f'{what}_host')} or {settings.env_name(f'{what}_port')}"
+    if failed.errno == errno.EADDRINUSE:
+        names = settings.env_name(f"{what}_port")
+        why, do = "another process listens there", "stop it, or choose another port in"
+    else:
+        why, do = failed.strerror or str(failed), "correct"
+    return WrongSettings(f"cannot listen on {host}:{port}: {why}; {do} {names}")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -88,9 +89,47 @@ async def send(
     return future
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to send; `partition` or `route` says where, as `send` wants it."""
+
+    topic: str
+    subject: str
+    record: dict[str, Any]
+    key: str
+    event_id: UUID
+    occurred_at_ms: int
+    causation_id: str = ""
+    partition: int | None = None
+    route: str | None = None
+
+
+async def send_outgoing(to: AIOKafkaProducer, outgoing: Outgoing) -> Awaitable[Any]:
+    """Queue one record and return the future of its acknowledgement."""
+    return await send(
+        to,
+        outgoing.topic,
+        outgoing.subject,
+        outgoing.record,
+        key=outgoing.key,
+        partition=outgoing.partition,
+        route=outgoing.route,
+        event_id=outgoing.event_id,
+        occurred_at_ms=outgoing.occurred_at_ms,
+        causation_id=outgoing.causation_id,
+    )
+
+
 def opened(record: ConsumerRecord) -> tuple[Envelope, dict[str, Any]]:
-    """Return envelope and value of a record. Raises InvalidInput where either cannot be read."""
+    """Return envelope and value of a record.
+
+    Raises InvalidInput where either cannot be read, or the topic has no place for the subject.
+    """
     envelope = Envelope.from_headers(record.headers)
+    if envelope.subject not in catalogue().topics[record.topic].values:
+        raise InvalidInput(
+            Reason.INVALID_ARGUMENT, f"{record.topic} has no place for {envelope.schema[:80]}"
+        )
     if record.value is None:
         raise InvalidInput(Reason.INVALID_ARGUMENT, f"a {envelope.schema} without a value")
     return envelope, codec.decode(envelope.schema, record.value)

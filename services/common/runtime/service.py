@@ -1,27 +1,26 @@
 """The life of a service process: start, ready, stop on SIGTERM or SIGINT within bounded time."""
 
 import asyncio
-import errno
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from services.common.kernel.errors import WattvendError
+from services.common.kernel.errors import Bug, WattvendError
 from services.common.runtime import http, logs, topics
 from services.common.runtime.clock import SystemClock
-from services.common.runtime.settings import ServiceSettings
+from services.common.runtime.settings import ServiceSettings, WrongSettings
 
 EXIT_WRONG_SETTINGS = 2
 EXIT_FAILED = 70
 START_TIMEOUT_S = 60
+KAFKA_RETRY_S = 0.2
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Runtime:
     failures: list[BaseException] = field(default_factory=list)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `work` beside the rest; if it fails, the service stops with that failure.
+        """Run `work` beside the rest; if it ends before the service does, that is a failure.
 
         When the service stops, the task is cancelled before what was opened earlier is closed.
         """
@@ -46,10 +45,18 @@ class Runtime:
         self.stack.push_async_callback(_cancelled, task)
         return task
 
+    def fail(self, part: str, failure: BaseException) -> None:
+        """Say what failed, now, and stop: how the stop goes may hide it."""
+        _tell(self.log, failure, part)
+        self.failures.append(failure)
+        self.stopping.set()
+
     def _done(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            self.failures.append(failure)
-            self.stopping.set()
+        failure = None if task.cancelled() else task.exception()
+        if failure is None and not self.stopping.is_set():
+            failure = Bug(f"the task {task.get_name()!r} ended by itself")
+        if failure is not None:
+            self.fail(task.get_name(), failure)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
@@ -62,11 +69,10 @@ Body = Callable[[Runtime, AsyncExitStack], Coroutine[Any, Any, None]]
 
 @asynccontextmanager
 async def _runtime(
-    name: str, settings: ServiceSettings, stack: AsyncExitStack
+    log: structlog.stdlib.BoundLogger, settings: ServiceSettings, stack: AsyncExitStack
 ) -> AsyncIterator[Runtime]:
     registry = CollectorRegistry()
     health = http.Health("start")
-    log = logs.configure(name, settings.instance, settings.log_level)
     runtime = Runtime(log, SystemClock(), health, registry, asyncio.Event(), stack)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -80,41 +86,65 @@ async def _runtime(
             await result
 
 
-async def _kafka_is_there(bootstrap: str, stopping: asyncio.Event) -> None:
+async def _kafka_is_there(settings: ServiceSettings) -> None:
+    bootstrap = settings.kafka_bootstrap
     deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while not stopping.is_set():
+    while True:
         try:
             await topics.check(bootstrap)
-        except (KafkaConnectionError, WattvendError) as away:
+        except (KafkaError, WattvendError) as away:
             if asyncio.get_running_loop().time() > deadline:
                 raise WattvendError(
                     f"Kafka at {bootstrap} is not usable after {START_TIMEOUT_S} s: {away}. "
-                    "Check KAFKA_BOOTSTRAP and that the broker runs"
+                    f"Check {settings.env_name('kafka_bootstrap')} and that the broker runs"
                 ) from away
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(KAFKA_RETRY_S)
         else:
             return
 
 
-async def _live(name: str, settings: ServiceSettings, body: Body) -> None:
+async def _start(runtime: Runtime, settings: ServiceSettings, body: Body) -> None:
+    """Start the service; where it is told to stop meanwhile, give the start up."""
+
+    async def start() -> None:
+        await _kafka_is_there(settings)
+        await body(runtime, runtime.stack)
+
+    starting = asyncio.create_task(start(), name="start")
+    told_to_stop = asyncio.create_task(runtime.stopping.wait())
+    await asyncio.wait((starting, told_to_stop), return_when=asyncio.FIRST_COMPLETED)
+    told_to_stop.cancel()
+    if not starting.done():
+        await _cancelled(starting)
+        return
+    starting.result()
+    if not runtime.stopping.is_set():
+        runtime.health.ready("start")
+        runtime.log.info("ready")
+
+
+async def _live(
+    log: structlog.stdlib.BoundLogger, settings: ServiceSettings, body: Body
+) -> list[BaseException]:
+    """Live until told to stop, or until something fails; return what failed."""
     stack = AsyncExitStack()
-    async with _runtime(name, settings, stack) as runtime:
-        async with stack:
-            await _kafka_is_there(settings.kafka_bootstrap, runtime.stopping)
-            if not runtime.stopping.is_set():
-                await body(runtime, stack)
-                runtime.health.ready("start")
-                runtime.log.info("ready")
-                await runtime.stopping.wait()
-            runtime.health.not_ready("stop", "stopping")
-            runtime.log.info("stopping")
-            overdue = asyncio.get_running_loop().call_later(
-                settings.stop_timeout_s, _overdue, runtime, settings.stop_timeout_s
-            )
+    async with _runtime(log, settings, stack) as runtime:
+        loop = asyncio.get_running_loop()
+        try:
+            await _start(runtime, settings, body)
+            await runtime.stopping.wait()
+        except Exception as failed:  # noqa: BLE001 - whatever it is, it is told, and all is closed
+            runtime.fail("start", failed)
+        runtime.health.not_ready("stop", "stopping")
+        log.info("stopping")
+        timeout_s = settings.stop_timeout_s
+        overdue = loop.call_later(timeout_s, _overdue, runtime, timeout_s)
+        try:
+            await stack.aclose()
+        except Exception as failed:  # noqa: BLE001 - see above
+            runtime.fail("stop", failed)
         overdue.cancel()
-        if runtime.failures:
-            raise runtime.failures[0]
-        runtime.log.info("stopped")
+    return runtime.failures
 
 
 def _overdue(runtime: Runtime, timeout_s: int) -> None:
@@ -122,24 +152,28 @@ def _overdue(runtime: Runtime, timeout_s: int) -> None:
     os._exit(EXIT_FAILED)
 
 
+def _tell(log: structlog.stdlib.BoundLogger, failure: BaseException, part: str) -> None:
+    if isinstance(failure, WattvendError) and not isinstance(failure, Bug):
+        log.critical("failed", part=part, why=str(failure))
+    else:
+        log.critical("failed", part=part, why=repr(failure), exc_info=failure)
+
+
 def run(name: str, settings: ServiceSettings, body: Body) -> int:
     """Run a service until it is told to stop; return its exit code.
 
     `body` wires the service: it enters what it opens into the exit stack (closed in reverse order
-    when the service stops), spawns its tasks and returns when the service is ready.
+    when the service stops), spawns its tasks and returns when the service is ready. It is cancelled
+    where the service is told to stop before. 0: told to stop; 2: a setting is wrong, a port is
+    taken; 70: anything else, and the log's line `failed` says what.
     """
+    log = logs.configure(name, settings.instance, settings.log_level)
     try:
-        asyncio.run(_live(name, settings, body))
-    except OSError as failed:
-        if failed.errno != errno.EADDRINUSE:
-            raise
-        print(  # noqa: T201
-            f"{name}: {failed.strerror}. Another process listens there: "
-            f"choose another port in its _PORT setting, or stop the other process",
-            file=sys.stderr,
-        )
-        return EXIT_WRONG_SETTINGS
-    except WattvendError as failed:
-        print(f"{name}: {failed}", file=sys.stderr)  # noqa: T201
-        return EXIT_FAILED
-    return 0
+        failures = asyncio.run(_live(log, settings, body))
+    except WrongSettings as wrong:  # the port of health and metrics
+        _tell(log, wrong, "http")
+        failures = [wrong]
+    if not failures:
+        log.info("stopped")
+        return 0
+    return EXIT_WRONG_SETTINGS if isinstance(failures[0], WrongSettings) else EXIT_FAILED

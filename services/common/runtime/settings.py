@@ -1,12 +1,21 @@
 """Settings every service has: read from the environment once, validated, printed when wrong."""
 
+import ssl
 import sys
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings
+
+from services.common.kernel.errors import WattvendError
+
+_SERVER = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}"
+
+
+class WrongSettings(WattvendError):  # noqa: N818 - reads as what it is
+    """A setting cannot be used here, e.g. its port is taken. The service exits with code 2."""
 
 
 def is_loopback(host: str) -> bool:
@@ -19,10 +28,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _usable_authority(path: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as unusable:
+        raise ValueError(
+            f"{path} is no usable certificate authority: {unusable.strerror or unusable}; "
+            "name a PEM file"
+        ) from unusable
+    return path
+
+
+AuthorityFile = Annotated[Path, AfterValidator(_usable_authority)]
+"""A PEM file of the certificate authority that a server's certificate is from."""
+
+
 class ServiceSettings(BaseSettings):
     """What all services share. A subclass sets `model_config` with its prefix."""
 
-    kafka_bootstrap: str = Field("127.0.0.1:29092", description="Kafka's bootstrap servers")
+    kafka_bootstrap: str = Field(
+        "127.0.0.1:29092",
+        pattern=rf"^{_SERVER}(,{_SERVER})*$",
+        description="Kafka's bootstrap servers",
+    )
     instance: str = Field(
         ...,
         pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
@@ -46,18 +74,36 @@ class ServiceSettings(BaseSettings):
         """Return setting name → host for everything this service listens on."""
         return {"http_host": self.http_host}
 
+    @classmethod
+    def env_name(cls, name: str) -> str:
+        """Return the environment variable of a setting, e.g. WATTVEND_INGEST_HTTP_PORT."""
+        return f"{cls.model_config.get('env_prefix', '')}{name}".upper()
+
+    def server_tls(self) -> ssl.SSLContext | None:
+        """Return what listeners speak TLS with, None without. Raises OSError for unusable files."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.tls_certificate, self.tls_key)
+        return context
+
     @model_validator(mode="after")
     def _exposed_only_with_tls(self) -> Self:
+        both = f"{self.env_name('tls_certificate')} and {self.env_name('tls_key')}"
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: set both or none")
-        for path in (self.tls_certificate, self.tls_key):
-            if path is not None and not path.is_file():
-                raise ValueError(f"there is no file {path}")
+            raise ValueError(f"{both} belong together: set both or none")
+        try:
+            self.server_tls()
+        except OSError as unusable:
+            raise ValueError(
+                f"{both} are no usable certificate and key: {unusable.strerror or unusable}; "
+                "name two PEM files that belong to each other"
+            ) from unusable
         for name, host in self.listeners().items():
             if not is_loopback(host) and not self.has_tls:
                 raise ValueError(
-                    f"{name}={host} would listen beyond this machine without TLS: "
-                    "set tls_certificate and tls_key, or listen on 127.0.0.1"
+                    f"{self.env_name(name)}={host} would listen beyond this machine without TLS: "
+                    f"set {both}, or listen on 127.0.0.1"
                 )
         return self
 
@@ -74,6 +120,7 @@ def load(kind: type[Settings]) -> Settings:
         print("The settings are wrong:", file=sys.stderr)  # noqa: T201 - before logging exists
         for error in wrong.errors():
             name = "_".join(str(part) for part in error["loc"]).upper()
-            shown = f"{prefix}{name}" if name else "settings"
-            print(f"  {shown}: {error['msg']}", file=sys.stderr)  # noqa: T201
+            shown = f"{prefix}{name}: " if name else ""
+            said = error["msg"].removeprefix("Value error, ")
+            print(f"  {shown}{said}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

@@ -97,8 +97,8 @@ def _topic(entry: dict[str, Any], raw: dict[str, Any]) -> Topic:
 async def create(bootstrap: str, *, replication: int = 1) -> list[str]:
     """Create the topics that are missing; return their names."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         there = set(await admin.list_topics())
         missing = [topic for topic in catalogue().topics.values() if topic.name not in there]
         wanted = [
@@ -119,8 +119,8 @@ async def create(bootstrap: str, *, replication: int = 1) -> list[str]:
 async def check(bootstrap: str) -> None:
     """Raise Retriable where a topic is missing or has another number of partitions."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         there = {
             entry["topic"]: len(entry["partitions"])
             for entry in await admin.describe_topics(list(await admin.list_topics()))

@@ -99,16 +99,30 @@ class Ears:
         try:
             acts = hear(record)
         except InvalidInput as odd:
-            where = f"{record.topic}-{record.partition} at offset {record.offset}"
             if is_vital:
                 # To skip an intent or a fact could mean to cut somebody who has paid.
                 raise Bug(
-                    f"{where} cannot be decoded: {odd}. Run the release that knows its schema"
+                    f"{_where(record)} cannot be decoded: {odd}. "
+                    "Run the release that knows its schema"
                 ) from odd
-            self._metrics.undecodable(record.topic)
-            self._log.error("skipped a record that cannot be decoded", where=where, why=str(odd))
+            self._skip(record, odd)
             return
         self._outbox.put(acts)
+
+    def _skip(self, record: ConsumerRecord, odd: Exception) -> None:
+        self._metrics.undecodable(record.topic)
+        self._log.error(
+            "skipped a record that cannot be decoded", where=_where(record), why=str(odd)
+        )
+
+    def past_outcome(self, record: ConsumerRecord) -> Outcome | None:
+        """Return a step told before a restart; None where it cannot be decoded."""
+        try:
+            _, value = kafka.opened(record)
+            return records.past_outcome(value)
+        except (InvalidInput, ValueError) as odd:  # ValueError: a result of a newer release
+            self._skip(record, odd)
+            return None
 
     def _fact(self, record: ConsumerRecord) -> list[Act]:
         if record.value is None:
@@ -260,10 +274,14 @@ class SitesReader(ConsumerRebalanceListener):
             since_ms = self._clock.now_ms() - self._recover_window_ms
             await _seek_to_time(reader, wanted, since_ms)
             async for record in kafka.read_to_end(reader, wanted):
-                _, value = kafka.opened(record)
-                yield record.partition, records.past_outcome(value)
+                if (outcome := self._ears.past_outcome(record)) is not None:
+                    yield record.partition, outcome
         finally:
             await reader.stop()
+
+
+def _where(record: ConsumerRecord) -> str:
+    return f"{record.topic}-{record.partition} at offset {record.offset}"
 
 
 def _all_of(topic: str) -> list[TopicPartition]:

@@ -1,8 +1,6 @@
 """Commands to MQTT devices: QoS 1, never retained, only while connected to the broker."""
 
 import json
-import ssl
-from pathlib import Path
 
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
@@ -10,6 +8,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from services.common.runtime.mqtt import MqttSettings, introduce
 from services.control.domain.messages import MqttCommand
 
 QOS = 1
@@ -33,22 +32,10 @@ class Commander:
         self._client.max_inflight_messages_set(IN_FLIGHT_MAX)
         self._client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
 
-    def start(
-        self,
-        host: str,
-        port: int,
-        *,
-        username: str | None = None,
-        password: str | None = None,
-        certificate_authority: Path | None = None,
-    ) -> None:
+    def start(self, settings: MqttSettings) -> None:
         """Connect, and connect again for ever, in a thread of its own."""
-        if username is not None:
-            self._client.username_pw_set(username, password)
-        if certificate_authority is not None:
-            context = ssl.create_default_context(cafile=certificate_authority)
-            self._client.tls_set_context(context)
-        self._client.connect_async(host, port, KEEPALIVE_S)
+        introduce(self._client, settings)
+        self._client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE_S)
         self._client.loop_start()
 
     def stop(self) -> None:

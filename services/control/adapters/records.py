@@ -33,6 +33,7 @@ def intent(value: dict[str, Any], event_id: str) -> Intent:
         value["mode"],
         value["send_before_ms"],
         value["decided_at_ms"],
+        value["cause"],
         event_id,
     )
 
@@ -89,7 +90,7 @@ def _version(value: dict[str, Any]) -> Version:
 
 
 def past_outcome(value: dict[str, Any]) -> Outcome:
-    """Return an outcome as it was told; of its intent what an outcome keeps."""
+    """Return an outcome as it was told, and its intent."""
     of = Intent(
         value["meter_id"],
         value["account_id"],
@@ -99,8 +100,9 @@ def past_outcome(value: dict[str, Any]) -> Outcome:
         value["intent_offset"],
         value["wanted"],
         value["mode"],
-        None,
-        value["decided_at_ms"],
+        value["send_before_ms"],
+        value["intent_decided_at_ms"],
+        value["cause"],
     )
     return Outcome(
         of,
@@ -131,6 +133,9 @@ def outcome_record(outcome: Outcome, worker: str) -> dict[str, Any]:
         "intent_offset": of.offset,
         "wanted": of.wanted,
         "mode": of.mode,
+        "cause": of.cause,
+        "send_before_ms": of.send_before_ms,
+        "intent_decided_at_ms": of.decided_at_ms,
         "attempt": outcome.attempt,
         "result": outcome.result.value,
         "detail": outcome.detail,

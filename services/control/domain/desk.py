@@ -165,15 +165,15 @@ class Desk:
                 self._sites[site_id] = fact
                 concerned = self._meters_of_site[site_id]
             case DeviceStatus(device_id=device_id):
+                kind, _, name = device_id.partition("/")
+                if kind not in ("meters", "gateways"):
+                    return []  # nobody registered it: anybody may name any number of those
                 # A device that moves to another line has records in two partitions.
                 known = self._statuses.get(device_id)
                 if known is not None and fact.since_ms < known.since_ms:
                     return []
                 self._statuses[device_id] = fact
-                kind, _, name = device_id.partition("/")
-                concerned = {name} if kind == "meters" else set()
-                if kind == "gateways":
-                    concerned = self._meters_of_gateway[name]
+                concerned = {name} if kind == "meters" else self._meters_of_gateway[name]
         return self._look_at(concerned, now_ms)
 
     def answer(self, reply: Reply, now_ms: int) -> list[Act]:

@@ -42,6 +42,7 @@ class Intent:
     mode: str
     send_before_ms: int | None
     decided_at_ms: int
+    cause: str
     event_id: str = ""
 
     @property

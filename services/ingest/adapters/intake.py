@@ -13,8 +13,8 @@ import structlog
 from services.common.kernel.clock import Clock
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.profiles import Profile
+from services.common.runtime.kafka import Outgoing
 from services.ingest.adapters.metrics import Metrics
-from services.ingest.adapters.outbox import Outgoing
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.exchange import OPERATION_READ, OPERATION_WRITE
 from services.ingest.domain.presence import NO_LINE, REASON_GATEWAY, Device, Presence
@@ -196,11 +196,11 @@ class Intake:
                 "device-replies",
                 "device-reply",
                 {**record, "worker": self.worker},
-                reply.meter_id,
-                reply.line_id,
-                identity,
-                reply.completed_at_ms,
-                reply.request_id,
+                key=reply.meter_id,
+                route=reply.line_id,
+                event_id=identity,
+                occurred_at_ms=reply.completed_at_ms,
+                causation_id=reply.request_id,
             )
         )
 
@@ -258,17 +258,16 @@ class Intake:
             "request_id": source.request_id,
             "worker": self.worker,
         }
-        identity = name_uuid("relay-state", *record.values())
         self._outbox.put(
             Outgoing(
                 "relay-states",
                 "relay-state",
                 record,
-                meter.meter_id,
-                meter.site_id,
-                identity,
-                now_ms,
-                source.request_id or "",
+                key=meter.meter_id,
+                route=meter.site_id,
+                event_id=name_uuid("relay-state", *record.values()),
+                occurred_at_ms=now_ms,
+                causation_id=source.request_id or "",
             )
         )
 
@@ -281,9 +280,9 @@ class Intake:
                 "device-status",
                 "device-status",
                 record,
-                record["device_id"],
-                record["line_id"] or NO_LINE,
-                name_uuid("device-status", now_ms, *record.values()),
-                now_ms,
+                key=record["device_id"],
+                route=record["line_id"] or NO_LINE,
+                event_id=name_uuid("device-status", now_ms, *record.values()),
+                occurred_at_ms=now_ms,
             )
         )

@@ -53,6 +53,7 @@ class LineOwner(ConsumerRebalanceListener):
         self._first_offsets: dict[int, int] = {}
         self._workers: dict[str, LineWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unowned: Exception | None = None
         self._changing = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -61,10 +62,15 @@ class LineOwner(ConsumerRebalanceListener):
         self._changed.set()
 
     async def run(self) -> None:
-        """Join the group, then execute requests for ever; raises what a line's task raised."""
+        """Join the group, then execute requests for ever.
+
+        Raises what a line's task raised, or taking over an assignment: aiokafka would only log it.
+        """
         self._consumer.subscribe([TOPIC], listener=self)
         while True:
             batches = await self._consumer.getmany(timeout_ms=FETCH_TIMEOUT_MS)
+            if self._unowned is not None:
+                raise self._unowned
             for records in batches.values():
                 for record in records:
                     self._dispatch(record)
@@ -95,6 +101,12 @@ class LineOwner(ConsumerRebalanceListener):
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Go to the end of each partition, then own its lines."""
+        try:
+            await self._take_over(assigned)
+        except Exception as failed:  # noqa: BLE001 - `run` raises it
+            self._unowned = failed
+
+    async def _take_over(self, assigned: Iterable[TopicPartition]) -> None:
         ends = await self._consumer.end_offsets(list(assigned))
         for tp, end in ends.items():
             self._consumer.seek(tp, end)
@@ -140,19 +152,19 @@ class LineOwner(ConsumerRebalanceListener):
 
     async def _stop(self, names: list[str]) -> None:
         """Stop lines: each finishes the transaction under way and closes its connection."""
-        tasks = []
-        for name in names:
-            worker = self._workers.pop(name)
-            worker.close()
-            tasks.append(self._tasks.pop(name))
-            self._intake.line_left(worker.line)
+        workers = [self._workers.pop(name) for name in names]
+        tasks = [self._tasks.pop(name) for name in names]
         self._metrics.lines.set(len(self._workers))
         if not tasks:
             return
+        for worker in workers:
+            worker.close()
         _, late = await asyncio.wait(tasks, timeout=self._close_within_s)
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in workers:  # only now: the transaction under way was a sign of life
+            self._intake.line_left(worker.line)
 
     def _dispatch(self, record: ConsumerRecord) -> None:
         if record.offset < self._first_offsets.get(record.partition, record.offset + 1):

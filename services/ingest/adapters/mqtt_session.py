@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
+from services.common.runtime import mqtt
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.adapters.mqtt_intake import Durable
 from services.ingest.config import IngestSettings
@@ -110,13 +111,7 @@ class MqttSession:
             clean_session=False,
             manual_ack=True,
         )
-        if settings.mqtt_username is not None:
-            secret = settings.mqtt_password
-            client.username_pw_set(
-                settings.mqtt_username, None if secret is None else secret.get_secret_value()
-            )
-        if settings.mqtt_ca is not None:
-            client.tls_set(str(settings.mqtt_ca))
+        mqtt.introduce(client, settings)
         client.reconnect_delay_set(1, settings.mqtt_reconnect_max_s)
         client.max_queued_messages_set(ANSWERS_MAX)
         client.on_pre_connect = self._next_connection

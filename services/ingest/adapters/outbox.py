@@ -2,32 +2,16 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from services.common.runtime import kafka
+from services.common.runtime.kafka import Outgoing, send_outgoing
 from services.ingest.adapters.metrics import Metrics
 
 WAITING_MAX = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One record for a topic; `route` is what the topic's partition_by names."""
-
-    topic: str
-    subject: str
-    record: dict[str, Any]
-    key: str
-    route: str
-    event_id: UUID
-    occurred_at_ms: int
-    causation_id: str = ""
 
 
 class Outbox:
@@ -74,17 +58,7 @@ class Outbox:
 
     async def _send(self, outgoing: Outgoing, told: asyncio.Future[bool]) -> None:
         try:
-            acknowledged = await kafka.send(
-                self._producer,
-                outgoing.topic,
-                outgoing.subject,
-                outgoing.record,
-                key=outgoing.key,
-                route=outgoing.route,
-                event_id=outgoing.event_id,
-                occurred_at_ms=outgoing.occurred_at_ms,
-                causation_id=outgoing.causation_id,
-            )
+            acknowledged = await send_outgoing(self._producer, outgoing)
         except KafkaError as failed:
             self._failed(outgoing, told, repr(failed))
             return

@@ -81,11 +81,6 @@ class Presence:
         """How many unknown devices are kept."""
         return len(self._unknown)
 
-    def is_online(self, device_id: str) -> bool:
-        """Say whether a device was last told to be online."""
-        state = self._states.get(device_id)
-        return state is not None and state.status == ONLINE
-
     def expect(self, device: Device, now_ms: int, silent_after_ms: int) -> None:
         """Wait for a device that pushes: it is offline when nothing is heard for so long."""
         state = self._state(device, now_ms)

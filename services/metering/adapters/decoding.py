@@ -106,15 +106,16 @@ def _decoded(raw: Raw) -> Opened:
 def claims_frame(headers: Iterable[tuple[str, bytes]]) -> bool:
     """Say whether a record names itself a reading frame."""
     return any(
-        name == "schema" and value.partition(b"/")[0] == FRAME.encode() for name, value in headers
+        name == "schema" and (value or b"").partition(b"/")[0] == FRAME.encode()
+        for name, value in headers
     )
 
 
 class DeadLetterBound:
     """Counts frames: a few dead ones are the field's, a tenth of them is a bad deploy.
 
-    Only the free ones may die in a row from the start, so that a worker that is started again
-    and again does not empty the topic either.
+    Only the free ones may die in a row from the start: so many at most each start of a worker
+    whose supervisor tries again and again, ever more slowly.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """Which intents and attempts belong to a cut-off, told from history alone.
 
-`relay-intents` is compacted, so what was wanted back then is told by what is kept: the cut (an
-alarm) and every step of control (command outcomes), which name the intent's version. What only the
-intent itself says is taken from it where it is still the newest of its meter; of the intent that
-was decided with the cut it follows from the cut and its policy by metering's own rule.
+`relay-intents` is compacted, so what was wanted back then is told by what is kept: every step of
+control (command outcomes), which carries its intent. Where control has not done anything yet the
+intent is still the newest of its meter, or else, decided with the cut, it follows from the cut and
+its policy by metering's own rule.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,11 +38,7 @@ _ORDER = {step: place for place, step in enumerate(_STEPS)}
 
 @dataclass(frozen=True, slots=True)
 class CutIntent:
-    """An intent to cut, with every step of its delivery in order.
-
-    `decided_at_ms`: 0 where the intent is no longer the newest of its meter and was not decided
-    with the cut itself; `send_before_ms` is None then.
-    """
+    """An intent to cut, with every step of its delivery in order."""
 
     meter_id: str
     epoch: int
@@ -86,25 +82,15 @@ def _intent(
     known: RelayIntentRow | None,
 ) -> CutIntent:
     meter_id, epoch, version_offset = version
-    with_the_cut = version_offset == cut.log_offset
-    if known is not None:
-        mode, cause = known.mode, known.cause
-        send_before_ms, decided_at_ms = known.send_before_ms, known.decided_at_ms
+    ordered = sorted(steps, key=_when)
+    if ordered:
+        told = ordered[0]
+        said = (told.mode, told.cause, told.send_before_ms, told.intent_decided_at_ms)
+    elif known is not None:
+        said = (known.mode, known.cause, known.send_before_ms, known.decided_at_ms)
     else:
-        mode = steps[0].mode if steps else "prepaid"
-        cause = "arrears" if with_the_cut else "lease-renewed"
-        send_before_ms = _lease_end(cut, policy) if with_the_cut else None
-        decided_at_ms = cut.decided_at_ms if with_the_cut else 0
-    return CutIntent(
-        meter_id,
-        epoch,
-        version_offset,
-        mode,
-        cause,
-        send_before_ms,
-        decided_at_ms,
-        sorted(steps, key=_when),
-    )
+        said = ("prepaid", "arrears", _lease_end(cut, policy), cut.decided_at_ms)
+    return CutIntent(meter_id, epoch, version_offset, *said, ordered)
 
 
 def _lease_end(cut: AlarmRow, policy: PolicyVersionRow | None) -> int | None:

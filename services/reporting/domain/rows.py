@@ -273,6 +273,9 @@ class CommandOutcomeRow(NamedTuple):
     intent_offset: int
     wanted: str
     mode: str
+    cause: str
+    send_before_ms: int | None
+    intent_decided_at_ms: int
     attempt: int
     result: str
     detail: str

@@ -11,13 +11,15 @@ from aiokafka.errors import KafkaError
 from services.common.kernel.errors import Retriable
 from services.common.kernel.frames import ChargeFrame
 from services.common.runtime import kafka
+from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.adapters.tables import Charged, Offset, Root, Tables
 from services.vending.domain.account import SettleClosing
 from services.vending.office import Office
-from services.vending.relay import CHECKPOINT_PARTITION, Checkpoint, Outgoing
+from services.vending.relay import CHECKPOINT_PARTITION, Checkpoint
 
-RECORDS_PER_POLL_MAX = 500
+RECORDS_PER_POLL_MAX = 50
+"""A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""
 POLL_MS = 1_000
 RETRY_S = 1.0
 WINDOW_RECORDS_FIRST = 1_000
@@ -39,21 +41,7 @@ class KafkaPublisher:
             return
         try:
             to = await self._started()
-            acknowledgements = [
-                await kafka.send(
-                    to,
-                    record.topic,
-                    record.subject,
-                    record.record,
-                    key=record.key,
-                    partition=record.partition,
-                    route=record.route,
-                    event_id=record.event_id,
-                    occurred_at_ms=record.occurred_at_ms,
-                    causation_id=record.causation_id,
-                )
-                for record in records
-            ]
+            acknowledgements = [await kafka.send_outgoing(to, record) for record in records]
             await kafka.all_acknowledged(acknowledgements)
         except KafkaError as failed:
             await self.close()

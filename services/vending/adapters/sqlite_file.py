@@ -69,11 +69,6 @@ class SqliteFile:
         self._commits = ThreadPoolExecutor(1, "vending-commit")
         self._reads = ThreadPoolExecutor(1, "vending-read")
 
-    @property
-    def waiting(self) -> int:
-        """How many writes wait for their commit."""
-        return len(self._waiting)
-
     async def write(self, work: Work) -> Any:
         """Run `work` in a transaction of its group and return its result when that is durable.
 

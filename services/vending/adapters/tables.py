@@ -2,7 +2,8 @@
 
 `unique_name` and `todo` are derived from events within the append that stores them. `charged` and
 `consumer_offset` come from the topics that vending reads, both in one transaction. `book` holds the
-book epoch; `root` the latest roots of the hash chain that the relay vouched for.
+book epoch, `raised` the position after which each began; `root` the latest roots of the hash chain
+that the relay vouched for.
 """
 
 import sqlite3
@@ -19,6 +20,7 @@ from services.vending.domain.events import (
     AccountMeterLeft,
     AccountOpened,
     Event,
+    GatewayRegistered,
     MeterAssigned,
     MeterRegistered,
     event_from,
@@ -52,6 +54,9 @@ CREATE TABLE IF NOT EXISTS book(
   one INTEGER PRIMARY KEY CHECK(one = 1), book_epoch INTEGER NOT NULL CHECK(book_epoch >= 1)
 ) STRICT;
 INSERT OR IGNORE INTO book(one, book_epoch) VALUES(1, 1);
+CREATE TABLE IF NOT EXISTS raised(
+  book_epoch INTEGER PRIMARY KEY, position INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS root(
   position INTEGER PRIMARY KEY, count INTEGER NOT NULL, root BLOB NOT NULL
 ) STRICT;
@@ -64,6 +69,7 @@ SERIAL = "serial"
 METER_KEY = "meter key"
 ACCOUNT_KEY = "account key"
 BUS_ADDRESS = "bus address"
+GATEWAY_ADDRESS = "gateway address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,7 @@ class Root:
 _PROJECTED = {
     kind.SUBJECT
     for kind in (
+        GatewayRegistered,
         MeterRegistered,
         AccountOpened,
         MeterAssigned,
@@ -187,11 +194,19 @@ class Tables:
 
     async def raise_book_epoch(self, book_epoch: int) -> None:
         """Set the epoch of the book, which only rises."""
-        await self._file.write(
-            lambda connection: connection.execute(
-                "UPDATE book SET book_epoch = max(book_epoch, ?)", (book_epoch,)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE book SET book_epoch = max(book_epoch, ?)", (book_epoch,))
+            connection.execute(
+                "INSERT OR IGNORE INTO raised SELECT ?, coalesce(max(position), 0) FROM event",
+                (book_epoch,),
             )
-        )
+
+        await self._file.write(work)
+
+    def raised_at(self) -> int:
+        """Return the position of the last event before the present book epoch; 0 in the first."""
+        return int(self._file.look("SELECT coalesce(max(position), 0) FROM raised")[0][0])
 
     def root_at(self, position: int) -> Root | None:
         """Return the kept root at a position, where there is one."""
@@ -232,6 +247,8 @@ def _claim(connection: sqlite3.Connection, kind: str, name: str, owner: str) -> 
 
 def _project(connection: sqlite3.Connection, event: Event, position: int) -> None:
     match event:
+        case GatewayRegistered():
+            _claim(connection, GATEWAY_ADDRESS, event.address, event.gateway_id)
         case MeterRegistered():
             house = house_account_id(event.meter_id)
             _claim(connection, SERIAL, event.serial, event.meter_id)

@@ -122,7 +122,7 @@ class OpenAccount:
         checks.check_id("policy_id", self.policy_id)
         checks.check_choice("commodity", self.commodity, checks.COMMODITIES)
         if self.subject_id is not None:
-            checks.check_id("subject_id", self.subject_id)
+            checks.check_subject(self.subject_id)
         if self.first_sale_minor:
             checks.check_amount("first_sale_minor", self.first_sale_minor)
             checks.check_choice("method", self.method, checks.METHODS)

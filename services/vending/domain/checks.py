@@ -3,7 +3,7 @@
 import re
 from uuid import UUID
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, shown
 from services.common.kernel.ids import ID_PATTERN, SERIAL_SIZE_MAX
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import CURRENCIES, Currency
@@ -19,6 +19,9 @@ TIME_MS_MAX = 253_402_300_799_999
 
 _ID = re.compile(ID_PATTERN)
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_PORT = re.compile(r"[0-9]{1,5}")
+_NUMBER_OF_A_PERSON = re.compile(r"[0-9._-]{1,20}[Xx]?")
+"""Telephone and identity-card numbers; the digits of a UUID are more."""
 _SERIAL = re.compile(rf"[!-~]{{1,{SERIAL_SIZE_MAX}}}")
 
 
@@ -34,7 +37,7 @@ def request_id_of(text: str) -> UUID:
     except ValueError:
         raise invalid(
             "request_id",
-            f"{text!r} is no UUID; make a new one for each command and keep it for repeats",
+            f"{shown(text)} is no UUID; make a new one for each command and keep it for repeats",
             Reason.REQUEST_ID_INVALID,
         ) from None
     if found.int == 0:
@@ -49,8 +52,18 @@ def check_id(field: str, value: str) -> None:
     if not _ID.fullmatch(value):
         raise invalid(
             field,
-            f"{value!r} is no id; write 1 to 63 letters, digits, dots, underscores or dashes, "
+            f"{shown(value)} is no id; write 1 to 63 letters, digits, dots, underscores or dashes, "
             "beginning with a letter or digit",
+        )
+
+
+def check_subject(value: str) -> None:
+    """Refuse what is no opaque id of a person; the error does not repeat what it may be."""
+    if not _ID.fullmatch(value) or _NUMBER_OF_A_PERSON.fullmatch(value):
+        raise invalid(
+            "subject_id",
+            "write an opaque id of the person, e.g. a UUID; never a name, an address, a telephone "
+            "or identity-card number: what stands in events stands there for good",
         )
 
 
@@ -63,7 +76,7 @@ def check_text(field: str, value: str) -> None:
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:
-        raise invalid(field, f"{value!r} is not known; write one of {', '.join(choices)}")
+        raise invalid(field, f"{shown(value)} is not known; write one of {', '.join(choices)}")
 
 
 def check_between(field: str, value: int, least: int, most: int) -> None:
@@ -77,7 +90,7 @@ def check_serial(value: str) -> None:
     if not _SERIAL.fullmatch(value):
         raise invalid(
             "serial",
-            f"{value!r} is no serial number; write the 1 to {SERIAL_SIZE_MAX} printable ASCII "
+            f"{shown(value)} is no serial number; write the 1 to {SERIAL_SIZE_MAX} printable ASCII "
             "characters on the meter's plate, without spaces",
         )
 
@@ -109,14 +122,14 @@ def check_product_serial(address: str) -> None:
     """Refuse an address that no gateway on the broker has."""
     product, _, serial = address.partition("/")
     if not (_ID.fullmatch(product) and _ID.fullmatch(serial)):
-        raise invalid("address", f"{address!r} is no product/serial, e.g. ADW300/2207140001")
+        raise invalid("address", f"{shown(address)} is no product/serial, e.g. ADW300/2207140001")
 
 
 def check_host_port(address: str) -> None:
     """Refuse an address that no socket can connect to."""
     host, _, port = address.rpartition(":")
-    if not (_HOST.fullmatch(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise invalid("address", f"{address!r} is no host:port, e.g. 10.0.3.7:502")
+    if not (_HOST.fullmatch(host) and _PORT.fullmatch(port) and 0 < int(port) < 65536):
+        raise invalid("address", f"{shown(address)} is no host:port, e.g. 10.0.3.7:502")
 
 
 def currency_named(code: str) -> Currency:
@@ -124,7 +137,7 @@ def currency_named(code: str) -> Currency:
     if code not in CURRENCIES:
         raise invalid(
             "currency",
-            f"{code!r} is not known; known are {', '.join(sorted(CURRENCIES))}",
+            f"{shown(code)} is not known; known are {', '.join(sorted(CURRENCIES))}",
             Reason.CURRENCY_UNKNOWN,
         )
     return CURRENCIES[code]

@@ -5,6 +5,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
+from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.vending.domain.events import Event, RequestKey
 
@@ -55,6 +56,10 @@ class Rejection:
     reason: Reason
     message: str
     field: str = ""
+
+    def as_error(self) -> InvalidInput:
+        """Return what a caller is told."""
+        return InvalidInput(self.reason, self.message, field=self.field)
 
 
 Decision = Accepted | Repeat | Rejection

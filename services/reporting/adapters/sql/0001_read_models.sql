@@ -310,6 +310,9 @@ CREATE TABLE command_outcomes (
     intent_offset         bigint  NOT NULL,
     wanted                text    NOT NULL,
     mode                  text    NOT NULL,
+    cause                 text    NOT NULL,
+    send_before_ms        bigint,
+    intent_decided_at_ms  bigint  NOT NULL,
     attempt               integer NOT NULL,
     result                text    NOT NULL,
     detail                text    NOT NULL,
@@ -432,5 +435,5 @@ SELECT d.device_id, d.kind, coalesce(d.site_id, m.site_id, g.site_id) AS site_id
 FROM device_status d
 LEFT JOIN meters m ON d.device_id = 'meters/' || m.meter_id
 LEFT JOIN gateways g ON d.device_id = 'gateways/' || g.gateway_id
-WHERE d.status <> 'online';
+WHERE d.status <> 'online' AND d.reason <> 'registered';  -- that one is a meter's or gateway's now
 COMMENT ON VIEW lost_devices IS 'Devices that do not answer, and devices nobody registered.';

@@ -807,7 +807,7 @@ class CutoffExplanation(_message.Message):
     def policy(self) -> Global___PolicyVersion: ...
     @_builtins.property
     def intents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intent]:
-        """one a meter of the account"""
+        """each meter's, renewed leases included"""
 
     def __init__(
         self,

@@ -355,7 +355,9 @@ class PublishTariffRequest(_message.Message):
     currency: _builtins.str
     legal_entity: _builtins.str
     price_micro: _builtins.int
-    """>= 0, micro-currency per kWh or m3"""
+    """>= 0, per kWh or m3, in 10^-6 of the currency; in 10^-3 where the ledger keeps six decimals
+    (IDR, VND).
+    """
     effective_at_ms: _builtins.int
     """Versions after the first: an instant at least the lead time (one hour) ahead; 0 = the earliest."""
     def __init__(
