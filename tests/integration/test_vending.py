@@ -389,6 +389,9 @@ def echo(hold: dict[str, Any], charged_nano: int) -> dict[str, Any]:
         "last_reading_received_at_ms": None,
         "decided_at_ms": 1,
         "log_offset": 1,
+        "currency": hold["currency"],
+        "legal_entity": hold["legal_entity"],
+        "commodity": hold["commodity"],
     }
 
 

@@ -263,6 +263,7 @@ class ScalarShard:
             "last_reading_received_at_ms": account.last_received,
             "decided_at_ms": self.now,
             "log_offset": self.work.offset,
+            **{name: fact[name] for name in ("currency", "legal_entity", "commodity")},
         }
         self.work.others.append(Sent("echoes", account.account_id, record))
 

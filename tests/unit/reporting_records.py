@@ -181,6 +181,7 @@ class Story:
             "receipt_id": str(name_uuid("receipt", self.account, revision)),
             "currency": "CNY",
             "legal_entity": "LE1",
+            "commodity": "electricity",
         }
         return self.event(f"account-{self.account}", revision, "credit-sold", data)
 

@@ -362,12 +362,27 @@ def _status(world: World, meter: str) -> DeviceStatus:
     return next(status for status in found if status.device_id == f"meters/{meter}")
 
 
-def test_a_quarantined_meter_is_not_commanded_even_if_it_reports(world: World) -> None:
-    world.publish("device-status", replace(_status(world, "M0"), status="quarantined"))
+@pytest.mark.parametrize("reason", ["serial-mismatch", "wrong-gateway"])
+def test_a_meter_that_may_be_another_is_not_commanded_even_if_it_reports(
+    world: World, reason: str
+) -> None:
+    quarantined = replace(_status(world, "M0"), status="quarantined", reason=reason)
+    world.publish("device-status", quarantined)
     world.run(100)
     world.intend("M0", "open")
     world.run(5_000, poll_every_ms=1_000)
     assert writes(world, "M0") == []
+
+
+def test_a_meter_whose_clock_is_wrong_gets_its_power_back(world: World) -> None:
+    world.intend("M0", "open")
+    world.run(5_000, poll_every_ms=1_000)
+    quarantined = replace(_status(world, "M0"), status="quarantined", reason="clock-ahead")
+    world.publish("device-status", quarantined)
+    world.run(100)
+    world.intend("M0", "closed")
+    world.run(5_000, poll_every_ms=1_000)
+    assert [write.values for write in writes(world, "M0")] == [(1, 1), (0, 0)]
 
 
 def test_a_cut_is_tried_a_bounded_number_of_times_until_its_lease_is_renewed(

@@ -54,7 +54,7 @@ def reply(value: dict[str, Any]) -> Reply:
 
 
 def status(value: dict[str, Any]) -> DeviceStatus:
-    return DeviceStatus(value["device_id"], value["status"], value["since_ms"])
+    return DeviceStatus(value["device_id"], value["status"], value["since_ms"], value["reason"])
 
 
 def fact(subject: str, value: dict[str, Any]) -> Fact | None:

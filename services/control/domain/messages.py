@@ -9,7 +9,7 @@ Version = tuple[int, int]
 """(meter epoch, shard-log offset) of an intent, (book epoch, revision) of a fact. Highest wins."""
 
 OPEN = "open"
-ONLINE = "online"
+OFFLINE = "offline"
 QUARANTINED = "quarantined"
 
 
@@ -109,13 +109,26 @@ class Site:
     version: Version
 
 
+DOUBTFUL_REASONS = frozenset({"serial-mismatch", "wrong-gateway", "unknown-device"})
+"""A device set aside for anything else is itself: only what it says of energy cannot be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """`device_id`: gateways/{id} or meters/{id}; `status`: online, offline or quarantined."""
+    """`device_id`: gateways/{id} or meters/{id}; `status`: online, offline or quarantined.
+
+    `reason`: why, in ingest's words.
+    """
 
     device_id: str
     status: str
     since_ms: int
+    reason: str = ""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether another device may be speaking: commands would reach the wrong relay."""
+        return self.status == QUARANTINED and self.reason in DOUBTFUL_REASONS
 
 
 Fact = Meter | Gateway | Site | DeviceStatus

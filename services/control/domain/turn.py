@@ -16,8 +16,7 @@ from services.control.domain.delivery import (
     read_back,
 )
 from services.control.domain.messages import (
-    ONLINE,
-    QUARANTINED,
+    OFFLINE,
     Action,
     DeviceStatus,
     Gateway,
@@ -54,8 +53,9 @@ class Scene:
         """Whether a command would reach the meter, as far as anybody knows.
 
         A relay state read after a device was said to be offline shows that it is back. A polled
-        line may be tried without a status; over MQTT the device must have been seen online, or
-        the broker might keep the command for later.
+        line may be tried without a status; over MQTT the device must have been heard, or the
+        broker might keep the command for later. A device whose readings are set aside (a wrong
+        clock) is commanded all the same, or a payment would not bring its power back.
         """
         if self.gateway is None:
             return False
@@ -63,10 +63,10 @@ class Scene:
         for status in (self.meter_status, self.gateway_status):
             if status is None:
                 continue
-            if status.status == QUARANTINED:
+            if status.is_doubtful:
                 return False
             is_back = reported is not None and reported.began_at_ms > status.since_ms
-            if status.status != ONLINE and not is_back:
+            if status.status == OFFLINE and not is_back:
                 return False
             has_been_seen = True
         return has_been_seen or isinstance(self.profile, ModbusProfile)

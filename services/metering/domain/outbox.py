@@ -158,6 +158,9 @@ class Outbox:
             "last_reading_received_at_ms": int(account["last_received_at_ms"]) if heard else None,
             "decided_at_ms": self.state.now_ms,
             "log_offset": self.offset,
+            "currency": identity["currency"],
+            "legal_entity": identity["legal_entity"],
+            "commodity": identity["commodity"],
         }
         event_id = self._event_id("echo", identity["account_id"], hold_id)
         output = Output(

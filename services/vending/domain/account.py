@@ -328,9 +328,17 @@ def _sale(
         credited_nano=credited_nano,
         method=method,
         receipt_id=str(name_uuid("receipt", *request.key)),
-        currency=state.currency,
-        legal_entity=state.legal_entity,
+        **_of_what(state),
     )
+
+
+def _of_what(state: Account) -> dict[str, Any]:
+    """Return what every amount says of itself: which money, owed to whom, for what."""
+    return {
+        "currency": state.currency,
+        "legal_entity": state.legal_entity,
+        "commodity": state.commodity,
+    }
 
 
 def _sell(state: Account, command: Sell) -> Decision:
@@ -343,6 +351,7 @@ def _sell(state: Account, command: Sell) -> Decision:
         amount_minor=command.amount_minor,
         reason=sale.reason.value,
         message=sale.message,
+        **_of_what(state),
     )
     return Accepted((refused,))
 
@@ -409,6 +418,7 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         "hold_id": closing.hold_id,
         "charged_nano": command.charged_nano,
         "account_sequence": command.account_sequence,
+        **_of_what(state),
     }
     if command.open_meters or state.meters:
         return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value),))

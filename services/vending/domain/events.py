@@ -170,6 +170,7 @@ class CreditSold(Event):
     receipt_id: str
     currency: str
     legal_entity: str
+    commodity: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +181,9 @@ class SaleRefused(Event):
     amount_minor: int
     reason: str
     message: str
+    currency: str
+    legal_entity: str
+    commodity: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +222,9 @@ class AccountClosed(Event):
     hold_id: str
     charged_nano: int
     account_sequence: int
+    currency: str
+    legal_entity: str
+    commodity: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +236,9 @@ class AccountCloseRefused(Event):
     reason: str
     charged_nano: int
     account_sequence: int
+    currency: str
+    legal_entity: str
+    commodity: str
 
 
 EVENTS: dict[str, type[Event]] = {
