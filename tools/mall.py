@@ -11,6 +11,9 @@ SEED = 11
 PRICE_MICRO = 850_000
 """0.85 CNY a kWh."""
 
+MAX_POWER_W = 100_000_000
+"""The physical bound of what hangs behind a meter: its loads are scaled up, so is the bound."""
+
 ALARM_1_MINOR = 800
 ALARM_2_MINOR = 400
 RESTORE_MINOR = 100
@@ -44,6 +47,7 @@ def site_file(fleet: FleetConfig) -> sitefile.SiteFile:
                 unit=meter.unit,
                 profile=meter.profile,
                 ratio=meter.ct * meter.pt,
+                max_power_w=MAX_POWER_W,
             )
             for meter in fleet.meters
         ],

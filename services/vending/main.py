@@ -20,13 +20,20 @@ from services.vending.adapters.api import SERVICE_NAME, VendingApi
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.tables import Tables
-from services.vending.book import Book
+from services.vending.application.book import Book
+from services.vending.application.office import Office, Terms
+from services.vending.application.relay import (
+    SCAN_EVENTS_MAX,
+    START,
+    BookMismatch,
+    Relay,
+    beginning,
+    root_at,
+)
 from services.vending.config import VendingSettings
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, StreamId
 from services.vending.metrics import Metrics
-from services.vending.office import Office, Terms
-from services.vending.relay import SCAN_EVENTS_MAX, START, BookMismatch, Relay, beginning, root_at
 from wattvend.vending.v1 import vending_pb2_grpc
 
 SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
-from services.vending.book import Book
+from services.vending.application.book import Book
 from services.vending.domain import account, chain
 from services.vending.domain.account import Account, CloseAccount, OpenAccount, Sell, SettleClosing
 from services.vending.domain.decisions import Answers, Request, fingerprint

@@ -18,7 +18,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.topics import catalogue
 from services.vending.adapters.memory_store import MemoryEventStore
-from services.vending.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
+from services.vending.application.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
 from services.vending.domain import chain, site
 from services.vending.domain.decisions import Answers, Decision, Request, fingerprint
 from services.vending.domain.event_store import (

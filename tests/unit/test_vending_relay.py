@@ -18,11 +18,9 @@ from services.common.kernel.errors import Retriable
 from services.common.runtime import codec
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
-from services.vending import relay as relay_module
 from services.vending.adapters.tables import Root
-from services.vending.domain import chain
-from services.vending.metrics import Metrics
-from services.vending.relay import (
+from services.vending.application import relay as relay_module
+from services.vending.application.relay import (
     START,
     BookMismatch,
     Checkpoint,
@@ -30,6 +28,8 @@ from services.vending.relay import (
     beginning,
     root_at,
 )
+from services.vending.domain import chain
+from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.vending_world import World
 

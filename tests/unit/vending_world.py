@@ -13,7 +13,8 @@ from services.vending.adapters import sqlite_store, tables
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.tables import Charged, Tables
-from services.vending.book import Book, Outcome
+from services.vending.application.book import Book, Outcome
+from services.vending.application.office import Office, Terms
 from services.vending.domain.account import Account, CloseAccount, Sell
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.meter import Meter
@@ -21,7 +22,6 @@ from services.vending.domain.policy import PublishPolicy
 from services.vending.domain.site import RegisterSite
 from services.vending.domain.tariff import PublishTariff
 from services.vending.metrics import Metrics
-from services.vending.office import Office, Terms
 
 SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA
 T0_MS = 1_790_000_000_000

@@ -215,7 +215,7 @@ def explanation(answer: r.CutoffExplanation) -> RenderableType:
             f"{lease if intent.HasField('send_before_ms') else ''}"
         )
         for attempt in intent.attempts:
-            text = f"attempt {attempt.attempt}: {attempt.result} {escape(attempt.detail)}"
+            text = f"attempt {attempt.attempt}: {attempt.result} {escape(attempt.detail)}".rstrip()
             if attempt.read_back_position:
                 text += f" — read back [bold]{attempt.read_back_position}[/]"
             branch.add(text)

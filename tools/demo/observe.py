@@ -39,9 +39,18 @@ class Observer:
     alarms: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
     heard: asyncio.Condition = field(default_factory=asyncio.Condition)
+    failure: Exception | None = None
 
     async def follow(self, bootstrap: str) -> None:
-        """Read on until cancelled."""
+        """Read on until cancelled. What fails is raised to whoever waits in `until`."""
+        try:
+            await self._read(bootstrap)
+        except Exception as failed:  # noqa: BLE001 - told to the one who waits
+            self.failure = failed
+            async with self.heard:
+                self.heard.notify_all()
+
+    async def _read(self, bootstrap: str) -> None:
         reader = kafka.consumer(bootstrap, client_id="demo-observer")
         await reader.start()
         try:
@@ -83,6 +92,8 @@ class Observer:
         """Wait until `condition` holds after something was heard. Raises TimeoutError."""
         try:
             async with asyncio.timeout(timeout_s), self.heard:
-                await self.heard.wait_for(condition)
+                await self.heard.wait_for(lambda: self.failure is not None or condition())
         except TimeoutError:
             raise TimeoutError(f"{what}: not within {timeout_s:.0f} s") from None
+        if self.failure is not None:
+            raise self.failure

@@ -1,13 +1,15 @@
 """The story: who does what, and what must be true when it ends."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from services.common.kernel.units import format_scaled
 from tools import mall, sitefile
-from tools.client import Clients
+from tools.client import Clients, Refused
 from tools.demo import judge, plan
 from tools.demo.fleet import Fleet, TrueMeter
 from tools.demo.observe import Observer, Spread
@@ -19,6 +21,7 @@ from wattvend.reporting.v1 import reporting_pb2 as r
 READ_WITHIN_S = 30.0
 ACT_WITHIN_S = 75.0
 RELAY_WITHIN_S = 20.0
+STANDS_FOR_S = 1.0
 SETTLE_WITHIN_S = 30.0
 POLL_S = 0.1
 RUNNER_LASTS_S = 24
@@ -50,6 +53,7 @@ class Story:
     run_id: UUID
     kill: Kill | None = None
     payments: list[Payment] = field(default_factory=list)
+    stood: bool = False
 
     async def run(self) -> bool:
         """Play it. Returns whether every check held."""
@@ -105,8 +109,14 @@ class Story:
             await self._kill("control")
             await self._position(meter, "open")
             watching.cancel()
-        self.screen.say(f"{account}: the relay is open, its register stands", "bold red")
+        opened_at = await self.fleet.meter(meter.meter_id)
+        self.screen.say(f"{account}: the relay is open", "bold red")
         await self._explain(account)
+        await asyncio.sleep(STANDS_FOR_S)
+        later = await self.fleet.meter(meter.meter_id)
+        self.stood = opened_at.register_lsb == later.register_lsb
+        register = format_scaled(later.register_lsb, 2)
+        self.screen.say(f"{account}: without power its register stands at {register} kWh")
         await self._kill("vending")
         await self._top_up(desk, meter)
         await self._position(meter, "closed")
@@ -180,10 +190,12 @@ class Story:
         self, account: str, full: int, show: Callable[[str, r.Balance, int], None]
     ) -> None:
         while True:
-            balance = await self.clients.reporting(
-                "GetBalance", r.GetBalanceRequest(account_id=account)
-            )
-            show(account, balance, full)
+            # A look that fails is tried again: nobody's story depends on it.
+            with contextlib.suppress(Refused):
+                balance = await self.clients.reporting(
+                    "GetBalance", r.GetBalanceRequest(account_id=account)
+                )
+                show(account, balance, full)
             await asyncio.sleep(2 * POLL_S)
 
     async def _explain(self, account: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Bug
 from services.common.runtime.grpc import caller_of
+from services.vending.application.office import Office
 from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell
 from services.vending.domain.decisions import Request, fingerprint
@@ -18,7 +19,6 @@ from services.vending.domain.policy import Policy, PublishPolicy
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.domain.tariff import PublishTariff, Tariff
 from services.vending.metrics import Metrics
-from services.vending.office import Office
 from wattvend.vending.v1 import vending_pb2 as pb
 from wattvend.vending.v1 import vending_pb2_grpc
 

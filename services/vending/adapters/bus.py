@@ -14,9 +14,9 @@ from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.adapters.tables import Charged, Offset, Root, Tables
+from services.vending.application.office import Office
+from services.vending.application.relay import CHECKPOINT_PARTITION, Checkpoint
 from services.vending.domain.account import SettleClosing
-from services.vending.office import Office
-from services.vending.relay import CHECKPOINT_PARTITION, Checkpoint
 
 RECORDS_PER_POLL_MAX = 50
 """A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""
@@ -26,7 +26,7 @@ WINDOW_RECORDS_FIRST = 1_000
 
 
 class KafkaPublisher:
-    """services.vending.relay.Publisher on Kafka. A producer that failed is replaced."""
+    """services.vending.application.relay.Publisher on Kafka. A producer that failed is replaced."""
 
     def __init__(self, bootstrap: str, client_id: str) -> None:
         """Publish to the cluster at `bootstrap`."""

@@ -17,7 +17,7 @@ from services.common.kernel.ids import house_account_id, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.vending.adapters.tables import Tables, Todo
-from services.vending.book import Book, Outcome
+from services.vending.application.book import Book, Outcome
 from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
 from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request, fingerprint

@@ -1,0 +1,1 @@
+"""What commands and events set going: mailboxes, processes over two streams, publication."""
