@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.runtime.mqtt import MqttSettings
+from services.common.runtime.settings import SkipSettings
 from services.control.domain.delivery import Limits
 
 
-class ControlSettings(MqttSettings):
+class ControlSettings(MqttSettings, SkipSettings):
     """WATTVEND_CONTROL_*."""
 
     model_config = SettingsConfigDict(env_prefix="WATTVEND_CONTROL_")

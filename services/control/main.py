@@ -80,7 +80,8 @@ async def _body(settings: ControlSettings, runtime: Runtime, stack: AsyncExitSta
         metrics=metrics,
         worker=settings.instance,
     )
-    ears = Ears(desk, outbox, runtime.clock, metrics, runtime.log)
+    step_over = kafka.StepOver(settings.skipped, "WATTVEND_CONTROL_SKIP", runtime.log)
+    ears = Ears(desk, outbox, runtime.clock, metrics, runtime.log, step_over=step_over)
     facts = FactsReader(settings.kafka_bootstrap, settings.instance, ears)
     stack.push_async_callback(facts.stop)
     await facts.start(replies_since_ms=runtime.clock.now_ms() - 2 * settings.reply_timeout_ms)

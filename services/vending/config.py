@@ -6,11 +6,12 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.runtime.grpc import GrpcSettings
+from services.common.runtime.settings import SkipSettings
 
 HOUR_MS = 3_600_000
 
 
-class VendingSettings(GrpcSettings):
+class VendingSettings(GrpcSettings, SkipSettings):
     """Read from the environment once, at start."""
 
     model_config = SettingsConfigDict(env_prefix="WATTVEND_VENDING_")

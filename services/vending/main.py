@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.kernel.profiles import MqttProfile
-from services.common.runtime import grpc, service
+from services.common.runtime import grpc, kafka, service
 from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
@@ -72,8 +72,12 @@ class _Vending:
             runtime.log.error("commands are refused", why=mismatch)
         else:
             await self.office.complete()
-            runtime.spawn(self._follow("charges", bus.keeper_of_charges(self.tables)), "charges")
-            settle = bus.settler_of_echoes(self.office, self.tables, runtime.clock.now_ms)
+            step_over = kafka.StepOver(self.settings.skipped, "WATTVEND_VENDING_SKIP", runtime.log)
+            keep = bus.keeper_of_charges(self.tables, step_over)
+            runtime.spawn(self._follow("charges", keep), "charges")
+            settle = bus.settler_of_echoes(
+                self.office, self.tables, runtime.clock.now_ms, step_over
+            )
             runtime.spawn(self._follow("echoes", settle), "echoes")
             runtime.spawn(self._complete(), "half-done")
         self.stack.push_async_callback(self._drain)

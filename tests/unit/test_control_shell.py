@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
-from services.common.runtime import codec
+from services.common.runtime import codec, kafka
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.profiles import profiles
 from services.common.runtime.topics import catalogue
@@ -117,16 +117,28 @@ def record_of(topic: str, schema: str, value: bytes) -> Any:
     return SimpleNamespace(topic=topic, partition=0, offset=7, headers=headers, value=value)
 
 
-def ears(skipped: list[str]) -> Ears:
+def ears(skipped: list[str], *told: tuple[str, int, int]) -> Ears:
     desk = Desk(profiles(), Limits())
     outbox: Any = SimpleNamespace(put=list)
     metrics: Any = SimpleNamespace(undecodable=skipped.append)
-    return Ears(desk, outbox, SystemClock(), metrics, LOG)
+    step_over = kafka.StepOver(frozenset(told), "WATTVEND_CONTROL_SKIP", LOG)
+    return Ears(desk, outbox, SystemClock(), metrics, LOG, step_over=step_over)
 
 
 def test_an_intent_that_cannot_be_decoded_stops_the_service_and_says_what_to_do() -> None:
-    with pytest.raises(Bug, match=r"relay-intents-0 at offset 7 cannot be decoded.*Run the rel"):
+    with pytest.raises(
+        Bug, match=r"relay-intents:0:7 cannot be decoded.*WATTVEND_CONTROL_SKIP=relay-intents:0:7"
+    ):
         ears([]).of_site(record_of(INTENTS, "relay-intent/1", b"garbage"))
+
+
+def test_an_intent_that_a_person_told_to_step_over_is_counted_and_passed() -> None:
+    skipped: list[str] = []
+    told = ears(skipped, (INTENTS, 0, 7))
+    told.of_site(record_of(INTENTS, "relay-intent/1", b"garbage"))
+    assert skipped == [INTENTS]
+    with pytest.raises(Bug):
+        ears(skipped, (INTENTS, 0, 8)).of_site(record_of(INTENTS, "relay-intent/1", b"garbage"))
 
 
 def test_a_status_that_cannot_be_decoded_is_skipped_and_counted() -> None:

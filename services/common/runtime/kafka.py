@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from services.common.kernel.envelope import Envelope
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec
@@ -154,3 +155,25 @@ async def read_to_end(
 async def all_acknowledged(futures: Iterable[Awaitable[Any]]) -> None:
     """Wait until the broker has all of them; raises the first failure."""
     await asyncio.gather(*futures)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOver:
+    """What to do with a record that must not be passed over and cannot be read.
+
+    `skipped`: the records (topic, partition, offset) that a person said to step over, in `setting`.
+    """
+
+    skipped: frozenset[tuple[str, int, int]]
+    setting: str
+    log: structlog.stdlib.BoundLogger
+
+    def __call__(self, record: ConsumerRecord, why: Exception) -> None:
+        """Return (logged) where a person said so; else raise Bug with what to do."""
+        place = f"{record.topic}:{record.partition}:{record.offset}"
+        if (record.topic, record.partition, record.offset) not in self.skipped:
+            raise Bug(
+                f"record {place} cannot be decoded: {why}. Run the release that knows its schema, "
+                f"or step over it: {self.setting}={place}"
+            ) from why
+        self.log.error("stepped over a record as told", record=place, why=str(why))

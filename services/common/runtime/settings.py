@@ -1,12 +1,13 @@
 """Settings every service has: read from the environment once, validated, printed when wrong."""
 
+import re
 import ssl
 import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from services.common.kernel.errors import WattvendError
@@ -106,6 +107,39 @@ class ServiceSettings(BaseSettings):
                     f"set {both}, or listen on 127.0.0.1"
                 )
         return self
+
+
+_PLACE = re.compile(r"(?P<topic>[a-z][a-z-]*):(?P<partition>\d{1,6}):(?P<offset>\d{1,18})")
+
+
+class SkipSettings(ServiceSettings):
+    """For services that stop at a record they cannot read: a person may step over it."""
+
+    skip: str = Field(
+        "",
+        description="records to step over, topic:partition:offset, several with commas; "
+        "each is logged and counted",
+    )
+
+    @field_validator("skip")
+    @classmethod
+    def _names_records(cls, skip: str) -> str:
+        for entry in filter(None, skip.split(",")):
+            if not _PLACE.fullmatch(entry.strip()):
+                raise ValueError(
+                    f"{entry.strip()!r} is no topic:partition:offset, e.g. ledger:3:71"
+                )
+        return skip
+
+    @property
+    def skipped(self) -> frozenset[tuple[str, int, int]]:
+        """Return the records to step over as (topic, partition, offset)."""
+        found = (_PLACE.fullmatch(entry.strip()) for entry in self.skip.split(",") if entry)
+        return frozenset(
+            (match["topic"], int(match["partition"]), int(match["offset"]))
+            for match in found
+            if match is not None
+        )
 
 
 Settings = TypeVar("Settings", bound=ServiceSettings)

@@ -18,7 +18,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import IllegalStateError
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import Bug, InvalidInput
+from services.common.kernel.errors import InvalidInput
 from services.common.runtime import kafka
 from services.common.runtime.http import Health
 from services.common.runtime.topics import catalogue
@@ -74,12 +74,15 @@ class Ears:
         clock: Clock,
         metrics: Metrics,
         log: structlog.stdlib.BoundLogger,
+        *,
+        step_over: kafka.StepOver,
     ) -> None:
         self._desk = desk
         self._outbox = outbox
         self._clock = clock
         self._metrics = metrics
         self._log = log
+        self._step_over = step_over
 
     def fact(self, record: ConsumerRecord) -> None:
         """Hear a record of registry, device-status or device-replies."""
@@ -101,10 +104,7 @@ class Ears:
         except InvalidInput as odd:
             if is_vital:
                 # To skip an intent or a fact could mean to cut somebody who has paid.
-                raise Bug(
-                    f"{_where(record)} cannot be decoded: {odd}. "
-                    "Run the release that knows its schema"
-                ) from odd
+                self._step_over(record, odd)
             self._skip(record, odd)
             return
         self._outbox.put(acts)

@@ -8,7 +8,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.common.kernel.errors import Retriable
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.frames import ChargeFrame
 from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
@@ -145,14 +145,17 @@ def _offsets(records: Sequence[ConsumerRecord]) -> list[Offset]:
     return [Offset(r.topic, r.partition, r.offset + 1) for r in newest.values()]
 
 
-def keeper_of_charges(tables: Tables) -> Handle:
+def keeper_of_charges(tables: Tables, step_over: kafka.StepOver) -> Handle:
     """Return what keeps the last charged register of every meter."""
 
     async def handle(records: Sequence[ConsumerRecord]) -> None:
         newest: dict[tuple[int, int], Charged] = {}
         for record in records:
-            _, value = kafka.opened(record)
-            rows = ChargeFrame.from_record(value).rows
+            try:
+                rows = ChargeFrame.from_record(kafka.opened(record)[1]).rows
+            except InvalidInput as odd:
+                step_over(record, odd)
+                continue
             columns = zip(
                 rows["meter_key"].tolist(),
                 rows["epoch"].tolist(),
@@ -167,12 +170,18 @@ def keeper_of_charges(tables: Tables) -> Handle:
     return handle
 
 
-def settler_of_echoes(office: Office, tables: Tables, now_ms: Callable[[], int]) -> Handle:
+def settler_of_echoes(
+    office: Office, tables: Tables, now_ms: Callable[[], int], step_over: kafka.StepOver
+) -> Handle:
     """Return what settles holds on metering's echoes."""
 
     async def handle(records: Sequence[ConsumerRecord]) -> None:
         for record in records:
-            _, value = kafka.opened(record)
+            try:
+                _, value = kafka.opened(record)
+            except InvalidInput as odd:
+                step_over(record, odd)
+                continue
             await office.settle(_settlement(value, now_ms()))
         await tables.keep_charged((), _offsets(records))
 

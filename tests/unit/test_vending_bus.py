@@ -1,0 +1,65 @@
+"""What vending reads from the bus: nothing that carries money or a register is passed over.
+
+Method: the handlers of `charges` and `echoes` with records that cannot be read, and a person who
+did, or did not, say to step over them.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import structlog
+
+from services.common.kernel.envelope import Envelope
+from services.common.kernel.errors import Bug
+from services.common.runtime import kafka
+from services.vending.adapters import bus
+
+LOG = structlog.get_logger()
+
+
+class Kept:
+    """Takes what the handlers keep."""
+
+    def __init__(self) -> None:
+        self.offsets: list[Any] = []
+
+    async def keep_charged(self, _: Any, offsets: list[Any]) -> None:
+        self.offsets += offsets
+
+
+def garbage(topic: str, subject: str) -> Any:
+    headers = Envelope(f"{subject}/1", uuid4(), 0).headers()
+    return SimpleNamespace(topic=topic, partition=2, offset=9, headers=headers, value=b"garbage")
+
+
+def handlers(kept: Any, *told: tuple[str, int, int]) -> dict[str, bus.Handle]:
+    step_over = kafka.StepOver(frozenset(told), "WATTVEND_VENDING_SKIP", LOG)
+    office: Any = None
+    return {
+        "charges": bus.keeper_of_charges(kept, step_over),
+        "echoes": bus.settler_of_echoes(office, kept, lambda: 0, step_over),
+    }
+
+
+UNREADABLE = [("charges", "charge-frame"), ("echoes", "echo")]
+
+
+@pytest.mark.parametrize(("topic", "subject"), UNREADABLE)
+async def test_what_cannot_be_read_stops_vending_and_says_what_to_do(
+    topic: str, subject: str
+) -> None:
+    kept = Kept()
+    with pytest.raises(Bug, match=rf"WATTVEND_VENDING_SKIP={topic}:2:9"):
+        await handlers(kept)[topic]([garbage(topic, subject)])
+    assert kept.offsets == []
+
+
+@pytest.mark.parametrize(("topic", "subject"), UNREADABLE)
+async def test_what_a_person_told_to_step_over_is_passed_and_its_offset_kept(
+    topic: str, subject: str
+) -> None:
+    kept = Kept()
+    await handlers(kept, (topic, 2, 9))[topic]([garbage(topic, subject)])
+    assert [(offset.topic, offset.partition) for offset in kept.offsets] == [(topic, 2)]
