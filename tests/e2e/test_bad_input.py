@@ -787,7 +787,7 @@ def test_what_must_not_be_passed_over_stops_its_reader_with_the_place_and_nobody
     for one in stopped:
         said = world.last_words(one)
         assert places & set(re.findall(r"[a-z-]+-0(?= (?:at )?offset)", said)), said
-    assert "WATTVEND_REPORTING_SKIP=" in world.last_words("reporting")
+        assert f"WATTVEND_{one.upper()}_SKIP=" in said
     # The others go on, and the money with them.
     assert world.call("Sell", built("Sell", v.SellRequest)).receipt.receipt_id
     world.pids |= dict.fromkeys(stopped)

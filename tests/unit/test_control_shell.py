@@ -127,7 +127,8 @@ def ears(skipped: list[str], *told: tuple[str, int, int]) -> Ears:
 
 def test_an_intent_that_cannot_be_decoded_stops_the_service_and_says_what_to_do() -> None:
     with pytest.raises(
-        Bug, match=r"relay-intents:0:7 cannot be decoded.*WATTVEND_CONTROL_SKIP=relay-intents:0:7"
+        Bug,
+        match=r"relay-intents-0 at offset 7 cannot be decoded.*CONTROL_SKIP=relay-intents:0:7",
     ):
         ears([]).of_site(record_of(INTENTS, "relay-intent/1", b"garbage"))
 

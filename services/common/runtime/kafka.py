@@ -173,7 +173,8 @@ class StepOver:
         place = f"{record.topic}:{record.partition}:{record.offset}"
         if (record.topic, record.partition, record.offset) not in self.skipped:
             raise Bug(
-                f"record {place} cannot be decoded: {why}. Run the release that knows its schema, "
-                f"or step over it: {self.setting}={place}"
+                f"{record.topic}-{record.partition} at offset {record.offset} cannot be decoded: "
+                f"{why}. Run the release that knows its schema, or step over it: "
+                f"{self.setting}={place}"
             ) from why
         self.log.error("stepped over a record as told", record=place, why=str(why))
