@@ -13,6 +13,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -52,20 +53,20 @@ class SqliteFile:
         self._running: asyncio.Task[None] | None = None
         self.after_commit: list[Callable[[], None]] = []
         self._lock = _locked(path)
-        try:
-            self._writer = _connect(path)
-            _prepare(self._writer, schema, path)
-            self._looker = _connect(path)  # short reads on the loop's thread
-            self._reader = _connect(path)  # long ones in a thread
-        except sqlite3.Error as failed:
-            os.close(self._lock)
-            raise WattvendError(
-                f"{path} cannot be used as the event store ({failed}): name another file in "
-                "store_path, or restore this one from a backup"
-            ) from failed
-        except WattvendError:
-            os.close(self._lock)
-            raise
+        with ExitStack() as opened:
+            opened.callback(os.close, self._lock)
+            try:
+                self._writer = opened.enter_context(closing(_connect(path)))
+                _prepare(self._writer, schema, path)
+                # Short reads on the loop's thread, long ones in a thread.
+                self._looker = opened.enter_context(closing(_connect(path)))
+                self._reader = opened.enter_context(closing(_connect(path)))
+            except sqlite3.Error as failed:
+                raise WattvendError(
+                    f"{path} cannot be used as the event store ({failed}): name another file in "
+                    "store_path, or restore this one from a backup"
+                ) from failed
+            opened.pop_all()
         self._commits = ThreadPoolExecutor(1, "vending-commit")
         self._reads = ThreadPoolExecutor(1, "vending-read")
 
@@ -218,11 +219,15 @@ def _prepare(connection: sqlite3.Connection, schema: str, path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-    ):
-        connection.execute(f"PRAGMA {pragma}").fetchall()
+    try:
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
