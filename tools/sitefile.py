@@ -111,19 +111,19 @@ async def apply(clients: Clients, file: SiteFile, said: Progress) -> None:
     call = clients.vending
     site = file.site
     await _named(f"site {site.id}", call("RegisterSite", _site(site)))
-    await _each(
+    await each(
         file.gateways,
         lambda g: _named(f"gateway {g.id}", call("RegisterGateway", _gateway(g, site.id))),
     )
     said(f"site {site.id} with {len(file.gateways)} gateways")
-    await _each(
+    await each(
         file.tariffs, lambda t: _named(f"tariff {t.id}", call("PublishTariff", _tariff(t, site)))
     )
-    await _each(
+    await each(
         file.policies, lambda p: _named(f"policy {p.id}", call("PublishPolicy", _policy(p, site)))
     )
     said(f"{len(file.tariffs)} tariffs and {len(file.policies)} policies")
-    await _each(file.meters, lambda m: _named(f"meter {m.id}", call("RegisterMeter", _meter(m))))
+    await each(file.meters, lambda m: _named(f"meter {m.id}", call("RegisterMeter", _meter(m))))
     said(f"{len(file.meters)} meters")
 
 
@@ -198,7 +198,8 @@ async def _named(what: str, answer: Awaitable[object]) -> None:
         raise Refused(refused.code, refused.reason, f"{what}: {refused.message}") from refused
 
 
-async def _each(items: Sequence[Item], work: Callable[[Item], Awaitable[None]]) -> None:
+async def each(items: Sequence[Item], work: Callable[[Item], Awaitable[None]]) -> None:
+    """Do `work` with every item, a bounded number at once."""
     bound = asyncio.Semaphore(AT_ONCE_MAX)
 
     async def one(item: Item) -> None:

@@ -1,15 +1,17 @@
 """What an operator does: opens accounts, sells, gives each its meter. gRPC only."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID, uuid5
 
-from tools import mall
+from google.protobuf.message import Message
+
+from tools import mall, sitefile
 from tools.client import Clients, Refused
 from tools.demo.plan import DemoMeter
 from wattvend.vending.v1 import vending_pb2 as v
 
-AT_ONCE_MAX = 16
 NO_READING_YET = "NO_READING_YET"
 UNAVAILABLE = "UNAVAILABLE"
 ANSWER_WITHIN_S = 20.0
@@ -47,28 +49,16 @@ class Desk:
             await self.sell(account, sales_minor[meter], "first")
             await self._assign(meter, timeout_s)
 
-        await self._each(list(sales_minor), one)
+        await sitefile.each(list(sales_minor), one)
 
     async def _assign(self, meter: DemoMeter, timeout_s: float) -> None:
         """Assign; ask again while the book says that the first reading is still on its way."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while True:
-            try:
-                await self._clients.vending(
-                    "AssignMeter",
-                    v.AssignMeterRequest(
-                        request_id=self._id("assign", meter.meter_id),
-                        meter_id=meter.meter_id,
-                        account_id=meter.account_id,
-                    ),
-                )
-            except Refused as refused:
-                late = asyncio.get_running_loop().time() > deadline
-                if refused.reason != NO_READING_YET or late:
-                    raise
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
+        request = v.AssignMeterRequest(
+            request_id=self._id("assign", meter.meter_id),
+            meter_id=meter.meter_id,
+            account_id=meter.account_id,
+        )
+        await self._asked("AssignMeter", request, lambda r: r.reason == NO_READING_YET, timeout_s)
 
     async def sell(self, account_id: str, amount_minor: int, name: str) -> v.SellResponse:
         """Sell credit; keep the receipt.
@@ -81,26 +71,21 @@ class Desk:
             amount_minor=amount_minor,
             method="qr",
         )
-        deadline = asyncio.get_running_loop().time() + ANSWER_WITHIN_S
+        answer: v.SellResponse = await self._asked(
+            "Sell", request, lambda r: r.code == UNAVAILABLE, ANSWER_WITHIN_S
+        )
+        self.receipts.append(answer.receipt)
+        return answer
+
+    async def _asked(
+        self, method: str, request: Message, again: Callable[[Refused], bool], timeout_s: float
+    ) -> Any:
+        """Return vending's answer; the same request is repeated while `again` says so, in time."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             try:
-                answer: v.SellResponse = await self._clients.vending("Sell", request)
+                return await self._clients.vending(method, request)
             except Refused as refused:
-                late = asyncio.get_running_loop().time() > deadline
-                if refused.code != UNAVAILABLE or late:
+                if not again(refused) or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(RETRY_S)
-            else:
-                self.receipts.append(answer.receipt)
-                return answer
-
-    async def _each(
-        self, meters: Sequence[DemoMeter], work: Callable[[DemoMeter], Awaitable[None]]
-    ) -> None:
-        bound = asyncio.Semaphore(AT_ONCE_MAX)
-
-        async def one(meter: DemoMeter) -> None:
-            async with bound:
-                await work(meter)
-
-        await asyncio.gather(*(one(meter) for meter in meters))

@@ -294,6 +294,11 @@ class Story:
                 ", ".join(kinds),
             ),
             (
+                "its register stood while the relay was open",
+                self.stood,
+                f"read twice, {STANDS_FOR_S:.0f} s apart or more",
+            ),
+            (
                 "its relay opened once and closed once",
                 moves == ["open", "closed"],
                 ", ".join(moves),
