@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STACK_STAMP := $(VENV)/.stack-installed
 DEV_STAMP := $(VENV)/.dev-installed
 ARGS ?=
+ONLY ?=
+ROUNDS ?= 10
 
 .PHONY: help
 help: ## list all targets
@@ -88,6 +90,19 @@ check: $(DEV_STAMP) ## format, lint, types, import rules, schema compatibility, 
 .PHONY: test
 test: check ## every test, with its own set-up (the README's second command)
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: recovery
+recovery: $(DEV_STAMP) ## only the faults of docs/reliability.md: kills, stops, restarts, each judged from outside
+	@$(BIN)/python -m pytest tests/recovery $(ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## the same faults ROUNDS times as often, and long property runs (an hour and more)
+	@WATTVEND_SOAK=$(ROUNDS) WATTVEND_PROPERTY_EXAMPLES=3000 \
+	  $(BIN)/python -m pytest tests/recovery tests/property --timeout 7200 $(ARGS)
+
+.PHONY: bench
+bench: $(DEV_STAMP) ## measure speed on this machine (ONLY=metering|pipeline|vending)
+	@$(BIN)/python -m tools.bench $(ONLY)
 
 .PHONY: clean
 clean: ## remove what was built and fetched

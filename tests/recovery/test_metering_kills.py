@@ -17,9 +17,10 @@ import pytest
 
 from services.common.runtime import kafka
 from services.metering.adapters.exits import Exit
-from tests.recovery import metering_bench as bench
-from tests.recovery.metering_bench import Feeder, Worker
+from tests.recovery import metering_judge as judge
 from tests.recovery.metering_history import SHARDS, History
+from tests.recovery.metering_judge import Feeder
+from tests.recovery.workers import Worker, until_async
 from tools.stack.background import BackgroundStack
 
 pytestmark = pytest.mark.stack
@@ -45,7 +46,7 @@ OUTPUT_AFTER_KILL_MAX_S = 3.0
 
 @pytest.fixture
 async def bootstrap(stack: BackgroundStack) -> str:
-    await bench.fresh_topics(stack.kafka_bootstrap)
+    await judge.fresh_topics(stack.kafka_bootstrap)
     return stack.kafka_bootstrap
 
 
@@ -62,11 +63,12 @@ def history() -> History:
 
 @pytest.fixture
 def worker(bootstrap: str, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(bootstrap, tmp_path)
+    worker = judge.metering(bootstrap, tmp_path)
     yield worker
     worker.end()
 
 
+@pytest.mark.fault("metering-killed-at-each-boundary")
 async def test_killed_at_each_boundary_it_charges_the_same(
     bootstrap: str, feeder: Feeder, history: History, worker: Worker
 ) -> None:
@@ -76,13 +78,14 @@ async def test_killed_at_each_boundary_it_charges_the_same(
         await feeder.write(history.steps(STEPS_A_LIFE))
         worker.start(boundary, hit=chance.randint(1, HIT_MAX))
         await worker.wait_ended()
-    assert worker.codes == {-signal.SIGKILL: len(BOUNDARIES)}, worker.log_path.read_text()[-4000:]
+    assert worker.codes == {-signal.SIGKILL: len(BOUNDARIES)}, worker.log_end
 
     worker.start()
-    await bench.until_async(lambda: bench.caught_up(bootstrap), "the log is absorbed")
-    assert await bench.judge(bootstrap) > 0, "no kill made anything be done twice"
+    await until_async(lambda: judge.caught_up(bootstrap), "the log is absorbed")
+    assert await judge.judge(bootstrap) > 0, "no kill made anything be done twice"
 
 
+@pytest.mark.fault("metering-killed-at-random")
 async def test_killed_at_random_it_puts_out_again_within_3_s(
     bootstrap: str, feeder: Feeder, history: History, worker: Worker
 ) -> None:
@@ -97,42 +100,44 @@ async def test_killed_at_random_it_puts_out_again_within_3_s(
         worker.signal(signal.SIGKILL)
         killed_at = time.monotonic()
         await worker.wait_ended()
-        ends = await bench.end_offsets(bootstrap, "charges")
+        ends = await judge.end_offsets(bootstrap, "charges")
         worker.start()
         await feeder.write(history.steps(STEPS_A_LIFE))
-        grown = partial(bench.has_grown, bootstrap, "charges", ends)
-        await bench.until_async(grown, "there is a new charge")
+        grown = partial(judge.has_grown, bootstrap, "charges", ends)
+        await until_async(grown, "there is a new charge")
         took_s.append(time.monotonic() - killed_at)
     print("from SIGKILL to a new charge:", [f"{each:.2f} s" for each in took_s])
-    await bench.until_async(lambda: bench.caught_up(bootstrap), "the log is absorbed")
-    await bench.judge(bootstrap)
+    await until_async(lambda: judge.caught_up(bootstrap), "the log is absorbed")
+    await judge.judge(bootstrap)
     assert max(took_s) < OUTPUT_AFTER_KILL_MAX_S
 
 
+@pytest.mark.fault("metering-stopped-past-its-session")
 async def test_stopped_past_its_session_it_leaves_and_its_successor_charges_right(
     bootstrap: str, feeder: Feeder, history: History, worker: Worker, tmp_path: Path
 ) -> None:
     """It is suspended with rows on their way and goes on when its shards are another's."""
-    successor = Worker(bootstrap, tmp_path, "metering-1")
+    successor = judge.metering(bootstrap, tmp_path, "metering-1")
     try:
         await feeder.write(history.opening())
         successor.start()
-        await bench.until_async(lambda: bench.caught_up(bootstrap), "the facts are absorbed")
+        await until_async(lambda: judge.caught_up(bootstrap), "the facts are absorbed")
         worker.start("account-rows-sent", hit=HIT_MAX, by=signal.SIGSTOP)
         await worker.wait_ready()
         while not worker.is_stopped:
             await feeder.write(history.steps(SHARDS))
-        await bench.until_async(lambda: bench.caught_up(bootstrap), "the successor has it all")
+        await until_async(lambda: judge.caught_up(bootstrap), "the successor has it all")
         await feeder.write(history.steps(STEPS_A_LIFE))
         worker.signal(signal.SIGCONT)
         await worker.wait_ended()
-        assert worker.codes == {Exit.FENCED: 1}, worker.log_path.read_text()[-4000:]
-        await bench.until_async(lambda: bench.caught_up(bootstrap), "the log is absorbed")
-        await bench.judge(bootstrap)
+        assert worker.codes == {Exit.FENCED: 1}, worker.log_end
+        await until_async(lambda: judge.caught_up(bootstrap), "the log is absorbed")
+        await judge.judge(bootstrap)
     finally:
         successor.end()
 
 
+@pytest.mark.fault("metering-told-to-stop")
 async def test_told_to_stop_it_leaves_nothing_to_do_again(
     bootstrap: str, feeder: Feeder, history: History, worker: Worker
 ) -> None:
@@ -142,7 +147,7 @@ async def test_told_to_stop_it_leaves_nothing_to_do_again(
     await feeder.write(history.steps(STEPS_A_LIFE))
     worker.signal(signal.SIGTERM)
     await worker.wait_ended()
-    assert worker.codes == {0: 1}, worker.log_path.read_text()[-4000:]
+    assert worker.codes == {0: 1}, worker.log_end
     worker.start()
-    await bench.until_async(lambda: bench.caught_up(bootstrap), "the log is absorbed")
-    assert await bench.judge(bootstrap) == 0
+    await until_async(lambda: judge.caught_up(bootstrap), "the log is absorbed")
+    assert await judge.judge(bootstrap) == 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.kernel.errors import Bug
-from services.metering.adapters import points
+from services.common.runtime import points
 from services.metering.adapters.changelog import Dropped, ForeignWriter, ShardChangelog
 from services.metering.adapters.exits import Exit, leave
 from services.metering.domain.messages import Row

@@ -12,7 +12,8 @@ import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.frames import ReadingFrame
-from services.metering.adapters import changelog, points
+from services.common.runtime import points
+from services.metering.adapters import changelog
 from services.metering.adapters.changelog import Batches, ShardChangelog, StoredRow
 from services.metering.adapters.decoding import (
     FRAME,

@@ -1,18 +1,7 @@
-"""What the recovery tests of metering share: topics, a feeder, workers to kill, and a judge."""
+"""What the recovery tests of metering share: topics, a feeder, and a judge."""
 
-import asyncio
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from urllib.request import urlopen
 from uuid import UUID
 
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -27,17 +16,13 @@ from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Output
 from services.metering.domain.rows import joined
 from services.metering.domain.shard import ShardState
-from tests.recovery import crashing_metering
 from tests.recovery.metering_history import SHARDS, Entry
-from tools.stack.ports import free_ports
-from tools.stack.services import ROOT
+from tests.recovery.workers import Worker, until_async
 
 LOG = "shard-log"
 CHANGELOG = "metering-rows-changelog"
 OUTPUTS = ("charges", "balances", "alarms", "echoes", "relay-intents")
 GROUP = "metering"
-DEADLINE_S = 40.0
-WAIT_S = 0.05
 
 Found = dict[tuple[str, int, UUID], tuple[bytes, bytes]]
 """(topic, partition, event id) → (key, value)."""
@@ -60,14 +45,6 @@ async def fresh_topics(bootstrap: str) -> None:
 
 async def _gone(admin: AIOKafkaAdminClient, names: set[str]) -> bool:
     return not names & set(await admin.list_topics())
-
-
-async def until_async(condition: Callable[[], Any], what: str) -> None:
-    """Return when the awaited condition holds; fail after the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not await condition():
-        assert time.monotonic() < deadline, f"in {DEADLINE_S} s it did not come about that {what}"
-        await asyncio.sleep(WAIT_S)
 
 
 class Feeder:
@@ -94,92 +71,9 @@ class Feeder:
         await kafka.all_acknowledged(flights)
 
 
-@dataclass
-class Worker:
-    """One metering process, started anew as often as the test likes."""
-
-    bootstrap: str
-    directory: Path
-    instance: str = "metering-0"
-    http_port: int = field(default_factory=lambda: free_ports(1)[0])
-    process: subprocess.Popen[bytes] | None = None
-    codes: Counter[int] = field(default_factory=Counter)
-
-    def start(self, at: str = "", *, hit: int = 1, by: signal.Signals = signal.SIGKILL) -> None:
-        """Start it; `at`: the boundary at which it sends itself a signal."""
-        assert self.process is None
-        environment = {
-            **os.environ,
-            "WATTVEND_METERING_KAFKA_BOOTSTRAP": self.bootstrap,
-            "WATTVEND_METERING_INSTANCE": self.instance,
-            "WATTVEND_METERING_HTTP_PORT": str(self.http_port),
-        }
-        if at:
-            environment |= {
-                crashing_metering.AT: at,
-                crashing_metering.HIT: str(hit),
-                crashing_metering.SIGNAL: by.name,
-            }
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.recovery.crashing_metering"],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def log_path(self) -> Path:
-        return self.directory / f"{self.instance}.log"
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it is suspended by SIGSTOP."""
-        assert self.process is not None
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text("ascii")
-        return stat.rpartition(")")[2].split()[0] == "T"
-
-    def ended(self) -> bool:
-        """Whether it has ended; its code is counted then."""
-        if self.process is not None and (code := self.process.poll()) is not None:
-            self.codes[code] += 1
-            self.process = None
-        return self.process is None
-
-    async def wait_ended(self) -> None:
-        await until(self.ended, f"{self.instance} ends")
-
-    async def wait_ready(self) -> None:
-        await until(lambda: self.is_ready() or self.ended(), f"{self.instance} is ready")
-        assert self.process is not None, f"it ended: {self.log_path.read_text()[-2000:]}"
-
-    def is_ready(self) -> bool:
-        try:
-            with urlopen(f"http://127.0.0.1:{self.http_port}/health/ready", timeout=1) as answer:
-                return bool(answer.status == HTTPStatus.OK)
-        except OSError:
-            return False
-
-    def end(self) -> None:
-        """End it, however it stands."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.ended()
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Return when the condition holds; fail after the deadline."""
-
-    async def holds() -> bool:
-        return condition()
-
-    await until_async(holds, what)
+def metering(bootstrap: str, directory: Path, instance: str = "metering-0") -> Worker:
+    """Return a worker that is not started."""
+    return Worker("metering", {"KAFKA_BOOTSTRAP": bootstrap}, directory, instance)
 
 
 async def caught_up(bootstrap: str) -> bool:
