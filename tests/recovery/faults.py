@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "build" / "reliability.json"
-ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (.+?) \| (\d+) \| (.+?) \| `(tests/[^`]+)` \|$", re.M)
+ROW = re.compile(
+    r"^\| `([a-z0-9-]+)` \| (.+?) \| (\d+) \| (.+?) \| `(tests/[^`]+)` \|$", re.MULTILINE
+)
 SOAK = "WATTVEND_SOAK"
 
 
