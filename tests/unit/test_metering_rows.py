@@ -20,10 +20,10 @@ from services.metering.domain.rows import (
     ACCOUNT,
     METER,
     account_row_key,
-    fact_of,
     header_of,
     joined,
     parsed_accounts,
+    versions_of,
 )
 from services.metering.domain.shard import ShardState
 from tests.unit.metering_log import (
@@ -246,7 +246,7 @@ def test_a_fact_row_keeps_the_versions_a_restart_may_need_and_no_more(
     log = facts.FactLog()
     for offset in (0, 5, 20, 25):
         row = log.put("policies/P1", offset, policy(version=offset + 1))
-    assert [offset for offset, _ in fact_of(row)[1]] == [5, 20, 25]
+    assert [offset for offset, _ in versions_of(row.value)] == [5, 20, 25]
 
 
 def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:

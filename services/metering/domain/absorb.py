@@ -24,6 +24,8 @@ from services.metering.domain.rows import (
     LAYOUT_VERSION,
     METERS_MAX,
     Fact,
+    account_entity,
+    meter_entity,
 )
 from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
 
@@ -87,6 +89,7 @@ def _policy_fact(out: Outbox, fact: Fact) -> None:
     _keep(out, entity, fact)
     policy = state.policies.put(fact)
     count = state.account_count
+    state.link_read(np.arange(count))
     links, accounts = state.account_links[:count], state.accounts[:count]
     slots = np.flatnonzero((links["policy"] == policy) & (accounts["offset"] < out.offset))
     slots = slots[np.argsort(accounts["key"][slots])]
@@ -95,7 +98,7 @@ def _policy_fact(out: Outbox, fact: Fact) -> None:
 
 def _account_fact(out: Outbox, fact: Fact) -> None:
     state = out.state
-    entity = f"accounts/{fact['account_id']}"
+    entity = account_entity(fact["account_key"])
     if fact["shard"] != state.shard or _is_old(out, entity, fact):
         return
     slot = state.account_slot(fact["account_key"])
@@ -149,14 +152,13 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
 def _meter_fact(out: Outbox, fact: Fact) -> None:
     state = out.state
     leaves, enters = fact["previous_shard"] == state.shard, fact["shard"] == state.shard
-    entity = f"meters/{fact['meter_id']}"
+    entity = meter_entity(fact["meter_key"])
     if not (leaves or enters) or _is_old(out, entity, fact):
         return
-    before = state.meter_facts.get(fact["meter_key"], fact)
+    before = state.facts.newest(entity) or fact
     if leaves:
         _leave(out, fact, before)
     _keep(out, entity, fact)
-    state.meter_facts[fact["meter_key"]] = fact
     if enters:
         _enter(out, fact)
 

@@ -82,7 +82,7 @@ def charges_of(state: ShardState, intervals: Intervals, kind: int) -> tuple[Arra
     charges["policy_version"] = policies["version"]
     names = links["names"]
     if bare.any():
-        own = state.meter_links["names"][intervals.meter_slots]
+        own = state.names_of_meters(intervals.meter_slots)
         names = np.where(bare[:, np.newaxis], own, names)
     return charges, names, cannot
 

@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from services.metering.domain.messages import Row
-from services.metering.domain.rows import PIPELINE_RECORDS_MAX, Fact, Versions, fact_row
+from services.metering.domain.rows import (
+    PIPELINE_RECORDS_MAX,
+    Fact,
+    Versions,
+    absorbed_offset,
+    fact_row,
+    versions_of,
+)
 
 Array = npt.NDArray[Any]
 
@@ -33,14 +40,17 @@ def grown(array: Array, count: int) -> Array:
 
 
 class FactLog:
-    """The newest fact of each entity, with the versions that a restart could still need."""
+    """The newest fact of each entity, with the versions that a restart could still need.
+
+    A row that was read at a start is parsed when it is first asked for: most are not, soon.
+    """
 
     def __init__(self) -> None:
-        self._versions: dict[str, Versions] = {}
+        self._versions: dict[str, Versions | bytes] = {}
         self._ahead: set[tuple[str, int]] = set()
 
     def newest(self, entity: str) -> Fact | None:
-        versions = self._versions.get(entity)
+        versions = self._of(entity)
         return versions[-1][1] if versions else None
 
     def is_old(self, entity: str, fact: Fact) -> bool:
@@ -50,20 +60,26 @@ class FactLog:
 
     def put(self, entity: str, offset: int, fact: Fact) -> Row:
         """Keep a newer fact; return its row."""
-        versions = (*self._versions.get(entity, ()), (offset, fact))
+        versions = (*self._of(entity), (offset, fact))
         oldest = offset - PIPELINE_RECORDS_MAX
         outlived = sum(at <= oldest for at, _ in versions)
-        self._versions[entity] = versions[max(outlived - 1, 0) :]
-        return fact_row(entity, self._versions[entity])
+        kept = self._versions[entity] = versions[max(outlived - 1, 0) :]
+        return fact_row(entity, kept)
 
-    def load(self, entity: str, versions: Versions, header_offset: int) -> Fact | None:
-        """Take a row's versions up to the header; the log brings the later ones again."""
+    def load(self, entity: str, value: bytes, header_offset: int) -> bool:
+        """Take a row's versions up to the header; the log brings the later ones again.
+
+        Say whether there are any.
+        """
+        if absorbed_offset(value) <= header_offset:
+            self._versions[entity] = value
+            return True
+        versions = versions_of(value)
         self._ahead.update((entity, at) for at, _ in versions if at > header_offset)
         kept = tuple(version for version in versions if version[0] <= header_offset)
-        if not kept:
-            return None
-        self._versions[entity] = kept
-        return kept[-1][1]
+        if kept:
+            self._versions[entity] = kept
+        return bool(kept)
 
     def stood(self, entity: str, offset: int) -> bool:
         """Say whether the fact at an offset ahead of the header stood before the restart.
@@ -73,7 +89,13 @@ class FactLog:
         return (entity, offset) in self._ahead
 
     def rows(self) -> Iterator[Row]:
-        return (fact_row(entity, versions) for entity, versions in self._versions.items())
+        return (fact_row(entity, self._of(entity)) for entity in self._versions)
+
+    def _of(self, entity: str) -> Versions:
+        versions = self._versions.get(entity, ())
+        if isinstance(versions, bytes):
+            versions = self._versions[entity] = versions_of(versions)
+        return versions
 
 
 def _version(fact: Fact) -> tuple[int, int]:
@@ -86,6 +108,7 @@ class Names:
     def __init__(self) -> None:
         self._numbers = {"": 0}
         self._names = [""]
+        self._together: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -94,6 +117,13 @@ class Names:
         found = self._numbers.setdefault(name, len(self._names))
         if found == len(self._names):
             self._names.append(name)
+        return found
+
+    def numbers(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the numbers of names that mostly come together: those of an account, say."""
+        found = self._together.get(names)
+        if found is None:
+            found = self._together[names] = tuple(map(self.number, names))
         return found
 
     def dictionary(self, numbers: Array) -> tuple[tuple[str, ...], Array]:

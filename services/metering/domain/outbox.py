@@ -113,7 +113,7 @@ class Outbox:
         """Want a position of a meter's relay."""
         state = self.state
         meter = state.meters[meter_slot]
-        fact = state.meter_facts[int(meter["key"])]
+        fact = state.meter_fact(int(meter["key"]))
         identity = self._identity(slot, cause)
         event_id = self._event_id("intent", fact["meter_id"], wanted)
         record = {
@@ -186,7 +186,7 @@ class Outbox:
         )
 
     def _identity(self, slot: int, cause: Cause) -> Fact:
-        identity = self.state.account_facts[slot] or cause.identity or cause.meter
+        identity = self.state.account_fact(slot) or cause.identity or cause.meter
         assert identity is not None, "an account that nobody named decides nothing"
         return identity
 
@@ -200,7 +200,7 @@ class Outbox:
         """Return what a decision says of the account, and what it cites."""
         state = self.state
         account = state.accounts[slot]
-        fact = state.account_facts[slot]
+        fact = state.account_fact(slot)
         policy = state.policies.rows[state.account_links["policy"][slot]]
         return {
             "account_id": identity["account_id"],
@@ -252,7 +252,7 @@ class Outbox:
     def _balances(self, slots: Array) -> list[Output]:
         accounts = self.state.accounts.take(slots)
         order = np.argsort(accounts["key"])
-        facts = map(self.state.account_facts.__getitem__, slots[order].tolist())
+        facts = map(self.state.account_fact, slots[order].tolist())
         columns = (accounts[name][order].tolist() for name in _BALANCE_COLUMNS)
         return list(map(self._balance, facts, *columns))
 

@@ -47,6 +47,7 @@ def absorb_readings(out: Outbox, readings: Array) -> None:
     # Accounts that absorbed this record before a restart (rule 1).
     behind = known & (state.accounts["offset"][account_slots] < out.offset)
     positions = np.flatnonzero(behind)
+    state.link_read(account_slots[positions])
     for chosen in rounds(account_slots[positions]):
         _absorb_round(out, readings, positions[chosen], meter_slots, account_slots)
 
@@ -180,11 +181,11 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
 def _causes(
     out: Outbox, intervals: Intervals, positions: Array, charges: Array | None = None
 ) -> Callable[[int], Cause]:
-    facts = out.state.meter_facts
+    state = out.state
 
     def cause_of(i: int) -> Cause:
         return Cause(
-            meter=facts[int(intervals.meters["key"][i])],
+            meter=state.meter_fact(int(intervals.meters["key"][i])),
             charge=None if charges is None else charges[i],
             reading=intervals.readings[i],
             position=int(positions[i]),

@@ -5,7 +5,9 @@ little-endian). Of two versions of one row the one with the higher offset stands
 
 key                          value
 h                            HEAD, now_ms int64
-f/<entity>                   HEAD, JSON: the versions of the fact, oldest first, [[offset, fact], …]
+f/<entity>                   HEAD, JSON: versions of the fact, oldest first, [[offset, fact], …];
+                             entity: accounts/<account_key>, meters/<meter_key>, sites/<site_id>,
+                             policies/<policy_id>, tariffs/<tariff_id>/<version>
 a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD), then a METER for each of its
                              meters, in ascending meter_key
 
@@ -13,19 +15,19 @@ Account rows hold numbers only; names stand in the fact rows. The account row al
 about which meters stand in an account.
 """
 
-import json
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from services.common.kernel.units import INT64_MIN
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Row
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised when the bytes of a row change their meaning."""
 ABSORB_VERSION = 1
 """Raised when the same log would give other outputs or rows."""
@@ -123,6 +125,15 @@ def account_row_key(account_key: int) -> bytes:
     return ACCOUNT_PREFIX + account_key.to_bytes(8, "big", signed=True)
 
 
+def account_entity(account_key: int) -> str:
+    """Return the entity of an account's fact. By key, as everything in a row names it."""
+    return f"accounts/{account_key}"
+
+
+def meter_entity(meter_key: int) -> str:
+    return f"meters/{meter_key}"
+
+
 def header_row(offset: int, now_ms: int) -> Row:
     head = _HEAD.pack(LAYOUT_VERSION, ABSORB_VERSION, 0, offset)
     return Row(HEADER_KEY, head + _NOW.pack(now_ms))
@@ -135,15 +146,15 @@ def header_of(value: bytes) -> tuple[int, int]:
 
 def fact_row(entity: str, versions: Versions) -> Row:
     """Return the row of a fact. JSON with sorted keys, so that equal facts are equal bytes."""
-    text = json.dumps(versions, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    text = orjson.dumps(versions, option=orjson.OPT_SORT_KEYS)
     head = _HEAD.pack(LAYOUT_VERSION, ABSORB_VERSION, len(versions), versions[-1][0])
-    return Row(FACT_PREFIX + entity.encode(), head + text.encode())
+    return Row(FACT_PREFIX + entity.encode(), head + text)
 
 
-def fact_of(row: Row) -> tuple[str, Versions]:
-    """Return (entity, versions)."""
-    versions = json.loads(row.value[_HEAD.size :])
-    return row.key.removeprefix(FACT_PREFIX).decode(), tuple((at, fact) for at, fact in versions)
+def versions_of(value: bytes) -> Versions:
+    """Return the versions that the row of a fact holds."""
+    versions = orjson.loads(memoryview(value)[_HEAD.size :])
+    return tuple((at, fact) for at, fact in versions)
 
 
 def absorbed_offset(value: bytes) -> int:

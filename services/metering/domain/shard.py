@@ -3,7 +3,6 @@
 from bisect import insort
 from collections.abc import Iterable
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,13 @@ from services.metering.domain.rows import (
     NEVER_MS,
     NO_POWER,
     Fact,
+    account_entity,
     account_row_key,
     check_drained,
-    fact_of,
     header_of,
     header_row,
     joined,
+    meter_entity,
     parsed_accounts,
     words,
 )
@@ -45,6 +45,8 @@ _ACCOUNT_LINKS = np.dtype(
 names: tariff, policy, legal entity, currency, commodity. only_meter: slot of its meter where it
 has exactly one.
 """
+_UNLINKED = -1
+"""Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,))])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
 
@@ -62,13 +64,12 @@ class ShardState:
         self.policies = Policies()
         self.accounts = np.zeros(16, ACCOUNT)
         self.account_links = np.zeros(16, _ACCOUNT_LINKS)
-        self.account_facts: list[Fact | None] = []
+        self._unlinked = 0
+        """How many accounts have a fact that was read at the start and not looked at yet."""
         self.due_ms = np.zeros(16, np.int64)
         """Copy of accounts["due_ms"], dense, because it is searched often."""
         self.meters = np.zeros(16, METER)
         self.meter_links = np.zeros(16, _METER_LINKS)
-        self.meter_facts: dict[int, Fact] = {}
-        """By meter key: also of meters that have left."""
         self._meters_of: list[list[int]] = []
         self._row_keys: list[bytes] = []
         self._account_slots: dict[int, int] = {}
@@ -96,7 +97,15 @@ class ShardState:
     # Accounts
 
     def account_slot(self, account_key: int) -> int | None:
-        return self._account_slots.get(account_key)
+        """Return the slot of an account that a fact is about."""
+        slot = self._account_slots.get(account_key)
+        if slot is not None:
+            self.link_read(np.array([slot]))
+        return slot
+
+    def account_fact(self, slot: int) -> Fact | None:
+        """Return the newest fact of an account."""
+        return self.facts.newest(account_entity(int(self.accounts["key"][slot])))
 
     def is_ahead(self, slot: int, offset: int) -> bool:
         """Say whether the account has absorbed the record at `offset` already (rule 1)."""
@@ -122,7 +131,6 @@ class ShardState:
         self.account_links = grown(self.account_links, slot + 1)
         self.due_ms = grown(self.due_ms, slot + 1)
         self.due_ms[slot] = NOT_DUE_MS
-        self.account_facts.append(None)
         self._meters_of.append([])
         self._row_keys.append(account_row_key(account_key))
         self._account_slots[account_key] = slot
@@ -135,12 +143,22 @@ class ShardState:
 
     def link_account(self, slot: int, fact: Fact) -> None:
         """Let an account be named and priced by its account-fact."""
-        self.account_facts[slot] = fact
         links = self.account_links[slot]
         links["tariff"] = self.tariffs.slot(fact["tariff_id"])
         links["policy"] = self.policies.slot(fact["policy_id"])
-        names = ("tariff_id", "policy_id", "legal_entity", "currency", "commodity")
-        links["names"] = [self.names.number(fact[name]) for name in names]
+        links["names"] = self.names.numbers(
+            (fact["tariff_id"], fact["policy_id"], *_billed_as(fact))
+        )
+
+    def link_read(self, slots: Array) -> None:
+        """Link those of the accounts whose facts were read at the start: before they are used."""
+        if not self._unlinked:
+            return
+        for slot in set(slots[self.account_links["tariff"][slots] == _UNLINKED].tolist()):
+            fact = self.account_fact(slot)
+            assert fact is not None, "only accounts with a fact are unlinked"
+            self.link_account(slot, fact)
+            self._unlinked -= 1
 
     # Meters
 
@@ -210,8 +228,19 @@ class ShardState:
 
     def link_meter(self, meter_slot: int, fact: Fact) -> None:
         """Let the charges of a house account be named by the meter-fact."""
-        names = ("", "", fact["legal_entity"], fact["currency"], fact["commodity"])
-        self.meter_links["names"][meter_slot] = [self.names.number(name) for name in names]
+        self.meter_links["names"][meter_slot] = self.names.numbers(("", "", *_billed_as(fact)))
+
+    def names_of_meters(self, slots: Array) -> Array:
+        """Return the names of what house accounts are charged at meters, as numbers (n, 5)."""
+        for slot in slots[self.meter_links["names"][slots, -1] == 0].tolist():
+            self.link_meter(slot, self.meter_fact(int(self.meters["key"][slot])))
+        return self.meter_links["names"][slots]
+
+    def meter_fact(self, meter_key: int) -> Fact:
+        """Return the newest fact of a meter that stands, or stood, here."""
+        fact = self.facts.newest(meter_entity(meter_key))
+        assert fact is not None, "a meter stands by its fact"
+        return fact
 
     def remove_meter(self, meter_slot: int) -> None:
         """Let a meter stand in its account no more."""
@@ -285,52 +314,53 @@ class ShardState:
         )
         for key, value in newest.items():
             if key.startswith(FACT_PREFIX):
-                state._load_fact(*fact_of(Row(key, value)))
-        state._link_meters()
+                state._load_fact(key.removeprefix(FACT_PREFIX).decode(), value)
         return state
 
     def _load_accounts(self, values: list[bytes]) -> None:
         accounts, meters = parsed_accounts(values)
-        for account_key in accounts["key"].tolist():
-            self._new_account_slot(account_key)
-        slots = np.arange(len(accounts))
+        keys, count = accounts["key"].tolist(), len(accounts)
+        self._row_keys = list(map(account_row_key, keys))
+        self._account_slots = dict(zip(keys, range(count), strict=True))
+        self.accounts = grown(self.accounts, count)
+        self.account_links = grown(self.account_links, count)
+        self.due_ms = grown(self.due_ms, count)
+        slots = np.arange(count)
         self.put_accounts(slots, accounts)
         self.accounts["absorb"][slots] = ABSORB_VERSION
         self._meter_slots_used = len(meters)
         self.meters = grown(self.meters, len(meters))
         self.meter_links = grown(self.meter_links, len(meters))
         self.meters[: len(meters)] = meters
-        owners = np.repeat(slots, accounts["meters"])
-        self.meter_links["account"][: len(meters)] = owners
-        for meter_slot, slot in enumerate(owners.tolist()):
-            self._meters_of[slot].append(meter_slot)
-        for slot in slots.tolist():
-            self._count_meters(slot)
+        ends = np.cumsum(accounts["meters"], dtype=np.int64)
+        starts = ends - accounts["meters"]
+        self.account_links["only_meter"][slots] = np.where(accounts["meters"] == 1, starts, -1)
+        self.meter_links["account"][: len(meters)] = np.repeat(slots, accounts["meters"])
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        self._meters_of = [list(range(start, end)) for start, end in spans]
         # Where a meter stands in two accounts, one row is older than the other. At the header's
         # offset it stands where it had entered last; later stands are found when replay is there.
-        entered = meters["entered_offset"]
-        for meter_slot in np.argsort(entered, kind="stable").tolist():
-            if entered[meter_slot] <= self.offset:
-                self._meter_slots[int(meters["key"][meter_slot])] = meter_slot
+        standing = np.flatnonzero(meters["entered_offset"] <= self.offset)
+        order = standing[np.argsort(meters["entered_offset"][standing], kind="stable")]
+        self._meter_slots.update(zip(meters["key"][order].tolist(), order.tolist(), strict=True))
 
-    def _load_fact(self, entity: str, versions: Any) -> None:
-        fact = self.facts.load(entity, versions, self.offset)
-        if fact is None:
+    def _load_fact(self, entity: str, value: bytes) -> None:
+        if not self.facts.load(entity, value, self.offset):
             return
-        match entity.partition("/")[0]:
-            case "accounts":
-                slot = self.account_slot(fact["account_key"])
-                if slot is not None:
-                    self.link_account(slot, fact)
-            case "meters":
-                self.meter_facts[fact["meter_key"]] = fact
-            case "tariffs":
+        kind, _, name = entity.partition("/")
+        if kind == "accounts":
+            slot = self._account_slots.get(int(name))
+            if slot is not None:
+                self.account_links["tariff"][slot] = _UNLINKED
+                self._unlinked += 1
+        elif kind in ("tariffs", "policies"):
+            fact = self.facts.newest(entity)
+            assert fact is not None, "it was just loaded"
+            if kind == "tariffs":
                 self.tariffs.put(fact)
-            case "policies":
+            else:
                 self.policies.put(fact)
 
-    def _link_meters(self) -> None:
-        for meter_slot in range(self._meter_slots_used):
-            fact = self.meter_facts.get(int(self.meters["key"][meter_slot]))
-            if fact is not None:
-                self.link_meter(meter_slot, fact)
+
+def _billed_as(fact: Fact) -> tuple[str, str, str]:
+    return fact["legal_entity"], fact["currency"], fact["commodity"]
