@@ -72,8 +72,9 @@ format: $(DEV_STAMP) ## format the code
 	@$(BIN)/ruff check --fix .
 
 .PHONY: gen
-gen: $(DEV_STAMP) ## generate code from schemas/proto
+gen: $(DEV_STAMP) ## generate code from schemas/proto, and Grafana's dashboard from deploy/grafana/site.py
 	@$(BIN)/python -m tools.schemas generate
+	@$(BIN)/python -m deploy.grafana.site
 
 .PHONY: schemas-record
 schemas-record: $(DEV_STAMP) ## publish changed schemas: the next version into schemas/baseline

@@ -66,12 +66,20 @@ class Clients:
     reporting: _Calls
 
 
+def _channel(address: str, authority: bytes | None) -> grpc.aio.Channel:
+    if authority is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(authority))
+
+
 @asynccontextmanager
-async def connect(vending: str, reporting: str, caller: str) -> AsyncIterator[Clients]:
-    """Open both channels (host:port, loopback without TLS)."""
+async def connect(
+    vending: str, reporting: str, caller: str, authority: bytes | None = None
+) -> AsyncIterator[Clients]:
+    """Open both channels (host:port): with TLS where a certificate authority (PEM) is given."""
     async with (
-        grpc.aio.insecure_channel(vending) as to_vending,
-        grpc.aio.insecure_channel(reporting) as to_reporting,
+        _channel(vending, authority) as to_vending,
+        _channel(reporting, authority) as to_reporting,
     ):
         yield Clients(
             _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller),

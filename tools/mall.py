@@ -1,7 +1,18 @@
-"""The site of the local stack and the demo: the virtual fleet's, with a price and a policy."""
+"""The site of the local stack and the demo: the virtual fleet's, with a price and a policy.
+
+`python -m tools.mall DIRECTORY` writes its files, for a fleet and an operator elsewhere.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
 
 from tools import sitefile
 from tools.fleet.config import FleetConfig, Protocol
+from tools.fleet.site import as_yaml, make_site
+from tools.stack.ports import Ports
 
 SITE = "mall-1"
 TARIFF = "shops"
@@ -61,3 +72,20 @@ def site_file(fleet: FleetConfig) -> sitefile.SiteFile:
             )
         ],
     )
+
+
+def write(directory: Path, line_ports: Sequence[int]) -> Path:
+    """Write fleet.yaml for the virtual fleet (its path is returned) and site.yaml for operators.
+
+    `line_ports`: those of the fleet's Modbus gateways.
+    """
+    fleet = make_site(METERS, seed=SEED, modbus_ports=line_ports)
+    path = directory / "fleet.yaml"
+    path.write_text(as_yaml(fleet.model_copy(update={"load_on": True})), "utf-8")
+    site = site_file(fleet).model_dump(mode="json", exclude_none=True)
+    (directory / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False), "utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), Ports().fleet_lines)

@@ -9,16 +9,19 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "tools.demo"]
-STORY_WITHIN_S = 120
-"""The promise to a newcomer, here with four services killed on the way."""
+from tests.e2e.conftest import (
+    DEMO,
+    DEMO_DIRECTORY,
+    ROOT,
+    STORY_WITHIN_S,
+    PlayedDemo,
+    left_running,
+)
+
 CHAIN = (
     "├── readings",
     "├── charge meter-",
@@ -30,30 +33,11 @@ CHAIN = (
 )
 
 
-def _left_running(directory: Path) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            environment = (path.parent / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(directory).encode() in environment or str(directory) in command:
-            found.append(command)
-    return found
-
-
 @pytest.mark.timeout(STORY_WITHIN_S + 30)
-def test_the_story_ends_with_every_check_passed_though_four_services_are_killed() -> None:
-    done = subprocess.run(
-        [*DEMO, "--kills"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=STORY_WITHIN_S,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+def test_the_story_ends_with_every_check_passed_though_four_services_are_killed(
+    played_demo: PlayedDemo,
+) -> None:
+    done = played_demo
     assert done.returncode == 0, done.stdout + done.stderr
     killed = re.findall(r"SIGKILL for (\w+)", done.stdout)
     assert sorted(killed) == ["control", "ingest", "metering", "vending"]
@@ -61,7 +45,7 @@ def test_the_story_ends_with_every_check_passed_though_four_services_are_killed(
     for link in CHAIN:
         assert link in done.stdout, f"the explanation of the cut lacks {link!r}"
     assert "Every check holds" in done.stdout
-    assert _left_running(ROOT / "build" / "demo") == []
+    assert done.left_running == []
 
 
 @pytest.mark.timeout(90)
@@ -85,6 +69,6 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running() -> None:
         demo.kill()
     assert demo.returncode == 130, rest
     deadline = time.monotonic() + 5
-    while (left := _left_running(ROOT / "build" / "demo")) and time.monotonic() < deadline:
+    while (left := left_running(DEMO_DIRECTORY)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []

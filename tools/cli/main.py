@@ -47,10 +47,11 @@ class Options:
     vending: str
     reporting: str
     caller: str
+    authority: bytes | None
     as_json: bool
 
 
-options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", as_json=False)
+options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", None, as_json=False)
 out = Console()
 err = Console(stderr=True)
 
@@ -70,12 +71,23 @@ def common(
     caller: Annotated[
         str, typer.Option(envvar="WATTVEND_CALLER", help="who asks; default: cli:<user>")
     ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WATTVEND_CA",
+            help="PEM file of the services' certificate authority; set: TLS",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Read the options before the command."""
     name = re.sub(r"[^A-Za-z0-9._@-]", "-", getpass.getuser())
     options.vending, options.reporting = vending, reporting
     options.caller, options.as_json = caller or f"cli:{name}", as_json
+    options.authority = None if ca is None else ca.read_bytes()
 
 
 Answer = Message | dict[str, Message]
@@ -91,7 +103,8 @@ def _run(
     """Ask and print. A `request_id` that we made is told where the command must be repeated."""
 
     async def within() -> Answer:
-        async with connect(options.vending, options.reporting, options.caller) as clients:
+        at = options.vending, options.reporting
+        async with connect(*at, options.caller, options.authority) as clients:
             return await work(clients)
 
     try:

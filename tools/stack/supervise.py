@@ -4,10 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
-import yaml
-
 from tools import mall
-from tools.fleet.site import as_yaml, make_site
 from tools.stack.errors import DirectoryInUseError, StackError
 from tools.stack.identity import ProcessIdentity
 from tools.stack.ports import Ports
@@ -47,11 +44,7 @@ class Reporter:
 
 def with_fleet(at: Addresses) -> list[ServiceSpec]:
     """Return the services and the virtual fleet, whose site an operator can apply from a file."""
-    fleet = make_site(mall.METERS, seed=mall.SEED, modbus_ports=at.ports.fleet_lines)
-    config = at.directory / "fleet.yaml"
-    config.write_text(as_yaml(fleet.model_copy(update={"load_on": True})))
-    site = mall.site_file(fleet).model_dump(mode="json", exclude_none=True)
-    (at.directory / "site.yaml").write_text(yaml.safe_dump(site, sort_keys=False))
+    config = mall.write(at.directory, at.ports.fleet_lines)
     return [*service_specs(at), fleet_spec(at, config)]
 
 
