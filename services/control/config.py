@@ -41,6 +41,9 @@ class ControlSettings(MqttSettings, SkipSettings):
     registry_grace_ms: int = Field(
         2000, ge=0, le=60_000, description="how long the registry may lag behind an intent silently"
     )
+    contacts_ms: int = Field(
+        1000, ge=0, le=60_000, description="a relay moves within this after the acknowledgement"
+    )
     recover_window_s: int = Field(
         600, ge=60, le=86_400, description="how far back outcomes are read at a start"
     )
@@ -57,6 +60,7 @@ class ControlSettings(MqttSettings, SkipSettings):
             backoff_base_ms=self.backoff_base_ms,
             backoff_max_ms=self.backoff_max_ms,
             registry_grace_ms=self.registry_grace_ms,
+            contacts_ms=self.contacts_ms,
         )
 
     @model_validator(mode="after")
@@ -65,6 +69,11 @@ class ControlSettings(MqttSettings, SkipSettings):
             raise ValueError(
                 f"reply_timeout_ms={self.reply_timeout_ms} must be above "
                 f"command_valid_ms={self.command_valid_ms}: a command given up must be void"
+            )
+        if self.read_back_window_ms <= self.contacts_ms:
+            raise ValueError(
+                f"read_back_window_ms={self.read_back_window_ms} must be above "
+                f"contacts_ms={self.contacts_ms}: the relay must have moved before it is judged"
             )
         if self.backoff_max_ms < self.backoff_base_ms:
             raise ValueError(

@@ -61,6 +61,7 @@ async def _stop(
 async def _body(settings: ControlSettings, runtime: Runtime, stack: AsyncExitStack) -> None:
     fence = ClockFence(runtime.clock)
     fence.install()
+    fence.heed_namesake()
     metrics = Metrics(runtime.metrics)
     desk = Desk(profiles(), settings.limits)
     runtime.health.not_ready(BROKER, "connecting to the MQTT broker")

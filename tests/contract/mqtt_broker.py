@@ -71,12 +71,12 @@ class Subscriber:
         self.answers.put(bool(arguments[2].session_present))
 
 
-def publish(at: BrokerAddress, *payloads: bytes) -> None:
-    """Publish with QoS 1 from a device that leaves as soon as it has its acknowledgements."""
+def publish(at: BrokerAddress, *payloads: bytes, qos: int = 1) -> None:
+    """Publish from a device that leaves as soon as everything is sent, or acknowledged."""
     client = Client(CallbackAPIVersion.VERSION2, client_id="device")
     client.connect(at.host, at.port)
     client.loop_start()
-    sent = [client.publish("meters/1", payload, qos=1) for payload in payloads]
+    sent = [client.publish("meters/1", payload, qos=qos) for payload in payloads]
     for information in sent:
         information.wait_for_publish(DEADLINE_S)
     client.disconnect()
@@ -105,6 +105,22 @@ class MqttBrokerContract:
         received = [subscriber.next(ack=True) for _ in payloads]
         assert [message.payload for message in received] == payloads
         assert not any(message.retain for message in received)
+        subscriber.leave()
+
+    def test_what_was_published_with_qos_0_is_not_kept_for_an_absent_subscriber(
+        self, broker: BrokerAddress
+    ) -> None:
+        subscriber = Subscriber(broker)
+        subscriber.connect()
+        subscriber.subscribe("meters/#")
+        publish(broker, b"there", qos=0)
+        there = subscriber.next(ack=False)
+        assert (there.payload, there.qos) == (b"there", 0)
+        subscriber.leave()
+        publish(broker, b"away", qos=0)
+        publish(broker, b"kept", qos=1)
+        assert subscriber.connect() is True
+        assert subscriber.next(ack=True).payload == b"kept"
         subscriber.leave()
 
     def test_what_was_not_acknowledged_comes_again_after_a_lost_connection(

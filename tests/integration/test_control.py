@@ -366,7 +366,7 @@ async def test_a_meter_topped_up_while_it_and_control_were_away_is_never_cut(
     assert [write["values"] for write in ingest.writes(meter)] == [[0, 0]]
 
 
-async def test_an_mqtt_meter_is_commanded_through_the_broker_and_nothing_is_retained(
+async def test_an_mqtt_meter_is_commanded_through_the_broker_which_keeps_nothing_of_a_cut(
     stack: BackgroundStack, ingest: Ingest, run_service: RunService
 ) -> None:
     await asyncio.to_thread(start, run_service, stack)
@@ -387,7 +387,7 @@ async def test_an_mqtt_meter_is_commanded_through_the_broker_and_nothing_is_reta
         await until(lambda: bool(heard), "no command came")
         message = heard[0]
         command = json.loads(message.payload)
-        assert (message.qos, message.retain) == (1, False)
+        assert (message.qos, message.retain) == (0, False)
         assert (command["gwSN"], command["meterSN"]) == (serial, "202600000001")
         assert (command["relay"], len(command["expire"])) == (0, 14)
         ingest.positions[meter] = "open"

@@ -1,4 +1,4 @@
-"""`python -m tests.recovery.crashing SERVICE`: a service that dies, or stops, where it is told.
+"""`python -m tests.recovery.crashing SERVICE [COMMAND]`: it dies, or stops, where it is told.
 
 WATTVEND_TEST_AT names the step boundary, WATTVEND_TEST_HIT which passing of it (from 1),
 WATTVEND_TEST_SIGNAL the signal it sends itself. WATTVEND_TEST_SWITCH names functions of
@@ -46,4 +46,5 @@ def main(service: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    del sys.argv[0]  # now it is the service's command line
+    raise SystemExit(main(sys.argv[0]))

@@ -26,8 +26,8 @@ class Worker:
     """One process of `service`, started anew as often as the test likes; `end` it at the end.
 
     `settings` are named without their prefix; INSTANCE and HTTP_PORT are given. `name` tells
-    the log from others of one instance. `codes` counts how the process ended: an exit code, or
-    minus a signal.
+    the log from others of one instance; `command` is for a process that is not the service
+    itself. `codes` counts how the process ended: an exit code, or minus a signal.
     """
 
     service: str
@@ -35,6 +35,7 @@ class Worker:
     directory: Path
     instance: str
     name: str = ""
+    command: Sequence[str] = ()
     http_port: int = field(default_factory=lambda: free_ports(1)[0])
     process: subprocess.Popen[bytes] | None = None
     codes: Counter[int] = field(default_factory=Counter)
@@ -56,7 +57,7 @@ class Worker:
             test |= {crashing.AT: at, crashing.HIT: str(hit), crashing.SIGNAL: by.name}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.recovery.crashing", self.service],
+                [sys.executable, "-m", "tests.recovery.crashing", self.service, *self.command],
                 cwd=ROOT,
                 env={**os.environ, **settings, **test},
                 stdout=log,

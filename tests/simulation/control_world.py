@@ -46,6 +46,8 @@ OPEN_VALUES = (1, 1)
 class Device:
     """A meter as it truly is. `moves`: (when, position) since the start; `commanded`: by control.
 
+    `moving`: those of them whose contacts are still on their way.
+
     `is_stuck`: it acknowledges commands and does not move; `answer`: what it replies to a write.
     """
 
@@ -57,6 +59,7 @@ class Device:
     answer: str = "ok"
     moves: list[tuple[int, str]] = field(default_factory=list)
     commanded: list[tuple[int, str]] = field(default_factory=list)
+    moving: list[tuple[int, str]] = field(default_factory=list)
 
     def position_at(self, at_ms: int) -> set[str]:
         """Return where the relay stood at, or within, that millisecond."""
@@ -95,6 +98,7 @@ class World:
         self.is_held_known = False
         self.status_known: dict[str, str] = {}
         self.exchange_ms = EXCHANGE_MS
+        self.actuation_ms = 0
         self.requests_to_lose = 0
         self.replies_to_lose = 0
         self.offsets = 0
@@ -217,6 +221,7 @@ class World:
     def work(self) -> None:
         """Execute what has arrived: one exchange a device, in order."""
         for device in self.devices.values():
+            self._actuate(device)
             of = device.meter.meter_id
             arrived = [p for p in self.pending if p.command.meter.meter_id == of]
             for pending in arrived:
@@ -236,11 +241,13 @@ class World:
         else:
             self._judge_move(device, command)
             if device.answer == "ok" and not device.is_stuck:
-                self._move(device, _position_of(command))
-                device.commanded.append((self.now_ms, _position_of(command)))
+                moves_ms = self.now_ms + self.actuation_ms
+                device.commanded.append((moves_ms, _position_of(command)))
+                device.moving.append((moves_ms, _position_of(command)))
+                self._actuate(device)
             self._reply(command, device.answer)
             if isinstance(command, MqttCommand):
-                self.pending_pushes.append((self.now_ms + 1, device))
+                self.pending_pushes.append((self.now_ms + self.actuation_ms + 1, device))
 
     def _reply(
         self, command: LineRequest | MqttCommand, result: str, position: str | None = None
@@ -250,6 +257,11 @@ class World:
             return
         reply = Reply(command.request_id, result, "", self.now_ms, self.now_ms, position)
         self.publish("device-replies", reply)
+
+    def _actuate(self, device: Device) -> None:
+        """Let the contacts move whose time has come."""
+        while device.moving and device.moving[0][0] <= self.now_ms:
+            self._move(device, device.moving.pop(0)[1])
 
     def _move(self, device: Device, position: str) -> None:
         device.position = position

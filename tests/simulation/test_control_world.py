@@ -42,6 +42,7 @@ steps = st.one_of(
     st.tuples(st.just("reassign"), meters),
     st.tuples(st.just("lose"), st.integers(0, 2), st.integers(0, 3)),
     st.tuples(st.just("slow"), st.sampled_from([20, 1_000, 3_000])),
+    st.tuples(st.just("contacts"), st.sampled_from([0, 80, 400])),
     st.tuples(st.just("lose-owner")),
     st.tuples(st.just("restart"), st.booleans()),
 )
@@ -70,6 +71,7 @@ PLAYED: dict[str, Callable[..., None]] = {
     "reassign": World.reassign,
     "lose": do_lose,
     "slow": lambda world, exchange_ms: setattr(world, "exchange_ms", exchange_ms),
+    "contacts": lambda world, actuation_ms: setattr(world, "actuation_ms", actuation_ms),
     "lose-owner": World.lose_line_owner,
     "restart": lambda world, is_crash: world.restart(is_crash=is_crash),
 }

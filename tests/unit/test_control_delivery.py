@@ -230,6 +230,40 @@ def test_a_newer_intent_does_not_wait_for_the_read_back_of_the_other_way(world: 
     assert [write.values for write in writes(world, "M0")] == [(1, 1), (0, 0)]
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("meter", ["M0", "M1"])
+def test_a_payment_while_the_contacts_of_a_cut_still_move_is_commanded_not_taken_as_done(
+    world: World, meter: str, *, is_restarted: bool
+) -> None:
+    world.actuation_ms = 300
+    world.intend(meter, "open")
+    world.run_until(lambda: ("acknowledged", 1) in world.told(meter), 1_000)
+    world.intend(meter, "closed")
+    world.deliver()
+    world.poll(meter)
+    if is_restarted:
+        world.restart(is_crash=True)
+    world.run(LIMITS.reply_timeout_ms + 4_000, poll_every_ms=500)
+    assert [position for _, position in world.devices[meter].moves] == ["open", "closed"]
+    assert world.told(meter)[-1] == ("confirmed", 2 if is_restarted else 1)
+
+
+def test_a_restore_that_fails_does_not_hide_a_cut_whose_contacts_still_move(world: World) -> None:
+    world.actuation_ms = 800
+    world.intend("M0", "open")
+    world.run_until(lambda: ("acknowledged", 1) in world.told("M0"), 1_000)
+    world.devices["M0"].answer = "exception"
+    world.intend("M0", "closed")
+    world.run_until(lambda: ("failed", 1) in world.told("M0"), 1_000)
+    world.poll("M0")
+    world.deliver()
+    assert world.told("M0")[-1] == ("failed", 1), "the poll shows where the contacts stood"
+    world.devices["M0"].answer = "ok"
+    world.run(4_000, poll_every_ms=500)
+    assert world.devices["M0"].position == "closed"
+    assert world.told("M0")[-1] == ("confirmed", 2)
+
+
 def test_a_renewed_lease_is_confirmed_by_the_command_under_way(world: World) -> None:
     world.stalled.add("device-replies")
     world.intend("M0", "open")
@@ -678,6 +712,20 @@ def test_a_command_under_way_at_a_crash_is_waited_for_and_counted_on(world: Worl
     assert world.told("M0") == [("sent", 1)]
     world.restart(is_crash=True)
     world.run(2_000)
+    assert world.told("M0") == CONFIRMED_FIRST
+    assert len(writes(world, "M0")) == 1
+
+
+@pytest.mark.parametrize("down_ms", [100, 10 * LIMITS.read_back_window_ms])
+def test_what_was_acknowledged_before_a_crash_is_read_back_at_once_and_not_commanded_again(
+    world: World, down_ms: int
+) -> None:
+    world.intend("M0", "open")
+    world.run_until(lambda: ("acknowledged", 1) in world.told("M0"), 1_000)
+    world.lose_line_owner()
+    world.now_ms += down_ms
+    world.restart(is_crash=True)
+    world.run(300)
     assert world.told("M0") == CONFIRMED_FIRST
     assert len(writes(world, "M0")) == 1
 

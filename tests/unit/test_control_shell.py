@@ -3,30 +3,44 @@
 Method: values in, values out; the group's assignor is asked directly; no broker.
 """
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import pytest
 import structlog
+from aiokafka import AIOKafkaProducer
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
 from services.common.runtime import codec, kafka
 from services.common.runtime.clock import SystemClock
+from services.common.runtime.fence import ClockFence
 from services.common.runtime.profiles import profiles
 from services.common.runtime.topics import catalogue
 from services.control.adapters import records
 from services.control.adapters.bus import INTENTS, OUTCOMES, STATES, STATUSES, Ears
+from services.control.adapters.metrics import Metrics
 from services.control.adapters.mqtt import Commander
+from services.control.adapters.outbox import Outbox
 from services.control.config import ControlSettings
 from services.control.domain.delivery import Limits
-from services.control.domain.desk import Desk
-from services.control.domain.messages import DeviceStatus, LineRequest, MqttCommand, Outcome
+from services.control.domain.desk import Act, Desk
+from services.control.domain.messages import (
+    Command,
+    DeviceStatus,
+    LineRequest,
+    MqttCommand,
+    Outcome,
+    Result,
+)
 from tests.simulation.control_world import POLLED, World
 
 LOG = structlog.get_logger("test")
@@ -53,6 +67,7 @@ def test_the_defaults_are_the_bounds_that_the_rules_were_tested_with() -> None:
     [
         ({"reply_timeout_ms": 5_000}, "must be above command_valid_ms"),
         ({"backoff_max_ms": 100}, "must not be below backoff_base_ms"),
+        ({"contacts_ms": 5_000}, "must be above contacts_ms"),
         ({"mqtt_ca": "/nowhere/ca.pem"}, "name a PEM file"),
         ({"attempts_per_burst": 0}, "greater than or equal to 1"),
     ],
@@ -163,8 +178,70 @@ def test_statuses_of_devices_nobody_registered_are_not_kept() -> None:
     assert desk._statuses == {}
 
 
-def test_an_mqtt_command_is_not_kept_while_the_broker_is_away(delivered: World) -> None:
-    intent = delivered.outcomes[0].intent
+def mqtt_command(delivered: World, wanted: str = "open") -> MqttCommand:
+    intent = replace(delivered.outcomes[0].intent, wanted=wanted)
     meter = delivered.devices["M0"].meter
-    command = MqttCommand("id", meter, intent, 1, "topic", (("relay", 0),), 0)
+    return MqttCommand("id", meter, intent, 1, "topic", (("relay", 0),), delivered.now_ms + 5_000)
+
+
+def test_an_mqtt_command_is_not_kept_while_the_broker_is_away(delivered: World) -> None:
+    command = mqtt_command(delivered)
     assert "not connected" in (Commander("test", LOG).publish(command) or "")
+
+
+@pytest.mark.parametrize(("wanted", "qos"), [("open", 0), ("closed", 1)])
+def test_a_cut_is_published_so_that_nobody_keeps_it_and_a_restore_so_that_it_arrives(
+    delivered: World, wanted: str, qos: int
+) -> None:
+    published: list[dict[str, Any]] = []
+
+    def publish(_topic: str, _payload: str, **how: Any) -> Any:
+        published.append(how)
+        return SimpleNamespace(rc=0)
+
+    commander = Commander("test", LOG)
+    client: Any = SimpleNamespace(is_connected=lambda: True, publish=publish)
+    commander._client = client
+    assert commander.publish(mqtt_command(delivered, wanted)) is None
+    assert published == [{"qos": qos, "retain": False}]
+
+
+async def test_an_mqtt_command_does_not_wait_for_kafka_behind_the_last_look(
+    delivered: World,
+) -> None:
+    """A request to a line that Kafka never takes must not let a cut over MQTT grow old."""
+    published: list[MqttCommand] = []
+    (write, _) = delivered.commands
+    assert isinstance(write, LineRequest)
+    both: list[Command] = [write, mqtt_command(delivered)]
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    outbox = Outbox(
+        desk=cast("Desk", SimpleNamespace(leaving=lambda *_: (both, []), acts_for=lambda _: True)),
+        producer=cast("AIOKafkaProducer", SimpleNamespace(send=AsyncMock(return_value=never))),
+        commander=cast("Commander", SimpleNamespace(publish=published.append)),
+        fence=cast("ClockFence", SimpleNamespace(check=lambda _: None)),
+        clock=SystemClock(),
+        metrics=Metrics(CollectorRegistry()),
+        worker="control-0",
+    )
+    outbox.put([Act(0, 1, command) for command in both])
+    sending = asyncio.create_task(outbox.run())
+    try:
+        async with asyncio.timeout(1):
+            while not published:
+                await asyncio.sleep(0)
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+def test_a_position_that_needed_no_command_tells_nothing_of_the_time_a_command_takes(
+    delivered: World,
+) -> None:
+    collected = CollectorRegistry()
+    metrics = Metrics(collected)
+    (done,) = [o for o in delivered.outcomes if o.result is Result.CONFIRMED]
+    for outcome in (done, replace(done, attempt=0), replace(done, is_first=False)):
+        metrics.told(outcome)
+    name = "wattvend_control_intent_to_confirmed_seconds_count"
+    assert collected.get_sample_value(name, {"wanted": "open"}) == 1

@@ -12,9 +12,10 @@ here (tests/integration/test_stack.py holds each against this broker):
 - messages a publisher sent, and had acknowledged, just before it left may never be delivered:
   here they are routed before its session ends;
 - the end of a connection marks the session as away even where the client is back on a new one,
-  which then gets nothing more: here the session belongs to the newest connection.
-What stays: sessions and queues live in memory and are lost when the broker ends; messages are
-delivered with the subscription's QoS, also those published with QoS 0; at most 65,535
+  which then gets nothing more: here the session belongs to the newest connection;
+- messages published with QoS 0 are delivered with the subscription's QoS, and kept for a
+  subscriber who is away: here they stay QoS 0, and nothing is kept of them.
+What stays: sessions and queues live in memory and are lost when the broker ends; at most 65,535
 unacknowledged messages a client; a message that arrives while a subscriber is just connecting may
 overtake those that waited for it. Mosquitto has none of these.
 """
@@ -24,9 +25,11 @@ import contextlib
 import logging
 import signal
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 import amqtt.broker
+from amqtt.mqtt.constants import QOS_0
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.puback import PubackPacket
 from amqtt.plugins.base import BaseAuthPlugin
@@ -36,6 +39,9 @@ from amqtt.session import (
     OutgoingApplicationMessage,
     Session,
 )
+
+PUBLISHED_QOS: ContextVar[int | None] = ContextVar("published_qos", default=None)
+"""The QoS of the message that is being routed; amqtt does not pass it on."""
 
 
 class AcceptAll(BaseAuthPlugin):
@@ -75,6 +81,27 @@ class Broker(amqtt.broker.Broker):
         while handler and not session.retained_messages.empty():
             message = session.retained_messages.get_nowait()
             await handler.mqtt_publish(message.topic, message.data, message.qos, retain=False)
+
+    async def _handle_message_delivery(
+        self,
+        client_session: Session,
+        handler: BrokerProtocolHandler,
+        wait_deliver: asyncio.Future[Any],
+    ) -> bool:
+        message: ApplicationMessage | None = wait_deliver.result()
+        PUBLISHED_QOS.set(None if message is None else message.qos)
+        return await super()._handle_message_delivery(client_session, handler, wait_deliver)
+
+    async def _broadcast_message(
+        self,
+        session: Session | None,
+        topic: str | None,
+        data: bytes | bytearray | None,
+        force_qos: int | None = None,
+    ) -> None:
+        if PUBLISHED_QOS.get() == QOS_0:
+            force_qos = QOS_0
+        await super()._broadcast_message(session, topic, data, force_qos)
 
     async def _handle_disconnect(
         self,

@@ -22,12 +22,13 @@ from services.common.kernel.clock import Clock
 EXIT_FENCED = 73
 AGE_MAX_MS = 5_000
 """Less than the session (6 s) by more than a produce request takes to reach the socket."""
+OUSTED = {25, 82}
+"""Kafka's UNKNOWN_MEMBER_ID and FENCED_INSTANCE_ID; aiokafka has no class for the latter."""
 
 
-def _leave(where: str, age_ms: int) -> NoReturn:
+def _leave(why: str, age_ms: int) -> NoReturn:
     structlog.get_logger("fence").critical(
-        "no heartbeat was answered in time: another worker may own the partitions; leaving",
-        where=where,
+        f"{why}: another worker may own the partitions; leaving",
         age_ms=age_ms,
         age_max_ms=AGE_MAX_MS,
         exit_code=EXIT_FENCED,
@@ -39,7 +40,7 @@ class ClockFence:
     """Knows when the broker last proved that this process is a member of its group.
 
     Ages in ms of the monotonic clock, which counts on while the process is stopped. `leave` is
-    called with where and the age; it must not return.
+    called with why and the age; it must not return.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class ClockFence:
         """How old the last proof of membership is."""
         return self._clock.monotonic_ms() - self._proved_at_ms
 
+    @property
+    def is_proved(self) -> bool:
+        """Whether membership is proved recently enough."""
+        return self.age_ms <= self._age_max_ms
+
     def check(self, where: str) -> None:
         """Leave the process (exit 73) if membership is not proved recently enough."""
-        age_ms = self.age_ms
-        if age_ms > self._age_max_ms:
-            self._leave(where, age_ms)
+        if not self.is_proved:
+            self._leave(f"no heartbeat was answered in time ({where})", self.age_ms)
 
     def proving(
         self, ask: Callable[..., Awaitable[Any]], well: Callable[[Any], bool]
@@ -79,21 +84,12 @@ class ClockFence:
 
         return asked
 
-    def install(self) -> None:
-        """Watch this process's group consumer and guard every produce request it makes.
+    def watch(self) -> None:
+        """Watch this process's group consumer: `is_proved` and `check` follow it from now on.
 
-        Patches aiokafka's classes, once a process: heartbeats, the SyncGroup that ends a join
-        (each restarts the session at the broker), and the building of produce requests, which is
-        the last step before the socket.
+        Patches aiokafka's classes, once a process: heartbeats, and the SyncGroup that ends a join.
+        Each restarts the session at the broker.
         """
-
-        def fenced(create_request: Callable[[Any], Any]) -> Callable[[Any], Any]:
-            def checked(handler: Any) -> Any:
-                self.check("produce request")
-                return create_request(handler)
-
-            return checked
-
         wrap_method(
             GroupCoordinator,
             "_do_heartbeat",
@@ -104,7 +100,46 @@ class ClockFence:
             "_send_sync_group_request",
             lambda ask: self.proving(ask, lambda assignment: assignment is not None),
         )
+
+    def install(self) -> None:
+        """Watch this process's group consumer and guard every produce request it makes.
+
+        Building a produce request is the last step before the socket.
+        """
+
+        def fenced(create_request: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def checked(handler: Any) -> Any:
+                self.check("produce request")
+                return create_request(handler)
+
+            return checked
+
+        self.watch()
         wrap_method(SendProduceReqHandler, "create_request", fenced)
+
+    def heed_namesake(self) -> None:
+        """Leave the process (exit 73) when another one joins the group with its instance name.
+
+        Then the broker forgets this member within its session. aiokafka would join again and oust
+        the other, which would do the same, for ever.
+        """
+
+        def heeding(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def asked(coordinator: Any, request: Any) -> Any:
+                answer = await ask(coordinator, request)
+                if self.is_proved and not OUSTED.isdisjoint(error_codes(answer)):
+                    self._leave("another process has this instance name", self.age_ms)
+                return answer
+
+            return asked
+
+        wrap_method(GroupCoordinator, "_send_req", heeding)
+
+
+def error_codes(answer: Any) -> set[int]:
+    """Return the error codes of a group coordinator's answer: its own and its partitions'."""
+    partitions = [part for _, parts in getattr(answer, "topics", ()) for part in parts]
+    return {getattr(answer, "error_code", 0), *(part[-1] for part in partitions)}
 
 
 def wrap_method(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Any]) -> None:

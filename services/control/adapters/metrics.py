@@ -31,7 +31,7 @@ class Metrics:
         )
         self._confirm = Histogram(
             "wattvend_control_intent_to_confirmed_seconds",
-            "from the decision of an intent to its confirmation by a read-back",
+            "from the decision of an intent that was commanded to its read-back",
             ["wanted"],
             buckets=CONFIRM_BUCKETS_S,
             registry=registry,
@@ -55,7 +55,8 @@ class Metrics:
         if not isinstance(action, Outcome):
             return
         self._outcomes.labels(action.result.value).inc()
-        if action.result is Result.CONFIRMED and action.is_first:
+        # Attempt 0 needed no command: it tells the pace of reads, or that of restarts.
+        if action.result is Result.CONFIRMED and action.is_first and action.attempt:
             took_ms = max(0, action.decided_at_ms - action.intent.decided_at_ms)
             self._confirm.labels(action.intent.wanted).observe(took_ms / 1000)
 

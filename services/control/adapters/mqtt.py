@@ -1,4 +1,10 @@
-"""Commands to MQTT devices: QoS 1, never retained, only while connected to the broker."""
+"""Commands to MQTT devices: never retained, only while connected to the broker.
+
+A cut is published with QoS 0: it reaches a device that is connected now, or none. With QoS 1 the
+broker would keep it for a device that is away, and the client would send it again after a lost
+connection, to be executed after somebody has paid. A restore may come late: QoS 1. Both carry
+their expiry, for what a slow network keeps.
+"""
 
 import json
 
@@ -11,17 +17,17 @@ from paho.mqtt.reasoncodes import ReasonCode
 from services.common.runtime.mqtt import MqttSettings, introduce
 from services.control.domain.messages import MqttCommand
 
-QOS = 1
+QOS_OF_CUT, QOS_OF_RESTORE = 0, 1
 KEEPALIVE_S = 15
 RECONNECT_MIN_S = 1
 RECONNECT_MAX_S = 10
 QUEUED_MAX = 1_000
 IN_FLIGHT_MAX = 1_000
-"""Commands that the broker has not acknowledged; each also carries its own expiry."""
+"""Restores that the broker has not acknowledged."""
 
 
 class Commander:
-    """A publisher on the broker. Its session is clean: nothing waits there for a later life."""
+    """A publisher on the broker. Its session is clean: it wants nothing kept for it."""
 
     def __init__(self, client_id: str, log: structlog.stdlib.BoundLogger) -> None:
         self._log = log
@@ -55,7 +61,8 @@ class Commander:
         if not self._client.is_connected():
             return "control is not connected to the MQTT broker"
         payload = json.dumps(dict(command.payload), separators=(",", ":"))
-        sent = self._client.publish(command.topic, payload, qos=QOS, retain=False)
+        qos = QOS_OF_CUT if command.intent.is_cut else QOS_OF_RESTORE
+        sent = self._client.publish(command.topic, payload, qos=qos, retain=False)
         return None if sent.rc == 0 else f"the MQTT client refused the message ({sent.rc})"
 
     def _connected(

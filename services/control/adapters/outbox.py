@@ -2,6 +2,9 @@
 
 `sent` is in command-outcomes, acknowledged, before the command leaves: a restart finds every
 command that may be under way there, and every cut that used a site's budget.
+
+Each step passes a point (`services/common/runtime/points.py`): an outcome is decided, then told; a
+command or a read-back has left.
 """
 
 import asyncio
@@ -13,13 +16,13 @@ from uuid import UUID
 from aiokafka import AIOKafkaProducer
 
 from services.common.kernel.clock import Clock
-from services.common.runtime import kafka
+from services.common.runtime import kafka, points
 from services.common.runtime.fence import ClockFence
 from services.control.adapters import records
 from services.control.adapters.metrics import Metrics
 from services.control.adapters.mqtt import Commander
 from services.control.domain.desk import UNSENT, Act, Desk
-from services.control.domain.messages import LineRequest, MqttCommand, Outcome, Reply
+from services.control.domain.messages import Action, LineRequest, MqttCommand, Outcome, Reply
 
 WAITING_MAX = 20_000
 """Actions that may wait before no more intents are read."""
@@ -53,7 +56,9 @@ class Outbox:
 
     def put(self, acts: Iterable[Act]) -> None:
         """Queue actions."""
-        self._waiting.extend(acts)
+        queued = list(acts)
+        self._waiting.extend(queued)
+        _passed("decided", (act.action for act in queued))
         if self._waiting:
             self._emptied.clear()
             self._filled.set()
@@ -86,16 +91,19 @@ class Outbox:
         outcomes = [act.action for act in batch if isinstance(act.action, Outcome)]
         told = [await self._tell(outcome) for outcome in outcomes]
         await kafka.all_acknowledged(told)
+        _passed("told", outcomes)
         for outcome in outcomes:
             self._metrics.told(outcome)
         self._fence.check("command")
         commands, more = self._desk.leaving(batch, self._clock.now_ms())
         self.put(more)
-        requests = [command for command in commands if isinstance(command, LineRequest)]
-        await kafka.all_acknowledged([await self._request(request) for request in requests])
+        # Those over MQTT first: nothing may happen between the last look and their publishing.
         for command in commands:
             if isinstance(command, MqttCommand):
                 self._publish(command)
+        requests = [command for command in commands if isinstance(command, LineRequest)]
+        await kafka.all_acknowledged([await self._request(request) for request in requests])
+        _passed("left", requests)
 
     async def _tell(self, outcome: Outcome) -> Awaitable[Any]:
         record = records.outcome_record(outcome, self._worker)
@@ -130,3 +138,19 @@ class Outbox:
             now_ms = self._clock.now_ms()
             unsent = Reply(command.request_id, UNSENT, why, now_ms, now_ms)
             self.put(self._desk.answer(unsent, now_ms))
+        _passed("left", (command,))
+
+
+def _passed(step: str, actions: Iterable[Action]) -> None:
+    """Pass a step boundary with each of the actions."""
+    for action in actions:
+        points.point(f"{step}-{_kind(action)}")
+
+
+def _kind(action: Action) -> str:
+    match action:
+        case Outcome():
+            return action.result.value
+        case LineRequest(address=None):
+            return "read-back"
+    return "command"

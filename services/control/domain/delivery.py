@@ -5,6 +5,7 @@ says what to do at an instant. The order of inputs of different topics does not 
 delivery ends, only for how soon.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from services.control.domain.messages import (
@@ -32,6 +33,7 @@ class Limits:
     backoff_base_ms: int = 500
     backoff_max_ms: int = 60_000
     registry_grace_ms: int = 2_000
+    contacts_ms: int = 1_000
 
     def backoff_ms(self, failures: int) -> int:
         """Return the pause after so many failures in a row (from 1)."""
@@ -59,16 +61,11 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
-class LastCommand:
-    """Where the last command wanted the relay; from `over_at_ms` on it can move it no more."""
-
-    wanted: str
-    over_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
-    """What control knows of one meter. `noted`: results told once an intent."""
+    """What control knows of one meter. `noted`: results told once an intent.
+
+    `over_at_ms`: position → from when on the last command there can move the relay no more.
+    """
 
     intent: Intent | None = None
     reported: RelayState | None = None
@@ -78,7 +75,7 @@ class Delivery:
     next_attempt_ms: int = 0
     confirmed_at_ms: int | None = None
     noted: frozenset[Result] = field(default_factory=frozenset)
-    last_command: LastCommand | None = None
+    over_at_ms: Mapping[str, int] = field(default_factory=dict)
     was_reachable: bool = True
 
     @property
@@ -107,7 +104,7 @@ def heard_intent(
         intent=intent,
         reported=delivery.reported,
         flight=delivery.flight,
-        last_command=delivery.last_command,
+        over_at_ms=delivery.over_at_ms,
         was_reachable=delivery.was_reachable,
     )
     return fresh, told
@@ -176,20 +173,35 @@ def heard_past(delivery: Delivery, past: Outcome, limits: Limits) -> Delivery:
         past.commanded_at_ms + limits.reply_timeout_ms,
     )
     if past.result is Result.SENT:
+        if (before := delivery.flight) is not None and before.request_id != past.request_id:
+            # It landed without a word when this one was sent.
+            over_at_ms = before.completed_at_ms or before.give_up_ms
+            delivery = landed(delivery, over_at_ms + limits.contacts_ms)
         confirmed_at_ms = None if is_current else delivery.confirmed_at_ms
         return replace(delivery, flight=flight, confirmed_at_ms=confirmed_at_ms)
-    over_at_ms = past.completed_at_ms or flight.give_up_ms
     if past.result is Result.ACKNOWLEDGED:
-        give_up_ms = over_at_ms + limits.read_back_window_ms
-        flight = replace(flight, completed_at_ms=over_at_ms, give_up_ms=give_up_ms)
-        return replace(delivery, flight=flight)
-    last = LastCommand(past.intent.wanted, over_at_ms)
-    delivery = replace(delivery, flight=None, last_command=last)
+        return replace(delivery, flight=replace(flight, completed_at_ms=past.completed_at_ms))
+    over_at_ms = past.completed_at_ms or flight.give_up_ms
+    if past.result is not Result.CONFIRMED:
+        over_at_ms += limits.contacts_ms
+    delivery = landed(replace(delivery, flight=flight), over_at_ms)
     if is_current and past.result is Result.FAILED:
         failures = delivery.failures + 1
         again_ms = past.decided_at_ms + limits.backoff_ms(failures)
         delivery = replace(delivery, failures=failures, next_attempt_ms=again_ms)
     return delivery
+
+
+def resumed(delivery: Delivery, limits: Limits, now_ms: int) -> Delivery:
+    """Return what a worker goes on with that has taken in everything told before it.
+
+    A command that was acknowledged gets its whole time to be read back: nobody has been reading.
+    """
+    flight = delivery.flight
+    if flight is None or flight.completed_at_ms is None:
+        return delivery
+    give_up_ms = now_ms + limits.read_back_window_ms
+    return replace(delivery, flight=replace(flight, give_up_ms=give_up_ms))
 
 
 def outcome_of(
@@ -210,10 +222,22 @@ def outcome_of(
 
 
 def landed(delivery: Delivery, over_at_ms: int) -> Delivery:
-    """End the command under way: it can act no more from `over_at_ms` on."""
+    """End the command under way: it can move the relay no more from `over_at_ms` on."""
     assert delivery.flight is not None
-    last = LastCommand(delivery.flight.intent.wanted, over_at_ms)
-    return replace(delivery, flight=None, last_command=last)
+    over = {**delivery.over_at_ms, delivery.flight.intent.wanted: over_at_ms}
+    return replace(delivery, flight=None, over_at_ms=over)
+
+
+def shows(delivery: Delivery, wanted: str, state: RelayState) -> bool:
+    """Whether a read proves a position: no earlier command to another one could still move it.
+
+    Contacts move a while after an acknowledgement: until then a read shows where they stood.
+    """
+    return state.position == wanted and all(
+        state.began_at_ms > over_at_ms
+        for position, over_at_ms in delivery.over_at_ms.items()
+        if position != wanted
+    )
 
 
 def _is_newest(delivery: Delivery) -> bool:
@@ -232,7 +256,7 @@ def failed(
     if read and (flight.completed_at_ms is None or read.began_at_ms < flight.completed_at_ms):
         read = None
     told = outcome_of(flight, Result.FAILED, detail, now_ms, read)
-    after = landed(delivery, over_at_ms)
+    after = landed(delivery, over_at_ms + limits.contacts_ms)
     if _is_newest(delivery):
         failures = delivery.failures + 1
         again_ms = now_ms + limits.backoff_ms(failures)
@@ -247,7 +271,8 @@ def read_back(
     flight = delivery.flight
     assert flight is not None
     assert flight.completed_at_ms is not None
-    if state.position != flight.intent.wanted or state.began_at_ms < flight.completed_at_ms:
+    is_after = state.began_at_ms >= flight.completed_at_ms
+    if not is_after or not shows(delivery, flight.intent.wanted, state):
         return delivery, ()
     after = landed(delivery, flight.completed_at_ms)
     if not _is_newest(delivery):

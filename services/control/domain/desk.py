@@ -90,10 +90,13 @@ class Desk:
         self._generations += 1
         self._generation[partition] = self._generations
         acts: list[Act] = []
-        for meter_id, delivery in list(self._deliveries[partition].items()):
+        for meter_id, found in list(self._deliveries[partition].items()):
             place = Place(partition, meter_id)
+            delivery = rules.resumed(found, self._limits, now_ms)
+            self._deliveries[partition][meter_id] = delivery
             self._follow(place, Delivery(), delivery)
-            if delivery.flight and (reply := self._stray_replies.get(delivery.flight.request_id)):
+            awaited = delivery.flight.request_id if delivery.flight else ""
+            if awaited in self._flights and (reply := self._stray_replies.get(awaited)):
                 acts += self.answer(reply, now_ms)
             else:
                 acts += self._look(place, now_ms)

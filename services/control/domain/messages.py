@@ -173,7 +173,7 @@ class LineRequest:
 
 @dataclass(frozen=True, slots=True)
 class MqttCommand:
-    """One message to a gateway on the broker: QoS 1, never retained, void after `not_after_ms`."""
+    """One message to a gateway on the broker: never retained, void after `not_after_ms`."""
 
     request_id: str
     meter: Meter

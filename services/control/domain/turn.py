@@ -14,6 +14,7 @@ from services.control.domain.delivery import (
     landed,
     outcome_of,
     read_back,
+    shows,
 )
 from services.control.domain.messages import (
     OFFLINE,
@@ -124,7 +125,8 @@ class _Turn:
         assert newest is not None
         if newest.command is not flight.intent.command:
             # Acknowledged, and no longer wanted: what it did is the next command's to change.
-            self.delivery = landed(self.delivery, flight.completed_at_ms)
+            over_at_ms = flight.completed_at_ms + self.scene.limits.contacts_ms
+            self.delivery = landed(self.delivery, over_at_ms)
             return
         self._seek_read_back(flight, flight.completed_at_ms)
 
@@ -231,13 +233,11 @@ class _Turn:
         A forced position also needs the device's mode, which no read tells. An earlier command
         the other way must have been over when the read began.
         """
-        reported, last = self.delivery.reported, self.delivery.last_command
-        if reported is None or intent.mode == FORCED_ON or reported.position != intent.wanted:
+        reported = self.delivery.reported
+        if reported is None or intent.mode == FORCED_ON:
             return False
-        since_ms = intent.decided_at_ms
-        if last is not None and last.wanted != intent.wanted:
-            since_ms = max(since_ms, last.over_at_ms)
-        return reported.began_at_ms > since_ms
+        is_after = reported.began_at_ms > intent.decided_at_ms
+        return is_after and shows(self.delivery, intent.wanted, reported)
 
     def _confirm(self, intent: Intent) -> None:
         reported = self.delivery.reported
