@@ -1,5 +1,7 @@
 """Fixtures that tests of several rooms share: the real infrastructure, and services on it."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -14,6 +16,49 @@ from tools.stack.background import BackgroundStack, RunningService
 from tools.stack.ports import Ports, free_ports
 
 BUILD = Path(__file__).parents[1] / "build"
+
+
+RUN = "PYTEST_XDIST_TESTRUNUID"
+
+
+@contextlib.contextmanager
+def turn(*, alone: bool) -> Iterator[None]:
+    """Hold one's turn among the processes of a run in parallel; alone: nobody else has one.
+
+    Whoever would be alone waits in the gate and lets nobody pass until the others are done.
+    """
+    run = os.environ.get(RUN)
+    if run is None:
+        yield
+        return
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / f"gate-{run}").open("w") as gate, (BUILD / f"turn-{run}").open("w") as held:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that measures time without another one beside it."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process: they share what it has started."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no lock behind."""
+    if run := os.environ.get(RUN):
+        for name in ("gate", "turn"):
+            (BUILD / f"{name}-{run}").unlink(missing_ok=True)
 
 
 class RunService(Protocol):

@@ -26,7 +26,11 @@ from tools.stack.ports import LOOPBACK, Ports, free_ports
 from tools.stack.postgres import DATABASE, USER, Postgres, binaries, start_postgres
 from tools.stack.process import Supervisor
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(STORY_WITHIN_S + 60)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(STORY_WITHIN_S + 60),
+    pytest.mark.xdist_group("demo"),
+]
 
 BOARD = json.loads((ROOT / "deploy/grafana/dashboards/site.json").read_text("utf-8"))
 ROLE_SQL = ROOT / "deploy/postgres/grafana.sql"

@@ -22,6 +22,8 @@ from tests.e2e.conftest import (
     left_running,
 )
 
+pytestmark = pytest.mark.xdist_group("demo")
+
 CHAIN = (
     "├── readings",
     "├── charge meter-",

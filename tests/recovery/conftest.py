@@ -7,7 +7,7 @@ import pytest
 from tests.recovery import faults
 from tests.recovery.faults import Fault
 
-DONE = pytest.StashKey[dict[str, Fault]]()
+PROPERTY = "fault"
 
 
 @pytest.fixture
@@ -21,20 +21,20 @@ def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
     counted = Fault(row)
     yield counted
     counted.check()
-    request.config.stash.setdefault(DONE, {})[name] = counted
+    request.node.user_properties.append((PROPERTY, counted.said()))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print what was tried and what was lost."""
-    done = config.stash.get(DONE, {})
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was tried and what was lost, whichever process tried it."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [pair for report in reports for pair in getattr(report, "user_properties", ())]
+    done = {said["fault"]: said for key, said in properties if key == PROPERTY}
     if not done:
         return
     faults.keep(done)
     terminalreporter.section("faults")
     wide = max(map(len, done))
     terminalreporter.line(f"{'':{wide}}  tried   judged  lost")
-    for name, each in sorted(done.items()):
-        counts = f"{each.tried:5d} {each.judged:8,d} {each.lost:5d}"
+    for name, said in sorted(done.items()):
+        counts = f"{said['tried']:5d} {said['judged']:8,d} {said['lost']:5d}"
         terminalreporter.line(f"{name:{wide}}  {counts}")

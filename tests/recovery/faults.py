@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -18,6 +19,15 @@ ROW = re.compile(
     r"^\| `([a-z0-9-]+)` \| (.+?) \| (\d+) \| (.+?) \| `(tests/[^`]+)` \|$", re.MULTILINE
 )
 SOAK = "WATTVEND_SOAK"
+
+
+class Said(TypedDict):
+    """What a test did, as a file has it."""
+
+    fault: str
+    tried: int
+    judged: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,11 @@ class Fault:
         assert self.judged > 0, f"{self.row.fault}: nothing was judged"
         assert self.lost <= self.row.lost_max * times, f"{self.row.fault}: more was lost"
 
+    def said(self) -> Said:
+        """Return the counts, for a file."""
+        name = self.row.fault
+        return {"fault": name, "tried": self.tried, "judged": self.judged, "lost": self.lost}
+
 
 def page() -> dict[str, Row]:
     """Return the rows of the page by fault."""
@@ -73,11 +88,7 @@ def rounds(count: int) -> range:
     return range(count * soak_factor())
 
 
-def keep(found: dict[str, Fault]) -> None:
+def keep(found: dict[str, Said]) -> None:
     """Write what was tried in this session, for a person and for the page."""
     RESULTS.parent.mkdir(exist_ok=True)
-    said = [
-        {"fault": name, "tried": each.tried, "judged": each.judged, "lost": each.lost}
-        for name, each in sorted(found.items())
-    ]
-    RESULTS.write_text(json.dumps(said, indent=1) + "\n")
+    RESULTS.write_text(json.dumps([said for _, said in sorted(found.items())], indent=1) + "\n")
