@@ -56,6 +56,20 @@ def consumer(
     )
 
 
+async def stop(reader: AIOKafkaConsumer) -> None:
+    """Stop a consumer, also while its broker is away.
+
+    aiokafka cancels its fetches then and lets that out of its own stop, half done: it would pass
+    for a cancellation of the caller.
+    """
+    stopping = asyncio.ensure_future(reader.stop())
+    await asyncio.wait([stopping])
+    if stopping.cancelled():
+        await reader._client.close()  # noqa: SLF001 - what is left of it
+    else:
+        stopping.result()
+
+
 async def send(
     to: AIOKafkaProducer,
     topic: str,
@@ -74,25 +88,26 @@ async def send(
     Give `partition`, or `route`: the site, line, account or entity that the topic's partition_by
     names. `subject` must be among the topic's values in the catalogue.
     """
-    known = catalogue().topics[topic]
-    assert subject in known.values, f"{subject} is no value of {topic}"
-    if partition is None:
-        assert route is not None, "a partition or a route is needed"
-        partition = partition_of(route, known.partitions)
-    envelope = Envelope(codec.schema_header(subject), event_id, occurred_at_ms, causation_id)
-    future: Awaitable[Any] = await to.send(
+    outgoing = Outgoing(
         topic,
-        codec.encode(subject, record),
-        key=key.encode(),
-        partition=partition,
-        headers=envelope.headers(),
+        subject,
+        record,
+        key,
+        event_id,
+        occurred_at_ms,
+        causation_id,
+        partition,
+        route,
     )
-    return future
+    return await send_outgoing(to, outgoing)
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One record to send; `partition` or `route` says where, as `send` wants it."""
+    """One record to send; `partition` or `route` says where, as `send` wants it.
+
+    `encoded`: what `record` encodes to, where that is known already.
+    """
 
     topic: str
     subject: str
@@ -103,22 +118,59 @@ class Outgoing:
     causation_id: str = ""
     partition: int | None = None
     route: str | None = None
+    encoded: bytes | None = None
+
+    def place(self) -> tuple[str, int]:
+        """Return topic and partition."""
+        known = catalogue().topics[self.topic]
+        assert self.subject in known.values, f"{self.subject} is no value of {self.topic}"
+        if self.partition is not None:
+            return self.topic, self.partition
+        assert self.route is not None, "a partition or a route is needed"
+        return self.topic, partition_of(self.route, known.partitions)
+
+    def content(self) -> dict[str, Any]:
+        """Return key, value and headers, as aiokafka wants them."""
+        schema = codec.schema_header(self.subject)
+        envelope = Envelope(schema, self.event_id, self.occurred_at_ms, self.causation_id)
+        encoded = self.encoded
+        return {
+            "key": self.key.encode(),
+            "value": codec.encode(self.subject, self.record) if encoded is None else encoded,
+            "headers": envelope.headers(),
+        }
 
 
 async def send_outgoing(to: AIOKafkaProducer, outgoing: Outgoing) -> Awaitable[Any]:
     """Queue one record and return the future of its acknowledgement."""
-    return await send(
-        to,
-        outgoing.topic,
-        outgoing.subject,
-        outgoing.record,
-        key=outgoing.key,
-        partition=outgoing.partition,
-        route=outgoing.route,
-        event_id=outgoing.event_id,
-        occurred_at_ms=outgoing.occurred_at_ms,
-        causation_id=outgoing.causation_id,
-    )
+    topic, partition = outgoing.place()
+    future: Awaitable[Any] = await to.send(topic, partition=partition, **outgoing.content())
+    return future
+
+
+async def send_all(to: AIOKafkaProducer, records: Iterable[Outgoing]) -> None:
+    """Send records, those of a partition in order; return when the broker has all of them.
+
+    In batches made here: many records cost less than when each has a future of its own.
+    """
+    batches: dict[tuple[str, int], Any] = {}
+    flights = []
+
+    async def depart(place: tuple[str, int]) -> None:
+        batch = batches.pop(place)
+        batch.close()
+        flights.append(await to.send_batch(batch, place[0], partition=place[1]))
+
+    for record in records:
+        place, content = record.place(), record.content()
+        if place in batches and batches[place].append(timestamp=None, **content) is None:
+            await depart(place)
+        if place not in batches:
+            batches[place] = to.create_batch()
+            batches[place].append(timestamp=None, **content)
+    for place in list(batches):
+        await depart(place)
+    await all_acknowledged(flights)
 
 
 def opened(record: ConsumerRecord) -> tuple[Envelope, dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Bug
+from services.common.runtime import points
 from services.common.runtime.grpc import caller_of
 from services.vending.application.office import Office
 from services.vending.domain import checks
@@ -186,6 +187,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         sold = outcome.event
         if not isinstance(sold, CreditSold):
             raise Bug(f"a sale came to {sold}")
+        points.point("answering")
         return pb.SellResponse(
             receipt=pb.Receipt(
                 receipt_id=sold.receipt_id,

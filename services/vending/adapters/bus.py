@@ -40,9 +40,7 @@ class KafkaPublisher:
         if not records:
             return
         try:
-            to = await self._started()
-            acknowledgements = [await kafka.send_outgoing(to, record) for record in records]
-            await kafka.all_acknowledged(acknowledgements)
+            await kafka.send_all(await self._started(), records)
         except KafkaError as failed:
             await self.close()
             raise Retriable(

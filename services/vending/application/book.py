@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from services.common.kernel.errors import Retriable
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
-from services.common.runtime import codec
+from services.common.runtime import codec, points
 from services.vending.adapters import tables
 from services.vending.domain import chain
 from services.vending.domain.decisions import (
@@ -151,6 +151,7 @@ class Book:
         for _ in range(ATTEMPTS_MAX):
             folded = await self._load(stream)
             plan = _plan(stream, folded, commands)
+            points.point("decided")
             try:
                 if plan.events:
                     await self._store.append(stream, folded.revision, plan.events)

@@ -16,6 +16,7 @@ from services.common.kernel.errors import Bug, InvalidInput, Retriable, shown
 from services.common.kernel.ids import house_account_id, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
+from services.common.runtime import points
 from services.vending.adapters.tables import Tables, Todo
 from services.vending.application.book import Book, Outcome
 from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
@@ -280,6 +281,7 @@ class Office:
         done = 0
         while todos := self._tables.todos(meter_id):
             for todo in todos:
+                points.point("telling")
                 await self._tell(todo)
                 done += 1
             if meter_id and done > STEPS_MAX:

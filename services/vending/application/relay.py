@@ -18,11 +18,12 @@ import structlog
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
 from services.common.kernel.ids import name_uuid
+from services.common.runtime import codec, points
 from services.common.runtime.kafka import Outgoing
 from services.vending.adapters.tables import Root, Tables, event_of
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
-from services.vending.domain.events import Event
+from services.vending.domain.events import Event, event_from
 from services.vending.domain.facts import Fact, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
 from services.vending.domain.tariff import Tariff
@@ -31,6 +32,8 @@ from services.vending.metrics import Metrics
 STATES_MAX = 20_000
 SCAN_EVENTS_MAX = 5_000
 RETRY_S = 1.0
+PACE_S = 0.040
+"""Batches begin at least so far apart: under load they are large, and cost less an event."""
 CHECKPOINT_KEY = "checkpoint"
 CHECKPOINT_PARTITION = 0
 START = Root(FROM_START, 0, chain.GENESIS)
@@ -149,7 +152,9 @@ class Relay:
         while True:
             try:
                 async for events in self._store.subscribe_all(self._root.position):
+                    next_s = asyncio.get_running_loop().time() + PACE_S
                     await self._publish(events)
+                    await asyncio.sleep(next_s - asyncio.get_running_loop().time())
             except Retriable as failed:
                 self._log.warning("the relay tries again", why=str(failed), after_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
@@ -168,19 +173,23 @@ class Relay:
 
     async def _publish(self, batch: Sequence[StoredEvent]) -> None:
         ledger: list[Outgoing] = []
-        facts: list[tuple[Outgoing, Fact]] = []
+        facts: list[tuple[Outgoing, Fact, bytes]] = []
         root = self._root
         for stored in batch:
-            event = event_of(stored)
-            ledger.append(self._ledger_event(stored, event, root))
+            schema = chain.schema_of(stored.meta)
+            event = event_from(stored.type, codec.decode(schema, stored.data))
+            ledger.append(self._ledger_event(stored, event, schema, root))
             state = await self._state_after(stored, event)
             if stored.revision >= self._newest.get(stored.stream, 0) or isinstance(state, Tariff):
                 fact = fact_of(state, event, book_epoch=self._book_epoch, shards=self._shards)
-                facts.append((ledger[-1], fact))
+                facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
             root = _root_after(root, [stored])
         await self._publisher.publish(ledger)
-        await self._publisher.publish([out for pair in facts for out in _to_shards(*pair)])
-        await self._publisher.publish([_to_registry(*pair) for pair in facts])
+        points.point("ledger-published")
+        await self._publisher.publish([out for told in facts for out in _to_shards(*told)])
+        points.point("shards-published")
+        await self._publisher.publish([_to_registry(*told) for told in facts])
+        points.point("registry-published")
         self._root = root
         self._metrics.relay_position.set(root.position)
         moved, self._moved = self._moved, asyncio.Event()
@@ -205,9 +214,11 @@ class Relay:
             self._states.popitem(last=False)
         return after
 
-    def _ledger_event(self, stored: StoredEvent, event: Event, before: Root) -> Outgoing:
+    def _ledger_event(
+        self, stored: StoredEvent, event: Event, schema: str, before: Root
+    ) -> Outgoing:
         kind, entity_id = entity_of(stored.stream)
-        _, _, data_version = chain.schema_of(stored.meta).partition("/")
+        _, _, data_version = schema.partition("/")
         return Outgoing(
             "ledger",
             "ledger-event",
@@ -249,6 +260,7 @@ class Relay:
         if root in (self._told, START):
             return
         await self._tables.keep_root(root)
+        points.point("root-kept")
         written_at_ms = self._clock.now_ms()
         record = {
             "book_epoch": self._book_epoch,
@@ -267,6 +279,7 @@ class Relay:
             partition=CHECKPOINT_PARTITION,
         )
         await self._publisher.publish([outgoing])
+        points.point("checkpointed")
         self._told = root
 
     async def caught_up(self) -> None:
@@ -276,7 +289,7 @@ class Relay:
             await moved.wait()
 
 
-def _to_shards(cause: Outgoing, fact: Fact) -> Iterable[Outgoing]:
+def _to_shards(cause: Outgoing, fact: Fact, encoded: bytes) -> Iterable[Outgoing]:
     for shard in fact.shards:
         yield Outgoing(
             "shard-log",
@@ -287,10 +300,11 @@ def _to_shards(cause: Outgoing, fact: Fact) -> Iterable[Outgoing]:
             occurred_at_ms=cause.occurred_at_ms,
             causation_id=str(cause.event_id),
             partition=shard,
+            encoded=encoded,
         )
 
 
-def _to_registry(cause: Outgoing, fact: Fact) -> Outgoing:
+def _to_registry(cause: Outgoing, fact: Fact, encoded: bytes) -> Outgoing:
     return Outgoing(
         "registry",
         fact.subject,
@@ -300,4 +314,5 @@ def _to_registry(cause: Outgoing, fact: Fact) -> Outgoing:
         occurred_at_ms=cause.occurred_at_ms,
         causation_id=str(cause.event_id),
         route=fact.entity,
+        encoded=encoded,
     )

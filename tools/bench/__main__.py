@@ -1,0 +1,83 @@
+"""`python -m tools.bench [metering|pipeline|vending]`: measure, show a table, keep the figures."""
+
+import asyncio
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from aiokafka.errors import KafkaError
+from rich.console import Console
+
+from services.common.kernel.errors import WattvendError
+from tools.bench import machine, metering, pipeline, vending
+from tools.bench.figures import Figure, write
+from tools.bench.machine import Cores
+from tools.bench.screen import Screen
+from tools.bench.stand import BUILD, running
+from tools.client import Refused
+from tools.stack.errors import StackError
+from tools.stack.show import fetch_with_progress
+
+
+class Bench(StrEnum):
+    """What can be measured."""
+
+    METERING = "metering"
+    PIPELINE = "pipeline"
+    VENDING = "vending"
+
+
+async def _metering(screen: Screen, cores: Cores) -> list[Figure]:
+    async with running(STACK, cores) as stand:
+        return await metering.measure(stand, screen, metering.Plan())
+
+
+async def _pipeline(screen: Screen, cores: Cores) -> list[Figure]:
+    async with running(STACK, cores, pipeline.services) as stand:
+        return await pipeline.measure(stand, screen, pipeline.Plan())
+
+
+async def _vending(screen: Screen, cores: Cores) -> list[Figure]:
+    async with running(STACK, cores) as stand:
+        return await vending.measure(stand, screen, vending.Plan())
+
+
+STACK = BUILD / "stack"
+EXPECTED = (StackError, WattvendError, Refused, TimeoutError, OSError, KafkaError)
+TITLES = {
+    Bench.METERING: "metering: {cores}",
+    Bench.PIPELINE: "pipeline: the whole product, no process is bound to a core",
+    Bench.VENDING: "vending: {cores}",
+}
+MEASURES = {Bench.METERING: _metering, Bench.PIPELINE: _pipeline, Bench.VENDING: _vending}
+
+
+def main(
+    only: Annotated[Bench | None, typer.Argument(help="only this one; else all of them")] = None,
+) -> None:
+    """Measure how fast the product is on this machine. A bar that is missed is shown, no failure."""
+    console = Console()
+    screen = Screen(console)
+    cores = Cores.here()
+    try:
+        fetch_with_progress(console)
+        screen.note(machine.description())
+        for bench in [only] if only else list(Bench):
+            if warning := machine.busy():
+                screen.note(warning, "yellow")
+            with screen.working():
+                figures = asyncio.run(MEASURES[bench](screen, cores))
+            write(BUILD / f"{bench}.json", figures)
+            screen.table(TITLES[bench].format(cores=cores), figures)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        screen.note("stopped; everything it started is gone", "yellow")
+        raise SystemExit(130) from None
+    except EXPECTED as failed:
+        screen.note(f"The bench failed: {failed}", "bold red")
+        screen.note(f"The logs of each part are in {STACK / 'logs'}")
+        raise SystemExit(1) from None
+    screen.note(f"kept in {BUILD}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
