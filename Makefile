@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
+# Tests run in two processes, each with a stack of its own: they mostly wait.
+PARALLEL ?= -n 2 --dist loadgroup
 VENV := .venv
 BIN := $(VENV)/bin
 STACK_STAMP := $(VENV)/.stack-installed
@@ -90,11 +92,11 @@ check: $(DEV_STAMP) ## format, lint, types, import rules, schema compatibility, 
 
 .PHONY: test
 test: check ## every test, with its own set-up (the README's second command)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 .PHONY: recovery
 recovery: $(DEV_STAMP) ## only the faults of docs/reliability.md: kills, stops, restarts, each judged from outside
-	@$(BIN)/python -m pytest tests/recovery $(ARGS)
+	@$(BIN)/python -m pytest tests/recovery $(PARALLEL) $(ARGS)
 
 .PHONY: soak
 soak: $(DEV_STAMP) ## the same faults ROUNDS times as often, and long property runs (an hour and more)

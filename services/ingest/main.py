@@ -11,6 +11,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.profiles import MqttProfile, Profile
 from services.common.kernel.reasons import Reason
 from services.common.runtime import kafka, settings
+from services.common.runtime.fence import ClockFence
 from services.common.runtime.profiles import profiles
 from services.common.runtime.service import Runtime, run
 from services.common.runtime.topics import catalogue
@@ -85,6 +86,7 @@ class Ingest:
             metrics=self._metrics,
             log=runtime.log,
         )
+        self._fence = ClockFence(runtime.clock)
         self._owner: line_owner.LineOwner | None = None
         self._mqtt: MqttSession | None = None
 
@@ -109,13 +111,17 @@ class Ingest:
 
     async def _start_lines(self, stack: AsyncExitStack) -> None:
         modbus_link.silence_library()
+        self._fence.watch()
         name = self._settings.instance
+        close_within_ms = 2 * self._settings.transaction_timeout_ms
         # A static member: restarted within the session, it has its partitions back at once.
         consumer = kafka.consumer(
             self._settings.kafka_bootstrap,
             client_id=f"{name}-lines",
             group=line_owner.GROUP,
             group_instance_id=name,
+            # A rebalance waits for the transactions under way.
+            rebalance_timeout_ms=kafka.SESSION_MS + close_within_ms,
         )
         await consumer.start()
         stack.push_async_callback(consumer.stop)
@@ -125,7 +131,8 @@ class Ingest:
             partitions=catalogue().partitions_of(line_owner.TOPIC),
             intake=self._intake,
             make_worker=self._line_worker,
-            close_within_s=2 * self._settings.transaction_timeout_ms / 1000,
+            is_ours=self._is_ours,
+            close_within_s=close_within_ms / 1000,
             on_joined=lambda: self._runtime.health.ready("lines"),
             metrics=self._metrics,
             log=self._runtime.log,
@@ -158,6 +165,10 @@ class Ingest:
         )
         session.start()
 
+    def _is_ours(self) -> bool:
+        """Say whether Kafka has confirmed lately that this worker's lines are its."""
+        return self._fence.is_proved
+
     def _line_worker(self, line: Line) -> LineWorker:
         host, port = _host_and_port(line.gateway.address)
         chosen = self._settings
@@ -167,6 +178,7 @@ class Ingest:
             is_rtu=line.gateway.protocol == PROTOCOL_MODBUS_RTU,
             timeout_ms=chosen.transaction_timeout_ms,
             clock=self._runtime.clock,
+            is_ours=self._is_ours,
         )
         return LineWorker(
             line,
@@ -180,6 +192,7 @@ class Ingest:
                 chosen.serial_recheck_ms,
                 chosen.line_requests_max,
             ),
+            is_ours=self._is_ours,
             profiles=self._profiles,
             intake=self._intake,
             clock=self._runtime.clock,

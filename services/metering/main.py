@@ -26,8 +26,11 @@ async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitSta
     """Start faust around the shell; return when it is ready."""
     for noisy in NOISY_LOGGERS:
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    ClockFence(runtime.clock).install()
+    fence = ClockFence(runtime.clock)
+    fence.install()
+    fence.heed_namesake()
     faust_app.heartbeat_while_recovering()
+    changelog.read_parsed()
     app = faust_app.build(settings)
     app.health = runtime.health
     app.health.not_ready(faust_app.PARTITIONS, "recovering")

@@ -225,6 +225,16 @@ class Kept:
 
 
 @dataclass
+class Ours:
+    """What Kafka has confirmed of the line."""
+
+    now: bool = True
+
+    def __call__(self) -> bool:
+        return self.now
+
+
+@dataclass
 class LineWorld:
     """One line of an ingest, at a gateway."""
 
@@ -234,6 +244,7 @@ class LineWorld:
     intake: Intake
     worker: LineWorker
     metrics: CollectorRegistry
+    ours: Ours
     _requests: int = 0
 
     def ask(self, operation: str = "read-live", **changed: Any) -> str:
@@ -294,7 +305,7 @@ async def line_world(
     )
     for fact in meters or [meter_fact()]:
         registry.absorb("meter-fact", fact)
-    kept, clock, collected = Kept(), SystemClock(), CollectorRegistry()
+    kept, clock, collected, ours = Kept(), SystemClock(), CollectorRegistry(), Ours()
     metrics = Metrics(collected)
     log = structlog.get_logger("test")
     intake = Intake(
@@ -327,8 +338,10 @@ async def line_world(
             is_rtu=gateway.is_rtu,
             timeout_ms=settings["transaction_timeout_ms"],
             clock=clock,
+            is_ours=ours,
         ),
         LineSettings(**settings),
+        is_ours=ours,
         profiles=profiles(),
         intake=intake,
         clock=clock,
@@ -337,7 +350,7 @@ async def line_world(
     )
     task = asyncio.create_task(worker.run())
     try:
-        yield LineWorld(gateway, kept, registry, intake, worker, collected)
+        yield LineWorld(gateway, kept, registry, intake, worker, collected, ours)
     finally:
         worker.close()
         async with asyncio.timeout(DEADLINE_S):

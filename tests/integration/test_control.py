@@ -310,6 +310,7 @@ async def polled(ingest: Ingest) -> str:
     return meter
 
 
+@pytest.mark.alone
 async def test_a_cut_and_a_restore_are_delivered_and_read_back_within_a_second(
     stack: BackgroundStack, ingest: Ingest, run_service: RunService
 ) -> None:

@@ -16,6 +16,7 @@ from tests.integration.ingest_line_world import (
     Asked,
     Gateway,
     LineWorld,
+    Ours,
     line_world,
     set_clock,
     until,
@@ -130,16 +131,25 @@ async def test_an_expired_request_is_never_written(gateway: Gateway) -> None:
     assert gateway.writes() == []
 
 
-async def test_the_time_is_looked_at_when_the_bytes_leave(gateway: Gateway) -> None:
+async def test_time_and_ownership_are_looked_at_when_the_bytes_leave(gateway: Gateway) -> None:
     await gateway.start()
+    ours = Ours()
     link = ModbusLink(
-        "127.0.0.1", gateway.port, is_rtu=gateway.is_rtu, timeout_ms=500, clock=SystemClock()
+        "127.0.0.1",
+        gateway.port,
+        is_rtu=gateway.is_rtu,
+        timeout_ms=500,
+        clock=SystemClock(),
+        is_ours=ours,
     )
     assert await link.connect() == ""
     expired = await link.write(1, 0x0057, (1, 1), now_ms() - 1)
     assert expired.result is Result.EXPIRED
     assert (await link.read(1, 0x0200, 48, now_ms() - 1)).result is Result.EXPIRED
+    ours.now = False
+    assert (await link.write(1, 0x0057, (1, 1), None)).result is Result.NOT_CONNECTED
     assert gateway.asked == []
+    ours.now = True
     in_time = await link.write(1, 0x0057, (1, 1), now_ms() + 5_000)
     assert in_time.result is Result.OK
     link.close()
@@ -345,6 +355,25 @@ async def test_readings_are_dropped_and_counted_while_kafka_takes_none(gateway: 
         before = len(world.kept.readings)
         world.kept.has_room = True
         await until(lambda: len(world.kept.readings) > before, "readings again")
+
+
+async def test_a_line_that_may_be_anothers_is_left_alone_and_nothing_is_said_of_it(
+    gateway: Gateway,
+) -> None:
+    async with line_world(gateway) as world:
+        await until(lambda: world.kept.readings, "a reading")
+        world.ours.now = False
+        await until(lambda: gateway.open is None, "the gateway is free for another owner")
+        asked, told = len(gateway.asked), len(world.kept.sent)
+        waiting = world.ask("write-registers")
+        until_ms = now_ms() + 200
+        expiring = world.ask("write-registers", not_after_ms=until_ms)
+        await until(lambda: now_ms() > until_ms, "four polls would be due by now")
+        assert (len(gateway.asked), len(world.kept.sent)) == (asked, told)
+        world.ours.now = True
+        assert (await world.answered(waiting))["result"] == "ok"
+        assert (await world.answered(expiring))["result"] == "expired"
+        assert len(gateway.writes()) == 1
 
 
 async def test_what_waits_when_a_line_is_given_up_hears_of_it(gateway: Gateway) -> None:

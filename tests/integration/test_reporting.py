@@ -522,6 +522,7 @@ async def http_get(port: int, path: str) -> str:
     return answer.decode()
 
 
+@pytest.mark.alone
 async def test_a_charge_is_visible_a_moment_after_it_was_written(
     stack: BackgroundStack, schema: str, start: Start, story: Story
 ) -> None:

@@ -6,6 +6,7 @@ Deterministic for a seed and a start. Times are near the start's, because eviden
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -160,10 +161,12 @@ def serial(number: int) -> str:
     return f"{number:012d}"
 
 
+@cache
 def meter_key(number: int) -> int:
     return column_key("meter", f"M{number}")
 
 
+@cache
 def account_key(number: int) -> int:
     return column_key("account", f"A{number}")
 

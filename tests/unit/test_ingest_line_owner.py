@@ -117,6 +117,7 @@ class World:
             partitions=PARTITIONS,
             intake=self.intake,
             make_worker=lambda line: Worker(line, self.intake),  # type: ignore[arg-type,return-value]
+            is_ours=lambda: True,
             close_within_s=1.0,
             on_joined=joined,
             metrics=metrics,

@@ -55,7 +55,7 @@ MEASURES = {Bench.METERING: _metering, Bench.PIPELINE: _pipeline, Bench.VENDING:
 def main(
     only: Annotated[Bench | None, typer.Argument(help="only this one; else all of them")] = None,
 ) -> None:
-    """Measure how fast the product is on this machine. A bar that is missed is shown, no failure."""
+    """Measure how fast the product is on this machine. A missed bar is shown, no failure."""
     console = Console()
     screen = Screen(console)
     cores = Cores.here()

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from services.common.kernel.clock import Clock
 from services.common.kernel.frames import READINGS_MAX, ReadingFrame
 from services.common.kernel.ids import name_uuid
-from services.common.runtime import kafka
+from services.common.runtime import kafka, points
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.reading import MeterReading, frame_rows
 
@@ -116,6 +116,7 @@ class FrameWriter:
                     async with asyncio.timeout(self._linger_s):
                         await shard.full.wait()
             taken = shard.take()
+            points.point("frame-gathered")
             await self._send(shard.shard, [reading for reading, _ in taken])
             self._unacknowledged -= len(taken)
             self._metrics.unacknowledged.set(self._unacknowledged)
@@ -143,7 +144,9 @@ class FrameWriter:
                     event_id=name_uuid(SUBJECT, self._run_id, frame.sequence),
                     occurred_at_ms=readings[-1].received_at_ms,
                 )
+                points.point("frame-sent")
                 await acknowledged
+                points.point("frame-acknowledged")
             except KafkaError as failed:
                 if not (failed.retriable or isinstance(failed, KafkaTimeoutError)):
                     raise

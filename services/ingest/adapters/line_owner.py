@@ -37,6 +37,7 @@ class LineOwner(ConsumerRebalanceListener):
         partitions: int,
         intake: Intake,
         make_worker: MakeWorker,
+        is_ours: Callable[[], bool],
         close_within_s: float,
         on_joined: Callable[[], None],
         metrics: Metrics,
@@ -46,6 +47,7 @@ class LineOwner(ConsumerRebalanceListener):
         self._partitions = partitions
         self._intake = intake
         self._make_worker = make_worker
+        self._is_ours = is_ours
         self._close_within_s = close_within_s
         self._on_joined = on_joined
         self._metrics = metrics
@@ -179,6 +181,8 @@ class LineOwner(ConsumerRebalanceListener):
         if worker is not None:
             worker.submit(request)
             return
+        if not self._is_ours():
+            return  # whoever has the partition knows of the line
         now_ms = self._intake.clock.now_ms()
         self._intake.reply(
             Reply(

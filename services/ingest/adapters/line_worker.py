@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -31,6 +31,8 @@ from services.ingest.domain.schedule import PollSchedule
 RECONNECT_FIRST_MS = 100
 IDLE_MAX_MS = 1_000
 """An idle line looks this often whether its connection still stands."""
+REST_MS = 100
+"""A line that may be another worker's looks this often whether it is ours again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,11 @@ class LineSettings:
 
 
 class LineWorker:
-    """The owner of one line. `run` it in a task; `submit` requests; `close` it."""
+    """The owner of one line. `run` it in a task; `submit` requests; `close` it.
+
+    While `is_ours` says no, the line may be another worker's: nothing is written, the connection is
+    given up, and nothing is said but the reply to a request that was executed before.
+    """
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class LineWorker:
         link: Link,
         settings: LineSettings,
         *,
+        is_ours: Callable[[], bool],
         profiles: Mapping[str, Profile],
         intake: Intake,
         clock: Clock,
@@ -64,6 +71,7 @@ class LineWorker:
         self.line = line
         self._link = link
         self._settings = settings
+        self._is_ours = is_ours
         self._profiles = profiles
         self._intake = intake
         self._clock = clock
@@ -115,6 +123,9 @@ class LineWorker:
         backoff_ms = RECONNECT_FIRST_MS
         try:
             while not self._is_stopping:
+                if not self._is_ours():
+                    await self._rest()
+                    continue
                 is_resync = self._link.is_resync
                 problem = await self._link.connect()
                 if problem:
@@ -134,6 +145,14 @@ class LineWorker:
             # The transport closes its socket on the next turn of the loop: only then is the
             # gateway's one connection free for the line's next owner.
             await asyncio.sleep(0)
+
+    async def _rest(self) -> None:
+        """Leave the line alone until it is ours again, or given up."""
+        self._log.warning("line left alone: Kafka has not confirmed in time that it is ours")
+        self._link.close()  # its next owner may need the gateway's one connection
+        self._verified.clear()
+        while not (self._is_stopping or self._is_ours()):
+            await self._sleep(REST_MS)
 
     def _profile(self, meter: Meter) -> Profile | None:
         return self._profiles.get(meter.profile)
@@ -157,6 +176,8 @@ class LineWorker:
 
     def _lost(self, why: str) -> None:
         self._was_alive = False
+        if not self._is_ours():
+            return
         if not self._is_lost:
             self._log.warning("line not connected", why=why)
         self._is_lost = True
@@ -169,7 +190,7 @@ class LineWorker:
     async def _pause(self, pause_ms: int) -> None:
         """Wait before connecting again; who asks meanwhile hears at once that there is no line."""
         until_ms = self._clock.monotonic_ms() + pause_ms
-        while not self._is_stopping and self._clock.monotonic_ms() < until_ms:
+        while self._is_ours() and not self._is_stopping and self._clock.monotonic_ms() < until_ms:
             if self._is_lost:
                 self._refuse_waiting("the gateway accepts no connection")
             await self._sleep(until_ms - self._clock.monotonic_ms())
@@ -182,7 +203,7 @@ class LineWorker:
 
     async def _serve(self) -> None:
         """Do what is due while the connection stands: requests first, then polls."""
-        while self._link.is_connected and not self._is_stopping:
+        while self._link.is_connected and self._is_ours() and not self._is_stopping:
             if self._requests:
                 await self._execute(self._requests.popleft())
                 continue
@@ -209,7 +230,7 @@ class LineWorker:
         self._failed(meter, answer, began_ms)
 
     def _failed(self, meter: Meter, answer: Answer, began_ms: int) -> None:
-        if answer.result is Result.NOT_CONNECTED:
+        if answer.result is Result.NOT_CONNECTED or not self._is_ours():
             return  # the line's failure, not the meter's
         failures = self._schedule.failed(meter.meter_id, began_ms, self._clock.monotonic_ms())
         if answer.result is not Result.REFUSED and failures >= (
@@ -260,18 +281,21 @@ class LineWorker:
         self._metrics.transactions.labels(operation, answer.result.value).inc()
         seconds = (answer.completed_at_ms - answer.began_at_ms) / 1000
         self._metrics.transaction_seconds.labels(operation).observe(max(seconds, 0.0))
-        if self._link.is_connected or self._link.is_resync:
+        if self._is_ours() and (self._link.is_connected or self._link.is_resync):
             self._alive()
 
     def _decoded(
         self, meter: Meter, profile: ModbusProfile, answer: Answer, source: Source
     ) -> DeviceReading | Unusable:
+        is_ours = self._is_ours()  # else its successor may have told something newer
         try:
             reading = decode_live(profile, answer.words)
         except Unusable as unusable:
-            self._intake.set_aside(meter, unusable, source)
+            if is_ours:
+                self._intake.set_aside(meter, unusable, source)
             return unusable
-        self._intake.take(meter, reading, source, answer.began_at_ms, answer.completed_at_ms)
+        if is_ours:
+            self._intake.take(meter, reading, source, answer.began_at_ms, answer.completed_at_ms)
         return reading
 
     async def _execute(self, request: Request) -> None:
@@ -322,6 +346,8 @@ class LineWorker:
         self._reply(request, answer, position=where, closed_mask=mask)
 
     def _reply_at_once(self, request: Request, result: Result, detail: str) -> None:
+        if not self._is_ours():
+            return  # another worker may be executing it
         now_ms = self._clock.now_ms()
         self._reply(request, Answer(result, detail, now_ms, now_ms))
 

@@ -17,6 +17,7 @@ from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ConnectionException
 
 from services.common.kernel.clock import Clock
+from services.common.runtime import points
 from services.ingest.domain.exchange import Answer, Result
 
 NEVER_GIVE_UP = 1 << 30
@@ -32,13 +33,25 @@ class _ExpiredError(Exception):
     """The time to write had passed; nothing was written."""
 
 
+class _NotOursError(Exception):
+    """The line may be another worker's; nothing was written."""
+
+
 class _Connection:
     """One TCP connection and what is known of its transaction under way."""
 
     def __init__(
-        self, host: str, port: int, framer: FramerType, timeout_s: float, clock: Clock
+        self,
+        host: str,
+        port: int,
+        framer: FramerType,
+        *,
+        timeout_s: float,
+        clock: Clock,
+        is_ours: Callable[[], bool],
     ) -> None:
         self._clock = clock
+        self._is_ours = is_ours
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.began_at_ms: int | None = None
         self.heard_bytes = 0
@@ -64,6 +77,8 @@ class _Connection:
             self.heard_bytes += len(data)
             return data
         # Nothing is awaited between here and the write to the socket.
+        if not self._is_ours():
+            raise _NotOursError
         now_ms = self._clock.now_ms()
         if self.not_after_ms is not None and now_ms > self.not_after_ms:
             raise _ExpiredError
@@ -72,16 +87,27 @@ class _Connection:
 
 
 class ModbusLink:
-    """services.ingest.domain.exchange.Link on pymodbus."""
+    """services.ingest.domain.exchange.Link on pymodbus.
+
+    `is_ours` is asked when the bytes of a request leave for the socket, as its time is.
+    """
 
     def __init__(
-        self, host: str, port: int, *, is_rtu: bool, timeout_ms: int, clock: Clock
+        self,
+        host: str,
+        port: int,
+        *,
+        is_rtu: bool,
+        timeout_ms: int,
+        clock: Clock,
+        is_ours: Callable[[], bool],
     ) -> None:
         self._host = host
         self._port = port
         self._is_rtu = is_rtu
         self._timeout_ms = timeout_ms
         self._clock = clock
+        self._is_ours = is_ours
         self._connection: _Connection | None = None
         self._is_resync = False
 
@@ -101,7 +127,12 @@ class ModbusLink:
         self._is_resync = False
         framer = FramerType.RTU if self._is_rtu else FramerType.SOCKET
         connection = _Connection(
-            self._host, self._port, framer, self._timeout_ms / 1000, self._clock
+            self._host,
+            self._port,
+            framer,
+            timeout_s=self._timeout_ms / 1000,
+            clock=self._clock,
+            is_ours=self._is_ours,
         )
         try:
             is_there = await connection.client.connect()
@@ -162,11 +193,13 @@ class ModbusLink:
         connection.heard_bytes = 0
         connection.not_after_ms = not_after_ms
         result, detail, words = await self._answered(connection, start, fits)
+        points.point("exchange-ended")
+        is_unanswered = result in (Result.MALFORMED, Result.TIMEOUT)
+        if is_unanswered and self._is_rtu:
+            await self._outwait(connection)
         completed_at_ms = self._clock.now_ms()
         began_at_ms = connection.began_at_ms
-        if result in (Result.MALFORMED, Result.TIMEOUT) and (
-            self._is_rtu or connection.heard_bytes or connection.lost.done()
-        ):
+        if is_unanswered and (self._is_rtu or connection.heard_bytes or connection.lost.done()):
             # What may still come must not pass for the answer to a later request. A TCP frame has
             # a number for that; an RTU frame has none, and garbage has no frame.
             self._is_resync = not connection.lost.done()
@@ -178,6 +211,17 @@ class ModbusLink:
             completed_at_ms,
             words,
         )
+
+    async def _outwait(self, connection: _Connection) -> None:
+        """Wait until the time of a request is over that got another's answer, or none.
+
+        Its own answer may still come. An RTU gateway passes on what it hears to whoever is
+        connected then, and nothing in the frame tells which request it answers.
+        """
+        if connection.began_at_ms is not None:
+            waited_ms = self._clock.now_ms() - connection.began_at_ms
+            left_ms = min(max(self._timeout_ms - waited_ms, 0), self._timeout_ms)
+            await asyncio.sleep(left_ms / 1000)
 
     async def _answered(
         self,
@@ -199,6 +243,8 @@ class ModbusLink:
             pdu: Any = exchange.result()
         except _ExpiredError:
             return Result.EXPIRED, "its time had passed before it could be written", ()
+        except _NotOursError:
+            return Result.NOT_CONNECTED, "the line may be another worker's by now", ()
         except ConnectionException as away:
             return Result.NOT_CONNECTED, str(away), ()
         except ModbusException:

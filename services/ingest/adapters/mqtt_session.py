@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from services.common.runtime import mqtt
+from services.common.runtime import mqtt, points
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.adapters.mqtt_intake import Durable
 from services.ingest.config import IngestSettings
@@ -146,6 +146,7 @@ class MqttSession:
     def _deliver(self, delivery: Delivery) -> None:
         if not self._is_taking:
             return
+        points.point("message-received")
         if delivery.qos == 0 and len(self.acknowledgements) >= self._settings.mqtt_inflight_max:
             self._metrics.mqtt_messages.labels("dropped").inc()
             return
@@ -156,6 +157,7 @@ class MqttSession:
             self._log.exception("message not handled", topic=delivery.topic)
             durable = None
         self.acknowledgements.add(delivery, durable)
+        points.point("message-taken")
         self._metrics.mqtt_unacknowledged.set(len(self.acknowledgements))
 
     def _acknowledge(self, delivery: Delivery) -> None:
@@ -165,6 +167,7 @@ class MqttSession:
             # paho forgets what it had to send before it calls _next_connection, which waits here.
             if delivery.connection == self._connection:
                 self._client.ack(delivery.mid, delivery.qos)
+        points.point("message-acknowledged")
         self._metrics.mqtt_unacknowledged.set(len(self.acknowledgements))
 
     def _say(self, is_connected: bool, why: str) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiokafka import TopicPartition
+from aiokafka.consumer.fetcher import PartitionRecords
 
 from services.common.kernel.errors import Bug
 from services.common.runtime import kafka
+from services.common.runtime.fence import wrap_method
 from services.metering.domain.messages import Row
 
 TOPIC = "metering-rows-changelog"
@@ -156,6 +158,22 @@ async def read_rows(
     finally:
         await reader.stop()
     return {part.partition: (rows[part], ends[part]) for part in partitions}
+
+
+def read_parsed() -> None:
+    """Let aiokafka hand out the changelog's records as it has parsed them: in half the time.
+
+    Of the ConsumerRecord that it makes of each we need what the parsed one has: offset, key and
+    value. Nobody else in the process reads the changelog. Patches aiokafka, once a process.
+    """
+
+    def parsed(made: Callable[..., Any]) -> Callable[..., Any]:
+        def of(records: Any, partition: TopicPartition, record: Any) -> Any:
+            return record if partition.topic == TOPIC else made(records, partition, record)
+
+        return of
+
+    wrap_method(PartitionRecords, "_consumer_record", parsed)
 
 
 def overtaken(versions: Iterable[StoredRow], newest: Mapping[bytes, bytes]) -> list[Row]:

@@ -88,11 +88,15 @@ class Shell:
         """Take over shards: read their rows and build their arrays anew (rule 4)."""
         await self.revoked()
         began_ms = self._clock.monotonic_ms()
-        found = await self._read_rows(shards)
-        for shard, (versions, end) in sorted(found.items()):
-            self.owned[shard] = self._owned(shard, versions, end)
-        # What was recovered lives as long as the assignment: collections that walk all of it
-        # would stop the world for a quarter of a second with 100,000 accounts, for nothing.
+        # What is recovered lives as long as the assignment: collections that walk all of it would
+        # take half of a recovery, and stop the world again and again after it, for nothing.
+        gc.disable()
+        try:
+            found = await self._read_rows(shards)
+            for shard, (versions, end) in sorted(found.items()):
+                self.owned[shard] = self._owned(shard, versions, end)
+        finally:
+            gc.enable()
         gc.freeze()
         self._log.info(
             "rows recovered",
@@ -104,7 +108,7 @@ class Shell:
 
     def _owned(self, shard: int, versions: list[StoredRow], end: int) -> OwnedShard:
         newest = joined(versions)
-        state = ShardState.from_rows(shard, newest.items())
+        state = ShardState.from_newest(shard, newest)
         lane = Lane(
             ShardChangelog(self._producer(), shard, end),
             header=state.header_row(),
@@ -120,6 +124,10 @@ class Shell:
         """Return the last offset of the changelog that was read; -1 where it was empty."""
         owned = self.owned.get(shard)
         return None if owned is None else owned.changelog_end - 1
+
+    def next_offsets(self) -> dict[int, int]:
+        """Return shard → offset of the first record that is not durably absorbed."""
+        return {number: shard.lane.durable_offset + 1 for number, shard in self.owned.items()}
 
     def begin(self) -> None:
         """Start the lanes: faust's own recovery is over and records may come."""

@@ -52,6 +52,8 @@ HEADER_KEY = b"h"
 FACT_PREFIX = b"f/"
 ACCOUNT_PREFIX = b"a/"
 
+_LAYOUT = LAYOUT_VERSION.to_bytes(2, "little")
+_ABSORB = ABSORB_VERSION.to_bytes(2, "little")
 _HEAD = struct.Struct("<HHIq")
 _NOW = struct.Struct("<q")
 
@@ -172,8 +174,8 @@ def joined(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         if earlier is None or absorbed_offset(value) > absorbed_offset(earlier):
             newest[key] = value
     for key, value in newest.items():
-        layout = int.from_bytes(value[:2], "little")
-        if layout != LAYOUT_VERSION:
+        if not value.startswith(_LAYOUT):
+            layout = int.from_bytes(value[:2], "little")
             raise BadRows(
                 f"row {key!r} has layout {layout}; this worker reads layout {LAYOUT_VERSION}. "
                 "Start the version that wrote it, let it drain, then migrate the rows"
@@ -184,8 +186,8 @@ def joined(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 def check_drained(values: Iterable[bytes], header_offset: int) -> None:
     """Raise BadRows where another version of absorb stopped in the middle of its work."""
     for value in values:
-        version = int.from_bytes(value[2:4], "little")
-        if version != ABSORB_VERSION and absorbed_offset(value) > header_offset:
+        if not value.startswith(_ABSORB, 2) and absorbed_offset(value) > header_offset:
+            version = int.from_bytes(value[2:4], "little")
             raise BadRows(
                 f"a row ahead of the header (offset {header_offset}) was written by absorb "
                 f"version {version}; this is version {ABSORB_VERSION}. Start the version that "

@@ -1,7 +1,7 @@
 """One shard as arrays: one slot an account, one slot a meter."""
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 
 import numpy as np
@@ -304,9 +304,16 @@ class ShardState:
 
         Raises BadRows where this version cannot stand on them.
         """
-        newest = joined(rows)
+        return cls.from_newest(shard, joined(rows))
+
+    @classmethod
+    def from_newest(cls, shard: int, newest: Mapping[bytes, bytes]) -> "ShardState":
+        """Return the shard that `newest` describes: what `joined` makes of its rows.
+
+        Raises BadRows where this version cannot stand on them.
+        """
         state = cls(shard)
-        if header := newest.pop(HEADER_KEY, None):
+        if header := newest.get(HEADER_KEY):
             state.offset, state.now_ms = header_of(header)
         check_drained(newest.values(), state.offset)
         state._load_accounts(

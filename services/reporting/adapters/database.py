@@ -16,11 +16,15 @@ from uuid import UUID
 import asyncpg
 
 from services.common.kernel.errors import WattvendError
+from services.common.runtime import points
 from services.reporting.domain.rows import Json, Row, Table, newest
 from services.reporting.errors import Moved
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
+SILENT_MAX_S = 5
+"""A session that holds a lock and says nothing for so long belongs to a process that sleeps or is
+cut off: PostgreSQL ends it, so that another can go on. A writer speaks each half second."""
 LOCK_SPACE = 0x77617474
 """First half of our advisory locks' keys ("watt"), so that they are not somebody else's."""
 
@@ -37,8 +41,15 @@ UNREACHABLE = (
     asyncpg.TooManyConnectionsError,
     asyncpg.InsufficientResourcesError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InternalClientError,
 )
-"""What may be over in a moment: the same transaction can succeed later."""
+"""What may be over in a moment: the same transaction can succeed later, on a new connection.
+
+InternalClientError ("another operation is in progress"): the server's last word came in between two
+statements of ours, and asyncpg's connection is of no use after it.
+"""
 
 _ARRAYS: Mapping[Any, str] = {
     int: "bigint[]",
@@ -64,18 +75,28 @@ class Span(NamedTuple):
 
 
 @asynccontextmanager
-async def connected(dsn: str, schema: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """Connect with `schema` as the place of unqualified names; `name` is shown to operators."""
+async def connected(
+    dsn: str, schema: str, *, name: str, speaks: bool = False
+) -> AsyncIterator[asyncpg.Connection]:
+    """Connect with `schema` as the place of unqualified names; `name` is shown to operators.
+
+    `speaks`: whether silence, also outside of a transaction, shall end the session.
+    """
     connection = await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
-        server_settings={"search_path": schema, "application_name": name},
+        server_settings={
+            "search_path": schema,
+            "application_name": name,
+            "idle_in_transaction_session_timeout": f"{SILENT_MAX_S}s",
+            "idle_session_timeout": f"{SILENT_MAX_S if speaks else 0}s",
+        },
     )
     try:
         yield connection
     finally:
-        # A server that is gone does not answer a polite goodbye.
+        # A server that is gone does not answer a polite goodbye, nor is one said amid a statement.
         try:
             await connection.close(timeout=1)
         except UNREACHABLE:
@@ -196,10 +217,13 @@ class Writer:
         written = {}
         async with self._connection.transaction():
             await self._advance(advanced)
+            points.point("positions-written")
             for table, standing in newest(rows).items():
                 columns = (list(column) for column in zip(*standing, strict=True))
                 await self._connection.execute(upsert(table), *columns)
                 written[table.name] = len(standing)
+            points.point("rows-written")
+        points.point("committed")
         return written
 
     async def _advance(self, advanced: Mapping[Place, tuple[int, int]]) -> None:

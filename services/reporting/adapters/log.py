@@ -1,5 +1,6 @@
 """Kafka: every partition of every topic that has a projection, read from stored positions on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from services.reporting.errors import LogDisagrees, Poison
 POLL_TIMEOUT_MS = 500
 """How long a poll waits for a first record; one that comes ends the wait at once."""
 
+ANSWER_WITHIN_S = 3.0
 ROWS_MAX = 5_000
 """Rows after which a batch takes no further record, so that neither a transaction nor the work
 between two answers grows long when frames are full."""
@@ -73,6 +75,11 @@ class Log:
         found = await self._consumer.end_offsets([TopicPartition(*p) for p in places()])
         return {Place(*partition): offset for partition, offset in found.items()}
 
+    async def check(self) -> None:
+        """Raise TimeoutError where Kafka does not answer; a poll says nothing of that."""
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            await self.ends()
+
     def start(self, held: Mapping[Place, Span]) -> None:
         """Go to the stored positions."""
         self._next = {place: span.next_offset for place, span in held.items()}
@@ -113,12 +120,12 @@ async def reading(
 ) -> AsyncIterator[Log]:
     """Connect to Kafka; no group: the positions are ours."""
     consumer = kafka.consumer(bootstrap, client_id=client_id)
-    await consumer.start()
     try:
+        await consumer.start()
         consumer.assign([TopicPartition(*place) for place in places()])
         yield Log(consumer, skip, records_max)
     finally:
-        await consumer.stop()
+        await kafka.stop(consumer)
 
 
 def batch_of(records: Iterable[ConsumerRecord], at: Mapping[Place, int], skip: Skip) -> Batch:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
+from services.common.runtime import points
 from services.common.runtime.http import Health
 from services.reporting.adapters import database, log
 from services.reporting.adapters.commits import Commits
@@ -139,6 +140,7 @@ class Projector:
                 source.postgres_dsn,
                 source.postgres_schema,
                 name=f"wattvend-reporting {source.instance}",
+                speaks=True,
             ) as connection,
             log.reading(
                 source.kafka_bootstrap,
@@ -175,12 +177,14 @@ class Projector:
             batch = await reader.batch()
             if batch is None:
                 await writer.check()
+                await reader.check()
             else:
                 await self._commit(writer, batch)
             for topic, records in reader.lag().items():
                 self._metrics.lag.labels(topic).set(records)
 
     async def _commit(self, writer: database.Writer, batch: log.Batch) -> None:
+        points.point("read")
         with self._metrics.commit.time():
             written = await writer.write(batch.rows, batch.advanced)
         for table, rows in written.items():

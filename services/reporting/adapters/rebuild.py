@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import asyncpg
 
 from services.common.kernel.errors import WattvendError
+from services.common.runtime import points
 from services.reporting.adapters import database, log
 from services.reporting.adapters.database import Place, Span
 from services.reporting.adapters.projector import Source, held_positions
@@ -51,7 +52,9 @@ async def rebuild(source: Source, progress: Progress, *, accept_loss: bool) -> M
             table.name: await new.fetchval(f"SELECT count(*) FROM {table.name}")  # noqa: S608
             for table in TABLES.values()
         }
+        points.point("filled")
         await _swap(new, schema, fresh)
+        points.point("swapped")
         return counts
 
 
@@ -97,3 +100,4 @@ async def _swap(connection: asyncpg.Connection, schema: str, fresh: str) -> None
             await connection.execute("LOCK TABLE positions IN ACCESS EXCLUSIVE MODE")
         await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
         await connection.execute(f'ALTER SCHEMA "{fresh}" RENAME TO "{schema}"')
+        points.point("swapping")

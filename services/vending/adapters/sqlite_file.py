@@ -26,7 +26,7 @@ from services.vending.domain.event_store import StoreUnavailable
 WRITES_PER_COMMIT_MAX = 512
 WRITES_WAITING_MAX = 20_000
 GATHER_STEP_S = 0.001
-GATHER_S_MAX = float(__import__("os").environ.get("GMAX", "0.010"))
+GATHER_S_MAX = 0.010
 BUSY_TIMEOUT_MS = 5_000
 SCHEMA = 1
 """PRAGMA user_version of the file: raised when a table changes."""
