@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tools.stack.background import BackgroundStack, RunningService
 from tools.stack.ports import Ports, free_ports
@@ -19,6 +21,8 @@ BUILD = Path(__file__).parents[1] / "build"
 
 
 RUN = "PYTEST_XDIST_TESTRUNUID"
+PLAYED_DEMO = ("tests/e2e/test_demo.py", "tests/e2e/test_dashboard.py")
+"""They judge one run of the demo."""
 
 
 @contextlib.contextmanager
@@ -46,12 +50,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process: they share what it has started."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+class ByFile(LoadFileScheduling):
+    """Keep the tests of a file in one process, and those of files that share a session's work."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "the demo" if file in PLAYED_DEMO else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Let xdist hand out tests as above."""
+    return ByFile(config, log)
 
 
 def pytest_sessionfinish() -> None:

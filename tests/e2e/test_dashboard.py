@@ -29,7 +29,6 @@ from tools.stack.process import Supervisor
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(STORY_WITHIN_S + 60),
-    pytest.mark.xdist_group("demo"),
 ]
 
 BOARD = json.loads((ROOT / "deploy/grafana/dashboards/site.json").read_text("utf-8"))

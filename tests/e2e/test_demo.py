@@ -22,8 +22,6 @@ from tests.e2e.conftest import (
     left_running,
 )
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 CHAIN = (
     "├── readings",
     "├── charge meter-",
