@@ -28,6 +28,7 @@ from services.vending.application.relay import (
     BookMismatch,
     Relay,
     beginning,
+    check_told,
     root_at,
 )
 from services.vending.config import VendingSettings
@@ -87,9 +88,10 @@ class _Vending:
     async def _start_relay(self) -> str:
         """Start publishing; or return why the store must not be used."""
         settings, runtime = self.settings, self.runtime
-        last = await bus.last_checkpoint(settings.kafka_bootstrap, f"{settings.instance}-relay")
+        last, told = await bus.last_told(settings.kafka_bootstrap, f"{settings.instance}-relay")
         try:
             begin = await beginning(self.store, self.tables, last, self.book_epoch)
+            await check_told(self.store, told, self.book_epoch)
         except BookMismatch as mismatch:
             return str(mismatch)
         publisher = bus.KafkaPublisher(settings.kafka_bootstrap, f"{settings.instance}-relay")
@@ -164,11 +166,11 @@ async def _body(settings: VendingSettings, runtime: service.Runtime, stack: Asyn
 
 
 async def _raise_book_epoch(settings: VendingSettings) -> None:
-    last = await bus.last_checkpoint(settings.kafka_bootstrap, "raise-book-epoch")
+    last, events = await bus.last_told(settings.kafka_bootstrap, "raise-book-epoch")
     async with SqliteFile(settings.store_path, SCHEMA) as file:
         kept = Tables(file)
-        told = last.book_epoch if last else 0
-        await kept.raise_book_epoch(max(told, kept.book_epoch()) + 1)
+        told = [event.book_epoch for event in events] + [last.book_epoch if last else 0]
+        await kept.raise_book_epoch(max(*told, kept.book_epoch()) + 1)
         print(  # noqa: T201 - the answer to a person
             f"{settings.store_path} is book epoch {kept.book_epoch()} from now on. "
             "At its next start vending publishes all of it anew."

@@ -354,6 +354,7 @@ async def test_the_last_register_charged_opens_the_next_account_also_after_a_res
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_READING_YET")
         meter = await call(stub.GetMeter, pb.GetMeterRequest(meter_id=name("M")))
     rows = np.zeros(2, CHARGE)
+    rows["from_quality"] = rows["to_quality"] = ord("A")
     rows["meter_key"] = column_key("meter", name("M"))
     rows["epoch"] = 1
     rows["sequence"] = (1, 2)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def patch(owner: Any, **replacements: Any) -> None:
-    """Replace functions of a class or module."""
+    """Replace functions or constants of a class or module."""
     for name, replacement in replacements.items():
         assert hasattr(owner, name), f"{owner} has no {name} any more"
         setattr(owner, name, replacement)

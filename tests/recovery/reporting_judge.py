@@ -169,6 +169,17 @@ async def until_not_ready(worker: Worker) -> None:
     await until(lambda: not worker.is_ready(), f"{worker.instance} says that it is not ready")
 
 
+async def silent_for_s(office: Office, instance: str) -> int:
+    """Return for how long an instance's writing session, which is there, has said nothing."""
+    async with office.connected() as connection:
+        found: int | None = await connection.fetchval(
+            "SELECT extract(epoch FROM now() - state_change)::integer FROM pg_stat_activity "
+            "WHERE application_name = $1",
+            f"wattvend-reporting {instance}",
+        )
+    return found or 0
+
+
 # --- the judge ------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,11 @@ def any_version() -> None:
     patch(database, upsert=blind)
 
 
+def any_silence() -> None:
+    """Let a session last however long it says nothing."""
+    patch(database, SILENT_MAX_S=0)
+
+
 def sleep_on_a_batch() -> None:
     """Switch nothing off: be suspended with a story in hand; woken, write it and die."""
     batch = Log.batch

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from services.common.runtime import kafka
+from services.reporting.adapters.database import SILENT_MAX_S
 from services.reporting.domain.projections import TOPICS
 from tests.recovery import bus
 from tests.recovery import reporting_judge as judge
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.reporting_judge import Office, Teller
-from tests.recovery.workers import Worker, until
+from tests.recovery.workers import Worker, until, until_async
 from tests.unit.reporting_records import CREDIT_NANO, TOP_UP_NANO
 from tools.stack.background import BackgroundStack
 
@@ -182,6 +183,25 @@ async def test_without_lock_positions_and_versions_one_that_wakes_undoes_rows(
         successor.end()
     with pytest.raises(AssertionError, match=rf"accounts \('{story.account}',\) is"):
         (await judge.judged(office)).check()
+
+
+async def test_without_an_end_of_its_silence_a_sleeping_writer_keeps_all_others_out(
+    office: Office, teller: Teller, worker: Worker
+) -> None:
+    successor = office.worker("reporting-1")
+    try:
+        await teller.tell(1)
+        worker.start("rows-written", by=signal.SIGSTOP, switch=["any_silence"])
+        await until(lambda: worker.is_stopped, "it is suspended")
+        successor.start()
+
+        async def long_enough() -> bool:
+            return await judge.silent_for_s(office, worker.instance) > SILENT_MAX_S + 2
+
+        await until_async(long_enough, "its session lasts longer than it may")
+        assert not successor.is_ready()
+    finally:
+        successor.end()
 
 
 async def test_a_rebuild_in_the_tables_themselves_shows_half_of_them_when_killed(

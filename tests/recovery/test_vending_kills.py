@@ -9,7 +9,7 @@ guard that this rests on is then switched off, and the same judge must find what
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from tests.recovery.vending_judge import (
     must_be_told,
     requests_in,
 )
-from tests.recovery.vending_shop import Shop, Till, request_id, until_sold
+from tests.recovery.vending_shop import CLERK, Shop, Till, called_by, request_id, until_sold
 from tests.recovery.verdict import Verdict
+from tests.recovery.workers import until_async
 from tools.stack.background import BackgroundStack
 from tools.stack.ports import free_ports
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -47,12 +48,6 @@ SHARED = "A-shared"
 RANDOM_KILLS = 5
 SALES_A_LIFE_MAX = 400
 METER = "M1"
-ASSIGN = pb.AssignMeterRequest(
-    request_id=request_id("assign"), meter_id=METER, account_id="A0", register_milli=1_000
-)
-RELEASE = pb.ReleaseMeterRequest(
-    request_id=request_id("release"), meter_id=METER, register_milli=2_000
-)
 
 
 @pytest.fixture
@@ -199,41 +194,144 @@ async def test_killed_amid_a_move_of_a_meter_both_accounts_hear_of_it(
     """The meter's stream has the move, the account's does not: nobody needs to ask again."""
     shop.worker.start("telling")
     await shop.furnish(["A0"], METER)
-    await killed_by(shop, "AssignMeter", ASSIGN)
-    fault.tried += 1
-    shop.worker.start("telling", hit=2)
-    await shop.worker.wait_ready()
-    account = await shop.ask("GetAccount", pb.GetAccountRequest(account_id="A0"))
-    assert [(m.meter_id, m.opening_register_milli) for m in account.meters] == [(METER, 1_000)]
-    assert (await shop.ask("AssignMeter", ASSIGN)).epoch == account.meters[0].epoch
-    await killed_by(shop, "ReleaseMeter", RELEASE)
-    fault.tried += 1
-    shop.worker.start()
-    await shop.worker.wait_ready()
-    account = await shop.ask("GetAccount", pb.GetAccountRequest(account_id="A0"))
-    assert not account.meters
-    assert not (await shop.ask("ReleaseMeter", RELEASE)).account_id
+    for number in rounds(1):
+        assign, release = moves(number)
+        await killed_by(shop, "AssignMeter", assign)
+        fault.tried += 1
+        shop.worker.start("telling", hit=2)
+        await shop.worker.wait_ready()
+        (joined,) = await meters_of(shop, "A0")
+        assert joined.opening_register_milli == assign.register_milli
+        assert (await shop.ask("AssignMeter", assign)).epoch == joined.epoch
+        await killed_by(shop, "ReleaseMeter", release)
+        fault.tried += 1
+        shop.worker.start("telling", hit=2)
+        await shop.worker.wait_ready()
+        assert not await meters_of(shop, "A0")
+        assert not (await shop.ask("ReleaseMeter", release)).account_id
     await shop.worker.kill()
     judge_moves(book(shop.path)).count(fault)
+
+
+def moves(number: int) -> tuple[pb.AssignMeterRequest, pb.ReleaseMeterRequest]:
+    """Return the requests that give the meter to an account and back to its house."""
+    register_milli = 1_000 * number
+    return (
+        pb.AssignMeterRequest(
+            request_id=request_id("assign", number),
+            meter_id=METER,
+            account_id="A0",
+            register_milli=register_milli,
+        ),
+        pb.ReleaseMeterRequest(
+            request_id=request_id("release", number),
+            meter_id=METER,
+            register_milli=register_milli + 500,
+        ),
+    )
+
+
+async def meters_of(shop: Shop, account_id: str) -> list[pb.AccountMeter]:
+    account = await shop.ask("GetAccount", pb.GetAccountRequest(account_id=account_id))
+    return list(account.meters)
 
 
 async def killed_by(shop: Shop, method: str, message: Any) -> None:
     """Ask for what kills vending; whoever asked gets no answer and does not ask again."""
     async with shop.stub() as stub:
         with pytest.raises(grpc.aio.AioRpcError):
-            await getattr(stub, method)(message, metadata=(("wattvend-caller", "clerk"),))
+            await getattr(stub, method)(message, metadata=called_by(CLERK))
     await shop.worker.wait_ended()
 
 
 async def test_without_completion_a_killed_move_stays_half_done(shop: Shop) -> None:
     shop.worker.start("telling")
     await shop.furnish(["A0"], METER)
-    await killed_by(shop, "AssignMeter", ASSIGN)
+    await killed_by(shop, "AssignMeter", moves(0)[0])
     shop.worker.start(switch=["leave_moves_half_done"])
     await shop.worker.wait_ready()
     await shop.worker.kill()
     with pytest.raises(AssertionError, match="account-A0 was told 0 times of M1"):
         judge_moves(book(shop.path)).check()
+
+
+# --- a store that lost its last events ------------------------------------------------------------
+
+
+@pytest.mark.fault("vending-store-put-back")
+async def test_a_store_of_a_moment_ago_is_noticed_and_nothing_is_sold_on_it(
+    shop: Shop, fault: Fault
+) -> None:
+    """As after a restore, or on a disk that lied: no checkpoint speaks of what is missing."""
+    till = Till("till-0", ["A0"])
+    shop.without_checkpoints()
+    await furnished(shop, [till])
+    for _ in rounds(1):
+        moment_ago = await copied_before_a_sale(shop, till)
+        newest = files_of(shop)
+        put(shop, moment_ago)
+        events = book(shop.path)
+        shop.worker.start()
+        async with shop.stub() as stub:
+            sale = pb.SellRequest(**till.next_sale()._asdict(), method="cash")
+            with pytest.raises(grpc.aio.AioRpcError, match="lost its last writes"):
+                await stub.Sell(sale, metadata=called_by(CLERK), wait_for_ready=True)
+        assert not shop.worker.is_ready()
+        fault.tried += 1
+        await shop.worker.kill()
+        assert book(shop.path) == events
+        put(shop, newest)
+        shop.worker.start()
+    verdict = await judged(shop, [till])
+    (verdict + judge_topics(must_be_told(book(shop.path)), await heard(shop.bootstrap))).count(
+        fault
+    )
+
+
+async def copied_before_a_sale(shop: Shop, till: Till) -> dict[str, bytes]:
+    """Return the store as it was before a sale that is acknowledged and told; vending is dead."""
+    shop.worker.signal(signal.SIGTERM)
+    await shop.worker.wait_ended()
+    copied = files_of(shop)
+    shop.worker.start()
+    async with shop.stub() as stub:
+        await till.sell(stub, till.next_sale())
+    await until_async(lambda: is_told(shop), "the sale is told")
+    await shop.worker.kill()
+    return copied
+
+
+def files_of(shop: Shop) -> dict[str, bytes]:
+    """Return the store's files, name → content."""
+    return {path.name: path.read_bytes() for path in shop.path.parent.glob("events.sqlite*")}
+
+
+def put(shop: Shop, files: Mapping[str, bytes]) -> None:
+    """Let these be the store's files, and no others."""
+    for path in shop.path.parent.glob("events.sqlite*"):
+        path.unlink()
+    for name, content in files.items():
+        shop.path.with_name(name).write_bytes(content)
+
+
+async def is_told(shop: Shop) -> bool:
+    """Whether everything that the book must tell is there."""
+    found = await heard(shop.bootstrap)
+    return not must_be_told(book(shop.path)).records.keys() - found.records.keys()
+
+
+async def test_on_a_store_of_a_moment_ago_two_facts_would_have_one_version(shop: Shop) -> None:
+    till = Till("till-0", ["A0"])
+    shop.without_checkpoints()
+    await furnished(shop, [till])
+    put(shop, await copied_before_a_sale(shop, till))
+    shop.worker.start(switch=["believe_the_store"])
+    async with shop.stub() as stub:
+        await till.sell(stub, till.next_sale())
+    await until_async(lambda: is_told(shop), "the sale is told")
+    await shop.worker.kill()
+    verdict = judge_topics(must_be_told(book(shop.path)), await heard(shop.bootstrap))
+    assert any("was told in two ways" in wrong for wrong in verdict.wrong), verdict.wrong
 
 
 # --- shown to fail --------------------------------------------------------------------------------

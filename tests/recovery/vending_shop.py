@@ -78,9 +78,14 @@ class Till:
             await self.sell(stub, list(self.asked)[-1])
 
 
+def called_by(name: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a call."""
+    return (("wattvend-caller", name),)
+
+
 async def answered(method: Any, message: Any, caller: str) -> Any:
     """Call until vending answers; while it is away the call waits."""
-    metadata = (("wattvend-caller", caller),)
+    metadata = called_by(caller)
     async with asyncio.timeout(DEADLINE_S):
         while True:
             try:
@@ -110,7 +115,12 @@ class Shop:
     def path(self) -> Path:
         return self.directory / "events.sqlite"
 
-    def process(self, name: str = "", command: Sequence[str] = (), grpc_port: int = 0) -> Worker:
+    def without_checkpoints(self) -> None:
+        """Let the relay write none but at a stop."""
+        self.checkpoint_interval_ms = 60_000
+        self.worker = self.process()
+
+    def process(self, name: str = "", grpc_port: int = 0) -> Worker:
         """Return a process on the shop's store that is not started."""
         settings = {
             "KAFKA_BOOTSTRAP": self.bootstrap,
@@ -118,7 +128,7 @@ class Shop:
             "GRPC_PORT": str(grpc_port or self.grpc_port),
             "CHECKPOINT_INTERVAL_MS": str(self.checkpoint_interval_ms),
         }
-        return Worker("vending", settings, self.directory, self.instance, name, command)
+        return Worker("vending", settings, self.directory, self.instance, name)
 
     @asynccontextmanager
     async def stub(self, grpc_port: int = 0) -> AsyncIterator[Any]:

@@ -80,6 +80,7 @@ def test_a_charge_from_an_assigned_register_has_no_first_reading() -> None:
 def test_a_house_account_is_charged_but_has_no_totals() -> None:
     row = np.zeros(1, CHARGE)
     row["account_revision"] = -1
+    row["from_quality"] = row["to_quality"] = ord("A")
     frame = ChargeFrame(0, 5, ("", "LE1", "CNY", "electricity"), row)
     found = list(project(Record("charges", 0, "charge-frame", frame.to_record())))
     assert [type(one) for one in found] == [ChargeRow]
@@ -102,6 +103,9 @@ def test_a_text_that_postgresql_cannot_hold_is_refused_with_its_record() -> None
     odd = replace(frame, value={**frame.value, "names": [*frame.value["names"], "a\x00"]})
     with pytest.raises(Poison, match="NUL"):
         batch_of([record_of(odd, 0)], at_zero(), NOWHERE)
+    nothing = ChargeFrame(0, 5, ("only",), np.zeros(1, CHARGE)).to_record()
+    with pytest.raises(InvalidInput, match="a quality of NUL"):
+        project(Record("charges", 0, "charge-frame", nothing))
 
 
 def test_a_sale_becomes_a_ledger_line_and_a_receipt() -> None:

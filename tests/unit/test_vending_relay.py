@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
@@ -25,7 +26,9 @@ from services.vending.application.relay import (
     BookMismatch,
     Checkpoint,
     Relay,
+    ToldEvent,
     beginning,
+    check_told,
     root_at,
 )
 from services.vending.domain import chain
@@ -226,6 +229,20 @@ async def test_a_store_behind_its_checkpoint_is_not_used(world: World) -> None:
         await beginning(world.store, world.tables, ahead, book_epoch=1)
     with pytest.raises(BookMismatch, match="of book epoch 2"):
         await beginning(world.store, world.tables, Checkpoint(2, told.root), book_epoch=1)
+
+
+async def test_a_store_that_has_not_what_ledger_has_is_not_used(world: World) -> None:
+    """Also where no checkpoint speaks of it: it was told within the last interval."""
+    *_, last = events = await world.store.read_all(0, 100)
+    told = [ToldEvent(1, event.position, event.id) for event in events]
+    await check_told(world.store, told, book_epoch=1)
+    lost = ToldEvent(1, last.position + 1, uuid4())
+    replaced = ToldEvent(1, last.position, uuid4())
+    raised = ToldEvent(2, last.position, last.id)
+    for other in (lost, replaced, raised):
+        with pytest.raises(BookMismatch, match="lost its last writes"):
+            await check_told(world.store, [*told, other], book_epoch=1)
+    await check_told(world.store, [lost, replaced], book_epoch=2)
 
 
 async def test_another_history_is_not_used_though_it_is_as_long(

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 from aiokafka.errors import KafkaError
-from rich.console import Console
 
 from services.common.kernel.errors import WattvendError
 from tools.bench import machine, metering, pipeline, vending
 from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
-from tools.bench.screen import Screen
+from tools.bench.screen import Screen, console
 from tools.bench.stand import BUILD, running
 from tools.client import Refused
 from tools.stack.errors import StackError
+from tools.stack.services import ROOT
 from tools.stack.show import fetch_with_progress
 
 
@@ -44,10 +44,10 @@ async def _vending(screen: Screen, cores: Cores) -> list[Figure]:
 
 STACK = BUILD / "stack"
 EXPECTED = (StackError, WattvendError, Refused, TimeoutError, OSError, KafkaError)
-TITLES = {
-    Bench.METERING: "metering: {cores}",
-    Bench.PIPELINE: "pipeline: the whole product, no process is bound to a core",
-    Bench.VENDING: "vending: {cores}",
+ABOUT = {
+    Bench.METERING: "the service: {cores}",
+    Bench.PIPELINE: "the whole product; no process is bound to a core",
+    Bench.VENDING: "the service and the empty server: {cores}",
 }
 MEASURES = {Bench.METERING: _metering, Bench.PIPELINE: _pipeline, Bench.VENDING: _vending}
 
@@ -56,11 +56,11 @@ def main(
     only: Annotated[Bench | None, typer.Argument(help="only this one; else all of them")] = None,
 ) -> None:
     """Measure how fast the product is on this machine. A missed bar is shown, no failure."""
-    console = Console()
-    screen = Screen(console)
+    terminal = console()
+    screen = Screen(terminal)
     cores = Cores.here()
     try:
-        fetch_with_progress(console)
+        fetch_with_progress(terminal)
         screen.note(machine.description())
         for bench in [only] if only else list(Bench):
             if warning := machine.busy():
@@ -68,7 +68,7 @@ def main(
             with screen.working():
                 figures = asyncio.run(MEASURES[bench](screen, cores))
             write(BUILD / f"{bench}.json", figures)
-            screen.table(TITLES[bench].format(cores=cores), figures)
+            screen.table(bench, ABOUT[bench].format(cores=cores), figures)
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.note("stopped; everything it started is gone", "yellow")
         raise SystemExit(130) from None
@@ -76,7 +76,7 @@ def main(
         screen.note(f"The bench failed: {failed}", "bold red")
         screen.note(f"The logs of each part are in {STACK / 'logs'}")
         raise SystemExit(1) from None
-    screen.note(f"kept in {BUILD}")
+    screen.note(f"kept in {BUILD.relative_to(ROOT)}/")
 
 
 if __name__ == "__main__":

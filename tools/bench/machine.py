@@ -35,7 +35,7 @@ class Cores:
         if self.service is None or self.others is None:
             return "no process is bound to a core"
         others = ", ".join(map(str, sorted(self.others)))
-        return f"measured process on core {self.service}, everything else on {others}"
+        return f"on core {self.service}, everything else on core {others}"
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
@@ -59,9 +59,8 @@ class Cores:
 
 def description() -> str:
     """Return what this machine is, in a line."""
-    system = f"{platform.system()} {platform.release()}"
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{os.cpu_count()} cores, {processor()}; {python}; {system}"
+    return f"{os.cpu_count()} cores, {processor()}; {python}; {platform.system()}"
 
 
 def processor() -> str:

@@ -61,11 +61,12 @@ async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
         for run in range(plan.runs):
             screen.say(f"metering: {frames:,} frames of {size}, run {run + 1} of {plan.runs}")
             rates.append(await bench.run(size, frames))
-        figures.append(median_of(_name(size), UNIT, rates))
+        figures.append(median_of(name_of(size), UNIT, rates))
     return figures[::-1]
 
 
-def _name(size: int) -> str:
+def name_of(size: int) -> str:
+    """Return the figure of frames of `size` readings."""
     flat = "metering.flat.readings_per_second"
     return flat if size == FLAT else f"{flat}.at_{size}"
 

@@ -43,8 +43,7 @@ POWER_W = 3_000_000
 """What each meter draws: enough that credit is used up in seconds. Time is never accelerated."""
 CUTS_PER_MINUTE = 600
 """The brake on cuts is not what is measured."""
-FIRST_LASTS_S = 8.0
-LASTS_S_MIN = 6.0
+LASTS_S_MIN = 4.0
 READ_WITHIN_S = 60.0
 CUT_WITHIN_S = 180.0
 MOVED_WITHIN_S = 30.0
@@ -59,11 +58,12 @@ Part = TypeVar("Part")
 class Plan:
     """How much is measured: accounts of the fleet's, each cut and restored `rounds` times.
 
-    `apart_s`: between two accounts that run out, s.
+    The first runs out after `first_s`, the others `apart_s` after each other, s.
     """
 
     accounts: int = mall.METERS
     rounds: int = 2
+    first_s: float = 8.0
     apart_s: float = 1.0
 
 
@@ -162,7 +162,7 @@ class _Story:
     def first_sales_minor(self) -> dict[DemoMeter, int]:
         """Return each account's first credit: they run out one after the other."""
         return {
-            meter: _lasting_minor(FIRST_LASTS_S + number * self.plan.apart_s)
+            meter: _lasting_minor(self.plan.first_s + number * self.plan.apart_s)
             for number, meter in enumerate(self.cast)
         }
 

@@ -10,13 +10,26 @@ from rich.text import Text
 
 from tools.bench.figures import BARS, Figure
 
+PIPE_WIDTH = 100
+SAY_AGAIN_S = 5.0
+"""In a pipe, progress is told this often at most."""
+
+
+def console() -> Console:
+    """Return the terminal; in a pipe a width at which the tables are readable."""
+    found = Console(highlight=False)
+    if not found.is_terminal:
+        found.width = PIPE_WIDTH
+    return found
+
 
 class Screen:
-    """The terminal. In a pipe there is nothing live: a line for each step."""
+    """The terminal. In a pipe there is nothing live: a line now and then."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._began_s = time.monotonic()
+        self._said_s = -SAY_AGAIN_S
         self._status = console.status("")
 
     @contextmanager
@@ -30,37 +43,38 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Say what is being done now."""
-        since_s = time.monotonic() - self._began_s
         if self._console.is_terminal:
             self._status.update(Text(text))
-        else:
-            self._console.print(f"{since_s:6.1f} s  {text}", highlight=False, markup=False)
+            return
+        since_s = time.monotonic() - self._began_s
+        if since_s - self._said_s >= SAY_AGAIN_S:
+            self._said_s = since_s
+            self._console.print(f"{since_s:6.1f} s  {text}", markup=False)
 
     def note(self, text: str, style: str = "dim") -> None:
         """Print a line that stays."""
         self._console.print(Text(text, style))
 
-    def table(self, title: str, figures: Iterable[Figure]) -> None:
-        """Show figures, and which bars they missed."""
-        table = Table(title=title, title_justify="left", header_style="bold", box=None)
-        table.add_column("figure", no_wrap=True)
-        for name in ("value", "unit", "samples", "from", "to", "bar"):
-            table.add_column(name, justify="left" if name in ("unit", "bar") else "right")
+    def table(self, bench: str, about: str, figures: Iterable[Figure]) -> None:
+        """Show the figures of a bench, and which bars they missed."""
+        table = Table(title=f"[bold]{bench}[/] [dim]{about}[/]", title_justify="left", box=None)
+        table.add_column(bench, overflow="fold")
+        for name in ("value", "samples", "spread"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("bar", no_wrap=True)
         for figure in figures:
             table.add_row(
-                figure.name,
-                shown(figure.value),
-                figure.unit,
+                figure.name.removeprefix(f"{bench}."),
+                f"{shown(figure.value)} {figure.unit}",
                 f"{figure.samples:,}",
-                shown(figure.low),
-                shown(figure.high),
+                f"{shown(figure.low)} … {shown(figure.high)}",
                 verdict(figure),
             )
         self._console.print(table)
 
 
 def shown(value: float) -> str:
-    """Return a figure with three digits that mean something."""
+    """Return a figure with the digits that mean something."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -71,6 +85,4 @@ def verdict(figure: Figure) -> Text:
     bar = BARS.get(figure.name)
     if bar is None:
         return Text("")
-    if bar.holds(figure.value):
-        return Text(f"{bar} ✓", "green")
-    return Text(f"{bar} ✗ missed", "bold red")
+    return Text(f"{bar} ✓", "green") if bar.holds(figure.value) else Text(f"{bar} ✗", "bold red")

@@ -43,8 +43,8 @@ class Plan:
 
     clients: int = 64
     accounts: int = 1_024
-    runs: int = 7
-    seconds: float = 4.0
+    runs: int = 9
+    seconds: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ def _charges(record: Record) -> Iterable[Row]:
     frame = ChargeFrame.from_record(record.value)
     if any("\x00" in name for name in frame.names):
         raise ValueError("a name with a NUL")
+    if not (frame.rows["from_quality"].all() and frame.rows["to_quality"].all()):
+        raise ValueError("a quality of NUL")
     count = len(frame.rows)
     columns: dict[str, list[Any]] = {
         name: frame.rows[name].tolist() for name in frame.rows.dtype.names or ()

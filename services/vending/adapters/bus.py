@@ -1,8 +1,9 @@
 """Kafka, as vending uses it: the relay's way out, metering's answers, the last checkpoint."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -15,7 +16,7 @@ from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.adapters.tables import Charged, Offset, Root, Tables
 from services.vending.application.office import Office
-from services.vending.application.relay import CHECKPOINT_PARTITION, Checkpoint
+from services.vending.application.relay import CHECKPOINT_PARTITION, Checkpoint, ToldEvent
 from services.vending.domain.account import SettleClosing
 
 RECORDS_PER_POLL_MAX = 50
@@ -66,34 +67,59 @@ class KafkaPublisher:
             await producer.stop()
 
 
-async def last_checkpoint(bootstrap: str, client_id: str) -> Checkpoint | None:
-    """Return the last checkpoint in `ledger`; None where there is none.
+async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, list[ToldEvent]]:
+    """Return the last checkpoint in `ledger`, where there is one, and the events told above it.
 
-    It is searched backwards in growing windows: while the relay moves there is one each second.
+    Each partition is searched backwards in growing windows: while the relay moves there is a
+    checkpoint each second.
     """
-    here = TopicPartition("ledger", CHECKPOINT_PARTITION)
+    first, *others = (
+        TopicPartition("ledger", number) for number in range(catalogue().partitions_of("ledger"))
+    )
+    assert first.partition == CHECKPOINT_PARTITION
+    checkpoint: Checkpoint | None = None
+    told: list[ToldEvent] = []
     reader = kafka.consumer(bootstrap, client_id=client_id)
     await reader.start()
     try:
-        reader.assign([here])
-        first = (await reader.beginning_offsets([here]))[here]
-        begin = end = (await reader.end_offsets([here]))[here]
-        window = WINDOW_RECORDS_FIRST
-        while begin > first:
-            begin = max(first, end - window)
-            reader.seek(here, begin)
-            found = None
-            async for record in kafka.read_to_end(reader, [here]):
-                envelope, value = kafka.opened(record)
-                if envelope.subject == "ledger-checkpoint":
-                    found = value
-            if found is not None:
-                root = Root(found["position"], found["count"], found["root"])
-                return Checkpoint(found["book_epoch"], root)
-            window *= 8
-        return None
+        async for window in _backwards(reader, first):
+            found = [value for subject, value in window if subject == "ledger-checkpoint"]
+            if found:
+                root = Root(found[-1]["position"], found[-1]["count"], found[-1]["root"])
+                checkpoint = Checkpoint(found[-1]["book_epoch"], root)
+                break
+        for place in (first, *others):
+            async for window in _backwards(reader, place):
+                events = [
+                    ToldEvent(value["book_epoch"], value["position"], UUID(value["event_id"]))
+                    for subject, value in window
+                    if subject == "ledger-event"
+                ]
+                above = [event for event in events if event.is_above(checkpoint)]
+                if len(above) < len(window):  # what comes before was told before
+                    break
+            told += above
+        return checkpoint, told
     finally:
-        await reader.stop()
+        await kafka.stop(reader)
+
+
+async def _backwards(
+    reader: AIOKafkaConsumer, place: TopicPartition
+) -> AsyncIterator[list[tuple[str, dict[str, Any]]]]:
+    """Yield (subject, value) of a partition's last records, each time of more, up to all."""
+    reader.assign([place])
+    first = (await reader.beginning_offsets([place]))[place]
+    begin = end = (await reader.end_offsets([place]))[place]
+    window = WINDOW_RECORDS_FIRST
+    while True:
+        begin = max(first, end - window)
+        reader.seek(place, begin)
+        opened = [kafka.opened(record) async for record in kafka.read_to_end(reader, [place])]
+        yield [(envelope.subject, value) for envelope, value in opened]
+        if begin == first:
+            return
+        window *= 8
 
 
 Handle = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
@@ -135,7 +161,7 @@ async def follow(
                     log.warning("tried again", topic=topic, why=str(later), after_s=RETRY_S)
                     await asyncio.sleep(RETRY_S)
     finally:
-        await reader.stop()
+        await kafka.stop(reader)
 
 
 def _offsets(records: Sequence[ConsumerRecord]) -> list[Offset]:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 
@@ -34,6 +35,11 @@ SCAN_EVENTS_MAX = 5_000
 RETRY_S = 1.0
 PACE_S = 0.040
 """Batches begin at least so far apart: under load they are large, and cost less an event."""
+WHAT_TO_DO = (
+    "Commands are refused, so that nothing is sold twice or lost. Give vending the event "
+    "store that wrote it; if that is gone for good, run `python -m services.vending "
+    "raise-book-epoch` on this one and start again: it becomes the truth"
+)
 CHECKPOINT_KEY = "checkpoint"
 CHECKPOINT_PARTITION = 0
 START = Root(FROM_START, 0, chain.GENESIS)
@@ -55,6 +61,22 @@ class Checkpoint:
     root: Root
 
 
+@dataclass(frozen=True, slots=True)
+class ToldEvent:
+    """An event that `ledger` has."""
+
+    book_epoch: int
+    position: int
+    event_id: UUID
+
+    def is_above(self, checkpoint: Checkpoint | None) -> bool:
+        """Say whether it was told after a checkpoint; where there is none every event was."""
+        if checkpoint is None:
+            return True
+        said = (checkpoint.book_epoch, checkpoint.root.position)
+        return (self.book_epoch, self.position) > said
+
+
 class BookMismatch(WattvendError):  # noqa: N818 - says what was found
     """`ledger` and the store tell different stories: a person must decide."""
 
@@ -68,29 +90,44 @@ async def beginning(
     """
     if checkpoint is None or checkpoint.book_epoch < book_epoch:
         return START
-    what_to_do = (
-        "Commands are refused, so that nothing is sold twice or lost. Give vending the event "
-        "store that wrote it; if that is gone for good, run `python -m services.vending "
-        "raise-book-epoch` on this one and start again: it becomes the truth"
-    )
     if checkpoint.book_epoch > book_epoch:
         raise BookMismatch(
             f"ledger's last checkpoint is of book epoch {checkpoint.book_epoch}, this event store "
-            f"is of {book_epoch}. {what_to_do}"
+            f"is of {book_epoch}. {WHAT_TO_DO}"
         )
     told = checkpoint.root
     there = await store.read_all(told.position - 1, 1)
     if not there or there[0].position != told.position:
         raise BookMismatch(
             f"ledger's last checkpoint is at position {told.position}, which this event store does "
-            f"not have: it was restored to an earlier point, or is another one. {what_to_do}"
+            f"not have: it was restored to an earlier point, or is another one. {WHAT_TO_DO}"
         )
     if (tables.root_at(told.position) or await root_at(store, told.position)) != told:
         raise BookMismatch(
             f"the hash chain at position {told.position} is not the one that ledger's last "
-            f"checkpoint has: this is another event store, or it was altered. {what_to_do}"
+            f"checkpoint has: this is another event store, or it was altered. {WHAT_TO_DO}"
         )
     return told
+
+
+async def check_told(store: EventStore, told: Iterable[ToldEvent], book_epoch: int) -> None:
+    """Raise BookMismatch where `ledger` has what the store does not: it lost its last events.
+
+    Without this a restart within a checkpoint's interval, on a copy of a moment ago or on a disk
+    that lied, would give other events the positions and revisions that consumers have seen.
+    """
+    for event in told:
+        if event.book_epoch < book_epoch:
+            continue
+        there = await store.read_all(event.position - 1, 1)
+        if event.book_epoch > book_epoch or [(e.position, e.id) for e in there] != [
+            (event.position, event.event_id)
+        ]:
+            raise BookMismatch(
+                f"ledger has event {event.event_id} of book epoch {event.book_epoch} at position "
+                f"{event.position}, and this event store (of book epoch {book_epoch}) has not: it "
+                f"was restored to an earlier point, or lost its last writes. {WHAT_TO_DO}"
+            )
 
 
 async def root_at(store: EventStore, position: int) -> Root:
