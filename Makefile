@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
-# Tests run in two processes, each with a stack of its own: they mostly wait.
-PARALLEL ?= -n 2 --dist loadfile
+# PARALLEL="-n 2 --dist loadfile" runs tests in two processes, each with a stack of its own.
+PARALLEL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STACK_STAMP := $(VENV)/.stack-installed

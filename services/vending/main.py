@@ -106,6 +106,7 @@ class _Vending:
             begin=begin,
             book_epoch=self.book_epoch,
             shards=catalogue().shards,
+            decided=self.book.decided,
         )
         self.metrics.relay_lag.set_function(lambda: self.store.head() - relay.position)
         runtime.spawn(relay.run(), "relay")

@@ -6,14 +6,14 @@ what the facts name, and the readings are absorbed for all. `test_metering_size`
 an absorb of everything.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
-from aiokafka import AIOKafkaProducer, OffsetAndMetadata, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.frames import READING, RELAY_REPORTED, ReadingFrame
@@ -44,11 +44,11 @@ from tests.recovery.metering_history import (
     tariff,
 )
 from tests.recovery.metering_judge import CHANGELOG, LOG, OUTPUTS, Begin, end_offsets
+from tests.recovery.metering_world import commit
 
 FRAME_READINGS = 500
 STEP_MILLI = 100
 STEP_MS = 60_000
-GROUP = "metering"
 PAIR = np.dtype([("account", ACCOUNT), ("meter", METER)])
 
 
@@ -168,9 +168,8 @@ async def settle(bootstrap: str, crowd: Crowd) -> Begin:
             times_ms = await write_log(producer, shard, entries)
             states[shard], rows = crowd.absorbed(entries, times_ms)
             await ShardChangelog(producer, shard, 0).append([[row] for row in rows], lambda: None)
-    ends = await end_offsets(bootstrap, LOG, CHANGELOG, *OUTPUTS)
-    await commit(bootstrap, {tp: end for tp, end in ends.items() if tp.topic == LOG})
-    return Begin(states, ends)
+    await commit(bootstrap, await end_offsets(bootstrap, LOG))
+    return Begin(states, await end_offsets(bootstrap, LOG, CHANGELOG, *OUTPUTS))
 
 
 async def write_log(
@@ -205,10 +204,3 @@ async def write_log(
 @cache
 def _headers(subject: str) -> list[tuple[str, bytes]]:
     return Envelope(codec.schema_header(subject), UUID(int=0), 0).headers()
-
-
-async def commit(bootstrap: str, offsets: Mapping[TopicPartition, int]) -> None:
-    """Let metering's group stand at the offsets."""
-    async with kafka.consumer(bootstrap, client_id="crowd", group=GROUP) as reader:
-        reader.assign(list(offsets))
-        await reader.commit({tp: OffsetAndMetadata(end, "") for tp, end in offsets.items()})

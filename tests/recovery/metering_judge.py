@@ -142,7 +142,7 @@ async def actual_outputs(bootstrap: str, begin: Begin) -> tuple[dict[OutputId, s
     return found, len(records)
 
 
-async def actual_rows(bootstrap: str, begin: Begin) -> dict[RowId, bytes]:
+async def actual_rows(bootstrap: str, begin: Begin | None = None) -> dict[RowId, bytes]:
     """Return the rows that a recovery builds from the changelog."""
     return {
         (shard, key): value

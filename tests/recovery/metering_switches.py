@@ -23,7 +23,7 @@ from services.metering.adapters.decoding import Raw
 from services.metering.adapters.lane import Lane, Work
 from services.metering.adapters.shell import Shell
 
-QUEUE_FULL = app.BUFFERED_EVENTS_MAX
+QUEUE_FULL = 64
 LOOK_S = 0.01
 SEEK_DELAY_MAX_S = 3.0
 """faust's fetcher sleeps for a second when it has nothing to fetch from."""
@@ -36,9 +36,10 @@ FAILING_RECORD = 30
 def seeks_late() -> None:
     """Give faust's queue time to fill up, in each rebalance but the first, before recovery seeks.
 
-    Rows wait too, so that the shell takes no more records meanwhile. Only recovery's seek is late:
-    faust seeks at other times as well, while every partition is paused.
+    It is a short one here. Rows wait too, so that the shell takes no more records meanwhile. Only
+    recovery's seek is late: faust seeks at other times as well, while every partition is paused.
     """
+    patch(app, BUFFERED_EVENTS_MAX=QUEUE_FULL)
     sought, lates = asyncio.Event(), itertools.count()
     sought.set()
 
@@ -227,7 +228,7 @@ def records_flow_before_the_seek() -> None:
 
 
 def only_what_is_committed_is_sought() -> None:
-    """Rule 8: go on at the committed offset, and seek nothing where there is none."""
+    """Rule 8: go on at the committed offset, be it ahead of the rows; seek nothing without one."""
     patch(SteadyConsumer, seek_to_committed=driver.Consumer.seek_to_committed)
 
 

@@ -1,7 +1,7 @@
 """Where the recovery tests of metering take place: its topics, emptied; a history; workers."""
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +10,13 @@ from time import time_ns
 from typing import Any
 from urllib.request import urlopen
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from services.common.runtime import kafka, topics
-from services.metering.domain.rows import ACCOUNT_PREFIX
+from services.metering.domain.rows import ACCOUNT_PREFIX, HEADER_KEY, header_of
 from tests.recovery import metering_judge
 from tests.recovery.faults import Fault
 from tests.recovery.metering_history import SHARDS, Entry, History
@@ -95,6 +95,20 @@ class World:
             return not await lags(self.bootstrap)
 
         await until_async(is_caught_up, "the log is absorbed")
+
+    async def absorbed(self) -> None:
+        """Wait until the last record of each shard is, by its header row; committed or not."""
+
+        async def is_absorbed() -> bool:
+            ends = await end_offsets(self.bootstrap, LOG)
+            rows = await metering_judge.actual_rows(self.bootstrap)
+            headers = {shard: row for (shard, key), row in rows.items() if key == HEADER_KEY}
+            return all(
+                tp.partition in headers and header_of(headers[tp.partition])[0] == end - 1
+                for tp, end in ends.items()
+            )
+
+        await until_async(is_absorbed, "the last record is absorbed")
 
     async def has_all(self, worker: Worker) -> None:
         """Wait until every shard is this worker's."""
@@ -185,6 +199,14 @@ def shards_of(worker: Worker) -> set[int]:
     """Return the shards that a worker says it has."""
     with urlopen(f"http://127.0.0.1:{worker.http_port}/metrics", timeout=1) as answer:
         return {int(shard) for shard in PENDING.findall(answer.read().decode())}
+
+
+async def commit(bootstrap: str, offsets: Mapping[TopicPartition, int]) -> None:
+    """Let the group, which nobody is in, stand at the offsets."""
+    await forget_members(bootstrap)
+    async with kafka.consumer(bootstrap, client_id="commit", group=GROUP) as reader:
+        reader.assign(list(offsets))
+        await reader.commit({tp: OffsetAndMetadata(end, "") for tp, end in offsets.items()})
 
 
 async def lags(bootstrap: str) -> dict[int, int]:

@@ -18,18 +18,20 @@ from tests.recovery import metering_world
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.metering_history import SHARDS
 from tests.recovery.metering_judge import LOG, end_offsets
-from tests.recovery.metering_world import World, lags
+from tests.recovery.metering_switches import QUEUE_FULL
+from tests.recovery.metering_world import World, commit, lags
 from tests.recovery.workers import Worker, until, until_async
 from tools.stack.background import BackgroundStack
 
 pytestmark = pytest.mark.stack
 
 STEPS = 60
-BACKLOG = 600
+BACKLOG = 4 * QUEUE_FULL
 """More than faust's queue holds, of the shards that a worker keeps when another joins it."""
 LOAD_INTERVAL_S = 0.1
 HIT = 6
 SHARD = 5
+OUSTED = 3
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ async def test_without_the_steady_flow_records_are_skipped(world: World, unseen:
     await world.caught_up()
     await join_with_backlog(world, one, two)
     if unseen:
-        await world.caught_up()
+        await world.absorbed()
         assert (await world.verdict()).missing
         return
     await one.wait_ended()
@@ -164,6 +166,40 @@ async def has_put_out(world: World) -> bool:
     return sum((await end_offsets(world.bootstrap, "balances")).values()) > 0
 
 
+@pytest.mark.fault("metering-committed-ahead-of-its-rows")
+async def test_committed_ahead_of_its_rows_it_goes_on_behind_the_rows(
+    world: World, fault: Fault
+) -> None:
+    """Faust, or a person, may commit what was never absorbed."""
+    worker = world.worker()
+    await world.open()
+    for _ in rounds(1):
+        await commit_ahead(world, worker)
+        fault.tried += 1
+        worker.start()
+        await world.absorbed()
+        await worker.kill()
+    await world.judged(fault)
+
+
+async def test_where_only_the_committed_is_sought_a_commit_ahead_stops_it(world: World) -> None:
+    worker = world.worker()
+    await world.open()
+    await commit_ahead(world, worker)
+    worker.start(switch=["only_what_is_committed_is_sought"])
+    await world.feed(STEPS)
+    await worker.wait_ended()
+    assert worker.codes == {-signal.SIGKILL: 1, Exit.HOLE: 1}, worker.log_end
+
+
+async def commit_ahead(world: World, worker: Worker) -> None:
+    """Kill a worker before its rows are durable; commit the log to its end."""
+    await world.feed(STEPS)
+    worker.start("account-rows-sent")
+    await worker.wait_ended()
+    await commit(world.bootstrap, await end_offsets(world.bootstrap, LOG))
+
+
 @pytest.mark.fault("metering-name-taken")
 async def test_of_two_processes_of_one_name_the_first_leaves(world: World, fault: Fault) -> None:
     """At first when nothing is to be done, then under load."""
@@ -181,6 +217,21 @@ async def test_of_two_processes_of_one_name_the_first_leaves(world: World, fault
         one, two = two, one
     assert one.codes.keys() | two.codes.keys() <= {Exit.FENCED, Exit.FOREIGN_WRITER}
     await world.judged(fault)
+
+
+async def test_two_of_one_name_that_do_not_leave_oust_each_other_for_ever(world: World) -> None:
+    one, two = world.worker(name="one"), world.worker(name="two")
+    for worker in (one, two):
+        worker.start(switch=["names_may_be_shared"])
+        await worker.wait_ready()
+    for worker in (one, two):
+        await until(lambda: recoveries(worker) >= OUSTED, "it joins again and again")  # noqa: B023
+    assert not one.ended(), one.log_end
+    assert not two.ended(), two.log_end
+
+
+def recoveries(worker: Worker) -> int:
+    return worker.log_path.read_text().count("rows recovered")
 
 
 @pytest.mark.fault("metering-woken-beside-its-namesake")

@@ -3,9 +3,11 @@
 Method: a function of `metering_switches` switches the rule off in the worker; the worker is killed
 where that must show; the judge of the other tests then finds outputs missing, invented or wrong,
 or the worker leaves where it would have gone on. Rules 5, 6, 8 and 9 are in test_metering_members,
-beside the faults they stand. Nothing here can be lost by chance: each test says where it dies.
+beside the faults they stand. Nothing here is lost by chance: each test says where it dies. The
+README of metering names these tests.
 """
 
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -14,13 +16,11 @@ from pathlib import Path
 import pytest
 
 from services.metering.adapters.exits import Exit
-from tests.recovery import metering_world
+from tests.recovery import faults, metering_world
 from tests.recovery.metering_judge import Verdict, end_offsets
 from tests.recovery.metering_world import World
 from tests.recovery.test_metering_kills import OUTPUT_AFTER_KILL_MAX_S
 from tools.stack.background import BackgroundStack
-
-pytestmark = pytest.mark.stack
 
 STEPS = 60
 HIT = 6
@@ -30,6 +30,14 @@ HIT = 6
 async def world(stack: BackgroundStack, tmp_path: Path) -> AsyncIterator[World]:
     async with metering_world.world(stack.kafka_bootstrap, tmp_path) as world:
         yield world
+
+
+def test_the_readme_of_metering_names_tests_that_are_there() -> None:
+    readme = (faults.ROOT / "services" / "metering" / "README.md").read_text()
+    here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_metering_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", readme))
+    assert named
+    assert not {name for name in named if f"def {name}(" not in here}
 
 
 async def killed(world: World, rule_off: str) -> Verdict:
@@ -45,16 +53,19 @@ async def killed(world: World, rule_off: str) -> Verdict:
     return await world.verdict()
 
 
+@pytest.mark.stack
 async def test_rule_1_rows_before_outputs_lose_outputs(world: World) -> None:
     verdict = await killed(world, "rows_before_outputs")
     assert verdict.missing, verdict
 
 
+@pytest.mark.stack
 async def test_rule_1_account_rows_before_fact_rows_lose_facts(world: World) -> None:
     verdict = await killed(world, "accounts_before_facts")
     assert verdict.wrong_rows, verdict
 
 
+@pytest.mark.stack
 async def test_rule_1_the_header_row_before_account_rows_loses_what_they_hold(
     world: World,
 ) -> None:
@@ -62,6 +73,7 @@ async def test_rule_1_the_header_row_before_account_rows_loses_what_they_hold(
     assert verdict.wrong_rows, verdict
 
 
+@pytest.mark.stack
 async def test_rule_3_without_an_epoch_of_its_own_a_worker_takes_itself_for_another(
     world: World,
 ) -> None:
@@ -76,6 +88,7 @@ async def test_rule_3_without_an_epoch_of_its_own_a_worker_takes_itself_for_anot
     assert (one.codes | two.codes).keys() == {Exit.FOREIGN_WRITER}, one.log_end
 
 
+@pytest.mark.stack
 async def test_rule_4_a_recovery_that_stops_short_skips_what_it_lacks(world: World) -> None:
     """Rule 8 goes on behind the rows that there are; where that is off too, charges are wrong."""
     worker = world.worker()
@@ -98,6 +111,7 @@ async def test_rule_4_a_recovery_that_stops_short_skips_what_it_lacks(world: Wor
     assert verdict.wrong, verdict
 
 
+@pytest.mark.stack
 async def test_rule_7_without_the_clock_a_woken_worker_makes_its_healthy_successor_leave(
     world: World,
 ) -> None:
@@ -127,6 +141,7 @@ async def test_rule_7_without_the_clock_a_woken_worker_makes_its_healthy_success
     await world.judged()
 
 
+@pytest.mark.stack
 async def test_rule_8_a_record_that_raises_is_lost_where_the_worker_goes_on(world: World) -> None:
     worker = world.worker()
     await world.open()
@@ -137,6 +152,7 @@ async def test_rule_8_a_record_that_raises_is_lost_where_the_worker_goes_on(worl
     assert verdict.lost, verdict
 
 
+@pytest.mark.stack
 async def test_rule_9_without_a_name_a_restarted_worker_waits_for_the_session(
     world: World,
 ) -> None:

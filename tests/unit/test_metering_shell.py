@@ -6,12 +6,15 @@ What needs real brokers and real kills is in tests/recovery.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NoReturn
 from uuid import UUID
 
 import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.envelope import Envelope
@@ -228,6 +231,31 @@ async def test_a_late_answer_to_an_early_heartbeat_does_not_turn_the_fence_back(
     await slow()
     clock.at_ms += 2_000
     assert fence.age_ms == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "age_ms", "leaves"),
+    [
+        (SimpleNamespace(error_code=25), 5_000, True),
+        (SimpleNamespace(error_code=82), 0, True),
+        (SimpleNamespace(topics=[("shard-log", [(0, 0), (1, 25)])]), 0, True),
+        (SimpleNamespace(error_code=25), 5_001, False),  # its session has ended, perhaps
+        (SimpleNamespace(error_code=27), 0, False),  # a rebalance
+        (SimpleNamespace(topics=[("shard-log", [(0, 0)])], error_code=0), 0, False),
+    ],
+)
+async def test_a_member_that_the_broker_forgets_within_its_session_leaves(
+    monkeypatch: pytest.MonkeyPatch, answer: object, age_ms: int, leaves: bool
+) -> None:
+    async def answering(_coordinator: object, _request: object) -> object:
+        return answer
+
+    monkeypatch.setattr(GroupCoordinator, "_send_req", answering)
+    clock = FakeClock()
+    fence_of(clock).heed_namesake()
+    clock.at_ms += age_ms
+    with pytest.raises(Left) if leaves else contextlib.nullcontext():
+        assert await GroupCoordinator._send_req(None, None) is answer
 
 
 # --- the changelog ------------------------------------------------------------------------------

@@ -38,7 +38,12 @@ def producer(bootstrap: str, *, client_id: str, linger_ms: int = 0) -> AIOKafkaP
 
 
 def consumer(
-    bootstrap: str, *topics: str, client_id: str, group: str | None = None, **more: Any
+    bootstrap: str,
+    *topics: str,
+    client_id: str,
+    group: str | None = None,
+    fetch_wait_ms: int = FETCH_WAIT_MS,
+    **more: Any,
 ) -> AIOKafkaConsumer:
     """Return a consumer (not started). Offsets are committed by hand, after the work."""
     return AIOKafkaConsumer(
@@ -48,7 +53,7 @@ def consumer(
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        fetch_max_wait_ms=FETCH_WAIT_MS,
+        fetch_max_wait_ms=fetch_wait_ms,
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
         session_timeout_ms=SESSION_MS,
         heartbeat_interval_ms=HEARTBEAT_MS,

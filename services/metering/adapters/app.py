@@ -61,11 +61,11 @@ class PromptThread(driver.AIOKafkaConsumerThread):
 
 
 class SteadyConsumer(driver.Consumer):
-    """faust's consumer, which goes on behind the rows, and not before it is told where (rule 8).
+    """faust's consumer, which leaves out nothing that the rows lack (rule 8).
 
-    faust lets records flow while it recovers, and takes what lies between those and its seek for
-    compacted, and commits over it. It seeks the committed offset: aiokafka seeks nothing where
-    there is none, so what faust drops in a rebalance would not come again.
+    faust lets records flow while it recovers, takes what lies between those and its seek for
+    compacted, and commits over it. And aiokafka seeks nothing where nothing is committed, so that
+    what faust drops in a rebalance would not come again.
     """
 
     def _new_consumer_thread(self) -> PromptThread:
@@ -77,13 +77,17 @@ class SteadyConsumer(driver.Consumer):
             super().resume_flow()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Seek each shard to its first record that is not durably absorbed."""
+        """Seek each shard to what is committed (nothing: its beginning), or to what its rows lack.
+
+        The earlier of the two: what was absorbed already is passed by, and committed.
+        """
         assert isinstance(self.app, App)
-        owned = self.app.shell.next_offsets()
-        offsets = {TP(TOPIC, shard): offset for shard, offset in owned.items()}
+        committed: dict[TP, int] = dict(await super().seek_to_committed())
+        lacking = {TP(TOPIC, shard): at for shard, at in self.app.shell.next_offsets().items()}
+        offsets = {tp: min(at, committed.get(tp) or 0) for tp, at in lacking.items()}
         if offsets:
             await self.seek_wait(offsets)
-        return offsets
+        return committed | offsets
 
 
 class IdempotentProducer(driver.Producer):

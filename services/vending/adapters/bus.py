@@ -22,6 +22,8 @@ from services.vending.domain.account import SettleClosing
 RECORDS_PER_POLL_MAX = 50
 """A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""
 POLL_MS = 1_000
+FETCH_WAIT_MS = 500
+"""What comes is answered at once all the same; asking often costs the loop that answers sales."""
 RETRY_S = 1.0
 WINDOW_RECORDS_FIRST = 1_000
 
@@ -141,7 +143,9 @@ async def follow(
     else ends the service: a record that carries money is never skipped.
     """
     partitions = [TopicPartition(topic, n) for n in range(catalogue().partitions_of(topic))]
-    reader: AIOKafkaConsumer = kafka.consumer(bootstrap, client_id=client_id)
+    reader: AIOKafkaConsumer = kafka.consumer(
+        bootstrap, client_id=client_id, fetch_wait_ms=FETCH_WAIT_MS
+    )
     await reader.start()
     try:
         reader.assign(partitions)

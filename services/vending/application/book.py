@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from services.common.kernel.errors import Retriable
 from services.common.kernel.ids import name_uuid
@@ -40,6 +41,7 @@ from services.vending.metrics import Metrics
 COMMANDS_PER_APPEND_MAX = 256
 ATTEMPTS_MAX = 4
 STATES_CACHED_MAX = 20_000
+DECIDED_KEPT_MAX = 10_000
 
 S = TypeVar("S", bound=State)
 
@@ -75,9 +77,12 @@ class _Plan:
 
     folded: _Folded
     events: list[NewEvent]
+    decided: "list[Decided]"
     answers: "list[tuple[_Command, _Answer]]"
 
 
+Decided = tuple[Event, State]
+"""An event and its stream's state after it."""
 _Answer = Outcome[Any] | Repeat | Rejection | Exception
 
 
@@ -94,6 +99,7 @@ class Book:
         self._cache: OrderedDict[StreamId, _Folded] = OrderedDict()
         self._mailboxes: dict[StreamId, deque[_Command]] = {}
         self._workers: set[asyncio.Task[None]] = set()
+        self._decided: OrderedDict[UUID, Decided] = OrderedDict()
         self.refusing = ""
 
     async def submit(
@@ -126,6 +132,13 @@ class Book:
             self._keep(stream, folded)
         state: S | None = folded.state
         return state
+
+    def decided(self, event_id: UUID) -> Decided | None:
+        """Hand over, once, what was stored a moment ago: whoever reads it need not fold it again.
+
+        None where that is longer ago, or was not here: then the store alone knows.
+        """
+        return self._decided.pop(event_id, None)
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""
@@ -186,8 +199,11 @@ class Book:
         self._keep(stream, plan.folded)
         if plan.events:
             self._metrics.appends.labels("stored").inc()
-            for event in plan.events:
+            for event, decided in zip(plan.events, plan.decided, strict=True):
                 self._metrics.appended.labels(event.type).inc()
+                self._decided[event.id] = decided
+            while len(self._decided) > DECIDED_KEPT_MAX:
+                self._decided.popitem(last=False)
 
     async def _answer(self, stream: StreamId, plan: _Plan) -> None:
         for command, answer in plan.answers:
@@ -239,6 +255,7 @@ def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _P
     """Decide the commands one after the other, each on the state that the one before left."""
     base = folded.revision
     events: list[NewEvent] = []
+    decided: list[Decided] = []
     answers: list[tuple[_Command, _Answer]] = []
     fresh: dict[int, Outcome[Any]] = {}
     for command in commands:
@@ -246,9 +263,13 @@ def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _P
         try:
             decision = command.decide(folded.state)
             if isinstance(decision, Accepted):
-                sealed, folded, answer = _happen(stream, folded, decision)
-                events += sealed
-                if sealed:
+                event: Event | None = None
+                for event in decision.events:
+                    sealed, folded = _seal(stream, folded, event)
+                    events.append(sealed)
+                    decided.append((event, folded.state))
+                answer = Outcome(folded.state, folded.revision, event)
+                if event is not None:
                     fresh[folded.revision] = answer
             elif isinstance(decision, Repeat) and decision.revision > base:
                 answer = fresh[decision.revision]
@@ -257,18 +278,7 @@ def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _P
         except Exception as failed:  # noqa: BLE001 - it fails its command, not the neighbours
             answer = failed
         answers.append((command, answer))
-    return _Plan(folded, events, answers)
-
-
-def _happen(
-    stream: StreamId, folded: _Folded, accepted: Accepted
-) -> tuple[list[NewEvent], _Folded, Outcome[Any]]:
-    sealed = []
-    event = None
-    for event in accepted.events:
-        one, folded = _seal(stream, folded, event)
-        sealed.append(one)
-    return sealed, folded, Outcome(folded.state, folded.revision, event)
+    return _Plan(folded, events, decided, answers)
 
 
 def _seal(stream: StreamId, folded: _Folded, event: Event) -> tuple[NewEvent, _Folded]:
