@@ -254,8 +254,9 @@ async def test_a_member_that_the_broker_forgets_within_its_session_leaves(
     clock = FakeClock()
     fence_of(clock).heed_namesake()
     clock.at_ms += age_ms
+    ask: Any = GroupCoordinator._send_req
     with pytest.raises(Left) if leaves else contextlib.nullcontext():
-        assert await GroupCoordinator._send_req(None, None) is answer
+        assert await ask(None, None) is answer
 
 
 # --- the changelog ------------------------------------------------------------------------------
