@@ -751,6 +751,17 @@ def test_a_restart_does_not_refill_the_budget() -> None:
     assert world.told("M1") == [("over-budget", 0)]
 
 
+def test_a_past_cut_that_names_no_command_is_no_reason_to_stop(world: World) -> None:
+    world.intend("M0", "open")
+    world.deliver()
+    nameless = replace(world.outcomes[0], request_id=None, commanded_at_ms=None)
+    assert nameless.result is Result.SENT
+    world.outcomes = [nameless]
+    world.restart(is_crash=True)
+    world.run(1_000)
+    assert world.told("M0")[-1][0] == "confirmed"
+
+
 def test_actions_of_a_dropped_partition_are_void(world: World) -> None:
     world.intend("M0", "open")
     world.deliver()

@@ -246,10 +246,13 @@ class Desk:
     # -- inside
 
     def _count_cut(self, told: Outcome) -> None:
-        """Count a cut that is sent, or was before a restart: that does not refill a budget."""
-        if told.result is Result.SENT and told.intent.is_cut:
-            assert told.request_id is not None
-            assert told.commanded_at_ms is not None
+        """Count a cut that is sent, or was before a restart: that does not refill a budget.
+
+        What the bus holds is not ours alone: an outcome that names no command counts for nothing.
+        """
+        if told.result is not Result.SENT or not told.intent.is_cut:
+            return
+        if told.request_id is not None and told.commanded_at_ms is not None:
             self._brake.count(told.intent.site_id, told.request_id, told.commanded_at_ms)
 
     def _objection(self, partition: int, command: Command, now_ms: int) -> str | None:
