@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
-# PARALLEL="-n 2 --dist loadfile" runs tests in two processes, each with a stack of its own.
-PARALLEL ?=
+# Tests run in two processes, each with a stack of its own. PARALLEL= : in one, in order.
+PARALLEL ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STACK_STAMP := $(VENV)/.stack-installed

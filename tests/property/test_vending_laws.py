@@ -116,7 +116,7 @@ class Ledger:
 
 
 def command_of(ask: Ask) -> OpenAccount | Sell | CloseAccount:
-    request = Request(ask.caller, UUID(int=ask.number + 1), fingerprint(*ask.content), 5)
+    request = Request(ask.caller, str(UUID(int=ask.number + 1)), fingerprint(*ask.content), 5)
     if ask.what == "open":
         return OpenAccount(
             request, ask.account, "S1", None, "electricity", "T1", "P1", 0, "", 0, SITE, TARIFF,

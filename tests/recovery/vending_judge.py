@@ -196,7 +196,7 @@ def must_be_told(events: Sequence[StoredEvent], book_epoch: int = 1) -> Told:
         name = (REGISTRY, _partition(REGISTRY, fact.entity), fact.event_id)
         told.add(stored, name, fact.entity, fact.subject, fact.record)
         told.newest[fact.entity.encode()] = fact.event_id
-        told.roots.append(chain.next_root(told.roots[-1], stored))
+        told.roots.append(chain.next_root(told.roots[-1], stored.id, chain.stored_hash(stored)))
     return told
 
 

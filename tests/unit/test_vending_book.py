@@ -36,7 +36,7 @@ CLIENTS = 64
 
 
 def asking(number: int) -> Request:
-    return Request("till", UUID(int=number), fingerprint("test", number), 1)
+    return Request("till", str(UUID(int=number)), fingerprint("test", number), 1)
 
 
 class Restless(MemoryEventStore):

@@ -501,6 +501,19 @@ def test_a_request_id_must_be_a_uuid(text: str) -> None:
     assert wrong.value.reason is Reason.REQUEST_ID_INVALID
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0a1b2c3d-0000-4000-8000-00000000000f",
+        "0A1B2C3D-0000-4000-8000-00000000000F",
+        "{0a1b2c3d00004000800000000000000f}",
+        "urn:uuid:0a1b2c3d-0000-4000-8000-00000000000f",
+    ],
+)
+def test_a_request_id_is_the_same_however_it_is_written(text: str) -> None:
+    assert checks.request_id_of(text) == "0a1b2c3d-0000-4000-8000-00000000000f"
+
+
 async def test_a_book_that_must_not_be_used_refuses_commands_and_still_answers_queries(
     mall: World,
 ) -> None:

@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 
 from services.common.runtime import codec, kafka
 from services.common.runtime.kafka import Outgoing
-from services.vending.adapters import sqlite_file
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.application import book as book_module
+from services.vending.application.gathering import GATHERED_ENOUGH, STEP_S, Gathering
 from services.vending.application.relay import START, Relay
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -36,7 +36,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield opened
 
 
-# --- commits gather -----------------------------------------------------------------------------
+# --- commands gather, and share commits ---------------------------------------------------------
 
 
 def counted(file: SqliteFile) -> list[None]:
@@ -55,9 +55,11 @@ class AtOnce(Executor):
         return done
 
 
-async def write_after(file: SqliteFile, turns: int) -> None:
+async def write_after(file: SqliteFile, turns: int, gathering: Gathering | None) -> None:
     for _ in range(turns):
         await asyncio.sleep(0)
+    if gathering:
+        await gathering.turn()
     await file.write(lambda connection: connection.execute("SELECT 1").fetchone())
 
 
@@ -65,18 +67,36 @@ async def write_after(file: SqliteFile, turns: int) -> None:
 async def test_writes_that_come_one_by_one_share_commits(
     world: World, monkeypatch: pytest.MonkeyPatch, *, gathers: bool
 ) -> None:
-    if not gathers:
-        monkeypatch.setattr(sqlite_file, "GATHER_STEPS_S", ())
+    gathering = Gathering() if gathers else None
     monkeypatch.setattr(world.file, "_commits", AtOnce())  # a slow disk gathers by itself
     commits = counted(world.file)
-    await asyncio.gather(*(write_after(world.file, turns) for turns in range(TURNS)))
+    await asyncio.gather(*(write_after(world.file, turns, gathering) for turns in range(TURNS)))
     assert (len(commits) < TURNS // 20) is gathers, len(commits)
+
+
+async def test_who_stops_waiting_for_the_others_holds_nobody_up() -> None:
+    gathering = Gathering()
+    first, second = gathering.turn(), gathering.turn()
+    first.cancel()
+    await second
+    await gathering.turn()
+
+
+async def test_a_gathering_ends_while_more_keep_coming() -> None:
+    gathering = Gathering()
+    first = gathering.turn()
+    came = 1
+    while not first.done():
+        gathering.turn()
+        came += 1
+        await asyncio.sleep(STEP_S / 4)
+    assert came < GATHERED_ENOUGH * 4
 
 
 async def test_a_write_alone_has_its_commit_without_others(world: World) -> None:
     commits = counted(world.file)
     for number in range(3):
-        await write_after(world.file, 0)
+        await write_after(world.file, 0, Gathering())
         assert len(commits) == number + 1
 
 

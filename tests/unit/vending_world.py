@@ -57,7 +57,7 @@ class World:
         self, *content: object, request_id: UUID | None = None, caller: str = "till"
     ) -> Request:
         return Request(
-            caller, request_id or uuid4(), fingerprint("test", *content), self.clock.now_ms()
+            caller, str(request_id or uuid4()), fingerprint("test", *content), self.clock.now_ms()
         )
 
     async def site(self, site_id: str = "S1", currency: str = "CNY", entity: str = "LE1") -> None:

@@ -1,5 +1,6 @@
 """Identities. Everything derives from names by UUIDv5, so a repeat has the id of the first."""
 
+from hashlib import sha1
 from typing import NewType
 from uuid import UUID, uuid5
 
@@ -20,6 +21,10 @@ READINGS = uuid5(NAMESPACE, "readings")
 EVENTS = uuid5(NAMESPACE, "events")
 KEYS = uuid5(NAMESPACE, "keys")
 
+_EVENTS_BYTES = EVENTS.bytes
+_UUID_MARKS_MASK = 0xF << 76 | 0x3 << 62
+_UUID5_MARKS = 0x5 << 76 | 0x2 << 62
+
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 SERIAL_SIZE_MAX = 20
 
@@ -29,7 +34,10 @@ def name_uuid(*parts: object) -> UUID:
 
     Parts may hold any character but NUL, which parts them.
     """
-    return uuid5(EVENTS, "\x00".join(str(part) for part in parts))
+    name = "\x00".join([str(part) for part in parts])
+    digest = sha1(_EVENTS_BYTES + name.encode(), usedforsecurity=False).digest()
+    bits = int.from_bytes(digest[:16], "big")
+    return UUID(int=bits & ~_UUID_MARKS_MASK | _UUID5_MARKS)  # what uuid5 does, in half the time
 
 
 def reading_id(serial: str, device_time_ms: int, registers_milli: tuple[int, ...]) -> UUID:

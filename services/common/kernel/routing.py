@@ -1,5 +1,7 @@
 """Which partition a key belongs to: Kafka's own murmur2, so that any client agrees."""
 
+from functools import lru_cache
+
 _MASK = 0xFFFFFFFF
 _M = 0x5BD1E995
 
@@ -19,6 +21,7 @@ def murmur2(data: bytes) -> int:
     return h ^ (h >> 15)
 
 
+@lru_cache(maxsize=1 << 16)
 def partition_of(key: str, partitions: int) -> int:
     """Return the partition of `key`, as Kafka's default partitioner would."""
     return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions

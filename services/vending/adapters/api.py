@@ -3,12 +3,14 @@
 # ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Bug
 from services.common.runtime import points
-from services.common.runtime.grpc import caller_of
+from services.common.runtime.grpc import Call
+from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
 from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell
@@ -28,8 +30,18 @@ ANSWER_MARGIN_S = 0.5
 """What is kept of a call's deadline to send the answer that nothing came."""
 
 
+@cache
+def _content_of(message: Any) -> list[tuple[str, bool]]:
+    """Return name and has_presence of a message's fields, less request_id."""
+    fields = message.fields
+    return [(field.name, field.has_presence) for field in fields if field.name != "request_id"]
+
+
 class VendingApi(vending_pb2_grpc.VendingServiceServicer):
-    """The servicer. Errors are raised; services.common.runtime.grpc.Guard maps them."""
+    """The servicer. Errors are raised; services.common.runtime.grpc.Guard maps them.
+
+    `context` of every method is the Guard's Call.
+    """
 
     def __init__(
         self,
@@ -41,23 +53,23 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     ) -> None:
         """Answer for `office`; `close_wait_s`: how long a closing waits for metering's echo."""
         self._office = office
+        self._gathering = Gathering()
         self._clock = clock
         self._metrics = metrics
         self._book_epoch = book_epoch
         self._close_wait_s = close_wait_s
 
-    def _request(self, call: Any, context: Any) -> Request:
+    async def _request(self, message: Any, call: Call) -> Request:
+        """Return who asks what, when it is its turn."""
+        await self._gathering.turn()
         content = [
-            (field.name, getattr(call, field.name))
-            if not field.has_presence or call.HasField(field.name)
-            else (field.name, None)
-            for field in call.DESCRIPTOR.fields
-            if field.name != "request_id"
+            (name, None if has_presence and not message.HasField(name) else getattr(message, name))
+            for name, has_presence in _content_of(message.DESCRIPTOR)
         ]
         return Request(
-            caller_of(context),
-            checks.request_id_of(call.request_id),
-            fingerprint(call.DESCRIPTOR.name, *content),
+            call.caller,
+            checks.request_id_of(message.request_id),
+            fingerprint(message.DESCRIPTOR.name, *content),
             self._clock.now_ms(),
         )
 
@@ -67,7 +79,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def RegisterSite(self, request: pb.RegisterSiteRequest, context: Any) -> pb.Site:
         """Let a site exist."""
         command = RegisterSite(
-            self._request(request, context),
+            await self._request(request, context),
             request.site_id,
             request.display_name,
             request.zone,
@@ -79,18 +91,20 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
 
     async def HoldCuts(self, request: pb.HoldCutsRequest, context: Any) -> pb.Site:
         """Hold the cuts of a site."""
-        command = HoldCuts(self._request(request, context), request.site_id, request.reason)
+        command = HoldCuts(await self._request(request, context), request.site_id, request.reason)
         return self._site((await self._office.hold_cuts(command)).state)
 
     async def ReleaseCuts(self, request: pb.ReleaseCutsRequest, context: Any) -> pb.Site:
         """Let cuts of a site be sent again."""
-        command = ReleaseCuts(self._request(request, context), request.site_id, request.reason)
+        command = ReleaseCuts(
+            await self._request(request, context), request.site_id, request.reason
+        )
         return self._site((await self._office.release_cuts(command)).state)
 
     async def RegisterGateway(self, request: pb.RegisterGatewayRequest, context: Any) -> pb.Gateway:
         """Let a gateway exist."""
         outcome = await self._office.register_gateway(
-            self._request(request, context),
+            await self._request(request, context),
             request.gateway_id,
             request.site_id,
             request.protocol,
@@ -101,7 +115,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def RegisterMeter(self, request: pb.RegisterMeterRequest, context: Any) -> pb.Meter:
         """Let a meter exist, its house's."""
         outcome = await self._office.register_meter(
-            self._request(request, context),
+            await self._request(request, context),
             meter_id=request.meter_id,
             serial=request.serial,
             gateway_id=request.gateway_id,
@@ -116,7 +130,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def PublishTariff(self, request: pb.PublishTariffRequest, context: Any) -> pb.Tariff:
         """Publish a version of a flat tariff."""
         command = PublishTariff(
-            self._request(request, context),
+            await self._request(request, context),
             request.tariff_id,
             request.commodity,
             request.currency,
@@ -130,7 +144,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def PublishPolicy(self, request: pb.PublishPolicyRequest, context: Any) -> pb.Policy:
         """Publish a version of a policy."""
         command = PublishPolicy(
-            self._request(request, context),
+            await self._request(request, context),
             request.policy_id,
             request.currency,
             request.alarm_1_minor,
@@ -145,7 +159,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Any) -> pb.Account:
         """Let an account exist, with credit where a first sale is asked for."""
         outcome = await self._office.open_account(
-            self._request(request, context),
+            await self._request(request, context),
             account_id=request.account_id,
             site_id=request.site_id,
             subject_id=request.subject_id or None,
@@ -160,7 +174,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def AssignMeter(self, request: pb.AssignMeterRequest, context: Any) -> pb.Meter:
         """Give a house's meter to an account."""
         outcome = await self._office.assign_meter(
-            self._request(request, context),
+            await self._request(request, context),
             request.meter_id,
             request.account_id,
             _register(request),
@@ -170,7 +184,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def ReleaseMeter(self, request: pb.ReleaseMeterRequest, context: Any) -> pb.Meter:
         """Give a meter back to its house."""
         outcome = await self._office.release_meter(
-            self._request(request, context), request.meter_id, _register(request)
+            await self._request(request, context), request.meter_id, _register(request)
         )
         return self._meter(outcome.state)
 
@@ -178,7 +192,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         """Sell credit; the answer is durable."""
         with self._metrics.sale.time():
             command = Sell(
-                self._request(request, context),
+                await self._request(request, context),
                 request.account_id,
                 request.amount_minor,
                 request.method,
@@ -204,9 +218,9 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
 
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
         """Close an account when metering's echo says that nothing is left."""
-        remaining_s = context.time_remaining()
+        remaining_s = context.remaining_s
         wait_s = self._close_wait_s if remaining_s is None else remaining_s
-        command = CloseAccount(self._request(request, context), request.account_id)
+        command = CloseAccount(await self._request(request, context), request.account_id)
         outcome = await self._office.close_account(command, max(0.0, wait_s - ANSWER_MARGIN_S))
         return self._account(outcome.state)
 

@@ -1,9 +1,8 @@
 """The one SQLite file of vending: one writer, group commit, durable when answered.
 
-Writes gather while a commit runs, and as long as more keep coming (at most 20 ms), and go into one
-transaction: statements on the loop's thread, where they are fastest, only COMMIT, which waits for
-the disk, in a thread. A write that fails does not fail its neighbours: the group is rolled back and
-its writes are tried one by one.
+Writes gather while a commit runs and go into one transaction: statements on the loop's thread,
+where they are fastest, only COMMIT, which waits for the disk, in a thread. A write that fails does
+not fail its neighbours: the group is rolled back and its writes are tried one by one.
 """
 
 import asyncio
@@ -25,8 +24,6 @@ from services.vending.domain.event_store import StoreUnavailable
 
 WRITES_PER_COMMIT_MAX = 512
 WRITES_WAITING_MAX = 20_000
-GATHER_STEPS_S = (0.001, 0.002, 0.003, 0.004, 0.005, 0.005)
-"""How long a commit waits, step by step, while each step brings more writes to share it."""
 WAL_PAGES = 4_000
 """Pages of 4 KiB that gather before a commit also moves them into the file: fewer long commits."""
 BUSY_TIMEOUT_MS = 5_000
@@ -76,21 +73,24 @@ class SqliteFile:
         self._commits = ThreadPoolExecutor(1, "vending-commit")
         self._reads = ThreadPoolExecutor(1, "vending-read")
 
-    async def write(self, work: Work) -> Any:
-        """Run `work` in a transaction of its group and return its result when that is durable.
+    def write(self, work: Work) -> asyncio.Future[Any]:
+        """Run `work` in a transaction of its group; the result comes when that is durable.
 
-        What `work` raises is raised here, and nothing of it stays. It may run more than once.
-        Raises StoreUnavailable where the commit failed: the outcome is unknown.
+        What `work` raises comes in its place, and nothing of it stays. It may run more than once.
+        StoreUnavailable where the commit failed: the outcome is unknown.
         """
-        if len(self._waiting) >= WRITES_WAITING_MAX:
-            raise StoreUnavailable(
-                f"{WRITES_WAITING_MAX} writes wait for the disk already; try again in a moment"
-            )
         done = asyncio.get_running_loop().create_future()
+        if len(self._waiting) >= WRITES_WAITING_MAX:
+            done.set_exception(
+                StoreUnavailable(
+                    f"{WRITES_WAITING_MAX} writes wait for the disk already; try again in a moment"
+                )
+            )
+            return done
         self._waiting.append(_Write(work, done))
         if self._running is None:
             self._running = asyncio.create_task(self._work(), name="sqlite-writer")
-        return await done
+        return done
 
     async def read(self, work: Work) -> Any:
         """Run a long read in a thread of its own, beside the writer; it sees what is committed."""
@@ -110,25 +110,10 @@ class SqliteFile:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._gathered()
                 count = min(len(self._waiting), WRITES_PER_COMMIT_MAX)
                 await self._commit([self._waiting.popleft() for _ in range(count)])
         finally:
             self._running = None
-
-    async def _gathered(self) -> None:
-        """Wait while more writes keep coming, a bounded time: they share the commit.
-
-        A busy loop hands them over one by one. Without this each had a commit of its own, which
-        costs more than a sale, and the loop would be the busier for it.
-        """
-        for step_s in GATHER_STEPS_S:
-            seen = len(self._waiting)
-            if seen >= WRITES_PER_COMMIT_MAX:
-                return
-            await asyncio.sleep(step_s)
-            if len(self._waiting) == seen:
-                return
 
     async def _commit(self, group: list[_Write]) -> None:
         try:

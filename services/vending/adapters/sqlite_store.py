@@ -73,7 +73,9 @@ class SqliteEventStore:
         self._moved: set[asyncio.Event] = set()
         file.after_commit.append(self._wake)
 
-    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+    def append(
+        self, stream: StreamId, expected: int, events: Sequence[NewEvent]
+    ) -> asyncio.Future[Appended]:
         """Append durably at the expected revision."""
         assert events, "an append needs an event"
 
@@ -83,8 +85,7 @@ class SqliteEventStore:
                 projection.apply(connection, stored)
             return Appended(stored[-1].position, stored[-1].revision)
 
-        appended: Appended = await self._file.write(work)
-        return appended
+        return self._file.write(work)
 
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
         """Return the stream's events above a revision."""

@@ -9,6 +9,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from services.vending.domain.decisions import (
 )
 from services.vending.domain.event_store import (
     NO_EVENTS,
+    Appended,
     EventExists,
     EventStore,
     NameTaken,
@@ -80,9 +82,14 @@ class _Plan:
     decided: "list[Decided]"
     answers: "list[tuple[_Command, _Answer]]"
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether an append is all that it needs: nothing is to be read for an answer."""
+        return bool(self.events) and not any(isinstance(a, Repeat) for _, a in self.answers)
 
-Decided = tuple[Event, State]
-"""An event and its stream's state after it."""
+
+Decided = tuple[Event, State, bytes]
+"""An event, its stream's state after it, and the hash of what was stored."""
 _Answer = Outcome[Any] | Repeat | Rejection | Exception
 
 
@@ -94,11 +101,13 @@ class Book:
     ) -> None:
         """Use `store`; nothing else may write to it."""
         self._store = store
-        self._metrics = metrics
+        self._appends = cache(metrics.appends.labels)
+        self._appended_of = cache(metrics.appended.labels)
         self._states_cached_max = states_cached_max
         self._cache: OrderedDict[StreamId, _Folded] = OrderedDict()
         self._mailboxes: dict[StreamId, deque[_Command]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
+        self._careful: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
         self._decided: OrderedDict[UUID, Decided] = OrderedDict()
         self.refusing = ""
 
@@ -114,12 +123,12 @@ class Book:
         stream = stream_of(kind, entity_id)
         done: asyncio.Future[Outcome[Any]] = asyncio.get_running_loop().create_future()
         mailbox = self._mailboxes.get(stream)
-        if mailbox is None:
-            mailbox = self._mailboxes[stream] = deque()
-            worker = asyncio.create_task(self._work(stream, mailbox), name=f"mailbox {stream}")
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
-        mailbox.append(_Command(decide, done))
+        if mailbox is not None:  # an append of this stream is under way
+            mailbox.append(_Command(decide, done))
+        else:
+            self._mailboxes[stream] = deque((_Command(decide, done),))
+            self._idle.clear()
+            self._next(stream)
         return await done
 
     async def state_of(self, kind: type[S], entity_id: str) -> S | None:
@@ -142,22 +151,73 @@ class Book:
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""
-        while self._workers:
-            await asyncio.wait(set(self._workers))
+        while self._mailboxes:
+            await self._idle.wait()
 
-    async def _work(self, stream: StreamId, mailbox: deque[_Command]) -> None:
-        while mailbox:
-            count = min(len(mailbox), COMMANDS_PER_APPEND_MAX)
-            taken = [mailbox.popleft() for _ in range(count)]
+    def _next(self, stream: StreamId) -> None:
+        """Decide what waits in a mailbox and append it; when that is stored, what came meanwhile.
+
+        Without a task where the state is at hand: a task costs as much as a decision.
+        """
+        mailbox = self._mailboxes[stream]
+        commands: list[_Command] = []
+        while mailbox and len(commands) < COMMANDS_PER_APPEND_MAX:
+            command = mailbox.popleft()
             # Who stopped waiting before the decision repeats the request, or does not want it.
-            commands = [command for command in taken if not command.done.done()]
-            try:
-                if commands:
-                    await self._handle(stream, commands)
-            except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
-                self._cache.pop(stream, None)
-                _fail(commands, failed)
+            if not command.done.done():
+                commands.append(command)
+        if not commands:
+            self._end(stream)
+            return
+        folded = self._cache.get(stream)
+        plan = None if folded is None else _plan(stream, folded, commands)
+        if folded is None or plan is None or not plan.is_simple:
+            self._take_care(stream, commands)
+            return
+        points.point("decided")
+        appending = asyncio.ensure_future(self._store.append(stream, folded.revision, plan.events))
+        appending.add_done_callback(partial(self._stored, stream, commands, plan))
+
+    def _stored(
+        self,
+        stream: StreamId,
+        commands: Sequence[_Command],
+        plan: _Plan,
+        appending: asyncio.Future[Appended],
+    ) -> None:
+        if appending.cancelled() or appending.exception() is not None:
+            self._cache.pop(stream, None)
+            self._take_care(stream, commands)
+            return
+        self._appended(stream, plan)
+        for command, answer in plan.answers:
+            _answer(command, answer)
+        self._go_on(stream)
+
+    def _go_on(self, stream: StreamId) -> None:
+        if self._mailboxes[stream]:
+            self._next(stream)
+        else:
+            self._end(stream)
+
+    def _end(self, stream: StreamId) -> None:
         del self._mailboxes[stream]
+        if not self._mailboxes:
+            self._idle.set()
+
+    def _take_care(self, stream: StreamId, commands: Sequence[_Command]) -> None:
+        """Do in a task what needs to read, or to try again."""
+        careful = asyncio.create_task(self._carefully(stream, commands), name=f"book {stream}")
+        self._careful.add(careful)
+        careful.add_done_callback(self._careful.discard)
+
+    async def _carefully(self, stream: StreamId, commands: Sequence[_Command]) -> None:
+        try:
+            await self._handle(stream, commands)
+        except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
+            self._cache.pop(stream, None)
+            _fail(commands, failed)
+        self._go_on(stream)
 
     async def _handle(self, stream: StreamId, commands: Sequence[_Command]) -> None:
         failed: Exception | None = None
@@ -170,17 +230,20 @@ class Book:
                     await self._store.append(stream, folded.revision, plan.events)
             except (WrongRevision, StoreUnavailable) as unknown:
                 # Perhaps it is stored: the state will know the requests.
-                self._metrics.appends.labels("retried").inc()
+                self._appends("retried").inc()
                 self._cache.pop(stream, None)
                 failed = unknown
                 continue
             except (EventExists, NameTaken) as taken:
-                self._metrics.appends.labels("refused").inc()
+                self._appends("refused").inc()
                 self._cache.pop(stream, None)
                 await self._one_by_one(stream, commands, taken)
                 return
             self._appended(stream, plan)
-            await self._answer(stream, plan)
+            for command, answer in plan.answers:
+                if isinstance(answer, Repeat):
+                    answer = await self._outcome_at(stream, answer.revision)  # noqa: PLW2901
+                _answer(command, answer)
             return
         assert failed is not None
         raise failed
@@ -198,28 +261,12 @@ class Book:
     def _appended(self, stream: StreamId, plan: _Plan) -> None:
         self._keep(stream, plan.folded)
         if plan.events:
-            self._metrics.appends.labels("stored").inc()
+            self._appends("stored").inc()
             for event, decided in zip(plan.events, plan.decided, strict=True):
-                self._metrics.appended.labels(event.type).inc()
+                self._appended_of(event.type).inc()
                 self._decided[event.id] = decided
             while len(self._decided) > DECIDED_KEPT_MAX:
                 self._decided.popitem(last=False)
-
-    async def _answer(self, stream: StreamId, plan: _Plan) -> None:
-        for command, answer in plan.answers:
-            if command.done.done():
-                continue
-            match answer:
-                case Outcome():
-                    command.done.set_result(answer)
-                case Rejection():
-                    command.done.set_exception(answer.as_error())
-                case Exception():
-                    command.done.set_exception(answer)
-                case Repeat():
-                    outcome = await self._outcome_at(stream, answer.revision)
-                    if not command.done.done():
-                        command.done.set_result(outcome)
 
     async def _outcome_at(self, stream: StreamId, revision: int) -> Outcome[Any]:
         """Return what a request came to when it was answered first."""
@@ -267,7 +314,7 @@ def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _P
                 for event in decision.events:
                     sealed, folded = _seal(stream, folded, event)
                     events.append(sealed)
-                    decided.append((event, folded.state))
+                    decided.append((event, folded.state, folded.last_hash))
                 answer = Outcome(folded.state, folded.revision, event)
                 if event is not None:
                     fresh[folded.revision] = answer
@@ -331,6 +378,20 @@ def _refusal(taken: EventExists | NameTaken) -> Rejection:
         f"this id and {taken.owner} would share the {taken.kind} {taken.name}; choose another id",
         "id",
     )
+
+
+def _answer(command: _Command, answer: "_Answer") -> None:
+    if command.done.done():
+        return
+    match answer:
+        case Outcome():
+            command.done.set_result(answer)
+        case Rejection():
+            command.done.set_exception(answer.as_error())
+        case Exception():
+            command.done.set_exception(answer)
+        case Repeat():
+            raise AssertionError("a repeat is answered with what it came to the first time")
 
 
 def _fail(commands: Sequence[_Command], failed: Exception) -> None:

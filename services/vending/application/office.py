@@ -316,7 +316,7 @@ class Office:
     def _derived(
         self, step: str, meter_id: str, epoch: int, content: tuple[object, ...]
     ) -> Request:
-        request_id = name_uuid("process", step, meter_id, epoch)
+        request_id = str(name_uuid("process", step, meter_id, epoch))
         return Request(PROCESS, request_id, fingerprint(step, *content), self._clock.now_ms())
 
     async def _undone(self, assigned: Meter) -> bool:

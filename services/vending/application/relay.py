@@ -145,8 +145,12 @@ async def root_at(store: EventStore, position: int) -> Root:
 
 def _root_after(root: Root, events: Iterable[StoredEvent]) -> Root:
     for event in events:
-        root = Root(event.position, root.count + 1, chain.next_root(root.root, event))
+        root = _next(root, event, chain.stored_hash(event))
     return root
+
+
+def _next(root: Root, event: StoredEvent, hash_: bytes) -> Root:
+    return Root(event.position, root.count + 1, chain.next_root(root.root, event.id, hash_))
 
 
 class Relay:
@@ -219,12 +223,12 @@ class Relay:
         for number, stored in enumerate(batch):
             if number % EVENTS_IN_A_ROW == 0:
                 await asyncio.sleep(0)  # sales are answered on this loop too
-            event, state = await self._event_and_state(stored)
+            event, state, hash_ = await self._decided_of(stored)
             ledger.append(self._ledger_event(stored, event, root))
             if stored.revision >= self._newest.get(stored.stream, 0) or isinstance(state, Tariff):
                 fact = fact_of(state, event, book_epoch=self._book_epoch, shards=self._shards)
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
-            root = _root_after(root, [stored])
+            root = _next(root, stored, hash_)
         await self._publisher.publish(ledger)
         points.point("ledger-published")
         await self._publisher.publish([out for told in facts for out in _to_shards(*told)])
@@ -236,11 +240,12 @@ class Relay:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
-    async def _event_and_state(self, stored: StoredEvent) -> Decided:
+    async def _decided_of(self, stored: StoredEvent) -> Decided:
         decided = self._decided(stored.id)
         if decided is None:
             event = event_of(stored)
-            decided = event, await self._state_after(stored, event)
+            state = await self._state_after(stored, event)
+            decided = event, state, chain.stored_hash(stored)
         stream = stored.stream
         self._states[stream] = decided[1]
         self._states.move_to_end(stream)
@@ -345,7 +350,7 @@ def _to_shards(cause: Outgoing, fact: Fact, encoded: bytes) -> Iterable[Outgoing
             key=fact.log_key or str(shard),
             event_id=fact.event_id,
             occurred_at_ms=cause.occurred_at_ms,
-            causation_id=str(cause.event_id),
+            causation_id=cause.record["event_id"],
             partition=shard,
             encoded=encoded,
         )
@@ -359,7 +364,7 @@ def _to_registry(cause: Outgoing, fact: Fact, encoded: bytes) -> Outgoing:
         key=fact.entity,
         event_id=fact.event_id,
         occurred_at_ms=cause.occurred_at_ms,
-        causation_id=str(cause.event_id),
+        causation_id=cause.record["event_id"],
         route=fact.entity,
         encoded=encoded,
     )

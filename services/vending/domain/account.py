@@ -1,6 +1,6 @@
 """An account: its credit, its meters, its end. Each movement of money is an event of its stream."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +16,7 @@ from services.vending.domain.decisions import (
     Rejection,
     Request,
     answered,
+    changed,
     first_problem,
     stamp,
 )
@@ -450,18 +451,18 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: PLR0911 - o
     answers = state.answers.after(event)
     match event:
         case CreditSold():
-            return replace(state, answers=answers, credited_nano=event.credited_nano)
+            return changed(state, answers=answers, credited_nano=event.credited_nano)
         case SaleRefused():
-            return replace(state, answers=answers)
+            return changed(state, answers=answers)
         case AccountMeterJoined() | AccountMeterLeft():
-            return replace(state, answers=answers, meters=_meters_after(state, event))
+            return changed(state, answers=answers, meters=_meters_after(state, event))
         case AccountClosing():
             closing = Closing(event.hold_id, event.caller, event.request_id, event.fingerprint)
-            return replace(state, answers=answers, status=Status.CLOSING, closing=closing)
+            return changed(state, answers=answers, status=Status.CLOSING, closing=closing)
         case AccountClosed():
-            return replace(state, answers=answers, status=Status.CLOSED, closing=None)
+            return changed(state, answers=answers, status=Status.CLOSED, closing=None)
         case AccountCloseRefused():
-            return replace(state, answers=answers, status=Status.OPEN, closing=None)
+            return changed(state, answers=answers, status=Status.OPEN, closing=None)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into an account's stream here")
 

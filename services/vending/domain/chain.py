@@ -5,9 +5,11 @@ of the event before it (`prev`), sealed by the writer, which knows the stream. O
 the relay, which alone sees the total order, folds the events' hashes into a root.
 """
 
-import json
 from collections.abc import Iterable
 from hashlib import sha256
+from uuid import UUID
+
+import orjson
 
 from services.common.kernel.errors import Bug
 from services.vending.domain.event_store import StoredEvent, StreamId
@@ -17,11 +19,8 @@ GENESIS = bytes(32)
 
 
 def _digest(*fields: bytes) -> bytes:
-    digest = sha256()
-    for field in fields:
-        digest.update(len(field).to_bytes(8, "big"))
-        digest.update(field)
-    return digest.digest()
+    sized = [part for field in fields for part in (len(field).to_bytes(8, "big"), field)]
+    return sha256(b"".join(sized)).digest()
 
 
 def meta_of(schema: str, prev: bytes) -> bytes:
@@ -31,12 +30,12 @@ def meta_of(schema: str, prev: bytes) -> bytes:
 
 def schema_of(meta: bytes) -> str:
     """Return `subject/version` of an event's data."""
-    return str(json.loads(meta)["schema"])
+    return str(orjson.loads(meta)["schema"])
 
 
 def prev_of(meta: bytes) -> bytes:
     """Return the hash of the event before, as the event's writer knew it."""
-    return bytes.fromhex(json.loads(meta)["prev"])
+    return bytes.fromhex(orjson.loads(meta)["prev"])
 
 
 def hash_of(stream: StreamId, revision: int, type_: str, data: bytes, meta: bytes) -> bytes:
@@ -49,9 +48,9 @@ def stored_hash(event: StoredEvent) -> bytes:
     return hash_of(event.stream, event.revision, event.type, event.data, event.meta)
 
 
-def next_root(root: bytes, event: StoredEvent) -> bytes:
-    """Return the root of the chain over the store after `event`."""
-    return _digest(root, event.id.bytes, stored_hash(event))
+def next_root(root: bytes, event_id: UUID, hash_: bytes) -> bytes:
+    """Return the root of the chain over the store after an event of that id and hash."""
+    return _digest(root, event_id.bytes, hash_)
 
 
 class BrokenChain(Bug):

@@ -25,13 +25,22 @@ _NUMBER_OF_A_PERSON = re.compile(r"[0-9._-]{1,20}[Xx]?")
 _SERIAL = re.compile(rf"[!-~]{{1,{SERIAL_SIZE_MAX}}}")
 
 
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NIL = str(UUID(int=0))
+
+
 def invalid(field: str, message: str, reason: Reason = Reason.INVALID_ARGUMENT) -> InvalidInput:
     """Return the error of one field."""
     return InvalidInput(reason, f"{field}: {message}", field=field)
 
 
-def request_id_of(text: str) -> UUID:
-    """Return a request id. Raises InvalidInput(REQUEST_ID_INVALID) where it is no UUID."""
+def request_id_of(text: str) -> str:
+    """Return a request id as Python writes UUIDs.
+
+    Raises InvalidInput(REQUEST_ID_INVALID) where it is none.
+    """
+    if _UUID.fullmatch(text) and text != _NIL:
+        return text
     try:
         found = UUID(text)
     except ValueError:
@@ -44,7 +53,7 @@ def request_id_of(text: str) -> UUID:
         raise invalid(
             "request_id", "the nil UUID names no request; make a new one", Reason.REQUEST_ID_INVALID
         )
-    return found
+    return str(found)
 
 
 def check_id(field: str, value: str) -> None:

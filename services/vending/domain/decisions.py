@@ -1,38 +1,42 @@
 """What deciders share: requests, their fingerprints, decisions, and the memory of answers."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cache
 from hashlib import sha256
-from typing import Any
-from uuid import UUID
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.vending.domain.events import Event, RequestKey
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks what, once. `fingerprint`: sha256 of the command's content."""
+    """Who asks what, once.
+
+    `request_id`: a UUID as Python writes it; `fingerprint`: sha256 of the command's content.
+    """
 
     caller: str
-    request_id: UUID
+    request_id: str
     fingerprint: bytes
     at_ms: int
 
     @property
     def key(self) -> RequestKey:
         """What makes two requests the same: ids are unique to a caller."""
-        return (self.caller, str(self.request_id))
+        return (self.caller, self.request_id)
 
 
 def fingerprint(command: str, *content: object) -> bytes:
     """Return the sha256 of a command's content, as the caller sent it (defaults unresolved)."""
-    digest = sha256(command.encode())
-    for part in content:
-        text = repr(part).encode()
-        digest.update(len(text).to_bytes(8, "big"))
-        digest.update(text)
-    return digest.digest()
+    texts = [repr(part).encode() for part in content]
+    sized = [part for text in texts for part in (len(text).to_bytes(8, "big"), text)]
+    return sha256(b"".join((command.encode(), *sized))).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +146,24 @@ def stamp(request: Request) -> dict[str, Any]:
     """Return the fields that every event of a request has."""
     return {
         "caller": request.caller,
-        "request_id": str(request.request_id),
+        "request_id": request.request_id,
         "fingerprint": request.fingerprint,
         "occurred_at_ms": request.at_ms,
     }
+
+
+@cache
+def _values_of(kind: type[Any]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(known.name for known in fields(kind))
+    return names, attrgetter(*names)
+
+
+def changed(state: S, **changes: Any) -> S:
+    """Return a folded state with some fields changed: dataclasses.replace, in half the time."""
+    kind: Any = type(state)
+    names, values = _values_of(kind)
+    made: S = kind(**{**dict(zip(names, values(state), strict=True)), **changes})
+    return made
 
 
 def first_problem(*problems: Rejection | None) -> Rejection | None:

@@ -4,7 +4,7 @@ Implementations: adapters.memory_store, adapters.sqlite_store. What each promise
 tests/contract/event_store.py.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 from uuid import UUID
@@ -81,7 +81,9 @@ class StoreUnavailable(Retriable):
 class EventStore(Protocol):
     """Append-only streams with a total order."""
 
-    async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
+    def append(
+        self, stream: StreamId, expected: int, events: Sequence[NewEvent]
+    ) -> Awaitable[Appended]:
         """Append all of `events`, durably, if `stream` is at revision `expected`; else nothing.
 
         Raises WrongRevision; EventExists where an id is known; NameTaken; StoreUnavailable where

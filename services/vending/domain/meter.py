@@ -4,7 +4,7 @@ A meter without a customer belongs to its own house account, so every interval o
 one owner. Each change of owner raises the epoch and carries the register at which it happened.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.ids import column_key, house_account_id
@@ -18,6 +18,7 @@ from services.vending.domain.decisions import (
     Rejection,
     Request,
     answered,
+    changed,
     stamp,
 )
 from services.vending.domain.events import Event, MeterAssigned, MeterRegistered
@@ -307,7 +308,7 @@ def evolve(state: Meter | None, event: Event) -> Meter:
                 event.house_shard,
             )
         case Meter(), MeterAssigned():
-            return replace(
+            return changed(
                 state,
                 answers=state.answers.after(event),
                 epoch=event.epoch,

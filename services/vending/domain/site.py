@@ -1,6 +1,6 @@
 """A site: where meters hang; its zone, currency, legal entity, and the brake on cuts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
@@ -13,6 +13,7 @@ from services.vending.domain.decisions import (
     Rejection,
     Request,
     answered,
+    changed,
     stamp,
 )
 from services.vending.domain.events import CutsHeld, CutsReleased, Event, SiteRegistered
@@ -163,8 +164,8 @@ def evolve(state: Site | None, event: Event) -> Site:
                 event.cuts_per_minute,
             )
         case Site(), CutsHeld():
-            return replace(state, answers=state.answers.after(event), cuts_held=True)
+            return changed(state, answers=state.answers.after(event), cuts_held=True)
         case Site(), CutsReleased():
-            return replace(state, answers=state.answers.after(event), cuts_held=False)
+            return changed(state, answers=state.answers.after(event), cuts_held=False)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into a site's stream here")
