@@ -215,7 +215,8 @@ async def test_of_two_processes_of_one_name_the_first_leaves(world: World, fault
         # Where both have written, the second has noticed it too.
         await world.caught_up(two)
         one, two = two, one
-    assert one.codes.keys() | two.codes.keys() <= {Exit.FENCED, Exit.FOREIGN_WRITER}
+    left = one.codes.keys() | two.codes.keys()
+    assert left <= {Exit.FENCED, Exit.FOREIGN_WRITER}, (one.log_end, two.log_end)
     await world.judged(fault)
 
 

@@ -137,7 +137,7 @@ async def read_rows(
     rows: dict[TopicPartition, list[StoredRow]] = {partition: [] for partition in partitions}
     if not partitions:
         return {}
-    reader = kafka.consumer(bootstrap, client_id=client_id)
+    reader = kafka.consumer(bootstrap, client_id=client_id, value_deserializer=as_parsed)
     await reader.start()
     try:
         reader.assign(partitions)
@@ -160,16 +160,23 @@ async def read_rows(
     return {part.partition: (rows[part], ends[part]) for part in partitions}
 
 
+def as_parsed(value: bytes) -> bytes:
+    """Return a record's value as it is: the mark of the consumer that `read_parsed` is for."""
+    return value
+
+
 def read_parsed() -> None:
-    """Let aiokafka hand out the changelog's records as it has parsed them: in half the time.
+    """Let aiokafka hand out the records of `read_rows` as it has parsed them: in half the time.
 
     Of the ConsumerRecord that it makes of each we need what the parsed one has: offset, key and
-    value. Nobody else in the process reads the changelog. Patches aiokafka, once a process.
+    value. faust, which may fetch from the changelog too before it pauses it, needs all.
+    Patches aiokafka, once a process.
     """
 
     def parsed(made: Callable[..., Any]) -> Callable[..., Any]:
         def of(records: Any, partition: TopicPartition, record: Any) -> Any:
-            return record if partition.topic == TOPIC else made(records, partition, record)
+            is_ours = records._value_deserializer is as_parsed  # noqa: SLF001 - no public hook
+            return record if is_ours else made(records, partition, record)
 
         return of
 
