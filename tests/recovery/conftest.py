@@ -1,11 +1,17 @@
-"""The `fault` fixture: what a recovery test tried is held against docs/reliability.md."""
+"""What a recovery test tried is held against docs/reliability.md; reporting and who tells it."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.recovery import faults
+from services.common.runtime import kafka
+from services.reporting.domain.projections import TOPICS
+from tests.recovery import bus, faults
 from tests.recovery.faults import Fault
+from tests.recovery.reporting_judge import Office, Teller
+from tests.recovery.workers import Worker
+from tools.stack.background import BackgroundStack
 
 PROPERTY = "fault"
 
@@ -22,6 +28,30 @@ def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
     yield counted
     counted.check()
     request.node.user_properties.append((PROPERTY, counted.said()))
+
+
+@pytest.fixture
+async def office(stack: BackgroundStack, tmp_path: Path) -> AsyncIterator[Office]:
+    """Return reporting's database, empty, on empty topics."""
+    await bus.fresh(stack.kafka_bootstrap, TOPICS)
+    office = Office(stack, tmp_path)
+    yield office
+    await office.drop()
+
+
+@pytest.fixture
+async def teller(office: Office) -> AsyncIterator[Teller]:
+    """Return who tells stories on the bus."""
+    async with kafka.producer(office.stack.kafka_bootstrap, client_id="stories") as producer:
+        yield Teller(producer, office)
+
+
+@pytest.fixture
+def worker(office: Office) -> Iterator[Worker]:
+    """Return a reporting service that is not started."""
+    worker = office.worker()
+    yield worker
+    worker.end()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

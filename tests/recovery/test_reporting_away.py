@@ -7,50 +7,24 @@ was once seen in the tables must stay there.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from services.common.runtime import kafka
 from services.reporting.adapters.database import UNREACHABLE
-from services.reporting.domain.projections import TOPICS
-from tests.recovery import bus
 from tests.recovery import reporting_judge as judge
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.reporting_judge import Office, Teller
 from tests.recovery.verdict import Verdict
 from tests.recovery.workers import Worker
-from tools.stack.background import BackgroundStack
 
 pytestmark = pytest.mark.stack
 
 STORIES_BEFORE = 10
 LOOK_S = 0.02
-
-
-@pytest.fixture
-async def office(stack: BackgroundStack, tmp_path: Path) -> AsyncIterator[Office]:
-    await bus.fresh(stack.kafka_bootstrap, TOPICS)
-    office = Office(stack, tmp_path)
-    yield office
-    await office.drop()
-
-
-@pytest.fixture
-async def teller(office: Office) -> AsyncIterator[Teller]:
-    async with kafka.producer(office.stack.kafka_bootstrap, client_id="stories") as producer:
-        yield Teller(producer, office)
-
-
-@pytest.fixture
-def worker(office: Office) -> Iterator[Worker]:
-    worker = office.worker()
-    yield worker
-    worker.end()
 
 
 class Reader:

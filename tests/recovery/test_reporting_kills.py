@@ -9,22 +9,16 @@ judge must find what is lost.
 
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 
-from services.common.runtime import kafka
 from services.reporting.adapters.database import SILENT_MAX_S
-from services.reporting.domain.projections import TOPICS
-from tests.recovery import bus
 from tests.recovery import reporting_judge as judge
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.reporting_judge import Office, Teller
 from tests.recovery.workers import Worker, until, until_async
 from tests.unit.reporting_records import CREDIT_NANO, TOP_UP_NANO
-from tools.stack.background import BackgroundStack
 
 pytestmark = pytest.mark.stack
 
@@ -34,27 +28,6 @@ REBUILD_BOUNDARIES = ("rows-written", "filled", "swapping", "swapped")
 HIT_MAX = 8
 STORIES_A_LIFE = 10
 RANDOM_KILLS = 3
-
-
-@pytest.fixture
-async def office(stack: BackgroundStack, tmp_path: Path) -> AsyncIterator[Office]:
-    await bus.fresh(stack.kafka_bootstrap, TOPICS)
-    office = Office(stack, tmp_path)
-    yield office
-    await office.drop()
-
-
-@pytest.fixture
-async def teller(office: Office) -> AsyncIterator[Teller]:
-    async with kafka.producer(office.stack.kafka_bootstrap, client_id="stories") as producer:
-        yield Teller(producer, office)
-
-
-@pytest.fixture
-def worker(office: Office) -> Iterator[Worker]:
-    worker = office.worker()
-    yield worker
-    worker.end()
 
 
 @pytest.mark.fault("reporting-killed-at-each-boundary")
