@@ -69,6 +69,18 @@ def book(store: Restless) -> Book:
     return Book(store, Metrics(CollectorRegistry()))
 
 
+async def test_each_append_that_has_to_be_made_again_is_counted(store: Restless) -> None:
+    registry = CollectorRegistry()
+    store.mishaps = ["not stored", "lost"]
+    book = Book(store, Metrics(registry))
+    await tell(book, register())  # its state is not at hand
+    store.mishaps = ["not stored"]
+    await tell(book, HoldCuts(asking(2), "S1", "test"))  # at hand
+    name = "wattvend_vending_appends_total"
+    assert registry.get_sample_value(name, {"result": "retried"}) == 3
+    assert registry.get_sample_value(name, {"result": "stored"}) == 1
+
+
 async def tell(book: Book, command: RegisterSite | HoldCuts | ReleaseCuts) -> Outcome[Site]:
     return await book.submit(Site, command.site_id, lambda state: site.decide(state, command))
 

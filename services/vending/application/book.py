@@ -185,7 +185,10 @@ class Book:
         plan: _Plan,
         appending: asyncio.Future[Appended],
     ) -> None:
-        if appending.cancelled() or appending.exception() is not None:
+        failed = asyncio.CancelledError() if appending.cancelled() else appending.exception()
+        if failed is not None:
+            if isinstance(failed, Retriable):  # a refusal is counted where it is answered
+                self._appends("retried").inc()
             self._cache.pop(stream, None)
             self._take_care(stream, commands)
             return
