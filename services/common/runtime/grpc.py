@@ -95,7 +95,7 @@ class GrpcSettings(ServiceSettings):
 
 
 class Context(Protocol):
-    """What a handler needs of grpc.aio.ServicerContext."""
+    """What the guard reads of a grpc.aio.ServicerContext."""
 
     def invocation_metadata(self) -> Any:
         """Return the call's metadata: (key, value) pairs, or None."""
@@ -228,7 +228,7 @@ class _ByName:
     """A server as generated code wants it. It looks methods up by name, and that alone.
 
     For each call grpc.aio would wait on every method that generated code registers beside, one by
-    one: with vending's eighteen that costs as much as a sale.
+    one: with vending's eighteen that costs as much as deciding a sale.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
