@@ -26,6 +26,7 @@ from tools.stack.background import BackgroundStack
 pytestmark = pytest.mark.stack
 
 STEPS = 60
+FEEDS_MAX = 5
 BACKLOG = 4 * QUEUE_FULL
 """More than faust's queue holds, of the shards that a worker keeps when another joins it."""
 LOAD_INTERVAL_S = 0.1
@@ -272,9 +273,12 @@ async def test_woken_beside_a_namesake_that_does_not_look_it_makes_charges_wrong
     await two.kill()
     # An old header row may be among the last, and is noticed where somebody looks for holes.
     two.start(switch=["last_row_wins", "holes_are_passed_over"])
-    await world.feed(STEPS)
-    await world.caught_up()
-    verdict = await world.verdict()
+    for _ in range(FEEDS_MAX):  # an old row shows when its account is charged again
+        await world.feed(STEPS)
+        await world.caught_up()
+        verdict = await world.verdict()
+        if verdict.wrong:
+            break
     assert verdict.wrong, verdict
 
 
