@@ -4,6 +4,7 @@ Method: the writer with a producer that acknowledges, waits or fails as the test
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -119,10 +120,12 @@ async def test_readings_of_a_shard_share_a_frame_and_end_with_its_acknowledgemen
         assert producer.registers(3) == list(range(10))
         assert producer.registers(5) == [99]
         assert not any(future.done() for future in (*futures, other))
-        producer.futures[0].set_result(None)
+        partitions = (partition for partition, _, _ in producer.sent)
+        answers = dict(zip(partitions, producer.futures, strict=True))
+        answers[3].set_result(None)
         await asyncio.gather(*futures)
         assert not other.done()
-        producer.futures[1].set_result(None)
+        answers[5].set_result(None)
         await other
     assert len({envelope.event_id for _, envelope, _ in producer.sent}) == 2
     assert [frame.sequence for _, _, frame in producer.sent] == [0, 1]
@@ -183,3 +186,22 @@ async def test_there_is_no_room_while_too_many_wait() -> None:
             assert writer.has_room
             writer.offer(reading(n))
         assert not writer.has_room
+
+
+async def test_frames_of_all_shards_leave_at_the_same_instants() -> None:
+    """Readings come apart: if each frame waited its own time, they would leave apart."""
+    linger_ms, producer = 400, FakeProducer()
+    left: list[float] = []
+
+    async def leaves(writer: FrameWriter, shard: int) -> None:
+        await writer.offer(reading(1, shard=shard))
+        left.append(time.monotonic())
+
+    async with writing(producer, linger_ms) as writer, asyncio.TaskGroup() as group:
+        # Just after an instant, so that all of them come before the next one.
+        await asyncio.sleep((linger_ms - SystemClock().monotonic_ms() % linger_ms) / 1000 + 0.01)
+        for shard in range(8):
+            group.create_task(leaves(writer, shard))
+            await asyncio.sleep(0.02)
+    assert len(left) == 8
+    assert max(left) - min(left) < 0.1

@@ -51,6 +51,9 @@ class FrameWriter:
 
     While one waits for its acknowledgement the next one fills, so frames grow denser by themselves
     as load grows; and a frame that has to be sent again cannot overtake another.
+
+    The frames of all shards leave at the same instants, linger_ms apart: they share requests on
+    their way to metering and within it, and each costs less than one that comes alone.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class FrameWriter:
         self._shards = [_Shard(number) for number in range(shards)]
         self._worker = worker
         self._run_id = run_id
-        self._linger_s = linger_ms / 1000
+        self._linger_ms = linger_ms
         self._waiting_max = waiting_max
         self._clock = clock
         self._metrics = metrics
@@ -113,7 +116,7 @@ class FrameWriter:
             await shard.some.wait()
             if not self._is_flushing:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._linger_s):
+                    async with asyncio.timeout(self._leave_in_ms() / 1000):
                         await shard.full.wait()
             taken = shard.take()
             points.point("frame-gathered")
@@ -125,6 +128,12 @@ class FrameWriter:
                     acknowledged.set_result(None)
             if self._unacknowledged == 0:
                 self._empty.set()
+
+    def _leave_in_ms(self) -> int:
+        """Return how long until the next instant at which frames leave, at most linger_ms."""
+        if not self._linger_ms:
+            return 0
+        return self._linger_ms - self._clock.monotonic_ms() % self._linger_ms
 
     async def _send(self, shard: int, readings: list[MeterReading]) -> None:
         rows = frame_rows(readings)
