@@ -17,7 +17,7 @@ from mode.utils.queues import FlowControlEvent
 from services.common.runtime import points
 from services.common.runtime.fence import ClockFence, wrap_method
 from services.metering.adapters import app, changelog, shell
-from services.metering.adapters.app import SteadyConsumer
+from services.metering.adapters.app import SteadyConsumer, SteadyFlow
 from services.metering.adapters.changelog import ShardChangelog, StoredRow
 from services.metering.adapters.decoding import Raw
 from services.metering.adapters.lane import Lane, Work
@@ -224,7 +224,7 @@ def sessions_do_not_end() -> None:
 def records_flow_before_the_seek() -> None:
     """Rule 8: let records flow while recovery is on, and let its last resume empty the queues."""
     patch(SteadyConsumer, resume_flow=driver.Consumer.resume_flow)
-    patch(app, SteadyFlow=FlowControlEvent)
+    patch(SteadyFlow, resume=FlowControlEvent.resume)
 
 
 def only_what_is_committed_is_sought() -> None:

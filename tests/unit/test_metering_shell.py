@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from uuid import UUID
@@ -47,7 +48,7 @@ from services.metering.adapters.decoding import (
     opened,
 )
 from services.metering.adapters.exits import Exit
-from services.metering.adapters.lane import Lane, Work
+from services.metering.adapters.lane import GROUPS_APART_S, Lane, Work
 from services.metering.adapters.metrics import Metrics
 from services.metering.adapters.outputs import partition, send_outputs
 from services.metering.adapters.shell import Shell
@@ -332,26 +333,26 @@ class LaneBench:
                 [row(f"fact{offset}")],
                 [row(f"account{offset}")],
                 row(f"header{offset}"),
-                lambda: None,
                 lambda: self.done.append(offset),
             )
         )
 
 
+def lane_on(changelog: ShardChangelog) -> Lane:
+    return Lane(
+        changelog,
+        header=row("header-1"),
+        offset=-1,
+        pending_max=3,
+        header_interval_s=3600,
+        wrote=lambda _kind, _count: None,
+    )
+
+
 @pytest.fixture
 async def bench() -> Any:
     producer = FakeProducer(holding=True)
-    made = LaneBench(
-        producer,
-        Lane(
-            ShardChangelog(producer, 3, 0),
-            header=row("header-1"),
-            offset=-1,
-            pending_max=3,
-            header_interval_s=3600,
-            wrote=lambda _kind, _count: None,
-        ),
-    )
+    made = LaneBench(producer, lane_on(ShardChangelog(producer, 3, 0)))
     yield made
     await made.lane.close()
 
@@ -364,6 +365,7 @@ async def test_each_step_waits_for_the_acknowledgement_of_the_one_before(bench: 
     assert bench.producer.keys == []
     output.set_result(None)
     for steps in ([b"fact0"], [b"fact0", b"account0"], [b"fact0", b"account0", b"header0"]):
+        await soon(partial(lambda wanted: bench.producer.keys == wanted, steps))
         await settle()
         assert bench.producer.keys == steps
         assert bench.done == []
@@ -387,6 +389,31 @@ async def test_records_that_wait_go_together_and_the_last_header_speaks_for_them
     ]
 
 
+async def test_lanes_write_at_the_same_instants() -> None:
+    """Records of two shards come apart; what follows from them goes together."""
+    loop, wrote_s = asyncio.get_running_loop(), []
+
+    class Watched(FakeProducer):
+        async def send_batch(self, *arguments: Any, **more: Any) -> Any:
+            if not self.batches:
+                wrote_s.append(loop.time())
+            return await super().send_batch(*arguments, **more)
+
+    benches = []
+    for producer in (Watched(), Watched()):
+        benches.append(LaneBench(producer, lane_on(ShardChangelog(producer, 3, 0))))
+        benches[-1].lane.start([])
+    # Just after an instant, so that both come before the next one.
+    await asyncio.sleep(GROUPS_APART_S - loop.time() % GROUPS_APART_S)
+    for one in benches:
+        await asyncio.sleep(GROUPS_APART_S / 4)
+        await one.put(0)
+    await soon(lambda: all(one.done for one in benches))
+    assert wrote_s[1] - wrote_s[0] < GROUPS_APART_S / 5
+    for one in benches:
+        await one.lane.close()
+
+
 async def test_a_full_lane_takes_no_more_until_something_is_durable(bench: LaneBench) -> None:
     for offset in range(3):
         await bench.put(offset)
@@ -401,7 +428,7 @@ async def test_a_full_lane_takes_no_more_until_something_is_durable(bench: LaneB
 async def test_a_closed_lane_neither_writes_nor_acknowledges(bench: LaneBench) -> None:
     bench.lane.start([])
     await bench.put(0)
-    await settle()
+    await soon(lambda: bench.producer.keys == [b"fact0"])
     closing = asyncio.create_task(bench.lane.close())
     await settle()
     assert not closing.done(), "rows on their way are waited for"
@@ -702,6 +729,41 @@ async def test_resuming_a_flow_that_is_active_keeps_what_is_queued() -> None:
     flow.suspend()
     flow.resume()
     assert cleared == [True, True]
+
+
+class Handing:
+    """What the consumer needs to hand records over: a flow in which `waiting` records wait."""
+
+    flow_active = True
+    should_stop = False
+
+    def __init__(self, waiting: int) -> None:
+        flow = SimpleNamespace(waiting=waiting, is_active=lambda: True)
+        self.app = SimpleNamespace(flow_control=flow)
+        self.handed: list[asyncio.Task[Any] | None] = []
+
+    async def hand_over(self) -> None:
+        async def taken() -> None:
+            self.handed.append(asyncio.current_task())
+
+        consumer: Any = self
+        await app.SteadyConsumer.wait_first(consumer, taken(), asyncio.Event().wait())
+
+
+async def test_records_of_one_poll_are_handed_over_without_a_task_for_each() -> None:
+    consumer = Handing(waiting=app.TOGETHER_MAX - 1)
+    await consumer.hand_over()
+    assert consumer.handed == [asyncio.current_task()]
+
+
+async def test_no_record_is_handed_over_while_many_wait() -> None:
+    consumer = Handing(waiting=app.TOGETHER_MAX)
+    handing = asyncio.create_task(consumer.hand_over())
+    await asyncio.sleep(app.FULL_S * 5)
+    assert consumer.handed == []
+    consumer.app.flow_control.waiting -= 1
+    await asyncio.wait_for(handing, SOON_S)
+    assert consumer.handed == [handing]
 
 
 async def test_the_faust_app_has_the_settings_that_were_measured() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -35,6 +35,9 @@ FETCH_WAIT_MS = 100
 fetched from anew, several times in a rebalance. With faust's 1.5 s that takes seconds.
 """
 BUFFERED_EVENTS_MAX = 256
+TOGETHER_MAX = 32
+"""Records that are handed over without a pause of FULL_S."""
+FULL_S = 0.001
 DRAIN_S = 4.0
 
 
@@ -49,6 +52,11 @@ class SteadyFlow(FlowControlEvent):
         """Let events flow, and forget stale ones, unless they flow already."""
         if not self.is_active():
             super().resume()
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait to be absorbed."""
+        return sum(queue.qsize() for queue in self._queues)
 
 
 class PromptThread(driver.AIOKafkaConsumerThread):
@@ -75,6 +83,25 @@ class SteadyConsumer(driver.Consumer):
         """Let records flow; not while every partition is paused, which is so until the seek."""
         if self._get_active_partitions():
             super().resume_flow()
+
+    async def wait_first(self, *waits: Any, **more: Any) -> Any:
+        """Hand a record to its stream at once; faust makes four tasks of each.
+
+        What it guards against, a flow that stops while a record is handed over, cannot come
+        between: while records flow the queue takes each of them without waiting. So records of
+        one poll are absorbed, and their outputs sent, together. But no more of them than that:
+        where its buffer is full, faust sleeps for a second.
+        """
+        if len(waits) != 2:
+            return await super().wait_first(*waits, **more)
+        hand_over, stopped = waits
+        flow = cast("SteadyFlow", self.app.flow_control)
+        while flow.waiting >= TOGETHER_MAX and self.flow_active and not self.should_stop:
+            await asyncio.sleep(FULL_S)
+        if self.flow_active and flow.is_active():
+            stopped.close()
+            return await hand_over
+        return await super().wait_first(hand_over, stopped)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek each shard to what is committed (nothing: its beginning), or to what its rows lack.
@@ -115,7 +142,7 @@ class App(faust.App):
     health: Health
 
     @property
-    def flow_control(self) -> FlowControlEvent:
+    def flow_control(self) -> SteadyFlow:
         if not hasattr(self, "_steady_flow"):
             self._steady_flow = SteadyFlow(loop=self.loop)
         return self._steady_flow

@@ -19,6 +19,10 @@ from services.metering.adapters.exits import Exit, leave
 from services.metering.domain.messages import Row
 
 GROUP_RECORDS_MAX = 64
+GROUPS_APART_S = 0.02
+"""Lanes write at the same instants, this far apart: the rows of all shards go in one request, and
+the outputs of the next records, which somebody waits for, need not wait for many small ones.
+"""
 CLOSE_TIMEOUT_S = 3.0
 """How long a revoke waits for rows on their way: half of the session."""
 
@@ -27,8 +31,7 @@ CLOSE_TIMEOUT_S = 3.0
 class Work:
     """One record that is absorbed. `sent`: the futures of its outputs' acknowledgements.
 
-    `charged` is called when the outputs are acknowledged, `durable` when everything is: it
-    acknowledges the input.
+    `durable` is called when everything is acknowledged: it acknowledges the input.
     """
 
     offset: int
@@ -36,7 +39,6 @@ class Work:
     fact_rows: Sequence[Row]
     account_rows: Sequence[Row]
     header: Row
-    charged: Callable[[], object]
     durable: Callable[[], object]
 
 
@@ -137,7 +139,10 @@ class Lane:
                     await self._changed.wait_for(lambda: self._waiting)
             except TimeoutError:
                 return []
-        group = [self._waiting.popleft()]
+        if len(self._waiting) < GROUP_RECORDS_MAX:
+            now_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(GROUPS_APART_S - now_s % GROUPS_APART_S)
+        group: list[Work] = []
         while self._waiting and len(group) < GROUP_RECORDS_MAX:
             group.append(self._waiting.popleft())
         self._in_hand = len(group)
@@ -147,7 +152,6 @@ class Lane:
         for work in group:
             for acknowledgement in work.sent:
                 await acknowledgement
-            work.charged()
         if group:
             points.point("outputs-acknowledged")
             self._header = group[-1].header

@@ -213,6 +213,9 @@ class Shell:
         points.point("absorbed")
         sent += await send_outputs(self._producer(), absorbed.outputs, raw, found.traceparent)
         points.point("outputs-sent")
+        if isinstance(found.record.value, ReadingFrame) and sent:
+            oldest_ms = int(found.record.value.rows["received_at_ms"].min())
+            sent[0].add_done_callback(lambda _: self._charged(oldest_ms))
         await shard.lane.put(
             Work(
                 raw.offset,
@@ -220,15 +223,12 @@ class Shell:
                 absorbed.fact_rows,
                 absorbed.account_rows,
                 absorbed.header,
-                lambda: self._charged(found.record),
                 acknowledge,
             )
         )
 
-    def _charged(self, record: LogRecord) -> None:
-        if isinstance(record.value, ReadingFrame):
-            oldest_ms = int(record.value.rows["received_at_ms"].min())
-            self._metrics.charge_latency.observe((self._clock.now_ms() - oldest_ms) / 1000)
+    def _charged(self, oldest_ms: int) -> None:
+        self._metrics.charge_latency.observe((self._clock.now_ms() - oldest_ms) / 1000)
 
     async def wake_due_shards(self) -> None:
         """Send a wake to each shard whose next deadline the wall clock has reached."""
