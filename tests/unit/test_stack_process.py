@@ -5,6 +5,7 @@ every wait is for a condition with a deadline.
 """
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -80,6 +81,17 @@ async def test_a_child_that_dies_at_start_is_reported_with_code_log_and_its_last
     assert text.startswith("part ended before it was ready, exit code 7")
     assert "the disk is full" in text
     assert str(tmp_path / "logs" / "part.log") in text
+
+
+async def test_a_child_steps_back_as_far_as_it_is_told(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for name, niceness in (("first", 0), ("behind", 7)):
+        process = await supervisor.start(ProcessSpec(name, FOREVER, niceness=niceness))
+        assert process.pid is not None
+        stands_at = functools.partial(os.getpriority, os.PRIO_PROCESS, process.pid)
+        await until(functools.partial(lambda at, wanted: at() == wanted, stands_at, own + niceness))
+    await supervisor.stop_all()
 
 
 async def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:

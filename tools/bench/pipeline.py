@@ -49,7 +49,7 @@ CUT_WITHIN_S = 180.0
 MOVED_WITHIN_S = 30.0
 REST_S = 0.5
 """Between a cut and its payment, so that the line is idle again."""
-LOOK_S = 0.1
+LOOK_S = 0.25
 COMFORTABLE_MINOR = 5_000_000
 Part = TypeVar("Part")
 

@@ -13,6 +13,10 @@ from services.common.runtime import kafka
 from services.common.runtime.topics import catalogue
 
 TOPICS = ("charges", "alarms", "command-outcomes")
+GATHER_BYTES = 1 << 20
+"""The broker holds a fetch for `kafka.FETCH_WAIT_MS` unless there is so much: who looks on should
+not be in the way. Every duration comes from the records themselves.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Observer:
                 self.heard.notify_all()
 
     async def _read(self, bootstrap: str) -> None:
-        reader = kafka.consumer(bootstrap, client_id="demo-observer")
+        reader = kafka.consumer(bootstrap, client_id="demo-observer", fetch_min_bytes=GATHER_BYTES)
         await reader.start()
         try:
             known = catalogue()

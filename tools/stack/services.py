@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tools.stack.ports import LOOPBACK, Ports
-from tools.stack.process import ProcessSpec, Restart, always_ready
+from tools.stack.process import READERS_NICENESS, ProcessSpec, Restart, always_ready
 
 ROOT = Path(__file__).parents[2]
 PROBE_TIMEOUT_S = 2.0
@@ -45,6 +45,7 @@ class ServiceSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[], Awaitable[bool]] = always_ready
     kind: Kind = Kind.SERVICE
+    niceness: int = 0
     address: str = ""
 
     def process(self, restart: Restart | None) -> ProcessSpec:
@@ -58,6 +59,7 @@ class ServiceSpec:
             start_within_s=TOPICS_WITHIN_S if one_shot else SERVICE_START_WITHIN_S,
             stop_within_s=SERVICE_STOP_WITHIN_S,
             restart=restart,
+            niceness=self.niceness,
             address=self.address,
         )
 
@@ -132,6 +134,7 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
                 argv=(sys.executable, "-m", f"services.{name}"),
                 env=environment(name, {**common, **settings}),
                 ready=http_ready(http_port),
+                niceness=READERS_NICENESS if name == "reporting" else 0,
                 address=f"{LOOPBACK}:{grpc_port} (gRPC)" if grpc_port else http_address(http_port),
             )
         )

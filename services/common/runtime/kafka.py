@@ -16,7 +16,7 @@ from services.common.kernel.routing import partition_of
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
 
-FETCH_WAIT_MS = 20
+FETCH_WAIT_MS = 100
 """How long the broker may hold a fetch that has nothing: an upper bound on an idle consumer's lag
 is not this (it answers at once when a record comes), but on how long a stop waits."""
 FETCH_BYTES_MAX = 4 << 20
