@@ -147,3 +147,17 @@ class MqttBrokerContract:
         publish(broker, b"last")
         assert subscriber.next(ack=True).payload == b"last"
         subscriber.leave()
+
+    def test_a_subscriber_that_comes_back_at_once_gets_what_is_published_next(
+        self, broker: BrokerAddress
+    ) -> None:
+        subscriber = Subscriber(broker)
+        subscriber.connect()
+        subscriber.subscribe("meters/#")
+        # How the end of the old connection meets the start of the new one is decided by chance.
+        for payload in (str(number).encode() for number in range(100)):
+            subscriber.leave()
+            assert subscriber.connect() is True
+            publish(broker, payload)
+            assert subscriber.next(ack=True).payload == payload
+        subscriber.leave()

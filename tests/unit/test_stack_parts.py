@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import requests
+from amqtt.adapters import BufferReader, BufferWriter
+from amqtt.session import Session
 
 from tools.stack import jars, kafka, mqtt
+from tools.stack.amqtt_broker import Handler
 from tools.stack.errors import DirectoryInUseError, FetchError, SettingError
 from tools.stack.identity import ProcessIdentity
 from tools.stack.ports import Ports, client_port_min, setting
@@ -170,6 +173,19 @@ def test_an_unknown_or_missing_mqtt_broker_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv(mqtt.BROKER_SETTING, "rabbit")
     with pytest.raises(SettingError, match="must be mosquitto or amqtt"):
         mqtt.choose_broker()
+
+
+async def test_a_session_is_there_although_its_last_connection_ended_while_this_one_waited() -> (
+    None
+):
+    session = Session()
+    session.client_id = "keeper"
+    session.transitions.connect()
+    session.transitions.disconnect()
+    plugins: Any = None
+    connection = Handler(plugins)
+    connection.attach(session, BufferReader(b""), BufferWriter())
+    assert session.transitions.is_connected()
 
 
 def test_a_directory_has_one_stack_at_a_time(tmp_path: Path) -> None:

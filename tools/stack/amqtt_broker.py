@@ -12,7 +12,8 @@ here (tests/integration/test_stack.py holds each against this broker):
 - messages a publisher sent, and had acknowledged, just before it left may never be delivered:
   here they are routed before its session ends;
 - the end of a connection marks the session as away even where the client is back on a new one,
-  which then gets nothing more: here the session belongs to the newest connection;
+  which then gets nothing more: here the session belongs to the newest connection, also where the
+  old one ended while the new one waited for just that;
 - messages published with QoS 0 are delivered with the subscription's QoS, and kept for a
   subscriber who is away: here they stay QoS 0, and nothing is kept of them.
 What stays: sessions and queues live in memory and are lost when the broker ends; at most 65,535
@@ -29,6 +30,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import amqtt.broker
+from amqtt.adapters import ReaderAdapter, WriterAdapter
 from amqtt.mqtt.constants import QOS_0
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.puback import PubackPacket
@@ -53,6 +55,13 @@ class AcceptAll(BaseAuthPlugin):
 
 class Handler(BrokerProtocolHandler):
     """A connection that forgets a QoS 1 message at its PUBACK and not before."""
+
+    def attach(self, session: Session, reader: ReaderAdapter, writer: WriterAdapter) -> None:
+        super().attach(session, reader, writer)
+        # A connection that takes over finds the session connected, waits until its predecessor has
+        # stopped, and the predecessor's last act may be to mark the session as away.
+        if not session.transitions.is_connected():
+            session.transitions.connect()
 
     async def _handle_qos1_message_flow(
         self, app_message: OutgoingApplicationMessage | IncomingApplicationMessage
