@@ -4,7 +4,7 @@ Method: values in, values out; the group's assignor is asked directly; no broker
 """
 
 import asyncio
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import AsyncMock
@@ -86,7 +86,7 @@ def test_every_outcome_fits_its_schema_and_comes_back_as_it_was(delivered: World
         value = codec.encode("command-outcome", record)
         past = records.past_outcome(codec.decode(codec.schema_header("command-outcome"), value))
         assert replace(past.intent, event_id=outcome.intent.event_id) == outcome.intent
-        for name in Outcome.__slots__:
+        for name in (known.name for known in fields(Outcome)):
             if name != "intent":
                 assert getattr(past, name) == getattr(outcome, name), name
 

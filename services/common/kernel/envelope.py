@@ -1,16 +1,16 @@
 """The headers that every record on the bus carries."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 
 Headers = Sequence[tuple[str, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Envelope:
     """Who a record is and what caused it.
 

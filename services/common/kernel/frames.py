@@ -7,7 +7,6 @@ Avro column, dtype.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 
 READINGS_MAX = 500
 ABSENT_REGISTER = -1
@@ -93,7 +93,7 @@ KIND_USAGE = 0
 KIND_CLOSING = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ReadingFrame:
     """Readings of one shard. `rows`: structured array of dtype READING, 1..500 entries."""
 
@@ -126,7 +126,7 @@ class ReadingFrame:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ChargeFrame:
     """The charges of one shard-log record. `rows`: dtype CHARGE; `names`: its dictionary."""
 

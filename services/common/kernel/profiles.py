@@ -8,13 +8,13 @@ the platform's integer: Wh (thousandths of the billing unit), mV, mA, W, thousan
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.frames import RATES
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 
 PHASES_MAX = 3
 REGISTER_COUNT_MAX = 125
@@ -50,7 +50,7 @@ def relay_command(wanted: str, mode: str) -> RelayCommand:
     return RelayCommand.CLOSED_FORCED if mode == "forced-on" else RelayCommand.CLOSED_PREPAID
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RegisterNumber:
     """A number in Modbus registers, big-endian, high word first.
 
@@ -68,7 +68,7 @@ class RegisterNumber:
         return 2 if self.kind.endswith("32") else 1
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RelayBits:
     """Where relays are read back: bit numbers (0 = lowest) of one register, L1 first."""
 
@@ -76,7 +76,7 @@ class RelayBits:
     closed_bits: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ClockBytes:
     """The device's naive local clock: one binary byte a part, from `at_byte` of the block."""
 
@@ -85,7 +85,7 @@ class ClockBytes:
     century: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class LiveBlock:
     """The registers that one read turns into a whole reading."""
 
@@ -103,7 +103,7 @@ class LiveBlock:
     clock: ClockBytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class SerialBlock:
     """Where a meter tells its number: `count` registers of packed BCD, two digits a byte."""
 
@@ -111,7 +111,7 @@ class SerialBlock:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RelayRegisters:
     """How a relay is commanded: the values written at `address` with function 0x10."""
 
@@ -119,7 +119,7 @@ class RelayRegisters:
     values: Mapping[RelayCommand, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ModbusProfile:
     """A meter that is polled. `phases`: the wired ones, 1..3."""
 
@@ -136,7 +136,7 @@ class ModbusProfile:
         return _mask(self.phases)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class JsonNumber:
     """A JSON number. The platform's integer is the number x 10^`exponent`, decimals beyond cut."""
 
@@ -145,7 +145,7 @@ class JsonNumber:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MqttFields:
     """What the fields of a `data` message are called."""
 
@@ -167,7 +167,7 @@ class MqttFields:
     relay_open: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MqttControl:
     """How a relay is commanded over MQTT, and how the device answers.
 
@@ -183,7 +183,7 @@ class MqttControl:
     reply_ok: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MqttProfile:
     """A meter that pushes JSON over MQTT. Topics hold {product}, {command} and {serial}."""
 

@@ -10,16 +10,15 @@ nine. Price and ledger move together: there *_micro is in thousandths of the cur
 millionths, and milli x price is exactly one ledger unit all the same.
 """
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Currency:
     """A currency: how many decimals a person sees and how many the ledger keeps."""
 

@@ -11,7 +11,6 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from pydantic import Field
 
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.common.runtime.http import Health, cannot_listen
 from services.common.runtime.settings import ServiceSettings
 
@@ -141,7 +141,7 @@ def status_of(reason: Reason, message: str, field: str = "") -> status_pb2.Statu
     return status_pb2.Status(code=code_of(reason).value[0], message=message, details=[info])
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Call:
     """What a handler knows of its call. `remaining_s`: until the client's deadline, if it set one.
 

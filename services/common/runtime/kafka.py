@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
+from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
 
@@ -107,7 +107,7 @@ async def send(
     return await send_outgoing(to, outgoing)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Outgoing:
     """One record to send; `partition` or `route` says where, as `send` wants it.
 
@@ -214,7 +214,7 @@ async def all_acknowledged(futures: Iterable[Awaitable[Any]]) -> None:
     await asyncio.gather(*futures)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StepOver:
     """What to do with a record that must not be passed over and cannot be read.
 

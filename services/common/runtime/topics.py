@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 import schemas
 from services.common.kernel.errors import Retriable
+from services.common.kernel.values import value_class
 
 _DAY_MS = 86_400_000
 _LEADER_WAIT_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Topic:
     """One entry of the catalogue. `values`: subject → the service that writes it."""
 
@@ -36,7 +36,7 @@ class Topic:
     config: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Catalogue:
     """All topics, the shard count and the subjects that a ledger-event's data may have."""
 

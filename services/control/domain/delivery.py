@@ -6,8 +6,9 @@ delivery ends, only for how soon.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from services.common.kernel.values import value_class
 from services.control.domain.messages import (
     Action,
     Intent,
@@ -21,7 +22,7 @@ BACKOFF_DOUBLINGS_MAX = 20
 OK = "ok"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Limits:
     """The bounds of delivery; services/control/config.py says what each is for."""
 
@@ -41,7 +42,7 @@ class Limits:
         return min(self.backoff_base_ms << doublings, self.backoff_max_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Flight:
     """The one command of a meter that is under way, from `sent` to its read-back.
 
@@ -60,7 +61,7 @@ class Flight:
     reads: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Delivery:
     """What control knows of one meter. `noted`: results told once an intent.
 

@@ -9,9 +9,9 @@ it can be dropped with a partition; nothing acts in a partition before `begin`.
 import heapq
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from services.common.kernel.profiles import Profile
+from services.common.kernel.values import value_class
 from services.control.domain import delivery as rules
 from services.control.domain.brake import Brake
 from services.control.domain.delivery import Delivery, Limits
@@ -41,7 +41,7 @@ UNSENT = "unsent"
 """The result of a command that did not leave control."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Act:
     """One action, and the partition in whose name it is done: it is void once that is dropped."""
 
@@ -50,7 +50,7 @@ class Act:
     action: Action
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Place:
     """Where a delivery is kept."""
 

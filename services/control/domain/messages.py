@@ -1,9 +1,9 @@
 """What control hears and what it does. Pure values; adapters/records.py leads from and to Avro."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from services.common.kernel.profiles import RelayCommand, relay_command
+from services.common.kernel.values import value_class
 
 Version = tuple[int, int]
 """(meter epoch, shard-log offset) of an intent, (book epoch, revision) of a fact. Highest wins."""
@@ -28,7 +28,7 @@ class Result(StrEnum):
     OFFLINE = "offline"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Intent:
     """The position metering wants a relay in. `send_before_ms` null: it never expires."""
 
@@ -58,7 +58,7 @@ class Intent:
         return relay_command(self.wanted, self.mode)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RelayState:
     """What the device reported: position open, closed or mixed, by a read that began then."""
 
@@ -67,7 +67,7 @@ class RelayState:
     began_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Reply:
     """What became of a request or an MQTT command. `position` only for read-live."""
 
@@ -79,7 +79,7 @@ class Reply:
     position: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Meter:
     meter_id: str
     serial: str
@@ -92,7 +92,7 @@ class Meter:
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Gateway:
     """`address`: host:port of a polled line, product/serial on the broker."""
 
@@ -101,7 +101,7 @@ class Gateway:
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Site:
     site_id: str
     cuts_held: bool
@@ -113,7 +113,7 @@ DOUBTFUL_REASONS = frozenset({"serial-mismatch", "wrong-gateway", "unknown-devic
 """A device set aside for anything else is itself: only what it says of energy cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class DeviceStatus:
     """`device_id`: gateways/{id} or meters/{id}; `status`: online, offline or quarantined.
 
@@ -134,7 +134,7 @@ class DeviceStatus:
 Fact = Meter | Gateway | Site | DeviceStatus
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Outcome:
     """One step of the delivery of `intent`; `attempt` 0 where nothing was sent.
 
@@ -154,7 +154,7 @@ class Outcome:
     is_first: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class LineRequest:
     """One exchange for the owner of a polled line.
 
@@ -171,7 +171,7 @@ class LineRequest:
     requested_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MqttCommand:
     """One message to a gateway on the broker: never retained, void after `not_after_ms`."""
 

@@ -1,10 +1,11 @@
 """What to do for one meter at one instant: the rules of delivery, in the order they decide."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.profiles import ModbusProfile, MqttProfile, Profile
+from services.common.kernel.values import value_class
 from services.control.domain.delivery import (
     Delivery,
     Flight,
@@ -34,7 +35,7 @@ from services.control.domain.messages import (
 FORCED_ON = "forced-on"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Scene:
     """What the registry, the statuses and the brake say around a meter.
 
@@ -73,7 +74,7 @@ class Scene:
         return has_been_seen or isinstance(self.profile, ModbusProfile)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Advanced:
     """Do `actions` in their order; come again at `due_ms` (null: only when something is heard)."""
 

@@ -5,7 +5,7 @@ A reading becomes: a sign of life, a relay-state where one is due, an entry of i
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any, Protocol
 
 import structlog
@@ -13,6 +13,7 @@ import structlog
 from services.common.kernel.clock import Clock
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.profiles import Profile
+from services.common.kernel.values import value_class
 from services.common.runtime.kafka import Outgoing
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.errors import Fault, Unusable
@@ -49,7 +50,7 @@ class Out(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Source:
     """How a reading came. `by`: poll, request, push; `protocol` labels metrics."""
 
@@ -62,7 +63,7 @@ POLLED = Source("modbus", "poll")
 PUSHED = Source("mqtt", "push")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Reply:
     """What becomes a device-reply."""
 
@@ -189,7 +190,7 @@ class Intake:
         """Tell what became of a request; the future says whether Kafka has it."""
         known = operation if operation in OPERATIONS else "unknown"
         self.metrics.replies.labels(known, reply.result).inc()
-        record = {name: getattr(reply, name) for name in Reply.__slots__}
+        record = {name: getattr(reply, name) for name in (known.name for known in fields(Reply))}
         identity = name_uuid("device-reply", self.worker, *record.values())
         return self._outbox.put(
             Outgoing(

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.profiles import ModbusProfile, Profile
+from services.common.kernel.values import value_class
 from services.ingest.adapters.intake import POLLED, Intake, Reply, Source
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.errors import Fault, Unusable
@@ -35,7 +35,7 @@ REST_MS = 100
 """A line that may be another worker's looks this often whether it is ours again."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class LineSettings:
     """The bounds of a line; config.py says what each means."""
 

@@ -10,7 +10,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -19,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
+from services.common.kernel.values import value_class
 from services.common.runtime import mqtt, points
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.adapters.mqtt_intake import Durable
@@ -32,7 +32,7 @@ GRANTED = ReasonCode(PacketTypes.SUBACK, "Granted QoS 1")
 Handler = Callable[[str, bytes], Durable | None]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Delivery:
     """One message as a connection delivered it. `mid` means something on that connection only."""
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 from services.common.kernel import frames
 from services.common.kernel.ids import SERIAL_SIZE_MAX
 from services.common.kernel.profiles import JsonNumber, MqttProfile
+from services.common.kernel.values import value_class
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.reading import DeviceReading, Phases
 
@@ -27,7 +27,7 @@ _SERIAL = re.compile(rf"[!-~]{{1,{SERIAL_SIZE_MAX}}}")
 _TEXT = re.compile(rf"[ -~]{{1,{TEXT_SIZE_MAX}}}")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class From:
     """Which session a message came from. `address` = product/serial, as gateway-fact has it."""
 
@@ -40,28 +40,28 @@ class From:
         return f"{self.product}/{self.serial}"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Login:
     """A gateway says it is there; it waits for login_answer()."""
 
     source: From
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class TimeRequest:
     """A gateway asks for the time: time_answer()."""
 
     source: From
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Heart:
     """A gateway is alive."""
 
     source: From
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Data:
     """A meter behind a gateway. `body`: the JSON object, for decode_data with the meter's profile.
 
@@ -74,7 +74,7 @@ class Data:
     body: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ControlReply:
     """A meter's answer to a control message of ours: `request_id` was its msgid."""
 
@@ -84,7 +84,7 @@ class ControlReply:
     is_ok: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Other:
     """A command of the dialect that is not used here."""
 

@@ -1,11 +1,11 @@
 """One exchange with a device on a polled line: what was asked, what came of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
 from services.common.kernel.profiles import ModbusProfile, Profile
+from services.common.kernel.values import value_class
 from services.ingest.domain.registry import Meter
 
 OPERATION_WRITE = "write-registers"
@@ -24,7 +24,7 @@ class Result(StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Answer:
     """What one transaction gave. `words` is empty unless it is the OK of a read.
 
@@ -72,7 +72,7 @@ class Link(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Request:
     """A device-request, as the owner of a line sees it."""
 

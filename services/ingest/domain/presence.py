@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from services.common.kernel.values import value_class
 from services.ingest.domain.errors import Fault
 from services.ingest.domain.registry import Gateway, Meter
 
@@ -23,7 +24,7 @@ REASON_GATEWAY = "gateway-offline"
 REASON_REGISTERED = "registered"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Device:
     """Whom a device-status is about. `kind`: gateway, meter, unknown."""
 

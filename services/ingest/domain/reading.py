@@ -1,6 +1,5 @@
 """A reading as a device gave it, and what makes it one of a meter: time, route, identity."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.common.kernel import frames, ids
+from services.common.kernel.values import value_class
 from services.common.kernel.zones import utc_ms
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.registry import Meter
@@ -24,7 +24,7 @@ QUALITY_ACTUAL = ord("A")
 Phases = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class DeviceReading:
     """What one live block or one `data` message says.
 
@@ -43,7 +43,7 @@ class DeviceReading:
     power_factor_milli: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class MeterReading:
     """A device's reading as one of a meter: routed, with absolute times."""
 

@@ -1,10 +1,11 @@
 """What ingest knows of sites, gateways and meters: the newest fact of each, and look-ups."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
 
 Version = tuple[int, int]
@@ -15,7 +16,7 @@ PROTOCOL_MQTT = "mqtt-acrel"
 POLLED_PROTOCOLS = frozenset({PROTOCOL_MODBUS_TCP, PROTOCOL_MODBUS_RTU})
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Meter:
     """A meter: what it is, where it hangs, which shard its readings go to."""
 
@@ -37,7 +38,7 @@ class Meter:
         return f"meters/{self.meter_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Gateway:
     """A gateway: `address` is host:port, or product/serial on the broker."""
 
@@ -53,7 +54,7 @@ class Gateway:
         return f"gateways/{self.gateway_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Line:
     """A polled line: its gateway and the meters on it, by bus address."""
 

@@ -1,8 +1,7 @@
 """Relay positions, and when one is worth a relay-state."""
 
-from dataclasses import dataclass
-
 from services.common.kernel.profiles import Profile
+from services.common.kernel.values import value_class
 
 
 def position(profile: Profile, closed_mask: int) -> str:
@@ -13,7 +12,7 @@ def position(profile: Profile, closed_mask: int) -> str:
     return "closed" if wired == profile.phase_mask else "mixed"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Told:
     epoch: int
     closed_mask: int

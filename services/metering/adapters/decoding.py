@@ -2,12 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.frames import ReadingFrame
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
 from services.metering.domain.messages import LogRecord
@@ -30,7 +30,7 @@ class TooManyDead(Bug):
     """So many frames cannot be decoded that this deploy, not the frames, must be wrong."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Raw:
     """One record of the shard log as Kafka has it. `timestamp_ms` is its LogAppendTime."""
 
@@ -47,7 +47,7 @@ class Raw:
         return f"{TOPIC}-{self.shard}-{self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Opened:
     """A record that `absorb` can take, and the trace it belongs to."""
 
@@ -55,7 +55,7 @@ class Opened:
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Dead:
     """A frame that cannot be decoded, and why."""
 

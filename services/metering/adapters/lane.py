@@ -9,10 +9,10 @@ row before it is durable. Groups grow by themselves as load grows.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from services.common.kernel.errors import Bug
+from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.metering.adapters.changelog import Dropped, ForeignWriter, ShardChangelog
 from services.metering.adapters.exits import Exit, leave
@@ -27,7 +27,7 @@ CLOSE_TIMEOUT_S = 3.0
 """How long a revoke waits for rows on their way: half of the session."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Work:
     """One record that is absorbed. `sent`: the futures of its outputs' acknowledgements.
 

@@ -1,12 +1,12 @@
 """Rules 4 and 5: what an interval costs. On columns, one charge an account at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from services.common.kernel.frames import CHARGE
 from services.common.kernel.units import INT64_MAX, fits_int64
+from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.shard import ShardState
@@ -14,7 +14,7 @@ from services.metering.domain.shard import ShardState
 BALANCE_EVERY_MS = 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Intervals:
     """The intervals to charge: a meter, its account and the reading that ends it, n entries each.
 

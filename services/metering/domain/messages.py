@@ -1,14 +1,15 @@
 """What goes into `absorb` and what comes out of it. Pure values; the shell does the I/O."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from services.common.kernel.frames import ReadingFrame
+from services.common.kernel.values import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class LogRecord:
     """One record of a shard's log, decoded.
 
@@ -23,7 +24,7 @@ class LogRecord:
     value: ReadingFrame | dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Output:
     """One record to send.
 
@@ -50,7 +51,7 @@ class Row(NamedTuple):
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Absorbed:
     """What one record did.
 

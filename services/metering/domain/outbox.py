@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from services.common.kernel.frames import ChargeFrame
 from services.common.kernel.ids import name_uuid
+from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
 from services.metering.domain.rows import LEVEL_NAMES, Fact
@@ -21,7 +21,7 @@ _BALANCE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Cause:
     """What a decision cites.
 

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.common.runtime import codec, kafka
 from services.common.runtime.topics import catalogue
 from services.reporting.adapters.database import Place, Span
@@ -31,7 +31,7 @@ between two answers grows long when frames are full."""
 Skip = frozenset[tuple[str, int, int]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Batch:
     """Some records as rows. `advanced`: partition → (next offset before, after).
 

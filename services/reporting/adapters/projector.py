@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import asyncpg
 import structlog
@@ -12,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
+from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.common.runtime.http import Health
 from services.reporting.adapters import database, log
@@ -68,7 +68,7 @@ class Metrics:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Source:
     """Where the log and the tables are, and how much goes into one transaction."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +9,7 @@ import asyncpg
 
 from services.common.kernel.errors import Retriable
 from services.common.kernel.ids import column_key
+from services.common.kernel.values import value_class
 from services.reporting.adapters.database import CONNECT_TIMEOUT_S, UNREACHABLE
 from services.reporting.domain.explain import (
     CUT,
@@ -32,7 +32,7 @@ from services.reporting.domain.rows import (
 QUERY_TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Cutoff:
     """A cut and everything it followed from. What retention took, or is not here yet, is None."""
 

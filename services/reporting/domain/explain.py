@@ -7,8 +7,8 @@ its policy by metering's own rule.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from services.common.kernel.values import value_class
 from services.reporting.domain.rows import (
     AlarmRow,
     CommandOutcomeRow,
@@ -36,7 +36,7 @@ _STEPS = (
 _ORDER = {step: place for place, step in enumerate(_STEPS)}
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CutIntent:
     """An intent to cut, with every step of its delivery in order."""
 

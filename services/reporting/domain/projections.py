@@ -6,13 +6,13 @@ so that a new subject stops the service instead of being lost.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.frames import KIND_CLOSING, KIND_USAGE, ChargeFrame
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.reporting.domain.rows import (
     AccountLevelRow,
     AccountRow,
@@ -48,7 +48,7 @@ _NAMED = {
 """Column of a charge → column of the frame that holds its index into the frame's names."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Record:
     """One record of the bus, decoded.
 

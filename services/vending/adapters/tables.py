@@ -8,9 +8,9 @@ that the relay vouched for.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from services.common.kernel.ids import column_key, house_account_id
+from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.domain import chain
@@ -72,7 +72,7 @@ BUS_ADDRESS = "bus address"
 GATEWAY_ADDRESS = "gateway address"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Todo:
     """An assignment that is decided in the meter's stream and not yet in the account's."""
 
@@ -83,7 +83,7 @@ class Todo:
     register_milli: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Charged:
     """The newest charge of a meter: where it ended."""
 
@@ -94,7 +94,7 @@ class Charged:
     to_time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Offset:
     """What is to be read next of a partition."""
 
@@ -103,7 +103,7 @@ class Offset:
     next_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Root:
     """The hash chain over the store after `count` events, the last at `position`."""
 

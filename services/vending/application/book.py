@@ -16,6 +16,7 @@ from uuid import UUID
 from services.common.kernel.errors import Retriable
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
 from services.vending.adapters import tables
 from services.vending.domain import chain
@@ -48,7 +49,7 @@ DECIDED_KEPT_MAX = 10_000
 S = TypeVar("S", bound=State)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Outcome(Generic[S]):
     """What became of a command: the state after it, at `revision`, and the event that ended it.
 
@@ -60,7 +61,7 @@ class Outcome(Generic[S]):
     event: Event | None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Folded:
     state: Any = None
     revision: int = NO_EVENTS
@@ -73,7 +74,7 @@ class _Command:
     done: asyncio.Future[Outcome[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class _Plan:
     """What a group of commands comes to on one state."""
 

@@ -7,7 +7,6 @@ before, and what is half done is known from the store.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from services.common.kernel.errors import Bug, InvalidInput, Retriable, shown
 from services.common.kernel.ids import house_account_id, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
+from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.adapters.tables import Tables, Todo
 from services.vending.application.book import Book, Outcome
@@ -35,7 +35,7 @@ STEPS_MAX = 8
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Terms:
     """What the office goes by. `profiles`: name → whether it speaks MQTT."""
 

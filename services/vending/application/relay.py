@@ -10,7 +10,6 @@ so twice is once.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
@@ -19,6 +18,7 @@ import structlog
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
 from services.common.kernel.ids import name_uuid
+from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
 from services.common.runtime.kafka import Outgoing
 from services.vending.adapters.tables import Root, Tables, event_of
@@ -55,7 +55,7 @@ class Publisher(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Checkpoint:
     """What the relay wrote last to `ledger`: everything up to `root` is acknowledged."""
 
@@ -63,7 +63,7 @@ class Checkpoint:
     root: Root
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ToldEvent:
     """An event that `ledger` has."""
 

@@ -1,6 +1,5 @@
 """An account: its credit, its meters, its end. Each movement of money is an event of its stream."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -8,6 +7,7 @@ from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import fits_int64, format_nano, nano_from_minor
+from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -47,7 +47,7 @@ class Status(StrEnum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class JoinedMeter:
     """A meter of the account: since which epoch and register."""
 
@@ -56,7 +56,7 @@ class JoinedMeter:
     opening_register_milli: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Closing:
     """A hold that metering must echo, and the request that asked for it."""
 
@@ -66,7 +66,7 @@ class Closing:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Account:
     """The folded stream of an account. `credited_nano`: lifetime total."""
 
@@ -94,7 +94,7 @@ class Account:
         return any(meter.meter_id == meter_id for meter in self.meters)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class OpenAccount:
     """An account shall exist; with `first_sale_minor` > 0 credit is sold in the same append.
 
@@ -129,7 +129,7 @@ class OpenAccount:
             checks.check_choice("method", self.method, checks.METHODS)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Sell:
     """A sale of credit. `amount_minor` in the account's minor currency unit, > 0."""
 
@@ -145,7 +145,7 @@ class Sell:
         checks.check_choice("method", self.method, checks.METHODS)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class JoinMeter:
     """A meter whose stream says that it belongs here since `epoch`, from `register_milli` on."""
 
@@ -156,7 +156,7 @@ class JoinMeter:
     register_milli: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class LeaveMeter:
     """A meter whose stream says that its `epoch` here ended at `register_milli`."""
 
@@ -167,7 +167,7 @@ class LeaveMeter:
     register_milli: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class CloseAccount:
     """The account shall end; metering is asked what was used."""
 
@@ -179,7 +179,7 @@ class CloseAccount:
         checks.check_id("account_id", self.account_id)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class SettleClosing:
     """Metering's echo of a hold: what was charged in all, and which meters it still counts here."""
 

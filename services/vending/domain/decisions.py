@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.vending.domain.events import Event, RequestKey
 
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Request:
     """Who asks what, once.
 
@@ -39,21 +40,21 @@ def fingerprint(command: str, *content: object) -> bytes:
     return sha256(b"".join((command.encode(), *sized))).digest()
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Accepted:
     """These events happen, in one append; none: nothing changes and the state is the answer."""
 
     events: tuple[Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Repeat:
     """The request was answered at `revision`: the same answer again."""
 
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Rejection:
     """Nothing happens. `message` says what is wrong and what to do."""
 
@@ -69,7 +70,7 @@ class Rejection:
 Decision = Accepted | Repeat | Rejection
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Answer:
     """Where the events of a request stand in the stream: revisions, rising, at least one."""
 
@@ -92,7 +93,7 @@ class _Shared:
     known: dict[RequestKey, Answer] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Answers:
     """The requests a stream has answered: an immutable map that its successors share.
 

@@ -5,11 +5,11 @@ tests/contract/event_store.py.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
 from typing import NewType, Protocol
 from uuid import UUID
 
 from services.common.kernel.errors import Retriable, WattvendError
+from services.common.kernel.values import value_class
 
 StreamId = NewType("StreamId", str)
 
@@ -19,7 +19,7 @@ FROM_START = 0
 """The position before the first event."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class NewEvent:
     """An event to append. `type` is the subject of `data`; `meta` is not the store's business."""
 
@@ -29,7 +29,7 @@ class NewEvent:
     meta: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class StoredEvent:
     """An event in its place: `revision` dense from 0 within its stream, `position` increasing."""
 
@@ -42,7 +42,7 @@ class StoredEvent:
     meta: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Appended:
     """Where the last event of an append stands."""
 

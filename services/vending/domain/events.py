@@ -4,16 +4,17 @@ Fields carry their units in their names; their meaning is documented in the sche
 only as `subject_id`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from services.common.kernel.errors import Bug
+from services.common.kernel.values import named_value_class
 
 RequestKey = tuple[str, str]
 """(caller, request_id): ids are unique to a caller."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class Event:
     """What every event says: who asked for what, and when it was decided."""
 
@@ -34,7 +35,7 @@ class Event:
         return {name: getattr(self, name) for name in _FIELDS[self.SUBJECT]}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class SiteRegistered(Event):
     SUBJECT: ClassVar[str] = "site-registered"
 
@@ -48,7 +49,7 @@ class SiteRegistered(Event):
     cuts_per_minute: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class CutsHeld(Event):
     SUBJECT: ClassVar[str] = "cuts-held"
 
@@ -56,7 +57,7 @@ class CutsHeld(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class CutsReleased(Event):
     SUBJECT: ClassVar[str] = "cuts-released"
 
@@ -64,7 +65,7 @@ class CutsReleased(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class GatewayRegistered(Event):
     SUBJECT: ClassVar[str] = "gateway-registered"
 
@@ -75,7 +76,7 @@ class GatewayRegistered(Event):
     address: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class MeterRegistered(Event):
     SUBJECT: ClassVar[str] = "meter-registered"
 
@@ -96,7 +97,7 @@ class MeterRegistered(Event):
     legal_entity: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class MeterAssigned(Event):
     SUBJECT: ClassVar[str] = "meter-assigned"
 
@@ -111,7 +112,7 @@ class MeterAssigned(Event):
     previous_shard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class TariffPublished(Event):
     SUBJECT: ClassVar[str] = "tariff-published"
 
@@ -125,7 +126,7 @@ class TariffPublished(Event):
     effective_at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class PolicyPublished(Event):
     SUBJECT: ClassVar[str] = "policy-published"
 
@@ -140,7 +141,7 @@ class PolicyPublished(Event):
     max_evidence_age_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountOpened(Event):
     SUBJECT: ClassVar[str] = "account-opened"
 
@@ -158,7 +159,7 @@ class AccountOpened(Event):
     policy_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class CreditSold(Event):
     SUBJECT: ClassVar[str] = "credit-sold"
 
@@ -173,7 +174,7 @@ class CreditSold(Event):
     commodity: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class SaleRefused(Event):
     SUBJECT: ClassVar[str] = "sale-refused"
 
@@ -186,7 +187,7 @@ class SaleRefused(Event):
     commodity: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountMeterJoined(Event):
     SUBJECT: ClassVar[str] = "account-meter-joined"
 
@@ -196,7 +197,7 @@ class AccountMeterJoined(Event):
     register_milli: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountMeterLeft(Event):
     SUBJECT: ClassVar[str] = "account-meter-left"
 
@@ -206,7 +207,7 @@ class AccountMeterLeft(Event):
     register_milli: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountClosing(Event):
     SUBJECT: ClassVar[str] = "account-closing"
 
@@ -214,7 +215,7 @@ class AccountClosing(Event):
     hold_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountClosed(Event):
     SUBJECT: ClassVar[str] = "account-closed"
 
@@ -227,7 +228,7 @@ class AccountClosed(Event):
     commodity: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value_class
 class AccountCloseRefused(Event):
     SUBJECT: ClassVar[str] = "account-close-refused"
 

@@ -5,11 +5,11 @@ truth, whether it arrives once, twice or late.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from services.common.kernel.ids import column_key, name_uuid
+from services.common.kernel.values import value_class
 from services.vending.domain.account import Account
 from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event, MeterAssigned
@@ -21,7 +21,7 @@ from services.vending.domain.streams import State, stream_of
 from services.vending.domain.tariff import Tariff
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Fact:
     """A fact and where it goes: always to the registry under `entity`, and to `shards`.
 

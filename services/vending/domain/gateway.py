@@ -1,9 +1,8 @@
 """A gateway: how the meters behind it are reached."""
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -21,7 +20,7 @@ PROTOCOLS = ("modbus-tcp", "modbus-rtu-over-tcp", "mqtt-acrel")
 MQTT = "mqtt-acrel"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Gateway:
     """The folded stream of a gateway."""
 
@@ -33,7 +32,7 @@ class Gateway:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RegisterGateway:
     """A gateway shall exist. `address`: host:port, or product/serial on the broker."""
 

@@ -4,11 +4,10 @@ A meter without a customer belongs to its own house account, so every interval o
 one owner. Each change of owner raises the epoch and carries the register at which it happened.
 """
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import Bug
 from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.account import Account, account_not_found, no_room, not_open
 from services.vending.domain.decisions import (
@@ -30,7 +29,7 @@ UNIT_MAX = 247
 POWER_W_MAX = 10**10
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Previous:
     """Whose the meter was before, until its `epoch` ended."""
 
@@ -39,7 +38,7 @@ class Previous:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Meter:
     """The folded stream of a meter.
 
@@ -75,7 +74,7 @@ class Meter:
         return self.account_id == self.house_account_id
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RegisterMeter:
     """A meter shall exist, its house's at epoch 1.
 
@@ -109,7 +108,7 @@ class RegisterMeter:
             checks.check_between("max_power_w", self.max_power_w, 1, POWER_W_MAX)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class AssignMeter:
     """The account shall own the meter's energy from a register on.
 
@@ -131,7 +130,7 @@ class AssignMeter:
         checks.check_register(self.register_milli)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ReleaseMeter:
     """The meter goes back to its house account, as AssignMeter says of the register."""
 

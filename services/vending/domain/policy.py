@@ -1,10 +1,9 @@
 """A policy of thresholds: when to warn, when to cut, when to give power again."""
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import nano_from_minor
+from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -22,7 +21,7 @@ EVIDENCE_AGE_MS_DEFAULT = 900_000
 EVIDENCE_AGE_MS_MAX = 86_400_000
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Policy:
     """The folded stream of a policy: its newest version."""
 
@@ -39,7 +38,7 @@ class Policy:
     published_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PublishPolicy:
     """A policy, or its next version. Amounts in minor units of `currency`.
 

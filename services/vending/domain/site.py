@@ -1,9 +1,8 @@
 """A site: where meters hang; its zone, currency, legal entity, and the brake on cuts."""
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
@@ -21,7 +20,7 @@ from services.vending.domain.events import CutsHeld, CutsReleased, Event, SiteRe
 CUTS_PER_MINUTE_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Site:
     """The folded stream of a site."""
 
@@ -37,7 +36,7 @@ class Site:
     cuts_held: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class RegisterSite:
     """A site shall exist. `zone` IANA, `currency` ISO 4217, `cuts_per_minute` > 0."""
 
@@ -59,7 +58,7 @@ class RegisterSite:
         zone_named(self.zone)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class HoldCuts:
     """No cut shall be sent at the site until released."""
 
@@ -73,7 +72,7 @@ class HoldCuts:
         checks.check_text("reason", self.reason)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class ReleaseCuts:
     """Cuts may be sent again."""
 

@@ -1,9 +1,8 @@
 """A tariff: dense versions, never edited. The first applies at once, later ones with a lead."""
 
-from dataclasses import dataclass
-
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -22,7 +21,7 @@ PRICE_MICRO_MAX = 10**13
 """Ten million of the currency for a kWh: beyond it a price is a slip of the hand."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class Tariff:
     """The folded stream of a tariff: its newest version."""
 
@@ -38,7 +37,7 @@ class Tariff:
     published_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class
 class PublishTariff:
     """A flat tariff, or its next version.
 
