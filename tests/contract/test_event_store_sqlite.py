@@ -107,28 +107,65 @@ async def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
         SqliteFile(path, SCHEMA)
 
 
+class BadDisk:
+    """A connection whose COMMIT fails, before or after it has happened."""
+
+    def __init__(self, inner: sqlite3.Connection, *, commits: bool) -> None:
+        self.inner = inner
+        self.commits = commits
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def execute(self, sql: str, *values: Any) -> object:
+        if sql != "COMMIT" or self.commits:
+            done = self.inner.execute(sql, *values)
+        if sql == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return done
+
+
 async def test_a_commit_that_fails_leaves_nothing_behind_and_says_that_it_may_be_repeated(
     file: SqliteFile, store: SqliteEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FullDisk:
-        def __init__(self, inner: sqlite3.Connection) -> None:
-            self.inner = inner
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
-
-        def execute(self, sql: str, *values: Any) -> object:
-            if sql == "COMMIT":
-                raise sqlite3.OperationalError("database or disk is full")
-            return self.inner.execute(sql, *values)
-
     with monkeypatch.context() as patched:
-        patched.setattr(file, "_writer", FullDisk(file._writer))
+        patched.setattr(file, "_writer", BadDisk(file._writer, commits=False))
         with pytest.raises(StoreUnavailable, match="disk is full"):
             await store.append(A, NO_EVENTS, [new()])
     assert await store.read(A) == []
     await store.append(A, NO_EVENTS, [new()])
     await store.append(B, NO_EVENTS, [new()])
+
+
+async def test_a_commit_that_fails_and_is_there_all_the_same_is_no_hole_for_who_follows(
+    file: SqliteFile, store: SqliteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.append(A, NO_EVENTS, [new()])
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "_writer", BadDisk(file._writer, commits=True))
+        with pytest.raises(StoreUnavailable, match="disk is full"):
+            await store.append(A, 0, [new()])
+    assert [event.position for event in await store.read_all(1, 10)] == [2]
+    await store.append(A, 1, [new()])
+    seen, after = [], FROM_START
+    while events := await store.read_all(after, 10):
+        seen += [(event.position, event.revision) for event in events]
+        after = events[-1].position
+    assert seen == [(1, 0), (2, 1), (3, 2)]
+
+
+async def test_who_follows_gets_from_memory_what_the_file_has(
+    file: SqliteFile, store: SqliteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in (A, B):
+        await store.append(stream, NO_EVENTS, [new(), new()])
+    remembered = [await store.read_all(after, limit) for after in range(5) for limit in (1, 3, 10)]
+    asked = SqliteEventStore(file)  # it has stored nothing itself
+    assert remembered == [
+        await asked.read_all(after, limit) for after in range(5) for limit in (1, 3, 10)
+    ]
+    monkeypatch.setattr(file, "look", lambda *_: [])
+    assert len(await store.read_all(FROM_START, 10)) == 4
 
 
 CHILD = """

@@ -40,6 +40,7 @@ class FileInUse(WattvendError):  # noqa: N818 - says what was found
 @dataclass(slots=True)
 class _Write:
     work: Work
+    committed: Callable[[Any], Any] | None
     done: asyncio.Future[Any]
 
 
@@ -73,10 +74,13 @@ class SqliteFile:
         self._commits = ThreadPoolExecutor(1, "vending-commit")
         self._reads = ThreadPoolExecutor(1, "vending-read")
 
-    def write(self, work: Work) -> asyncio.Future[Any]:
+    def write(
+        self, work: Work, committed: Callable[[Any], Any] | None = None
+    ) -> asyncio.Future[Any]:
         """Run `work` in a transaction of its group; the result comes when that is durable.
 
-        What `work` raises comes in its place, and nothing of it stays. It may run more than once.
+        What `work` raises comes in its place, and nothing of it stays. It may run more than once;
+        `committed` makes the result of what `work` returned, once, in the order of the writes.
         StoreUnavailable where the commit failed: the outcome is unknown.
         """
         done = asyncio.get_running_loop().create_future()
@@ -87,7 +91,7 @@ class SqliteFile:
                 )
             )
             return done
-        self._waiting.append(_Write(work, done))
+        self._waiting.append(_Write(work, committed, done))
         if self._running is None:
             self._running = asyncio.create_task(self._work(), name="sqlite-writer")
         return done
@@ -135,7 +139,8 @@ class SqliteFile:
             _fail(group, self._explained(failed))
             return
         points.point("committed")
-        for write, result in results:
+        for write, returned in results:
+            result = write.committed(returned) if write.committed else returned
             if not write.done.done():
                 write.done.set_result(result)
         for listener in self.after_commit:

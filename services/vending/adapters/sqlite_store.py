@@ -2,7 +2,9 @@
 
 import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -42,6 +44,8 @@ CREATE TRIGGER IF NOT EXISTS event_delete BEFORE DELETE ON event
 
 BATCH_EVENTS_MAX = 500
 """The most a subscription yields at once, and the most that is read on the loop's thread."""
+NEWEST_KEPT = 10_000
+"""Events that were stored last: who follows the store need not read them from the file."""
 
 _COLUMNS = "e.position, s.name, e.revision, e.id, e.type, e.data, e.meta"
 _READ = (
@@ -53,6 +57,7 @@ _READ_ALL = (
     f"SELECT {_COLUMNS} FROM event e JOIN stream s ON s.id = e.stream "  # noqa: S608 - constants
     "WHERE e.position > ? ORDER BY e.position LIMIT ?"
 )
+_MOVE_ON = "UPDATE stream SET revision = ? WHERE name = ? AND revision = ? RETURNING id"
 
 
 class Projection(Protocol):
@@ -71,6 +76,7 @@ class SqliteEventStore:
         self._file = file
         self._projections = projections
         self._moved: set[asyncio.Event] = set()
+        self._newest: deque[StoredEvent] = deque(maxlen=NEWEST_KEPT)
         file.after_commit.append(self._wake)
 
     def append(
@@ -79,13 +85,19 @@ class SqliteEventStore:
         """Append durably at the expected revision."""
         assert events, "an append needs an event"
 
-        def work(connection: sqlite3.Connection) -> Appended:
+        def work(connection: sqlite3.Connection) -> list[StoredEvent]:
             stored = _insert(connection, stream, expected, events)
             for projection in self._projections:
                 projection.apply(connection, stored)
-            return Appended(stored[-1].position, stored[-1].revision)
+            return stored
 
-        return self._file.write(work)
+        return self._file.write(work, self._appended)
+
+    def _appended(self, stored: Sequence[StoredEvent]) -> Appended:
+        if self._newest and self._newest[-1].position + 1 != stored[0].position:
+            self._newest.clear()  # a commit between them is there although it had failed
+        self._newest.extend(stored)
+        return Appended(stored[-1].position, stored[-1].revision)
 
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
         """Return the stream's events above a revision."""
@@ -94,6 +106,9 @@ class SqliteEventStore:
 
     async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
         """Return at most `limit` events above a position."""
+        if self._newest and self._newest[0].position <= after + 1 <= self._newest[-1].position:
+            begin = after + 1 - self._newest[0].position
+            return list(islice(self._newest, begin, begin + limit))
         if limit <= BATCH_EVENTS_MAX:
             rows = self._file.look(_READ_ALL, after, limit)
         else:
@@ -128,21 +143,7 @@ class SqliteEventStore:
 def _insert(
     connection: sqlite3.Connection, stream: StreamId, expected: int, events: Sequence[NewEvent]
 ) -> list[StoredEvent]:
-    found = connection.execute(
-        "SELECT id, revision FROM stream WHERE name = ?", (stream,)
-    ).fetchone()
-    actual = NO_EVENTS if found is None else found[1]
-    if actual != expected:
-        raise WrongRevision(stream, expected, actual)
-    revision = expected + len(events)
-    if found is None:
-        row = connection.execute(
-            "INSERT INTO stream(name, revision) VALUES(?, ?)", (stream, revision)
-        )
-        stream_key = row.lastrowid
-    else:
-        stream_key = found[0]
-        connection.execute("UPDATE stream SET revision = ? WHERE id = ?", (revision, stream_key))
+    stream_key = _moved_on(connection, stream, expected, expected + len(events))
     stored = []
     for number, event in enumerate(events, expected + 1):
         try:
@@ -157,6 +158,22 @@ def _insert(
             StoredEvent(row.lastrowid, stream, number, event.id, event.type, event.data, event.meta)
         )
     return stored
+
+
+def _moved_on(
+    connection: sqlite3.Connection, stream: StreamId, expected: int, revision: int
+) -> int:
+    """Take a stream from one revision to another; return its key. Raises WrongRevision."""
+    moved = connection.execute(_MOVE_ON, (revision, stream, expected)).fetchone()
+    if moved is not None:
+        return int(moved[0])
+    found = connection.execute("SELECT revision FROM stream WHERE name = ?", (stream,)).fetchone()
+    actual = NO_EVENTS if found is None else found[0]
+    if actual != expected:
+        raise WrongRevision(stream, expected, actual)
+    row = connection.execute("INSERT INTO stream(name, revision) VALUES(?, ?)", (stream, revision))
+    assert row.lastrowid is not None
+    return row.lastrowid
 
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
