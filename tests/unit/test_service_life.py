@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from services.common.kernel.errors import Retriable
 from services.common.runtime import service, topics
+from services.common.runtime.grpc import yielding_threads
 from services.common.runtime.settings import ServiceSettings, WrongSettings
 
 Body = Callable[[service.Runtime, AsyncExitStack], Coroutine[Any, Any, None]]
@@ -159,3 +161,32 @@ def test_a_setting_that_turns_out_wrong_while_starting_exits_2(
     assert run(body) == service.EXIT_WRONG_SETTINGS
     (line,) = [line for line in told(capsys) if line["level"] == "critical"]
     assert line["why"] == "cannot listen: correct GRPC_PORT"
+
+
+# --- the threads of gRPC --------------------------------------------------------------------------
+
+
+def schedulers() -> tuple[int, int]:
+    """Return the policy of a thread that begins inside, and of this one after it."""
+    found: list[int] = []
+    with yielding_threads():
+        thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+        thread.start()
+    thread.join()
+    return found[0], os.sched_getscheduler(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this kernel has no such policy")
+def test_threads_of_grpc_do_not_take_the_processor_from_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = os.sched_getscheduler(0)
+    assert schedulers() == (os.SCHED_BATCH, before)
+
+    def forbid(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbid)
+    assert schedulers() == (before, before)
+    monkeypatch.delattr(os, "SCHED_BATCH")
+    assert schedulers() == (before, before)
