@@ -157,7 +157,7 @@ class ChargeFrame:
 
 
 def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
-    return {column: np.ascontiguousarray(rows[field]).tobytes() for field, column, _ in columns}
+    return {column: rows[field].tobytes() for field, column, _ in columns}
 
 
 def _unpacked(

@@ -9,7 +9,14 @@ from services.common.kernel.frames import RELAY_REPORTED
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
 from services.metering.domain.outbox import Cause, Outbox, set_level
-from services.metering.domain.rows import ALARM_1, ALARM_2, CUT, LEVEL_NAMES, NEVER_MS
+from services.metering.domain.rows import (
+    ALARM_1,
+    ALARM_2,
+    CUT,
+    LEVEL_NAMES,
+    NEVER_MS,
+    NORMAL,
+)
 from services.metering.domain.shard import ShardState
 
 _RELAY_CLOSED = 0x07
@@ -28,15 +35,12 @@ def judge(
     accounts = state.accounts.take(slots)
     policies = state.policies.rows.take(state.account_links["policy"][slots])
     available = accounts["credited_nano"] - accounts["charged_nano"] - accounts["held_nano"]
-    targets = np.select(
-        [
-            available <= policies["floor_nano"],
-            available <= policies["alarm_2_nano"],
-            available <= policies["alarm_1_nano"],
-        ],
-        [CUT, ALARM_2, ALARM_1],
-    )
+    targets = np.where(available <= policies["alarm_1_nano"], ALARM_1, NORMAL)
+    targets[available <= policies["alarm_2_nano"]] = ALARM_2
+    targets[available <= policies["floor_nano"]] = CUT
     levels = accounts["level"]
+    if not (targets.any() or levels.any()):  # normal, and they were
+        return
     may_cut = np.zeros(len(slots), np.bool_) if fresh is None else fresh
     counted = np.where((targets == CUT) & ~may_cut, ALARM_2, targets)
     moves = counted != levels

@@ -250,6 +250,8 @@ class Outbox:
             self.touch(slots)
 
     def _balances(self, slots: Array) -> list[Output]:
+        if not len(slots):
+            return []
         accounts = self.state.accounts.take(slots)
         order = np.argsort(accounts["key"])
         facts = map(self.state.account_fact, slots[order].tolist())

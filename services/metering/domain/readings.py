@@ -55,13 +55,13 @@ def absorb_readings(out: Outbox, readings: Array) -> None:
 def rounds(account_slots: Array) -> Iterator[Array]:
     """Yield indexes into `account_slots`: ascending, no account twice, first mentions first."""
     count = len(account_slots)
-    order = np.argsort(account_slots, kind="stable")
-    ordered = account_slots[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    if len(starts) == count:
+    if len(set(account_slots.tolist())) == count:
         if count:
             yield np.arange(count)
         return
+    order = np.argsort(account_slots, kind="stable")
+    ordered = account_slots[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
     ranks = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
     for rank in range(int(ranks.max()) + 1):
         yield np.sort(order[ranks == rank])
