@@ -116,7 +116,7 @@ class FrameWriter:
             await shard.some.wait()
             if not self._is_flushing:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._leave_in_ms() / 1000):
+                    async with asyncio.timeout_at(self._leaving_at_s()):
                         await shard.full.wait()
             taken = shard.take()
             points.point("frame-gathered")
@@ -129,11 +129,17 @@ class FrameWriter:
             if self._unacknowledged == 0:
                 self._empty.set()
 
-    def _leave_in_ms(self) -> int:
-        """Return how long until the next instant at which frames leave, at most linger_ms."""
+    def _leaving_at_s(self) -> float:
+        """Return the next instant at which frames leave, at most linger_ms from now.
+
+        By the loop's time, to the last bit: frames that miss the turn of the loop in which the
+        first one leaves wait until that one is acknowledged.
+        """
+        now_s = asyncio.get_running_loop().time()
         if not self._linger_ms:
-            return 0
-        return self._linger_ms - self._clock.monotonic_ms() % self._linger_ms
+            return now_s
+        linger_s = self._linger_ms / 1000
+        return (now_s // linger_s + 1) * linger_s
 
     async def _send(self, shard: int, readings: list[MeterReading]) -> None:
         rows = frame_rows(readings)
