@@ -215,7 +215,7 @@ class Shell:
         points.point("outputs-sent")
         if isinstance(found.record.value, ReadingFrame) and sent:
             oldest_ms = int(found.record.value.rows["received_at_ms"].min())
-            sent[0].add_done_callback(lambda _: self._charged(oldest_ms))
+            sent[0].add_done_callback(lambda charged: self._charged(charged, oldest_ms))
         await shard.lane.put(
             Work(
                 raw.offset,
@@ -227,7 +227,9 @@ class Shell:
             )
         )
 
-    def _charged(self, oldest_ms: int) -> None:
+    def _charged(self, charged: asyncio.Future[Any], oldest_ms: int) -> None:
+        if charged.cancelled() or charged.exception():
+            return  # the lane leaves
         self._metrics.charge_latency.observe((self._clock.now_ms() - oldest_ms) / 1000)
 
     async def wake_due_shards(self) -> None:
