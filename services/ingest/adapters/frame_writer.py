@@ -13,6 +13,7 @@ from services.common.kernel.clock import Clock
 from services.common.kernel.frames import READINGS_MAX, ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.runtime import kafka, points
+from services.common.runtime.clock import next_instant_s
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.reading import MeterReading, frame_rows
 
@@ -53,7 +54,8 @@ class FrameWriter:
     as load grows; and a frame that has to be sent again cannot overtake another.
 
     The frames of all shards leave at the same instants, linger_ms apart: they share requests on
-    their way to metering and within it, and each costs less than one that comes alone.
+    their way to metering and within it, and each costs less than one that comes alone. One that
+    missed the turn of the loop in which the first one leaves would wait for its acknowledgement.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class FrameWriter:
         self._shards = [_Shard(number) for number in range(shards)]
         self._worker = worker
         self._run_id = run_id
-        self._linger_ms = linger_ms
+        self._linger_s = linger_ms / 1000
         self._waiting_max = waiting_max
         self._clock = clock
         self._metrics = metrics
@@ -116,7 +118,7 @@ class FrameWriter:
             await shard.some.wait()
             if not self._is_flushing:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._leaving_at_s()):
+                    async with asyncio.timeout_at(next_instant_s(self._linger_s)):
                         await shard.full.wait()
             taken = shard.take()
             points.point("frame-gathered")
@@ -128,18 +130,6 @@ class FrameWriter:
                     acknowledged.set_result(None)
             if self._unacknowledged == 0:
                 self._empty.set()
-
-    def _leaving_at_s(self) -> float:
-        """Return the next instant at which frames leave, at most linger_ms from now.
-
-        By the loop's time, to the last bit: frames that miss the turn of the loop in which the
-        first one leaves wait until that one is acknowledged.
-        """
-        now_s = asyncio.get_running_loop().time()
-        if not self._linger_ms:
-            return now_s
-        linger_s = self._linger_ms / 1000
-        return (now_s // linger_s + 1) * linger_s
 
     async def _send(self, shard: int, readings: list[MeterReading]) -> None:
         rows = frame_rows(readings)

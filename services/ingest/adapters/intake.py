@@ -5,7 +5,7 @@ A reading becomes: a sign of life, a relay-state where one is due, an entry of i
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import structlog
@@ -190,7 +190,7 @@ class Intake:
         """Tell what became of a request; the future says whether Kafka has it."""
         known = operation if operation in OPERATIONS else "unknown"
         self.metrics.replies.labels(known, reply.result).inc()
-        record = {name: getattr(reply, name) for name in (known.name for known in fields(Reply))}
+        record = asdict(reply)
         identity = name_uuid("device-reply", self.worker, *record.values())
         return self._outbox.put(
             Outgoing(

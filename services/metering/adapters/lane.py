@@ -14,6 +14,7 @@ from typing import Any
 from services.common.kernel.errors import Bug
 from services.common.kernel.values import value_class
 from services.common.runtime import points
+from services.common.runtime.clock import next_instant_s
 from services.metering.adapters.changelog import Dropped, ForeignWriter, ShardChangelog
 from services.metering.adapters.exits import Exit, leave
 from services.metering.domain.messages import Row
@@ -141,7 +142,7 @@ class Lane:
                 return []
         if len(self._waiting) < GROUP_RECORDS_MAX:
             now_s = asyncio.get_running_loop().time()
-            await asyncio.sleep(GROUPS_APART_S - now_s % GROUPS_APART_S)
+            await asyncio.sleep(next_instant_s(GROUPS_APART_S) - now_s)
         group: list[Work] = []
         while self._waiting and len(group) < GROUP_RECORDS_MAX:
             group.append(self._waiting.popleft())

@@ -109,19 +109,18 @@ def _beyond_int64(charges: Array, meters: Array, accounts: Array, prices: Array)
     Products of the largest magnitudes prove a whole column in range, nearly always; where they
     do not, each charge is computed in integers that have no end.
     """
-    columns = (
-        charges["to_register_milli"],
-        charges["from_register_milli"],
-        meters["ratio"],
-        prices,
-        meters["energy_total_milli"],
-        accounts["charged_nano"],
-        accounts["credited_nano"],
-        accounts["held_nano"],
+    figures = np.array(
+        [
+            charges["to_register_milli"],
+            charges["from_register_milli"],
+            meters["ratio"],
+            prices,
+            meters["energy_total_milli"],
+            accounts["charged_nano"],
+            accounts["credited_nano"],
+            accounts["held_nano"],
+        ]
     )
-    figures = np.empty((len(columns), len(charges)), np.int64)
-    for number, column in enumerate(columns):
-        figures[number] = column
     highest, lowest = figures.max(axis=1).tolist(), figures.min(axis=1).tolist()
     to_milli, from_milli, ratio, price, energy_total, charged, credited, held = (
         max(high, -low) for high, low in zip(highest, lowest, strict=True)

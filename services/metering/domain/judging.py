@@ -9,14 +9,7 @@ from services.common.kernel.frames import RELAY_REPORTED
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
 from services.metering.domain.outbox import Cause, Outbox, set_level
-from services.metering.domain.rows import (
-    ALARM_1,
-    ALARM_2,
-    CUT,
-    LEVEL_NAMES,
-    NEVER_MS,
-    NORMAL,
-)
+from services.metering.domain.rows import ALARM_1, ALARM_2, CUT, LEVEL_NAMES, NEVER_MS, NORMAL
 from services.metering.domain.shard import ShardState
 
 _RELAY_CLOSED = 0x07
