@@ -7,12 +7,13 @@ changes nothing and gets the first answers.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 from uuid import UUID, uuid5
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.common.tariffs.plan import Plan
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -61,11 +62,18 @@ class Meter(_Part):
 
 
 class Tariff(_Part):
-    """A flat tariff per billing unit, in 10^-6 of the currency (10^-3 for IDR and VND)."""
+    """A price per billing unit, in 10^-6 of the currency (10^-3 for IDR, VND); or a plan."""
 
     id: str
     commodity: str = "electricity"
-    price_micro: int
+    price_micro: int | None = None
+    plan: Plan | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.price_micro is None) == (self.plan is None):
+            raise ValueError(f"tariff {self.id} needs price_micro or a plan, and not both")
+        return self
 
 
 class Policy(_Part):
@@ -170,12 +178,13 @@ def _meter(meter: Meter) -> v.RegisterMeterRequest:
 
 def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
     return v.PublishTariffRequest(
-        request_id=request_id("tariff", site.id, tariff.model_dump_json()),
+        request_id=request_id("tariff", site.id, tariff.model_dump_json(exclude_none=True)),
         tariff_id=tariff.id,
         commodity=tariff.commodity,
         currency=site.currency,
         legal_entity=site.legal_entity,
-        price_micro=tariff.price_micro,
+        price_micro=tariff.price_micro or 0,
+        plan=None if tariff.plan is None else tariff.plan.text(),
     )
 
 

@@ -26,6 +26,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.ids import column_key, house_account_id, name_uuid, reading_id
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import LogRecord
+from tests.property.metering_plans import INSTANTS_MS, PLANS
 
 SHARD = 3
 OTHER_SHARD = 5
@@ -34,7 +35,7 @@ START_MS = 1_800_000_000_000
 SITE = "S1"
 ACCOUNTS = ("A0", "A1", "A2", "A3")
 METERS = ("M0", "M1", "M2", "M3", "M4", "M5")
-TARIFFS = ("T0", "T1")
+TARIFFS = ("T0", "T1", "T2")
 POLICIES = ("P0", "P1")
 MICRO = 1_000_000
 """One currency unit per kWh; so a milli costs a thousandth: 1_000_000 nano."""
@@ -56,7 +57,10 @@ LEASES_MS = (300_000, 60_001, 1)
 EVIDENCE_AGES_MS = (900_000, 60_000, 0)
 RATIOS = (1, 1, 1, 1, 40, 1, 2_000_000_000)
 MAX_POWERS_W = (None, 9_000, None, 0, 2**63 - 1, 60_000, 2_000_000)
-STEPS_MS = (0, 500, 1_000, 20_000, 59_999, 60_000, 60_001, 300_000, 3_600_000)
+STEPS_MS = (
+    *(0, 500, 1_000, 20_000, 59_999, 60_000, 60_001, 300_000, 3_600_000),
+    *(7_000_001, 90_000_000, 2_000_000_000),
+)
 USES_MILLI = (0, 1, 300, 900, 1_700, 2_500, 9_000)
 AGES_MS = (0, 0, 0, 0, 200, 59_999, 60_000, 60_001, 900_000, 900_001, 900_001, -5_000)
 RELAY_BITS = (RELAY_REPORTED | 7, RELAY_REPORTED | 2, RELAY_REPORTED, 7, 0)
@@ -64,7 +68,7 @@ READING_KINDS = (
     *("next",) * 30,
     *("duplicate", "late", "negative", "absurd-register", "absurd-time", "unknown-meter"),
     *("other-epoch", "other-serial", "other-ratio", "jump", "huge", "zero-id", "below"),
-    *("brink", "beyond"),
+    *("brink", "beyond", "between", "between", "between", "between", "between-odd"),
 )
 
 
@@ -109,6 +113,8 @@ class Device:
     register_milli: int = 0
     time_ms: int = 0
     last: dict[str, Any] | None = None
+    past: list[tuple[int, int]] = field(default_factory=list)
+    """(device time, register) of readings that came, in their order."""
     fact: dict[str, Any] | None = None
 
     @property
@@ -208,20 +214,30 @@ class Book:
         name = TARIFFS[op.a % len(TARIFFS)]
         fact = self.tariffs.get(name, {"version": 0, "revision": -1})
         first = fact["version"] == 0
+        plans = (None, *PLANS[name]) if op.d % 2 else PLANS[name]
+        plan = plans[op.b % len(plans)]
         lead_ms = (0, 3_600_000, 60_000, -60_000)[op.c % 4]
         self.tariffs[name] = {
             "tariff_id": name,
             "version": fact["version"] + 1,
-            "kind": "flat",
+            "kind": "plan" if plan else "flat",
             "commodity": "electricity",
             "currency": "CNY",
             "legal_entity": "L",
-            "price_micro": PRICES_MICRO[op.b % len(PRICES_MICRO)],
+            "price_micro": 0 if plan else PRICES_MICRO[op.b % len(PRICES_MICRO)],
+            "plan": plan,
             "effective_at_ms": 0 if first else self.now_ms + lead_ms,
             "published_at_ms": self.now_ms,
             "revision": fact["revision"] + 1,
         }
         self._fact("tariff-fact", self.tariffs[name])
+
+    def _calendar(self, op: Op) -> None:
+        """Let time pass until about a moment at which a day, a month or the clock changes."""
+        ahead = [at_ms for at_ms in INSTANTS_MS if at_ms > self.now_ms]
+        if ahead:
+            before_ms = (3_600_000, 90_000, 0, -1_800_000)[op.b % 4]
+            self.now_ms = max(self.now_ms, ahead[op.a % min(3, len(ahead))] - before_ms)
 
     def _policy(self, op: Op) -> None:
         name = POLICIES[op.a % len(POLICIES)]
@@ -372,6 +388,7 @@ class Book:
             device.register_milli = reading["register_milli"]
             device.time_ms = reading["device_time_ms"]
             device.last = reading
+            device.past.append((device.time_ms, device.register_milli))
         return reading
 
     def _honest(self, device: Device, read: Read) -> dict[str, Any]:
@@ -403,6 +420,24 @@ def _credited(fact: dict[str, Any], more: int) -> int:
     """Return what an account's credit is after a sale; vending sells no more than int64 holds."""
     credited = fact["credited_nano"] + CREDITS_NANO[more % len(CREDITS_NANO)]
     return int(min(credited, INT64_MAX))
+
+
+def _between(reading: dict[str, Any], device: Device) -> None:
+    """Let a reading come late, from between two of the last that came before it."""
+    if len(device.past) > 1:
+        turn = reading["register_milli"]
+        chosen = max(0, len(device.past) - 2 - turn % 4)
+        (begins_ms, first), (ends_ms, last) = device.past[chosen : chosen + 2]
+        at_ms = (2 * begins_ms + 3 * ends_ms) // 5
+        register = first + (last - first) * (turn % 3) // 2
+        reading["device_time_ms"], reading["register_milli"] = at_ms, register
+        reading["reading_id"] = reading_id(device.serial, at_ms, (register,)).bytes
+
+
+def _between_odd(reading: dict[str, Any], device: Device) -> None:
+    """Let it have a register that does not lie between theirs."""
+    _between(reading, device)
+    reading["register_milli"] += 10_000
 
 
 def _duplicate(reading: dict[str, Any], device: Device) -> None:
@@ -489,11 +524,15 @@ _ODD = {
     "below": _below,
     "brink": _brink,
     "beyond": _beyond,
+    "between": _between,
+    "between-odd": _between_odd,
 }
 
 SETTLED: tuple[Op | Frame, ...] = (
     Op("site"),
-    Op("tariff", 0),
+    Op("tariff", 0, 0, 0, 3),
+    Op("tariff", 1, 3),
+    Op("tariff", 2, 4),
     Op("policy", 0),
     Op("open", 0, 0, 0, 3),
     Op("open", 1, 0, 0, 2),
@@ -505,14 +544,20 @@ SETTLED: tuple[Op | Frame, ...] = (
     Op("assign", 1, 0),
     Op("assign", 2, 1),
 )
-"""How most histories begin: two accounts with credit, the first of them with two meters."""
+"""How half of the histories begin: two accounts with credit, the first of them with two meters."""
+CALENDARED = tuple(
+    op._replace(b=1 + (op.a == 1)) if isinstance(op, Op) and op.kind == "open" else op
+    for op in SETTLED
+)
+"""How most others begin: the same under tariffs with calendars and ladders."""
 
 _small = st.integers(0, 11)
 _which = st.sampled_from((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5))
 _kinds = st.sampled_from(
     (
         *("sell", "sell", "assign", "wake") * 3,
-        *("hold", "policy", "tariff", "open", "register", "status") * 2,
+        *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
+        "tariff",
         *(
             "overtake",
             "overtake",
@@ -542,7 +587,29 @@ _steps = st.lists(st.one_of(_frames, _ops), max_size=20)
 _bodies = st.tuples(_steps, _steps, _steps).map(lambda parts: [*parts[0], *parts[1], *parts[2]])
 
 
+_shape_reads = st.builds(
+    Read,
+    st.sampled_from((0, 0, 1, 1, 2)),
+    st.sampled_from(("next",) * 4 + ("between",) * 3 + ("between-odd",)),
+    st.sampled_from((0, 300, 1_700, 9_000)),
+    st.just(0),
+    st.just(RELAY_REPORTED | 7),
+)
+_shape_steps = st.sampled_from((60_001, 1_000_000, 7_000_001, 90_000_000, 2_000_000_000))
+_shape_frames = st.builds(
+    Frame, _shape_steps, st.lists(_shape_reads, min_size=1, max_size=4).map(tuple)
+)
+_shape_kinds = st.sampled_from(("tariff", "tariff", "calendar", "calendar", "open", "assign"))
+_shape_ops = st.builds(Op, _shape_kinds, st.sampled_from((0, 0, 1, 2)), _small, _small, _small)
+_shape_bodies = st.lists(st.one_of(_shape_frames, _shape_frames, _shape_ops), max_size=40)
+
+
+def shapes() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs in which little goes wrong and time passes: what tariffs are about."""
+    return st.builds(lambda body: Book().play([*CALENDARED, *body]), _shape_bodies)
+
+
 def histories() -> st.SearchStrategy[list[LogRecord]]:
-    """Return logs of some thirty records, at most about eighty; nine of ten begin SETTLED."""
-    heads = st.sampled_from((SETTLED,) * 9 + ((),))
+    """Return logs of some thirty records, at most about eighty."""
+    heads = st.sampled_from((SETTLED,) * 5 + (CALENDARED,) * 5 + ((),))
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _bodies)

@@ -13,9 +13,26 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from services.common.kernel.frames import KIND_CLOSING, KIND_USAGE, READING_COLUMNS, RELAY_REPORTED
+from services.common.kernel.frames import (
+    KIND_CLOSING,
+    KIND_RESPLIT,
+    KIND_USAGE,
+    READING_COLUMNS,
+    RELAY_REPORTED,
+)
 from services.common.kernel.units import fits_int64
 from services.metering.domain.messages import LogRecord
+from tests.property.metering_tariff_model import (
+    BY_TIME,
+    PERIOD_CLOSED,
+    Accumulation,
+    Key,
+    Line,
+    Pricing,
+    Tariff,
+    Where,
+    amount_of,
+)
 
 LEVELS = ("normal", "alarm-1", "alarm-2", "cut")
 CUT = 3
@@ -24,11 +41,16 @@ VERIFIED = ord("V")
 BALANCE_EVERY_MS = 60_000
 METERS_MAX = 256
 REGISTER_MAX_MILLI = 10**15
+YEAR_2000_MS, YEAR_2100_MS = 946_684_800_000, 4_102_444_800_000
+WINDOWS_MAX = 4
+WINDOW_AGE_MS = 40 * 86_400_000
 HELD = {"other-serial", "absurd", "ratio-mismatch", "negative", "implausible"}
 
 Fact = dict[str, Any]
 Reading = dict[str, Any]
 Charge = dict[str, Any]
+Window = tuple[int, int, int, int]
+"""(t1, r1, t2, r2)."""
 
 
 class Raised(Exception):  # noqa: N818 - rule 9's word for it
@@ -41,6 +63,7 @@ class Meter:
 
     fact: Fact
     register: int | None
+    since: int
     time: int = 0
     reading_id: bytes = NO_READING
     quality: int = VERIFIED
@@ -48,6 +71,20 @@ class Meter:
     energy_total: int = 0
     held: bool = False
     send_before: int | None = None
+    windows: list[Window] = field(default_factory=list)
+
+    def copy(self) -> "Meter":
+        return replace(self, windows=list(self.windows))
+
+    def window_of(self, time: int) -> Window | None:
+        return next((window for window in self.windows if window[0] < time < window[2]), None)
+
+    def keep_windows(self, windows: list[Window]) -> None:
+        """Rule 5: the young ones; while there are too many, the narrowest goes."""
+        kept = [window for window in windows if window[2] >= windows[-1][2] - WINDOW_AGE_MS]
+        while len(kept) > WINDOWS_MAX:
+            kept.remove(min(kept, key=lambda window: (window[2] - window[0], window[0])))
+        self.windows = kept
 
     @property
     def key(self) -> int:
@@ -77,10 +114,16 @@ class Account:
     published_at: int | None = None
     due: int | None = None
     last_received: int | None = None
+    since: int | None = None
+    accumulations: dict[Key, Accumulation] = field(default_factory=dict)
     meters: dict[int, Meter] = field(default_factory=dict)
 
     def copy(self) -> "Account":
-        return replace(self, meters={key: replace(meter) for key, meter in self.meters.items()})
+        return replace(
+            self,
+            meters={key: meter.copy() for key, meter in self.meters.items()},
+            accumulations={key: replace(each) for key, each in self.accumulations.items()},
+        )
 
     @property
     def revision(self) -> int:
@@ -166,7 +209,7 @@ class ScalarShard:
         self.now = -(2**63)
         self.accounts: dict[int, Account] = {}
         self.versions: dict[tuple[str, str], tuple[int, int]] = {}
-        self.tariffs: dict[str, dict[int, Fact]] = {}
+        self.tariffs: dict[str, Tariff] = {}
         self.policies: dict[str, Fact] = {}
         self.work = Work(-1)
 
@@ -217,7 +260,11 @@ class ScalarShard:
         self._keep("tariff", f"{fact['tariff_id']}/{fact['version']}", fact)
         if fact["version"] > 1 and self.now > fact["effective_at_ms"]:
             self.work.counts["fact-late"] += 1
-        self.tariffs.setdefault(fact["tariff_id"], {})[fact["version"]] = fact
+        self.tariffs.setdefault(fact["tariff_id"], Tariff()).facts[fact["version"]] = fact
+        for account in self.accounts.values():
+            if account.fact is not None and account.fact["tariff_id"] == fact["tariff_id"]:
+                for meter in account.meters.values():
+                    meter.windows = [w for w in meter.windows if w[2] <= fact["effective_at_ms"]]
 
     def _policy_fact(self, fact: Fact) -> None:
         if self._is_old("policy", fact["policy_id"], fact):
@@ -239,6 +286,12 @@ class ScalarShard:
     def _apply_account_fact(self, account: Account, fact: Fact) -> None:
         if fact["credited_nano"] != account.credited:
             account.sequence = checked(account.sequence + 1)
+        if account.fact is None:
+            account.since = self.now
+        elif account.fact["tariff_id"] != fact["tariff_id"]:
+            account.accumulations = {}
+            for meter in account.meters.values():
+                meter.windows = []
         account.fact = fact
         account.credited = fact["credited_nano"]
         account.held = fact["held_nano"]
@@ -290,25 +343,32 @@ class ScalarShard:
             return
         cause = Cause(fact, named=meter.fact)
         self._attempt(account, lambda: self._close(account, meter, fact), cause)
-        account.meters.pop(meter.key, None)
+        self._remove(account, meter.key)
+
+    def _remove(self, account: Account, key: int) -> None:
+        account.meters.pop(key, None)
+        for each in [other for other in account.accumulations if other[0] == key]:
+            del account.accumulations[each]
 
     def _close(self, account: Account, meter: Meter, fact: Fact) -> None:
         charge = None
         if meter.register is not None and not account.frozen:
             charge = self._closing_charge(account, meter, fact["closing_register_milli"])
-        del account.meters[meter.key]
+        self._remove(account, meter.key)
         self._judge(account, Cause(fact, charge, named=meter.fact))
 
     def _enter(self, account: Account, fact: Fact) -> None:
         standing = account.meters.get(fact["meter_key"])
         if standing is not None and standing.epoch == fact["epoch"]:
+            if standing.fact["ratio"] != fact["ratio"]:
+                standing.windows = []
             standing.fact = fact
             return
         for other in self.accounts.values():
-            other.meters.pop(fact["meter_key"], None)
+            self._remove(other, fact["meter_key"])
         if len(account.meters) == METERS_MAX:
             raise Raised
-        meter = Meter(fact, fact["opening_register_milli"])
+        meter = Meter(fact, fact["opening_register_milli"], self.now)
         account.meters[meter.key] = meter
         if not account.house and account.level != CUT:
             self._intent(account, meter, "closed", "assigned", Cause(named=fact), None, None)
@@ -336,6 +396,8 @@ class ScalarShard:
         outcome = self._outcome(account, meter, reading)
         if outcome == "accepted":
             self._accept(account, meter, reading)
+        elif outcome == "re-split":
+            self._resplit(account, meter, reading)
         elif outcome in HELD:
             if not meter.held and not account.house:
                 cause = Cause(meter.fact, reading=reading)
@@ -351,7 +413,9 @@ class ScalarShard:
             return "frozen"
         if reading["serial"] != meter.fact["serial"].encode():
             return "other-serial"
-        if register < 0 or register > REGISTER_MAX_MILLI or time <= 0:
+        if register < 0 or register > REGISTER_MAX_MILLI:
+            return "absurd"
+        if not YEAR_2000_MS <= time < YEAR_2100_MS:
             return "absurd"
         if reading["ratio"] != meter.fact["ratio"]:
             return "ratio-mismatch"
@@ -368,7 +432,11 @@ class ScalarShard:
         if reading["reading_id"] == meter.reading_id:
             return "duplicate"
         if duration <= 0:
-            return "late"
+            window = meter.window_of(reading["device_time_ms"])
+            if window is None:
+                return "late"
+            within = window[1] <= reading["register_milli"] <= window[3]
+            return "re-split" if within else "late-conflict"
         if reading["register_milli"] < last:
             return "negative"
         if power_w is not None:
@@ -419,14 +487,18 @@ class ScalarShard:
             raise Raised
         return policy
 
-    def _tariff(self, account: Account, start: int, end: int) -> Fact:
+    def _tariff(self, account: Account) -> Tariff:
         assert account.fact is not None
-        versions = self.tariffs.get(account.fact["tariff_id"])
-        if not versions:
+        tariff = self.tariffs.get(account.fact["tariff_id"])
+        if tariff is None:
             raise Raised
-        at = start or end
-        begun = [version for version, fact in versions.items() if fact["effective_at_ms"] <= at]
-        return versions[max(begun) if begun else min(versions)]
+        return tariff
+
+    def _pricing(self, account: Account, meter: Meter) -> Pricing:
+        assert account.since is not None
+        return Pricing(
+            self._tariff(account), account.accumulations, meter.key, account.since, meter.since
+        )
 
     def _usage_charge(self, account: Account, meter: Meter, reading: Reading) -> Charge:
         register, time = reading["register_milli"], reading["device_time_ms"]
@@ -445,9 +517,17 @@ class ScalarShard:
             to_register_milli=register,
             to_quality=reading["quality"],
         )
+        if account.fact is not None and not opens and meter.time:
+            assert meter.register is not None
+            window = (meter.time, meter.register, time, register)
+            if self._has_edge(account, window):
+                meter.keep_windows([*meter.windows, window])
         meter.register, meter.time = register, time
         meter.reading_id, meter.quality = reading["reading_id"], reading["quality"]
         return charge
+
+    def _has_edge(self, account: Account, window: Window) -> bool:
+        return bool(self._tariff(account).edges(window[0], window[2]))
 
     def _closing_charge(self, account: Account, meter: Meter, register: int) -> Charge:
         return self._charge(
@@ -466,20 +546,52 @@ class ScalarShard:
         )
 
     def _charge(self, account: Account, meter: Meter, **interval: Any) -> Charge:
-        priced = account.fact is not None
-        names = account.fact if account.fact is not None else meter.fact
-        start, end = interval["from_time_ms"], interval["to_time_ms"]
-        tariff = self._tariff(account, start, end) if priced else {"price_micro": 0, "version": 0}
-        policy = self._policy(account) if priced else {"version": 0}
         ratio = meter.fact["ratio"]
         used = interval["to_register_milli"] - interval["from_register_milli"]
         energy = checked(used * ratio)
-        amount = checked(energy * tariff["price_micro"])
+        if account.fact is None:
+            return self._posted(account, meter, interval, energy, 0, 0, [])
+        self._policy(account)
+        tariff, end = self._tariff(account), interval["to_time_ms"]
+        start = interval["from_time_ms"] or end
+        parts = tariff.split(start, end, energy)
+        version = list(parts)[-1][0]
+        if start < end:
+            version = tariff.where(end - 1)[0]
+        terms = tariff.terms(version)
+        has_edge = bool(tariff.edges(start, end))
+        if terms.is_plain and not has_edge:
+            price = terms.plan.rates_micro["flat"]
+            checked(energy * price)
+            return self._posted(account, meter, interval, energy, price, version, [])
+        lines = self._pricing(account, meter).lines(parts, BY_TIME if has_edge else 0)
+        return self._posted(account, meter, interval, energy, 0, version, lines)
+
+    def _posted(
+        self,
+        account: Account,
+        meter: Meter,
+        interval: Fact,
+        energy: int,
+        price: int,
+        version: int,
+        lines: list[Line],
+    ) -> Charge:
+        """Rule 5: the charge, and the totals after it."""
+        priced = account.fact is not None
+        names = account.fact if account.fact is not None else meter.fact
+        for line in lines:
+            for figure in line.values():
+                checked(figure)
+            checked(amount_of(line))
+        amount = checked(sum(map(amount_of, lines)) if lines else energy * price)
         meter.energy_total = checked(meter.energy_total + energy)
         account.charged = checked(account.charged + amount)
         meter.sequence = checked(meter.sequence + 1)
         account.sequence = checked(account.sequence + 1)
         checked(account.available)
+        if any(line["basis"] & PERIOD_CLOSED for line in lines):
+            self.work.counts["period-closed"] += 1
         charge = {
             **interval,
             "meter_key": meter.key,
@@ -489,25 +601,67 @@ class ScalarShard:
             "account_sequence": account.sequence,
             "account_revision": account.revision,
             "book_epoch": account.book_epoch,
-            "ratio": ratio,
+            "ratio": meter.fact["ratio"],
             "energy_milli": energy,
-            "price_micro": tariff["price_micro"],
+            "price_micro": price,
             "amount_nano": amount,
             "meter_energy_total_milli": meter.energy_total,
             "account_charged_total_nano": account.charged,
             "account_credited_total_nano": account.credited,
             "tariff_name": names["tariff_id"] if priced else "",
-            "tariff_version": tariff["version"],
+            "tariff_version": version,
             "policy_name": names["policy_id"] if priced else "",
-            "policy_version": policy["version"],
+            "policy_version": self._policy(account)["version"] if priced else 0,
             "legal_entity_name": names["legal_entity"],
             "currency_name": names["currency"],
             "commodity_name": names["commodity"],
+            "lines": lines,
         }
         self.work.charges.append(charge)
         if priced:
             self._balance_after_charge(account)
         return charge
+
+    def _resplit(self, account: Account, meter: Meter, reading: Reading) -> None:
+        """Rule 5: a late reading changes the shape of an interval that was charged before."""
+        time, register = reading["device_time_ms"], reading["register_milli"]
+        window = meter.window_of(time)
+        assert window is not None
+        tariff, ratio = self._tariff(account), meter.fact["ratio"]
+        self._policy(account)
+        t1, r1, t2, r2 = window
+        halves = ((t1, r1, time, register), (time, register, t2, r2))
+        before = tariff.split(t1, t2, (r2 - r1) * ratio)
+        after: dict[Where, int] = {}
+        for begins, first, ends, last in halves:
+            for where, energy in tariff.split(begins, ends, (last - first) * ratio).items():
+                after[where] = after.get(where, 0) + energy
+        moved = {where: after.get(where, 0) - energy for where, energy in before.items()}
+        moved = {where: energy for where, energy in moved.items() if energy}
+        lines = self._pricing(account, meter).lines(moved, BY_TIME)
+        interval = {
+            "kind": KIND_RESPLIT,
+            "from_reading_id": NO_READING,
+            "from_time_ms": t1,
+            "from_register_milli": r1,
+            "from_quality": VERIFIED,
+            "to_reading_id": reading["reading_id"],
+            "to_time_ms": time,
+            "to_received_at_ms": reading["received_at_ms"],
+            "to_register_milli": register,
+            "to_quality": reading["quality"],
+        }
+        version = tariff.where(t2 - 1)[0]
+        charge = self._posted(account, meter, interval, 0, 0, version, lines)
+        kept: list[Window] = []
+        for each in meter.windows:
+            standing = halves if each == window else (each,)
+            kept += [other for other in standing if self._has_edge(account, other)]
+        if kept:
+            meter.keep_windows(kept)
+        else:
+            meter.windows = []
+        self._judge(account, Cause(meter.fact, charge))
 
     # -- Rule 6 -----------------------------------------------------------------------------
 

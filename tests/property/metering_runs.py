@@ -15,10 +15,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from services.common.kernel.frames import CHARGE_COLUMNS, ChargeFrame
+from services.common.kernel.frames import CHARGE_COLUMNS, LINE_COLUMNS, ChargeFrame
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, LogRecord, Output
-from services.metering.domain.rows import NEVER_MS, NO_POWER, parsed_accounts
+from services.metering.domain.rows import NEVER_MS, NO_POWER, WINDOW, parsed_accounts
 from services.metering.domain.shard import NOT_DUE_MS, ShardState
 from tests.property.metering_histories import SHARD
 
@@ -39,10 +39,11 @@ def examples(count: int) -> settings:
 
 
 def charges_of(output: Output) -> list[dict[str, Any]]:
-    """Return the charges of a charge-frame output, names resolved."""
+    """Return the charges of a charge-frame output, names resolved, each with its lines."""
     frame = ChargeFrame.from_record(output.record)
+    names = [name for name, _, _ in LINE_COLUMNS if name != "charge"]
     charges = []
-    for row in frame.rows:
+    for number, row in enumerate(frame.rows):
         charge: dict[str, Any] = {}
         for name, _, kind in CHARGE_COLUMNS:
             if kind == "V16":
@@ -51,6 +52,8 @@ def charges_of(output: Output) -> list[dict[str, Any]]:
                 charge[name] = frame.names[row[name]]
             else:
                 charge[name] = row[name].item()
+        mine = frame.lines[frame.lines["charge"] == number]
+        charge["lines"] = [{name: line[name].item() for name in names} for line in mine]
         charges.append(charge)
     return charges
 
@@ -80,30 +83,39 @@ def fresh_run(records: Iterable[LogRecord]) -> tuple[ShardState, list[Absorbed]]
 def totals(state: ShardState) -> dict[int, dict[str, Any]]:
     """Return what the account rows of `state` say, by account key; offsets left out."""
     _, rows, _ = state.rows()
-    accounts, meters = parsed_accounts([row.value for row in rows])
     found: dict[int, dict[str, Any]] = {}
-    begin = 0
-    for account in accounts:
-        end = begin + int(account["meters"])
+    for row in rows:
+        parsed = parsed_accounts([row.value])
+        account = parsed.accounts[0]
         found[int(account["key"])] = {
             **{name: account[name].item() for name in _TOTALS},
             "published_at_ms": _or_none(account["published_at_ms"], NEVER_MS),
             "due_ms": _or_none(account["due_ms"], NOT_DUE_MS),
             "last_received_at_ms": _or_none(account["last_received_at_ms"], NEVER_MS),
-            "meters": {int(meter["key"]): _meter(meter) for meter in meters[begin:end]},
+            "since_ms": _or_none(account["since_ms"], NEVER_MS),
+            "accumulations": {
+                tuple(int(each[name]) for name in ("owner", "period", "version", "rate")): tuple(
+                    int(each[name]) for name in ("base_milli", "total_milli", "days", "days_of")
+                )
+                for each in parsed.accumulations
+            },
+            "meters": {
+                int(meter["key"]): _meter(meter, windows)
+                for meter, windows in zip(parsed.meters, parsed.windows, strict=True)
+            },
         }
-        begin = end
     return found
 
 
-def _meter(meter: Any) -> dict[str, Any]:
-    named = ("epoch", "ratio", "serial", "held", "quality", "time_ms", "sequence")
+def _meter(meter: Any, windows: bytes) -> dict[str, Any]:
+    named = ("epoch", "ratio", "serial", "held", "quality", "time_ms", "sequence", "since_ms")
     return {
         **{name: meter[name].item() for name in (*named, "energy_total_milli")},
         "register_milli": meter["register_milli"].item() if meter["opened"] else None,
         "reading_id": meter["reading_id"].tobytes(),
         "max_power_w": _or_none(meter["max_power_w"], NO_POWER),
         "send_before_ms": _or_none(meter["send_before_ms"], NEVER_MS),
+        "windows": list(WINDOW.iter_unpack(windows)),
     }
 
 

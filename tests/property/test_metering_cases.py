@@ -120,10 +120,10 @@ def test_a_cut_is_renewed_as_soon_as_less_than_half_its_lease_is_left() -> None:
 def test_a_price_applies_to_the_interval_that_begins_at_its_very_instant() -> None:
     begins = Frame(1_000, (Read(0),))  # its device time is 700 ms before it is received
     waits = Frame(60_000 - 700, (Read(2),))
-    dearer = Op("tariff", 0, 1, 3)  # in force since 60 s
-    _, outputs = outcome(Book().play([*SETTLED, begins, waits, dearer, Frame(1_000, (Read(0),))]))
+    other = Op("tariff", 0, 8, 3, 1)  # flat, in force since 60 s
+    _, outputs = outcome(Book().play([*SETTLED, begins, waits, other, Frame(1_000, (Read(0),))]))
     last = charges_of([output for output in outputs if output.topic == "charges"][-1])[0]
-    assert (last["tariff_version"], last["price_micro"]) == (2, 3_000_000)
+    assert (last["tariff_version"], last["price_micro"]) == (2, 777_777)
 
 
 def test_a_wake_publishes_what_is_due_at_that_very_instant_and_nothing_before() -> None:

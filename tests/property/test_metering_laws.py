@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.kernel.frames import KIND_RESPLIT
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord, Output, Row
 from services.metering.domain.shard import ShardState
@@ -198,8 +199,15 @@ def check_charge(
     """Fail where the charge is not what it covers, or the account's totals rise by else."""
     account = charge["account_key"]
     used = charge["to_register_milli"] - charge["from_register_milli"]
-    assert charge["energy_milli"] == used * charge["ratio"]
-    assert charge["amount_nano"] == charge["energy_milli"] * charge["price_micro"]
+    resplit, lines = charge["kind"] == KIND_RESPLIT, charge["lines"]
+    assert charge["energy_milli"] == (0 if resplit else used * charge["ratio"])
+    amounts = ("rate_nano", "surcharge_nano", "ladder_nano", "tax_nano")
+    if lines or resplit:
+        assert charge["price_micro"] == 0
+        assert charge["energy_milli"] == sum(line["energy_milli"] for line in lines)
+        assert charge["amount_nano"] == sum(line[name] for line in lines for name in amounts)
+    else:
+        assert charge["amount_nano"] == charge["energy_milli"] * charge["price_micro"]
     charged[account] += charge["amount_nano"]
     assert charge["account_charged_total_nano"] == charged[account]
     assert charge["account_sequence"] > sequences[account]
@@ -228,7 +236,7 @@ def check_stand(stand: list[dict[str, Any]]) -> None:
     for charge in stand:
         energy_milli += charge["energy_milli"]
         assert charge["meter_energy_total_milli"] == energy_milli
-    for before, after in pairwise(stand):
+    for before, after in pairwise(c for c in stand if c["kind"] != KIND_RESPLIT):
         assert before["kind"] == 0, "a charge after the closing one"
         for what in ("register_milli", "time_ms", "reading_id", "quality"):
             assert after[f"from_{what}"] == before[f"to_{what}"]

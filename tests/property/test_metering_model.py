@@ -12,20 +12,26 @@ from hypothesis import currently_in_test_context, given, note
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.shard import ShardState
-from tests.property.metering_histories import SHARD, histories
+from tests.property.metering_histories import SHARD, histories, shapes
 from tests.property.metering_model import Account, Meter, ScalarShard
 from tests.property.metering_runs import examples, plain, totals
 
 COUNTED = (
     *("unknown-meter", "other-epoch", "frozen", "other-serial", "absurd", "ratio-mismatch"),
     *("below-opening", "duplicate", "late", "negative", "implausible", "accepted"),
-    *("fact-old", "fact-late"),
+    *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
 )
 
 
 @examples(300)
 @given(histories())
 def test_the_engine_and_the_scalar_model_agree_record_by_record(records: list[LogRecord]) -> None:
+    check(records)
+
+
+@examples(300)
+@given(shapes())
+def test_they_agree_on_calendars_ladders_and_late_readings(records: list[LogRecord]) -> None:
     check(records)
 
 
@@ -77,6 +83,11 @@ def _account(account: Account) -> dict[str, Any]:
         "published_at_ms": account.published_at,
         "due_ms": account.due,
         "last_received_at_ms": account.last_received,
+        "since_ms": account.since,
+        "accumulations": {
+            key: (each.base, each.total, each.days, each.days_of)
+            for key, each in account.accumulations.items()
+        },
         "meters": {key: _meter(meter) for key, meter in account.meters.items()},
     }
 
@@ -95,4 +106,6 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "reading_id": meter.reading_id,
         "max_power_w": meter.fact["max_power_w"],
         "send_before_ms": meter.send_before,
+        "since_ms": meter.since,
+        "windows": meter.windows,
     }

@@ -30,7 +30,7 @@ from services.vending.metrics import Metrics
 
 NANO = 10**7
 SITE = Site(Answers(), "S1", "Mall", "UTC", "CNY", 9, 2, "LE1", 10)
-TARIFF = Tariff(Answers(), "T1", 1, "flat", "electricity", "CNY", "LE1", 1, 0, 1)
+TARIFF = Tariff(Answers(), "T1", 1, "flat", "electricity", "CNY", "LE1", 1, None, 0, 1)
 POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1)
 
 Key = tuple[str, int]

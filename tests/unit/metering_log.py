@@ -8,6 +8,7 @@ import numpy as np
 
 from services.common.kernel.frames import (
     CHARGE_COLUMNS,
+    LINE_COLUMNS,
     READING,
     RELAY_REPORTED,
     ChargeFrame,
@@ -56,6 +57,7 @@ def tariff(**changes: Any) -> dict[str, Any]:
         "currency": "CNY",
         "legal_entity": "prop-co",
         "price_micro": PRICE_MICRO,
+        "plan": None,
         "effective_at_ms": 0,
         "published_at_ms": 0,
         "book_epoch": 0,
@@ -240,12 +242,15 @@ def of(done: Absorbed, subject: str) -> list[dict[str, Any]]:
 
 
 def charges(done: Absorbed) -> list[dict[str, Any]]:
-    """Return the charges that a record caused, names resolved."""
+    """Return the charges that a record caused, names resolved, each with its lines."""
     found = []
     for record in of(done, "charge-frame"):
         charge_frame = ChargeFrame.from_record(record)
-        for row in charge_frame.rows:
+        for number, row in enumerate(charge_frame.rows):
             one = {name: row[name] for name, _, _ in CHARGE_COLUMNS}
+            lines = charge_frame.lines[charge_frame.lines["charge"] == number]
+            told = [name for name, _, _ in LINE_COLUMNS if name != "charge"]
+            one["lines"] = [{name: line[name].item() for name in told} for line in lines]
             for name in ("tariff", "policy", "legal_entity", "currency", "commodity"):
                 one[f"{name}_name"] = charge_frame.names[one[f"{name}_name"]]
             for name in ("from_reading_id", "to_reading_id"):

@@ -13,7 +13,7 @@ import numpy as np
 from aiokafka import ConsumerRecord
 
 from services.common.kernel.envelope import Envelope
-from services.common.kernel.frames import CHARGE, ChargeFrame
+from services.common.kernel.frames import CHARGE, LINE, ChargeFrame
 from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec
@@ -21,6 +21,7 @@ from services.common.runtime.topics import catalogue
 
 T0 = 1_800_000_000_000
 PRICE_MICRO = 800_000
+FLAT = 2
 REGISTERS_MILLI = (0, 1_000, 2_500, 12_500)
 """The register's opening and after each charge."""
 CREDIT_NANO = 10 * 10**9
@@ -130,6 +131,7 @@ class Story:
             "kind": "flat",
             "commodity": "electricity",
             "price_micro": PRICE_MICRO,
+            "plan": None,
             "effective_at_ms": 0,
             **money,
         }
@@ -307,7 +309,12 @@ class Story:
         for name, value in fields.items():
             row[name] = np.void(value) if isinstance(value, bytes) else value
         names = (self.tariff, self.policy, "LE1", "CNY", "electricity")
-        frame = ChargeFrame(self.shard, 100 + n, names, row)
+        lines = np.zeros(int(n == 1), LINE)  # the first charge tells its price by a line
+        if n == 1:
+            row["price_micro"] = 0
+            lines["version"], lines["rate"], lines["energy_milli"] = 1, FLAT, energy_milli
+            lines["rate_nano"] = energy_milli * PRICE_MICRO
+        frame = ChargeFrame(self.shard, 100 + n, names, row, lines)
         at_ms = T0 + 1_000 * n + 150
         return Sent(
             "charges", self.shard, str(self.shard), "charge-frame", frame.to_record(), at_ms

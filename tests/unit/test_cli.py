@@ -5,18 +5,23 @@ Method: the commands run in this process; the services behind them are a script 
 
 import json
 import re
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from services.common.tariffs import plan as plans
 from tools.cli import main as cli
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
 
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
 ACCOUNT = v.Account(account_id="A1", currency="CNY", minor_decimals=2)
 
 
@@ -104,3 +109,52 @@ def test_an_account_that_was_opened_by_half_is_completed_with_the_same_id(
     assert done.exit_code == 0, done.output
     second = {method: getattr(request, "request_id", "") for method, request in again.asked}
     assert {name: second[name] for name in first} == first
+
+
+def test_a_plan_is_shown_all_in_and_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    vending = Vending()
+    result = wattvend(monkeypatch, vending, "tariff", "check", str(EXAMPLE))
+    assert (result.exit_code, vending.asked) == (0, [])
+    # peak: 1.0571 and the fund's 0.0190, each with 13 %: 1.0571 x 1.13 + 0.019 x 1.13
+    assert re.search(r"peak +1\.215993 +1\.272493 +1\.351593", result.stdout)
+    assert "summer, from 07-01 on" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("zone: [", "cannot be read"),
+        ("zone: UTC", "rates_micro: Field required"),
+        ("{zone: UTC, rates_micro: {flat: 1}, holidays: [1.5]}", "holidays.0"),
+        ("{zone: 5, rates_micro: {flat: 1}}", "put times and days in quotes"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_said_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    result = wattvend(monkeypatch, Vending(), "tariff", "check", str(tmp_path / "plan.yaml"))
+    assert result.exit_code == 1
+    assert says in re.sub(r"\s+", " ", result.stderr)
+
+
+def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/tariffs.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    vending = Vending(PublishTariff=v.Tariff(tariff_id="shops", currency="CNY", plan="{}"))
+    for command in commands:
+        result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
+        assert result.exit_code == 0, result.output
+    (asked,) = [request for _, request in vending.asked]
+    # New Year in Shanghai: eight hours before it in UTC.
+    assert asked.effective_at_ms == 1_798_732_800_000
+    assert plans.read(asked.plan).zone == "Asia/Shanghai"
+
+
+def test_an_instant_with_a_zone_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for instant in ("2027-01-01T00:00+01:00", "soon"):
+        options = ("--legal-entity", "L", "--effective", instant)
+        result = wattvend(monkeypatch, Vending(), "tariff", "publish", "T", str(EXAMPLE), *options)
+        assert result.exit_code == 1
+        assert "no wall clock's time" in result.stderr

@@ -12,13 +12,16 @@ from uuid import UUID
 
 import pytest
 
+from services.common.tariffs.plan import Plan
 from services.metering.domain import facts
 from services.metering.domain.absorb import ABSORB_VERSION, LAYOUT_VERSION, absorb
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
 from services.metering.domain.rows import (
     ACCOUNT,
+    ACCUMULATION,
     METER,
+    WINDOW,
     account_row_key,
     header_of,
     joined,
@@ -29,6 +32,7 @@ from services.metering.domain.shard import ShardState
 from tests.unit.metering_log import (
     CREDIT_NANO,
     KWH_MILLI,
+    PRICE_MICRO,
     SHARD,
     START_MS,
     Log,
@@ -50,7 +54,7 @@ Stored = list[Row]
 def eventful_log() -> Log:
     """Return a log after which every field of every row has been used."""
     log = Log()
-    for fact in (site(), tariff(), policy(), account("A1", 12), account("A2", 200)):
+    for fact in (site(), by_the_minute(), policy(), account("A1", 12), account("A2", 200)):
         log.fact(fact)
     meters: dict[str, dict[str, Any]] = {}
     for name in ("M1", "M2", "M3"):
@@ -77,7 +81,10 @@ def eventful_log() -> Log:
     move("M3", "A2")
     use(M1=1, M2=2, M3=1)
     log.read(reading(-1, at_ms=log.now_ms, epoch=2))  # held, until the next one
+    log.later(60_000)
     use(M1=5, M3=30)
+    between = {"at_ms": log.now_ms - 20_000, "received_at_ms": log.now_ms, "epoch": 2}
+    log.read(reading(registers["M3"] - 29_000, meter_id="M3", **between))  # late: split again
     log.fact(tariff(version=2, price_micro=2 * 10**6, effective_at_ms=log.now_ms + 30_000))
     use(M1=6)  # cut
     use(M1=0, M2=0, M3=10)
@@ -105,6 +112,24 @@ def eventful_log() -> Log:
     return log
 
 
+def by_the_minute() -> dict[str, Any]:
+    """Return a tariff that changes its rate with the minutes in which the log begins."""
+    slots = [{"begins": "00:00", "rate": "peak"}]
+    slots += [
+        {"begins": f"08:{minute}", "rate": ("valley", "peak")[minute % 2]}
+        for minute in range(54, 60)
+    ]
+    days = [{"kinds": ["weekday", "weekend", "holiday"], "slots": slots}]
+    ladder = {"period": "month", "steps": [{"above_milli": 2_000, "add_micro": 1}]}
+    document = {
+        "zone": "UTC",
+        "rates_micro": {"peak": PRICE_MICRO, "valley": PRICE_MICRO - 1},
+        "seasons": [{"name": "all", "begins": "01-01", "days": days}],
+        "ladder": ladder,
+    }
+    return tariff(kind="plan", price_micro=0, plan=Plan.model_validate(document).text())
+
+
 def run(state: ShardState, records: list[LogRecord]) -> list[Absorbed]:
     return [absorb(state, record) for record in records]
 
@@ -127,6 +152,8 @@ def identities(outputs: list[Output]) -> dict[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(tuple(line.items()) for line in value)
     return value if isinstance(value, str | UUID) else value.item()
 
 
@@ -148,6 +175,7 @@ def test_the_history_is_as_eventful_as_it_says() -> None:
         *("assigned", "reading-held", "frozen", "cleared"),
     } <= set(decided)
     assert {output.subject for done in RUN for output in done.outputs} >= {"echo", "balance"}
+    assert sum(done.counts["re-split"] for done in RUN) == 1
 
 
 def test_after_any_record_the_rows_give_the_same_rest_and_the_same_rows() -> None:
@@ -250,11 +278,19 @@ def test_a_fact_row_keeps_the_versions_a_restart_may_need_and_no_more(
 
 
 def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:
-    assert (ACCOUNT.itemsize, METER.itemsize) == (120, 112)
+    assert (ACCOUNT.itemsize, METER.itemsize, ACCUMULATION.itemsize, WINDOW.size) == (
+        128,
+        120,
+        40,
+        32,
+    )
     key = account_row_key(account("A2")["account_key"])
     value = ROWS[key]
-    accounts, meters = parsed_accounts([value])
-    assert len(value) == ACCOUNT.itemsize + len(meters) * METER.itemsize
+    parsed = parsed_accounts([value])
+    accounts, meters = parsed.accounts, parsed.meters
+    accumulated = len(parsed.accumulations) * ACCUMULATION.itemsize
+    sizes = (ACCOUNT.itemsize, len(meters) * METER.itemsize, accumulated)
+    assert len(value) == sum(sizes) + sum(map(len, parsed.windows))
     assert (accounts["layout"][0], accounts["absorb"][0]) == (LAYOUT_VERSION, ABSORB_VERSION)
     assert header_of(ROWS[b"h"]) == (LOG.records[-1].offset, LOG.now_ms)
 

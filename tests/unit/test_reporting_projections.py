@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from services.common.kernel.errors import InvalidInput
-from services.common.kernel.frames import CHARGE, ChargeFrame
+from services.common.kernel.frames import (
+    CHARGE,
+    KIND_RESPLIT,
+    KIND_USAGE,
+    LINE,
+    NO_RATE,
+    ChargeFrame,
+)
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
 from services.reporting.adapters.database import Place, Span
@@ -23,6 +30,7 @@ from services.reporting.domain.rows import (
     AlarmRow,
     ChargeRow,
     LedgerRow,
+    PriceLineRow,
     ReceiptRow,
     RelayIntentRow,
     TariffVersionRow,
@@ -73,8 +81,37 @@ def test_a_charge_frame_becomes_one_row_a_charge_with_its_names() -> None:
 
 
 def test_a_charge_from_an_assigned_register_has_no_first_reading() -> None:
-    charge, _ = rows(STORY.charge(1))
+    charge, *_ = rows(STORY.charge(1))
     assert charge.from_reading_id is None
+
+
+def test_lines_become_rows_of_their_charges_in_their_order() -> None:
+    rows_of = np.zeros(2, CHARGE)
+    rows_of["meter_key"], rows_of["sequence"] = [5, 6], [1, 2]
+    rows_of["kind"] = [KIND_USAGE, KIND_RESPLIT]
+    rows_of["account_revision"] = -1
+    rows_of["from_quality"] = rows_of["to_quality"] = ord("A")
+    lines = np.zeros(3, LINE)
+    lines["charge"], lines["rate"] = [0, 1, 1], [1, 3, NO_RATE]
+    lines["energy_milli"], lines["tax_nano"] = [10, 20, 0], [1, 2, 3]
+    frame = ChargeFrame(0, 5, ("", "LE1", "CNY", "electricity"), rows_of, lines)
+    found = list(project(Record("charges", 0, "charge-frame", frame.to_record())))
+    charges = [row for row in found if isinstance(row, ChargeRow)]
+    assert [charge.kind for charge in charges] == ["usage", "re-split"]
+    told = [
+        (row.meter_key, row.sequence, row.line, row.rate, row.energy_milli, row.tax_nano)
+        for row in found
+        if isinstance(row, PriceLineRow)
+    ]
+    assert told == [(5, 1, 0, "peak", 10, 1), (6, 2, 0, "valley", 20, 2), (6, 2, 1, "none", 0, 3)]
+
+
+def test_a_line_of_no_charge_is_refused() -> None:
+    lines = np.zeros(1, LINE)
+    lines["charge"] = 1
+    record = ChargeFrame(0, 5, ("",), np.zeros(1, CHARGE), lines).to_record()
+    with pytest.raises(InvalidInput, match="a line of charge 1 in a frame of 1"):
+        ChargeFrame.from_record(record)
 
 
 def test_a_house_account_is_charged_but_has_no_totals() -> None:

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 import structlog
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
-from services.common.runtime import kafka
+from services.common.kernel.frames import CHARGE, KIND_RESPLIT, KIND_USAGE, ChargeFrame
+from services.common.runtime import codec, kafka
 from services.vending.adapters import bus
 
 LOG = structlog.get_logger()
@@ -23,9 +25,11 @@ class Kept:
     """Takes what the handlers keep."""
 
     def __init__(self) -> None:
+        self.charged: list[Any] = []
         self.offsets: list[Any] = []
 
-    async def keep_charged(self, _: Any, offsets: list[Any]) -> None:
+    async def keep_charged(self, charged: Any, offsets: list[Any]) -> None:
+        self.charged += charged
         self.offsets += offsets
 
 
@@ -63,3 +67,22 @@ async def test_what_a_person_told_to_step_over_is_passed_and_its_offset_kept(
     kept = Kept()
     await handlers(kept, (topic, 2, 9))[topic]([garbage(topic, subject)])
     assert [(offset.topic, offset.partition) for offset in kept.offsets] == [(topic, 2)]
+
+
+async def test_a_late_reading_that_changed_a_shape_moves_no_register() -> None:
+    rows = np.zeros(3, CHARGE)
+    rows["meter_key"], rows["sequence"] = [7, 7, 8], [4, 5, 1]
+    rows["kind"] = [KIND_USAGE, KIND_RESPLIT, KIND_RESPLIT]
+    rows["to_register_milli"] = [900, 450, 10]
+    kept = Kept()
+    await handlers(kept)["charges"]([frame_of(rows)])
+    assert [(c.meter_key, c.sequence, c.register_milli) for c in kept.charged] == [(7, 4, 900)]
+    assert [offset.next_offset for offset in kept.offsets] == [10]
+
+
+def frame_of(rows: Any) -> Any:
+    frame = ChargeFrame(2, 5, ("",), rows).to_record()
+    record = garbage("charges", "charge-frame")
+    record.headers = Envelope(codec.schema_header("charge-frame"), uuid4(), 0).headers()
+    record.value = codec.encode("charge-frame", frame)
+    return record

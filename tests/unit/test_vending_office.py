@@ -5,6 +5,7 @@ again. No Kafka: what metering would say is put where it would arrive.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.units import INT64_MAX
+from services.common.tariffs import plan as plans
 from services.vending.adapters.tables import Todo
 from services.vending.domain import account, checks, meter
 from services.vending.domain.account import METERS_MAX, Account, JoinMeter, SettleClosing
@@ -219,6 +221,70 @@ async def test_a_repeated_price_keeps_its_instant_though_the_clock_went_on(world
     first = await world.tariff(price_micro=900_000, request=request)
     world.clock.at_ms += 10 * LEAD_MS
     assert await world.tariff(price_micro=900_000, request=request) == first
+
+
+def plan(zone: str = "Asia/Shanghai", **ladder: Any) -> str:
+    """Return the document of a plan: two rates, and a ladder where `ladder` says so."""
+    slots = [{"begins": "00:00", "rate": "valley"}, {"begins": "08:00", "rate": "peak"}]
+    days = [{"kinds": ["weekday", "weekend", "holiday"], "slots": slots}]
+    document: dict[str, Any] = {
+        "zone": zone,
+        "rates_micro": {"peak": 900_000, "valley": 300_000},
+        "seasons": [{"name": "all", "begins": "01-01", "days": days}],
+    }
+    if ladder:
+        document["ladder"] = {"steps": [{"above_milli": 1, "add_micro": 1}], **ladder}
+    return json.dumps(document)
+
+
+async def test_a_plan_is_published_in_its_one_form_and_its_kind_is_told(world: World) -> None:
+    loose = json.dumps(json.loads(plan(period="month")), indent=4)
+    published = await world.tariff(plan=loose, price_micro=0)
+    assert (published.state.kind, published.state.price_micro) == ("plan", 0)
+    assert published.state.plan == plans.read(loose).text()
+    flat = await world.tariff(price_micro=900_000)
+    assert (flat.state.kind, flat.state.plan) == ("flat", None)
+
+
+async def test_a_tariff_has_a_price_or_a_plan(world: World) -> None:
+    assert await refused(world.tariff(plan=plan())) is Reason.INVALID_ARGUMENT
+    assert await refused(world.tariff(plan="{}", price_micro=0)) is Reason.INVALID_ARGUMENT
+    steps = [{"above_milli": 1, "multiply_ppm": 2}]
+    dependent = plan(period="month", steps=steps)
+    assert await refused(world.tariff(plan=dependent, price_micro=0)) is Reason.PATH_DEPENDENT
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"period": "year"},
+        {"period": "month", "scope": "meter"},
+        {
+            "period": "month",
+            "basis": "rate",
+            "steps": [],
+            "rate_steps": {"peak": [{"above_milli": 1, "add_micro": 1}]},
+        },
+        {"period": "month", "zone": "Europe/Berlin"},
+    ],
+)
+async def test_a_version_that_could_not_go_on_is_refused(
+    world: World, changed: dict[str, Any]
+) -> None:
+    await world.tariff(plan=plan(period="month"), price_micro=0)
+    after = world.tariff(plan=plan(**changed), price_micro=0)
+    assert await refused(after) is Reason.INVALID_ARGUMENT
+    steeper = plan(period="month", steps=[{"above_milli": 1, "add_micro": 7}])
+    assert (await world.tariff(plan=steeper, price_micro=0)).state.version == 2
+    assert (await world.tariff(plan=plan(), price_micro=0)).state.version == 3
+
+
+async def test_an_account_has_the_days_of_its_tariff(mall: World) -> None:
+    await mall.tariff("there", plan=plan("Europe/Berlin"), price_micro=0)
+    opening = mall.account("A9", tariff_id="there")
+    assert await refused(opening) is Reason.INVALID_ARGUMENT
+    await mall.tariff("here", plan=plan(), price_micro=0)
+    assert (await mall.account("A9", tariff_id="here")).state.tariff_id == "here"
 
 
 @pytest.mark.parametrize(

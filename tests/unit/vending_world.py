@@ -71,6 +71,7 @@ class World:
             "currency": "CNY",
             "legal_entity": "LE1",
             "price_micro": 800_000,
+            "plan": None,
             "effective_at_ms": 0,
             "lead_ms": LEAD_MS,
         }

@@ -43,6 +43,7 @@ def of_every_shard() -> Iterator[Fact]:
             "currency": MONEY,
             "legal_entity": OWNER,
             "price_micro": PRICE_MICRO,
+            "plan": None,
             "effective_at_ms": 0,
             "published_at_ms": 0,
             **BOOK,

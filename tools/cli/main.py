@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -18,8 +20,9 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.markup import escape
 
+from services.common.kernel.units import CURRENCIES
 from tools import sitefile
-from tools.cli import show
+from tools.cli import plans, show
 from tools.client import Clients, Refused, connect
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
@@ -34,9 +37,11 @@ OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, close.")
 meter_app = typer.Typer(no_args_is_help=True, help="Meters: assign to an account, release.")
+tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
 app.add_typer(account_app, name="account")
 app.add_typer(meter_app, name="meter")
+app.add_typer(tariff_app, name="tariff")
 app.add_typer(site_app, name="site")
 
 
@@ -111,20 +116,24 @@ def _run(
         answer = asyncio.run(within())
     except Refused as refused:
         again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
-        if options.as_json:
-            fault = {"error": refused.reason or refused.code, "message": refused.message}
-            print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
-        else:
-            err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
-            err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
-            if again:
-                hint = f"repeat it with --request-id {again}: what was done is not done twice"
-                err.print(hint, highlight=False, soft_wrap=True)
+        _say_refused(refused, again)
         raise SystemExit(1) from None
     if options.as_json:
         print(json.dumps(_fields(answer), ensure_ascii=False))
     else:
         out.print(shown(answer))
+
+
+def _say_refused(refused: Refused, again: str = "") -> None:
+    if options.as_json:
+        fault = {"error": refused.reason or refused.code, "message": refused.message}
+        print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
+        return
+    err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
+    err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
+    if again:
+        hint = f"repeat it with --request-id {again}: what was done is not done twice"
+        err.print(hint, highlight=False, soft_wrap=True)
 
 
 def _fields(answer: Answer) -> dict[str, Any]:
@@ -329,6 +338,77 @@ def meter_release(
     """Take a meter from its account; the house owns what it uses from there on."""
     request = v.ReleaseMeterRequest(request_id=request_id or str(uuid4()), meter_id=meter)
     _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
+
+
+PlanFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/tariffs.md says")]
+
+
+@tariff_app.command("check")
+def tariff_check(
+    file: PlanFile, currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY"
+) -> None:
+    """Show what a plan charges, or what is wrong with it. Nothing is sent."""
+    try:
+        found = plans.read(file)
+        out.print(plans.show(found, _price_decimals(currency)))
+    except Refused as refused:
+        _say_refused(refused)
+        raise SystemExit(1) from None
+
+
+@tariff_app.command("publish")
+def tariff_publish(  # noqa: PLR0917 - a command line is parsed by name
+    tariff: Annotated[str, typer.Argument(help="id of the tariff")],
+    file: PlanFile,
+    legal_entity: Annotated[str, typer.Option(help="who sells")],
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY",
+    commodity: str = "electricity",
+    effective: Annotated[
+        str, typer.Option(help="wall clock of the plan's zone, e.g. '2027-01-01 00:00'")
+    ] = "",
+    request_id: RequestId = "",
+) -> None:
+    """Publish a plan as the next version of a tariff; without --effective as early as may be."""
+    request = request_id or str(uuid4())
+
+    async def work(clients: Clients) -> v.Tariff:
+        plan = plans.read(file)
+        answer: v.Tariff = await clients.vending(
+            "PublishTariff",
+            v.PublishTariffRequest(
+                request_id=request,
+                tariff_id=tariff,
+                commodity=commodity,
+                currency=currency,
+                legal_entity=legal_entity,
+                plan=plan.text(),
+                effective_at_ms=_local_ms(effective, plan.zone) if effective else 0,
+            ),
+        )
+        return answer
+
+    _run(work, show.tariff, request)
+
+
+def _price_decimals(currency: str) -> int:
+    found = CURRENCIES.get(currency)
+    if found is None:
+        known = ", ".join(CURRENCIES)
+        message = f"the currency {currency!r} is unknown; known are {known}"
+        raise Refused("INVALID_ARGUMENT", "CURRENCY_UNKNOWN", message)
+    return found.price_decimals
+
+
+def _local_ms(text: str, zone: str) -> int:
+    """Return a wall clock's time in a zone as ms UTC. Raises Refused where it is none."""
+    try:
+        local = datetime.fromisoformat(text)
+    except ValueError:
+        local = None
+    if local is None or local.tzinfo is not None:
+        message = f"{text!r} is no wall clock's time; write e.g. '2027-01-01 00:00'"
+        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
+    return int(local.replace(tzinfo=ZoneInfo(zone)).timestamp()) * 1000
 
 
 @site_app.command("apply")

@@ -1,17 +1,23 @@
 """What a person reads: answers of the services as tables and trees."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from services.common.kernel.units import CURRENCIES, Currency, format_nano, format_scaled
+from services.common.tariffs import plan
+from tools.cli import plans
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
+FIRST_MONTH = 12_000
+"""Periods are years, or months as 12 x year + month - 1."""
 KINDS = {"cut": "red", "restored": "green", "frozen": "magenta", "alarm-1": "yellow"}
 
 
@@ -65,6 +71,22 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         opened = format_scaled(m.opening_register_milli, 3, 2)
         rows.append((f"meter {m.meter_id}", f"since register {opened} (epoch {m.epoch})"))
     return _fields(f"[bold]account {escape(answer.account_id)}[/]", rows)
+
+
+def tariff(answer: v.Tariff) -> RenderableType:
+    """Show a version of a tariff as it was published."""
+    decimals = _currency(answer.currency).price_decimals
+    flat = f"{format_scaled(answer.price_micro, decimals)} {answer.currency} a unit"
+    rows = [
+        ("version", str(answer.tariff_version)),
+        ("sells", f"{answer.commodity}, {answer.legal_entity}"),
+        ("in force from", moment(answer.effective_at_ms) if answer.effective_at_ms else "at once"),
+        ("charges", "a plan" if answer.HasField("plan") else flat),
+    ]
+    fields = _fields(f"[bold]tariff {escape(answer.tariff_id)}[/]", rows)
+    if not answer.HasField("plan"):
+        return fields
+    return Group(fields, plans.show(plan.read(answer.plan), decimals))
 
 
 def receipt(answer: v.SellResponse) -> RenderableType:
@@ -167,6 +189,31 @@ def lost(answer: r.ListLostMetersResponse) -> RenderableType:
     return table if answer.devices else "[green]nothing is lost[/]"
 
 
+def price_lines(lines: Iterable[r.PriceLine], code: str) -> RenderableType:
+    """Show what a charge consists of, a line a row."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rate")
+    for name in ("version", "month or year", "kWh", "by rate", "surcharge", "ladder", "tax"):
+        table.add_column(name, justify="right")
+    for line in lines:
+        amounts = (line.rate_nano, line.surcharge_nano, line.ladder_nano, line.tax_nano)
+        table.add_row(
+            line.rate,
+            str(line.version),
+            period(line.period),
+            format_scaled(line.energy_milli, 3),
+            *(money(amount, code, exact=True) for amount in amounts),
+        )
+    return table
+
+
+def period(number: int) -> str:
+    """Return a ladder's period for a person: a month, a year, or nothing."""
+    if number >= FIRST_MONTH:
+        return f"{number // 12}-{number % 12 + 1:02}"
+    return str(number or "")
+
+
 def explanation(answer: r.CutoffExplanation) -> RenderableType:
     """Show the chain of a cut-off, from the readings to the read-back."""
     code, price_decimals = answer.currency, _currency(answer.currency).price_decimals
@@ -183,19 +230,24 @@ def explanation(answer: r.CutoffExplanation) -> RenderableType:
                 f"{moment(reading.device_time_ms)}, quality {reading.quality}, "
                 f"{reading.reading_id}[/]"
             )
-        tree.add(
+        price = f"at {format_scaled(charge.price_micro, price_decimals)} "
+        charged = tree.add(
             f"charge {charge.meter_id} #{charge.sequence} of epoch {charge.epoch}: "
-            f"{format_scaled(charge.energy_milli, 3)} kWh at "
-            f"{format_scaled(charge.price_micro, price_decimals)} = "
+            f"{format_scaled(charge.energy_milli, 3)} kWh {'' if charge.lines else price}= "
             f"{money(charge.amount_nano, code, exact=True)}"
         )
+        if charge.lines:
+            charged.add(price_lines(charge.lines, code))
         total = money(charge.account_charged_total_nano, code, exact=True)
         paid = money(charge.account_credited_total_nano, code)
         tree.add(f"totals after it: used {total} of {paid}")
-    tree.add(
+    flat = f"{format_scaled(answer.tariff.price_micro, price_decimals)} {code} a unit"
+    tariff = tree.add(
         f"tariff {answer.tariff.tariff_id} version {answer.tariff.version}: "
-        f"{format_scaled(answer.tariff.price_micro, price_decimals)} {code} a unit"
+        f"{'a plan' if answer.tariff.HasField('plan') else flat}"
     )
+    if answer.tariff.HasField("plan"):
+        tariff.add(plans.show(plan.read(answer.tariff.plan), price_decimals))
     tree.add(
         f"threshold {money(answer.threshold_nano, code)}: available was "
         f"[bold]{money(answer.available_nano, code, exact=True)}[/]"

@@ -7,6 +7,7 @@ Avro column, dtype.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,20 @@ CHARGE_COLUMNS: Columns = (
     ("commodity_name", "commodity_names", "<u2"),
 )
 
+LINE_COLUMNS: Columns = (
+    ("charge", "line_charges", "<u4"),
+    ("version", "line_versions", "<i4"),
+    ("rate", "line_rates", "u1"),
+    ("basis", "line_bases", "u1"),
+    ("period", "line_periods", "<i4"),
+    ("energy_milli", "line_energies_milli", "<i8"),
+    ("total_milli", "line_totals_milli", "<i8"),
+    ("rate_nano", "line_rate_amounts_nano", "<i8"),
+    ("surcharge_nano", "line_surcharge_amounts_nano", "<i8"),
+    ("ladder_nano", "line_ladder_amounts_nano", "<i8"),
+    ("tax_nano", "line_tax_amounts_nano", "<i8"),
+)
+
 
 def _dtype(columns: Columns) -> np.dtype[Any]:
     return np.dtype(
@@ -88,9 +103,19 @@ def _dtype(columns: Columns) -> np.dtype[Any]:
 
 READING = _dtype(READING_COLUMNS)
 CHARGE = _dtype(CHARGE_COLUMNS)
+LINE = _dtype(LINE_COLUMNS)
+LINES_MAX = 2**24
+"""Lines a frame may have: beyond it a count is damage."""
 
 KIND_USAGE = 0
 KIND_CLOSING = 1
+KIND_RESPLIT = 2
+
+NO_RATE = 255
+BASIS_TIME = 1
+"""The interval was split by time at an edge inside: an estimate of its shape."""
+BASIS_CLOSED = 4
+"""The period that the energy belongs to was closed; it counts in the oldest open one."""
 
 
 @value_class
@@ -122,18 +147,22 @@ class ReadingFrame:
             record["worker"],
             record["run_id"],
             record["sequence"],
-            _unpacked(record, READING_COLUMNS, READING, count_max=READINGS_MAX),
+            _unpacked(record, READING_COLUMNS, READING, record["count"], count_max=READINGS_MAX),
         )
 
 
 @value_class
 class ChargeFrame:
-    """The charges of one shard-log record. `rows`: dtype CHARGE; `names`: its dictionary."""
+    """The charges of one shard-log record. `rows`: dtype CHARGE; `names`: its dictionary.
+
+    `lines`: dtype LINE, in the order of their charges; `charge` is the index of theirs.
+    """
 
     shard: int
     log_offset: int
     names: tuple[str, ...]
     rows: npt.NDArray[Any]
+    lines: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, LINE))
 
     def to_record(self) -> dict[str, Any]:
         """Return the Avro record (subject charge-frame)."""
@@ -143,17 +172,24 @@ class ChargeFrame:
             "count": len(self.rows),
             "names": list(self.names),
             **_packed(self.rows, CHARGE_COLUMNS),
+            "line_count": len(self.lines),
+            **_packed(self.lines, LINE_COLUMNS),
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ChargeFrame":
         """Return the frame of an Avro record. Raises InvalidInput where columns do not fit."""
-        return cls(
-            record["shard"],
-            record["log_offset"],
-            tuple(record["names"]),
-            _unpacked(record, CHARGE_COLUMNS, CHARGE, count_max=2**31 - 1),
-        )
+        rows = _unpacked(record, CHARGE_COLUMNS, CHARGE, record["count"], count_max=2**31 - 1)
+        lines = np.zeros(0, LINE)
+        if record["line_count"]:
+            lines = _unpacked(record, LINE_COLUMNS, LINE, record["line_count"], count_max=LINES_MAX)
+            if lines["charge"].max() >= len(rows):
+                raise InvalidInput(
+                    Reason.INVALID_ARGUMENT,
+                    f"a line of charge {lines['charge'].max()} in a frame of {len(rows)} charges",
+                    field="line_charges",
+                )
+        return cls(record["shard"], record["log_offset"], tuple(record["names"]), rows, lines)
 
 
 def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
@@ -161,9 +197,13 @@ def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
 
 
 def _unpacked(
-    record: Mapping[str, Any], columns: Columns, dtype: np.dtype[Any], *, count_max: int
+    record: Mapping[str, Any],
+    columns: Columns,
+    dtype: np.dtype[Any],
+    count: int,
+    *,
+    count_max: int,
 ) -> npt.NDArray[Any]:
-    count = record["count"]
     if not 0 < count <= count_max:
         raise InvalidInput(
             Reason.INVALID_ARGUMENT,
@@ -171,8 +211,8 @@ def _unpacked(
             field="count",
         )
     rows = np.zeros(count, dtype)
-    for field, column, _ in columns:
-        kind = dtype[field]
+    for name, column, _ in columns:
+        kind = dtype[name]
         data = record[column]
         if len(data) != count * kind.itemsize:
             raise InvalidInput(
@@ -181,5 +221,5 @@ def _unpacked(
                 f"{kind.itemsize} bytes need {count * kind.itemsize}",
                 field=column,
             )
-        rows[field] = np.frombuffer(data, kind.base).reshape((count, *kind.shape))
+        rows[name] = np.frombuffer(data, kind.base).reshape((count, *kind.shape))
     return rows

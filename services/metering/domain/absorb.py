@@ -12,7 +12,7 @@ import numpy as np
 from services.common.kernel.frames import KIND_CLOSING, READING, ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
-from services.metering.domain.charging import Intervals, bill, charges_of
+from services.metering.domain.charging import Intervals, bill_of, post, stand
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.judging import close, judge
 from services.metering.domain.messages import Absorbed, LogRecord
@@ -78,7 +78,19 @@ def _tariff_fact(out: Outbox, fact: Fact) -> None:
     if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
         out.count("fact-late")
     _keep(out, entity, fact)
-    out.state.tariffs.put(fact)
+    _forget_windows(out, out.state.tariffs.put(fact), fact["effective_at_ms"])
+
+
+def _forget_windows(out: Outbox, tariff: int, from_ms: int) -> None:
+    """Let windows go that end behind the instant of a version: they were priced without it."""
+    state = out.state
+    count = state.account_count
+    state.link_read(np.arange(count))
+    links, accounts = state.account_links[:count], state.accounts[:count]
+    slots = np.flatnonzero((links["tariff"] == tariff) & (accounts["offset"] < out.offset))
+    forgot = [slot for slot in slots.tolist() if state.forget_windows(slot, from_ms)]
+    if forgot:
+        out.touch(np.array(forgot))
 
 
 def _policy_fact(out: Outbox, fact: Fact) -> None:
@@ -113,6 +125,8 @@ def _account_fact(out: Outbox, fact: Fact) -> None:
         freeze(out, slot, Cause(identity=fact))
         return
     _keep(out, entity, fact)
+    if state.accounts["known"][slot] and state.is_other_tariff(slot, fact):
+        state.forget_shapes(slot)
     state.link_account(slot, fact)
     _set_account(out, slot, fact)
 
@@ -131,7 +145,9 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
     account, slots = out.state.accounts[slot], np.array([slot])
     if account["credited_nano"] != fact["credited_nano"]:
         account["sequence"] += 1
-    account["known"] = True
+    if not account["known"]:
+        account["known"] = True
+        account["since_ms"] = out.state.now_ms
     account["closed"] = fact["status"] == "closed"
     account["revision"] = fact["revision"]
     account["book_epoch"] = fact["book_epoch"]
@@ -193,12 +209,13 @@ def _close_register(out: Outbox, slot: int, meter_slot: int, closing_milli: int 
     end["device_time_ms"] = meters["time_ms"]
     end["quality"] = ASSIGNED_QUALITY
     interval = Intervals(meters, state.accounts[slots], slots, meter_slots, end)
-    charges, names, cannot = charges_of(state, interval, KIND_CLOSING)
-    if cannot[0] or closing_milli is None:
+    bill = bill_of(state, interval, KIND_CLOSING)
+    if bill.cannot[0] or closing_milli is None:
         return None
-    out.charge(np.array([0]), charges, names)
-    bill(out, interval, charges)
-    return charges[0]
+    out.charge(np.array([0]), bill.charges, bill.names, bill.lines)
+    post(out, interval, bill.charges)
+    stand(state, bill)
+    return bill.charges[0]
 
 
 def _enter(out: Outbox, fact: Fact) -> None:

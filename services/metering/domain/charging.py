@@ -1,17 +1,22 @@
 """Rules 4 and 5: what an interval costs. On columns, one charge an account at a time."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import CHARGE
+from services.common.kernel.frames import CHARGE, LINE
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
+from services.metering.domain.ladders import Ladder
+from services.metering.domain.lines import Priced, Spans, priced
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.shard import ShardState
 
 BALANCE_EVERY_MS = 60_000
+_NOTHING = np.zeros(0, np.int64)
+_NO_LINES = Priced(np.zeros(0, LINE), _NOTHING, np.zeros(0, np.bool_), (_NOTHING, _NOTHING))
 
 
 @value_class
@@ -42,25 +47,100 @@ class Intervals:
         )
 
 
-def charges_of(state: ShardState, intervals: Intervals, kind: int) -> tuple[Array, Array, Array]:
-    """Return (charges of dtype CHARGE, their names as numbers (n, 5), which cannot be charged).
+@value_class
+class Bill:
+    """What intervals cost: charges (dtype CHARGE), their names as numbers (n, 5), their lines.
 
-    Changes nothing. Where an account cannot be charged its entry means nothing.
+    `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged; their
+    entries mean nothing. `straddles`: which have an edge inside. `accumulated` and `ladders`, by
+    account slot: what is to stand of what the lines counted (`stand`).
     """
+
+    charges: Array
+    names: Array
+    cannot: Array
+    straddles: Array
+    lines: Array
+    accumulated: tuple[Array, Array]
+    ladders: dict[int, Ladder]
+
+    def take(self, which: Array) -> "Bill":
+        """Return those at the ascending indexes `which`; what is to stand is all of it still."""
+        kept = np.isin(self.lines["charge"], which)
+        lines = self.lines[kept]
+        lines["charge"] = np.searchsorted(which, lines["charge"])
+        return Bill(
+            self.charges.take(which),
+            self.names[which],
+            self.cannot[which],
+            self.straddles[which],
+            lines,
+            self.accumulated,
+            self.ladders,
+        )
+
+
+def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
+    """Return what intervals cost. Changes nothing."""
     meters, accounts, readings = intervals.meters, intervals.accounts, intervals.readings
     charges = np.zeros(len(intervals), CHARGE)
     _set_interval(charges, meters, readings)
     links = state.account_links.take(intervals.account_slots)
     bare = ~accounts["known"] | accounts["house"]
-    begins = charges["from_time_ms"]
-    instants = np.where(begins == 0, charges["to_time_ms"], begins)
+    ends_ms = charges["to_time_ms"]
+    begins_ms = np.where(charges["from_time_ms"] == 0, ends_ms, charges["from_time_ms"])
     tariffs = np.where(bare, 0, links["tariff"])
-    prices, versions, priced = state.tariffs.at(tariffs, instants)
+    first, last = state.tariffs.of(tariffs, begins_ms, ends_ms)
+    segments, table = state.tariffs.segments[last], state.tariffs.table
+    plain = (first == last) & table["plain"][segments["row"]]
+    prices = np.where(plain, table["rate_micro"][segments["row"], segments["rate"]], 0)
     policies = state.policies.rows.take(np.where(bare, 0, links["policy"]))
-    cannot = ~bare & ~(priced & policies["present"])
-    cannot |= _beyond_int64(charges, meters, accounts, prices)
+    cannot = ~bare & ~(state.tariffs.priced(tariffs) & policies["present"])
+    energies = (charges["to_register_milli"] - charges["from_register_milli"]) * meters["ratio"]
+    bounds = (
+        prices if plain.all() else np.where(plain, prices, state.tariffs.highest_micro(tariffs))
+    )
+    beyond, unsure = _beyond_int64(charges, meters, accounts, bounds, plain)
+    cannot |= beyond
+    amounts = energies * prices
+    found = _NO_LINES
+    lined = np.flatnonzero(~plain & ~cannot)
+    if len(lined):
+        spans = Spans(
+            intervals.account_slots[lined],
+            intervals.meter_slots[lined],
+            first[lined],
+            last[lined],
+            begins_ms[lined],
+            ends_ms[lined],
+            energies[lined],
+            unsure[lined],
+        )
+        found = priced(state, spans)
+        amounts[lined] = found.amounts_nano
+        cannot[lined] |= found.cannot
+        for i in lined[unsure[lined]].tolist():
+            cannot[i] |= not _fits_with(accounts[i], int(amounts[i]))
+        found.lines["charge"] = lined[found.lines["charge"]]
 
     charges["kind"] = kind
+    charges["energy_milli"] = energies
+    charges["price_micro"] = prices
+    charges["amount_nano"] = amounts
+    charges["tariff_version"] = table["version"][segments["row"]]
+    charges["policy_version"] = policies["version"]
+    set_standing(charges, meters, accounts)
+    names = links["names"]
+    if bare.any():
+        own = state.names_of_meters(intervals.meter_slots)
+        names = np.where(bare[:, np.newaxis], own, names)
+    slots = intervals.account_slots[lined]
+    ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
+    return Bill(charges, names, cannot, first != last, found.lines, found.accumulated, ladders)
+
+
+def set_standing(charges: Array, meters: Array, accounts: Array) -> None:
+    """Set what charges tell of their meters and accounts, and the totals after them."""
     charges["meter_key"] = meters["key"]
     charges["epoch"] = meters["epoch"]
     charges["sequence"] = meters["sequence"] + 1
@@ -69,22 +149,10 @@ def charges_of(state: ShardState, intervals: Intervals, kind: int) -> tuple[Arra
     charges["account_revision"] = accounts["revision"]
     charges["book_epoch"] = accounts["book_epoch"]
     charges["ratio"] = meters["ratio"]
-    steps = charges["to_register_milli"] - charges["from_register_milli"]
-    energies = steps * meters["ratio"]
-    amounts = energies * prices
-    charges["energy_milli"] = energies
-    charges["price_micro"] = prices
-    charges["amount_nano"] = amounts
-    charges["meter_energy_total_milli"] = meters["energy_total_milli"] + energies
-    charges["account_charged_total_nano"] = accounts["charged_nano"] + amounts
+    totals_milli = meters["energy_total_milli"] + charges["energy_milli"]
+    charges["meter_energy_total_milli"] = totals_milli
+    charges["account_charged_total_nano"] = accounts["charged_nano"] + charges["amount_nano"]
     charges["account_credited_total_nano"] = accounts["credited_nano"]
-    charges["tariff_version"] = versions
-    charges["policy_version"] = policies["version"]
-    names = links["names"]
-    if bare.any():
-        own = state.names_of_meters(intervals.meter_slots)
-        names = np.where(bare[:, np.newaxis], own, names)
-    return charges, names, cannot
 
 
 def _set_interval(charges: Array, meters: Array, readings: Array) -> None:
@@ -103,11 +171,14 @@ def _set_interval(charges: Array, meters: Array, readings: Array) -> None:
     charges["to_received_at_ms"] = readings["received_at_ms"]
 
 
-def _beyond_int64(charges: Array, meters: Array, accounts: Array, prices: Array) -> Array:
-    """Return which charges have a figure that int64 cannot hold. Exact.
+def _beyond_int64(
+    charges: Array, meters: Array, accounts: Array, prices: Array, plain: Array
+) -> tuple[Array, Array]:
+    """Return (which charges have a figure that int64 cannot hold, which might have). Exact.
 
     Products of the largest magnitudes prove a whole column in range, nearly always; where they
-    do not, each charge is computed in integers that have no end.
+    do not, each charge is computed in integers that have no end. `prices`: of those that are not
+    `plain` the most that a unit may cost: they may have such a figure, and their lines tell.
     """
     figures = np.array(
         [
@@ -121,27 +192,54 @@ def _beyond_int64(charges: Array, meters: Array, accounts: Array, prices: Array)
             accounts["held_nano"],
         ]
     )
+    nothing = np.zeros(len(charges), np.bool_)
     highest, lowest = figures.max(axis=1).tolist(), figures.min(axis=1).tolist()
     to_milli, from_milli, ratio, price, energy_total, charged, credited, held = (
         max(high, -low) for high, low in zip(highest, lowest, strict=True)
     )
     energy = (to_milli + from_milli) * ratio
     if max(energy_total + energy, charged + energy * price + credited + held) <= INT64_MAX:
-        return np.zeros(len(charges), np.bool_)
-    return np.array([not _fits(figure) for figure in figures.T.tolist()], np.bool_)
+        return nothing, nothing
+    rows = figures.T.tolist()
+    beyond = [
+        not (_fits(row) if is_plain else _energy_fits(row))
+        for row, is_plain in zip(rows, plain.tolist(), strict=True)
+    ]
+    return np.array(beyond, np.bool_), ~plain
+
+
+def _energy_fits(figures: Sequence[int]) -> bool:
+    to_milli, from_milli, ratio, _, energy_total, *_ = figures
+    energy_milli = (to_milli - from_milli) * ratio
+    return fits_int64(energy_milli) and fits_int64(energy_total + energy_milli)
 
 
 def _fits(figures: Sequence[int]) -> bool:
-    to_milli, from_milli, ratio, price_micro, energy_total, charged, credited, held = figures
+    to_milli, from_milli, ratio, price_micro, _, charged, credited, held = figures
     energy_milli = (to_milli - from_milli) * ratio
     amount_nano = energy_milli * price_micro
     charged_nano = charged + amount_nano
     available_nano = credited - charged_nano - held
-    results = (energy_milli, amount_nano, energy_total + energy_milli, charged_nano, available_nano)
-    return all(map(fits_int64, results))
+    amounts = (amount_nano, charged_nano, available_nano)
+    return _energy_fits(figures) and all(map(fits_int64, amounts))
 
 
-def bill(out: Outbox, intervals: Intervals, charges: Array) -> None:
+def _fits_with(account: Any, amount_nano: int) -> bool:
+    """Say whether an account can have an amount more on its bill."""
+    charged_nano = int(account["charged_nano"]) + amount_nano
+    available_nano = int(account["credited_nano"]) - charged_nano - int(account["held_nano"])
+    return fits_int64(charged_nano) and fits_int64(available_nano)
+
+
+def stand(state: ShardState, bill: Bill) -> None:
+    """Let what the lines counted stand, once their charges are posted."""
+    slots, totals_milli = bill.accumulated
+    state.accumulations["total_milli"][slots] = totals_milli
+    for slot, ladder in bill.ladders.items():
+        state.put_ladder(slot, ladder)
+
+
+def post(out: Outbox, intervals: Intervals, charges: Array) -> None:
     """Let the accounts of `intervals` have their charges; publish or schedule balances (rule 8)."""
     accounts, slots, now_ms = intervals.accounts, intervals.account_slots, out.state.now_ms
     accounts["charged_nano"] = charges["account_charged_total_nano"]

@@ -138,56 +138,6 @@ class Names:
         return tuple(self._names[number] for number in used.tolist()), index[numbers]
 
 
-class Tariffs:
-    """Versions of flat tariffs, by slot. Slot 0 is no tariff: price 0, version 0."""
-
-    def __init__(self) -> None:
-        self._slots = {"": 0}
-        self._versions: list[dict[int, tuple[int, int]]] = [{}]
-        self._stale = True
-
-    def slot(self, tariff_id: str) -> int:
-        """Return the slot of a tariff, known or yet to come."""
-        slot = self._slots.setdefault(tariff_id, len(self._versions))
-        if slot == len(self._versions):
-            self._versions.append({})
-            self._stale = True
-        return slot
-
-    def put(self, fact: Fact) -> None:
-        versions = self._versions[self.slot(fact["tariff_id"])]
-        versions[fact["version"]] = (fact["effective_at_ms"], fact["price_micro"])
-        self._stale = True
-
-    def at(self, slots: Array, times_ms: Array) -> tuple[Array, Array, Array]:
-        """Return (prices_micro, versions, known) of tariffs at instants.
-
-        The newest version in force at the instant; the lowest where none is. Where a tariff has
-        no version at all: price 0, version 0 and not `known`.
-        """
-        if self._stale:
-            self._build()
-        starts, counts = self._starts[slots], self._counts[slots]
-        chosen = starts
-        for ordinal in range(1, int(counts.max(initial=0))):
-            candidate = starts + np.clip(ordinal, 0, np.maximum(counts - 1, 0))
-            chosen = np.where(self._effective_at_ms[candidate] <= times_ms, candidate, chosen)
-        return self._price_micro[chosen], self._version[chosen], counts > 0
-
-    def _build(self) -> None:
-        entries = [(0, 0, 0)]
-        starts, counts = [], []
-        for versions in self._versions:
-            starts.append(len(entries) if versions else 0)
-            counts.append(len(versions))
-            entries += [(version, *versions[version]) for version in sorted(versions)]
-        self._starts = np.array(starts, np.int64)
-        self._counts = np.array(counts, np.int64)
-        table = np.array(entries, np.int64).T
-        self._version, self._effective_at_ms, self._price_micro = map(np.ascontiguousarray, table)
-        self._stale = False
-
-
 class Policies:
     """The newest version of each policy, by slot. Slot 0 is no policy."""
 

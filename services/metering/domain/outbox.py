@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from services.common.kernel.frames import ChargeFrame
+from services.common.kernel.frames import BASIS_CLOSED, ChargeFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
@@ -47,7 +47,7 @@ class Outbox:
         self.fact_rows: list[Row] = []
         self._touched: list[Array] = []
         self._publish: list[Array] = []
-        self._charges: list[tuple[Array, Array, Array]] = []
+        self._charges: list[tuple[Array, Array, Array, Array]] = []
         self._decisions: list[tuple[int, Output]] = []
         self._ordinals: Counter[tuple[str, str]] = Counter()
 
@@ -63,9 +63,15 @@ class Outbox:
         """Publish balances at the record's end, one an account, as they are then."""
         self._publish.append(slots)
 
-    def charge(self, positions: Array, charges: Array, names: Array) -> None:
-        """Charges (dtype CHARGE) of the readings at `positions`; names: numbers, (n, 5)."""
-        self._charges.append((positions, charges, names))
+    def charge(self, positions: Array, charges: Array, names: Array, lines: Array) -> None:
+        """Charges (dtype CHARGE) of the readings at `positions`; names: numbers, (n, 5).
+
+        lines: dtype LINE, of these charges.
+        """
+        self._charges.append((positions, charges, names, lines))
+        if len(lines):
+            closed = np.unique(lines["charge"][lines["basis"] & BASIS_CLOSED != 0])
+            self.count("period-closed", len(closed))
 
     def alarm(
         self,
@@ -222,11 +228,9 @@ class Outbox:
     def _charge_frames(self) -> Iterable[Output]:
         if not self._charges:
             return
-        _, charges, numbers = self._charges[0]
+        _, charges, numbers, lines = self._charges[0]
         if len(self._charges) > 1:
-            order = np.argsort(np.concatenate([part[0] for part in self._charges]), kind="stable")
-            charges = np.concatenate([part[1] for part in self._charges])[order]
-            numbers = np.concatenate([part[2] for part in self._charges])[order]
+            charges, numbers, lines = _together(self._charges)
         names, indexes = self.state.names.dictionary(numbers)
         for column, kind in enumerate(("tariff", "policy", "legal_entity", "currency")):
             charges[f"{kind}_name"] = indexes[:, column]
@@ -236,7 +240,7 @@ class Outbox:
             "charges",
             "charge-frame",
             str(shard),
-            ChargeFrame(shard, self.offset, names, charges).to_record(),
+            ChargeFrame(shard, self.offset, names, charges, lines).to_record(),
             name_uuid("charges", shard, self.offset),
             self.state.now_ms,
         )
@@ -346,6 +350,22 @@ def _reading_name(raw: Any) -> str | None:
     """Return the id of a reading as text; None where a register came with an assignment."""
     octets = raw.tobytes()
     return str(UUID(bytes=octets)) if any(octets) else None
+
+
+def _together(parts: list[tuple[Array, Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Return (charges, names, lines) of several rounds in the order of the readings."""
+    order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    befores = np.cumsum([0, *(len(part[1]) for part in parts)])
+    lines = np.concatenate([part[3] for part in parts])
+    shifts = np.repeat(befores[:-1], [len(part[3]) for part in parts])
+    lines["charge"] = places[lines["charge"] + shifts]
+    return (
+        np.concatenate([part[1] for part in parts])[order],
+        np.concatenate([part[2] for part in parts])[order],
+        lines[np.argsort(lines["charge"], kind="stable")],
+    )
 
 
 def _distinct(parts: list[Array]) -> Array:

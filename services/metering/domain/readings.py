@@ -5,13 +5,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from services.common.kernel.frames import KIND_USAGE
-from services.metering.domain.charging import Intervals, advance, bill, charges_of
+from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.resplit import kept_windows, late_outcome, resplit
 from services.metering.domain.rows import CUT, NO_POWER
+from services.metering.domain.shard import ShardState
 
 REGISTER_MILLI_MAX = 10**15
+TIME_MS_FROM = 946_684_800_000
+"""2000-01-01: a device whose clock says less has none."""
+TIME_MS_TO = 4_102_444_800_000
+"""2100-01-01."""
 DURATION_MS_MAX = 2**31
 """Beyond it a longer silence allows no more energy."""
 POWER_W_PLAIN_MAX = 2**31
@@ -28,12 +34,15 @@ OUTCOMES = (
     "below-opening",
     "duplicate",
     "late",
+    "late-conflict",
+    "re-split",
     "negative",
     "implausible",
 )
 """In the order in which they decide; `accepted` where no other does."""
 _CODE = {name: code for code, name in enumerate(OUTCOMES)}
 _CHARGED = np.isin(OUTCOMES, ["accepted", "opens"])
+_LATE, _RESPLIT = _CODE["late"], _CODE["re-split"]
 _HELD = np.isin(OUTCOMES, ["other-serial", "absurd", "ratio-mismatch", "negative", "implausible"])
 
 
@@ -86,10 +95,14 @@ def _absorb_round(
     if len(charged) == len(frame):
         _charge(out, intervals, positions)
         return
+    for i in np.flatnonzero(outcomes == _LATE).tolist():
+        outcomes[i] = _CODE[late_outcome(state, intervals, i)]
     for code, how_many in enumerate(np.bincount(outcomes, minlength=len(OUTCOMES)).tolist()):
-        if not _CHARGED[code]:
+        if not (_CHARGED[code] or code == _RESPLIT):
             out.count(OUTCOMES[code], how_many)
     _hold(out, intervals, positions, outcomes)
+    for i in np.flatnonzero(outcomes == _RESPLIT).tolist():
+        resplit(out, intervals.take(np.array([i])), int(positions[i]))
     if len(charged):
         _charge(out, intervals.take(charged), positions[charged])
 
@@ -108,7 +121,10 @@ def outcomes_of(intervals: Intervals) -> Array:
         "below-opening": ~accepted_before & (register < last),
         "opens": ~meters["opened"],
         "ratio-mismatch": readings["ratio"] != meters["ratio"],
-        "absurd": (register < 0) | (register > REGISTER_MILLI_MAX) | (time_ms <= 0),
+        "absurd": (register < 0)
+        | (register > REGISTER_MILLI_MAX)
+        | (time_ms < TIME_MS_FROM)
+        | (time_ms >= TIME_MS_TO),
         "other-serial": readings["serial"] != meters["serial"],
         "frozen": intervals.accounts["frozen"],
         "other-epoch": readings["epoch"] != meters["epoch"],
@@ -152,20 +168,23 @@ def _hold(out: Outbox, intervals: Intervals, positions: Array, outcomes: Array) 
 def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     """Charge readings that were accepted; judge their accounts."""
     state = out.state
-    charges, names, cannot = charges_of(state, intervals, KIND_USAGE)
-    if cannot.any():
+    bill = bill_of(state, intervals, KIND_USAGE)
+    if bill.cannot.any():
         cause_of = _causes(out, intervals, positions)
-        for i in np.flatnonzero(cannot).tolist():
+        for i in np.flatnonzero(bill.cannot).tolist():
             freeze(out, int(intervals.account_slots[i]), cause_of(i))
-        can = np.flatnonzero(~cannot)
-        intervals, positions = intervals.take(can), positions[can]
-        charges, names = charges.take(can), names[can]
+        can = np.flatnonzero(~bill.cannot)
+        intervals, positions, bill = intervals.take(can), positions[can], bill.take(can)
         if not len(intervals):
             return
+    charges = bill.charges
     out.count("accepted", len(intervals))
-    out.charge(positions, charges, names)
+    out.charge(positions, charges, bill.names, bill.lines)
     advance(state, intervals, charges)
-    bill(out, intervals, charges)
+    post(out, intervals, charges)
+    stand(state, bill)
+    if bill.straddles.any():
+        _leave_windows(state, intervals, charges, np.flatnonzero(bill.straddles))
 
     slots = intervals.account_slots
     policies = state.policies.rows.take(state.account_links["policy"][slots])
@@ -176,6 +195,15 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     was_cut = intervals.accounts["level"] == CUT
     if was_cut.any():
         renew(out, intervals, cause_of, fresh & was_cut)
+
+
+def _leave_windows(state: ShardState, intervals: Intervals, charges: Array, which: Array) -> None:
+    """Keep the intervals that were split by time, for a late reading to split them again."""
+    ends = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
+    meter_slots = intervals.meter_slots[which].tolist()
+    windows = zip(*(charges[name][which].tolist() for name in ends), strict=True)
+    for meter_slot, window in zip(meter_slots, windows, strict=True):
+        state.put_windows(meter_slot, kept_windows([*state.windows_of(meter_slot), window]))
 
 
 def _causes(

@@ -8,8 +8,9 @@ h                            HEAD, now_ms int64
 f/<entity>                   HEAD, JSON: versions of the fact, oldest first, [[offset, fact], …];
                              entity: accounts/<account_key>, meters/<meter_key>, sites/<site_id>,
                              policies/<policy_id>, tariffs/<tariff_id>/<version>
-a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD), then a METER for each of its
-                             meters, in ascending meter_key
+a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for each of its meters, in
+                             ascending meter_key; its ACCUMULATIONs, in ascending order of their
+                             first four fields; the WINDOWs of each meter, in ascending order
 
 Account rows hold numbers only; names stand in the fact rows. The account row alone is the truth
 about which meters stand in an account.
@@ -24,12 +25,13 @@ import numpy.typing as npt
 import orjson
 
 from services.common.kernel.units import INT64_MIN
+from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Row
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised when the bytes of a row change their meaning."""
-ABSORB_VERSION = 1
+ABSORB_VERSION = 2
 """Raised when the same log would give other outputs or rows."""
 METERS_MAX = 256
 """Meters an account may have."""
@@ -70,7 +72,7 @@ ACCOUNT = np.dtype(
         ("closed", "?"),
         ("frozen", "?"),
         ("not_cut", "?"),  # the alarm `not-cut` stands
-        ("spare", "V2"),
+        ("accumulations", "<u2"),
         ("revision", "<i8"),
         ("book_epoch", "<i8"),
         ("credited_nano", "<i8"),
@@ -80,10 +82,11 @@ ACCOUNT = np.dtype(
         ("published_at_ms", "<i8"),
         ("due_ms", "<i8"),
         ("last_received_at_ms", "<i8"),
+        ("since_ms", "<i8"),  # its account-fact came first; NEVER_MS: it has not come
         ("echoed", "V16"),  # UUID of the last hold echoed; zero: none yet
     ]
 )
-"""An account as a fixed-size record, 120 bytes."""
+"""An account as a fixed-size record, 128 bytes."""
 
 METER = np.dtype(
     [
@@ -95,7 +98,7 @@ METER = np.dtype(
         ("opened", "?"),  # it has a register
         ("held", "?"),
         ("quality", "u1"),
-        ("spare", "V1"),
+        ("windows", "u1"),
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -103,12 +106,30 @@ METER = np.dtype(
         ("energy_total_milli", "<i8"),
         ("max_power_w", "<i8"),
         ("send_before_ms", "<i8"),  # of the cut issued last; NEVER_MS: none stands
+        ("since_ms", "<i8"),  # it entered the account
     ]
 )
-"""A meter as it stands in an account, 112 bytes."""
+"""A meter as it stands in an account, 120 bytes."""
 
-ACCOUNT_WORDS = ACCOUNT.itemsize // 8
-METER_WORDS = METER.itemsize // 8
+ACCUMULATION = np.dtype(
+    [
+        ("owner", "<i8"),  # 0: the account; else the meter's key
+        ("period", "<i4"),
+        ("version", "<i4"),
+        ("rate", "<i2"),  # TOTAL: of all rates together
+        ("days", "<u2"),
+        ("days_of", "<u2"),
+        ("spare", "V2"),
+        ("base_milli", "<i8"),
+        ("total_milli", "<i8"),
+    ]
+)
+"""What a ladder adds up (rule 4), 40 bytes."""
+
+WINDOW = struct.Struct("<4q")
+"""An interval that was split by time (rule 5): from time, register, to time, register."""
+WINDOWS_MAX = 4
+
 
 Fact = dict[str, Any]
 Versions = tuple[tuple[int, Fact], ...]
@@ -195,16 +216,41 @@ def check_drained(values: Iterable[bytes], header_offset: int) -> None:
             )
 
 
-def parsed_accounts(
-    values: Sequence[bytes],
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return (accounts, their meters one after the other), dtypes ACCOUNT and METER.
+@value_class
+class ParsedAccounts:
+    """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    Raises BadRows where a row's length is not what its count of meters says.
+    `windows`: of each meter, packed.
+    """
+
+    accounts: npt.NDArray[Any]
+    meters: npt.NDArray[Any]
+    accumulations: npt.NDArray[Any]
+    windows: list[bytes]
+
+
+def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
+    """Return what account rows hold.
+
+    Raises BadRows where a row's length is not what its counts say.
     """
     accounts = np.frombuffer(b"".join(value[: ACCOUNT.itemsize] for value in values), ACCOUNT)
-    meters = np.frombuffer(b"".join(value[ACCOUNT.itemsize :] for value in values), METER)
     sizes = np.fromiter(map(len, values), np.int64, len(values))
-    if (sizes != ACCOUNT.itemsize + accounts["meters"] * np.int64(METER.itemsize)).any():
-        raise BadRows("an account row's length does not fit its count of meters: torn or foreign")
-    return accounts, meters
+    ends = ACCOUNT.itemsize + accounts["meters"] * np.int64(METER.itemsize)
+    torn = BadRows("an account row's length does not fit its counts: torn or foreign")
+    if (sizes < ends).any():
+        raise torn
+    parts = zip(values, ends.tolist(), strict=True)
+    meters = np.frombuffer(b"".join(value[ACCOUNT.itemsize : end] for value, end in parts), METER)
+    counts = meters["windows"].astype(np.int64)
+    accumulated = ends + accounts["accumulations"] * np.int64(ACCUMULATION.itemsize)
+    window_counts = np.zeros(len(values), np.int64)
+    np.add.at(window_counts, np.repeat(np.arange(len(values)), accounts["meters"]), counts)
+    if (sizes != accumulated + window_counts * WINDOW.size).any():
+        raise torn
+    more = np.flatnonzero(sizes > ends).tolist()
+    accumulations = b"".join(values[i][ends[i] : accumulated[i]] for i in more)
+    packed = b"".join(values[i][accumulated[i] :] for i in more)
+    stops = (np.cumsum(counts) * WINDOW.size).tolist()
+    windows = [packed[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+    return ParsedAccounts(accounts, meters, np.frombuffer(accumulations, ACCUMULATION), windows)

@@ -7,21 +7,23 @@ from itertools import repeat
 import numpy as np
 
 from services.common.kernel.units import INT64_MAX
-from services.metering.domain.facts import Array, FactLog, Names, Policies, Tariffs, grown
+from services.metering.domain.facts import Array, FactLog, Names, Policies, grown
+from services.metering.domain.ladders import Accumulation, Key, Ladder
 from services.metering.domain.messages import Row
 from services.metering.domain.rows import (
     ABSORB_VERSION,
     ACCOUNT,
     ACCOUNT_PREFIX,
-    ACCOUNT_WORDS,
+    ACCUMULATION,
     FACT_PREFIX,
     HEADER_KEY,
     LAYOUT_VERSION,
     METER,
-    METER_WORDS,
     NEVER_MS,
     NO_POWER,
+    WINDOW,
     Fact,
+    ParsedAccounts,
     account_entity,
     account_row_key,
     check_drained,
@@ -32,23 +34,35 @@ from services.metering.domain.rows import (
     parsed_accounts,
     words,
 )
+from services.metering.domain.tariffs import Tariffs
 
 NOT_DUE_MS = INT64_MAX
 ASSIGNED_QUALITY = ord("V")
 """Quality of a register that came with an assignment, at which an interval opens or closes."""
 
 _ACCOUNT_LINKS = np.dtype(
-    [("tariff", "<i8"), ("policy", "<i8"), ("names", "<i8", (5,)), ("only_meter", "<i8")]
+    [
+        ("tariff", "<i8"),
+        ("policy", "<i8"),
+        ("names", "<i8", (5,)),
+        ("only_meter", "<i8"),
+        ("accumulation", "<i8"),
+    ]
 )
 """What facts say of an account, as numbers; made anew at each start, never stored.
 
 names: tariff, policy, legal entity, currency, commodity. only_meter: slot of its meter where it
-has exactly one.
+has exactly one. accumulation: slot of the one that energy comes to most likely; _NONE where none
+is known.
 """
+_NONE = -1
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
-_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,))])
+_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,)), ("accumulation", "<i8")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
+
+Window = tuple[int, int, int, int]
+"""(from time, register, to time, register)."""
 
 
 class ShardState:
@@ -70,6 +84,11 @@ class ShardState:
         """Copy of accounts["due_ms"], dense, because it is searched often."""
         self.meters = np.zeros(16, METER)
         self.meter_links = np.zeros(16, _METER_LINKS)
+        self.accumulations = np.zeros(16, ACCUMULATION)
+        self._accumulations_of: dict[int, list[int]] = {}
+        self._free_accumulations: list[int] = []
+        self._accumulations_used = 0
+        self._windows: dict[int, bytes] = {}
         self._meters_of: list[list[int]] = []
         self._row_keys: list[bytes] = []
         self._account_slots: dict[int, int] = {}
@@ -123,6 +142,7 @@ class ShardState:
         account["published_at_ms"] = NEVER_MS
         account["due_ms"] = NOT_DUE_MS
         account["last_received_at_ms"] = NEVER_MS
+        account["since_ms"] = NEVER_MS
         return slot
 
     def _new_account_slot(self, account_key: int) -> int:
@@ -131,6 +151,7 @@ class ShardState:
         self.account_links = grown(self.account_links, slot + 1)
         self.due_ms = grown(self.due_ms, slot + 1)
         self.due_ms[slot] = NOT_DUE_MS
+        self.account_links["accumulation"][slot] = _NONE
         self._meters_of.append([])
         self._row_keys.append(account_row_key(account_key))
         self._account_slots[account_key] = slot
@@ -149,6 +170,10 @@ class ShardState:
         links["names"] = self.names.numbers(
             (fact["tariff_id"], fact["policy_id"], *_billed_as(fact))
         )
+
+    def is_other_tariff(self, slot: int, fact: Fact) -> bool:
+        """Say whether an account-fact names another tariff than the account has."""
+        return bool(self.account_links["tariff"][slot] != self.tariffs.slot(fact["tariff_id"]))
 
     def link_read(self, slots: Array) -> None:
         """Link those of the accounts whose facts were read at the start: before they are used."""
@@ -195,7 +220,9 @@ class ShardState:
         meter["quality"] = ASSIGNED_QUALITY
         meter["register_milli"] = opening_milli or 0
         meter["send_before_ms"] = NEVER_MS
+        meter["since_ms"] = self.now_ms
         self.meters[meter_slot] = meter
+        self.meter_links["accumulation"][meter_slot] = _NONE
         self.describe_meter(meter_slot, fact)
         self._stand(slot, meter_slot)
         self._meter_slots[fact["meter_key"]] = meter_slot
@@ -221,6 +248,8 @@ class ShardState:
     def describe_meter(self, meter_slot: int, fact: Fact) -> None:
         """Set what a meter is, by its meter-fact."""
         meter, max_power_w = self.meters[meter_slot], fact["max_power_w"]
+        if meter["ratio"] != fact["ratio"]:
+            self.put_windows(meter_slot, [])  # what was charged there cannot be told from them now
         meter["ratio"] = fact["ratio"]
         meter["serial"] = fact["serial"].encode()
         meter["max_power_w"] = NO_POWER if max_power_w is None else max_power_w
@@ -248,6 +277,10 @@ class ShardState:
         meter_key = int(self.meters["key"][meter_slot])
         self._meters_of[slot].remove(meter_slot)
         self._count_meters(slot)
+        self.put_windows(meter_slot, [])
+        ladder = self.ladder_of(slot)
+        if ladder.leave(meter_key):
+            self.put_ladder(slot, ladder)
         if self._meter_slots.get(meter_key) == meter_slot:
             del self._meter_slots[meter_key]
         self._free_meter_slots.append(meter_slot)
@@ -261,6 +294,86 @@ class ShardState:
         if meter_slot is not None:
             self._meter_slots[fact["meter_key"]] = meter_slot
             self.link_meter(meter_slot, fact)
+
+    # Ladders and windows
+
+    def ladder_of(self, slot: int) -> Ladder:
+        """Return a copy of an account's accumulations; `put_ladder` makes it stand."""
+        found: dict[Key, Accumulation] = {}
+        for each in self.accumulations[self._accumulations_of.get(slot, [])].tolist():
+            owner, period, version, rate, days, days_of, _, base_milli, total_milli = each
+            key = (owner, period, version, rate)
+            found[key] = Accumulation(base_milli, total_milli, days, days_of)
+        return Ladder(self.tariffs, int(self.account_links["tariff"][slot]), found)
+
+    def put_ladder(self, slot: int, ladder: Ladder) -> None:
+        """Let an account's accumulations be those of `ladder`."""
+        slots = self._accumulations_of.pop(slot, [])
+        self.account_links["accumulation"][slot] = _NONE
+        self.meter_links["accumulation"][self._meters_of[slot]] = _NONE
+        while len(slots) > len(ladder):
+            self._free_accumulations.append(slots.pop())
+        while len(slots) < len(ladder):
+            slots.append(self._free_accumulation())
+        for at, (key, each) in zip(slots, ladder.sorted(), strict=True):
+            days = (each.days, each.days_of, b"", each.base_milli, each.total_milli)
+            self.accumulations[at] = (*key, *days)
+        self.accounts["accumulations"][slot] = len(slots)
+        if slots:
+            self._accumulations_of[slot] = slots
+        self._link_accumulations(slot, ladder)
+
+    def forget_shapes(self, slot: int) -> None:
+        """Let an account's windows and accumulations go."""
+        self.forget_windows(slot, 0)
+        self.put_ladder(slot, Ladder(self.tariffs, 0, {}))
+
+    def _link_accumulations(self, slot: int, ladder: Ladder) -> None:
+        """Let each owner's newest accumulation be found at once, or that of the rate used last."""
+        newest: dict[int, int] = {}
+        slots = self._accumulations_of.get(slot, [])
+        used = [key in ladder.heads for key, _ in ladder.sorted()]
+        for only_used in (False, True):
+            for at, (key, _), is_used in zip(slots, ladder.sorted(), used, strict=True):
+                if is_used or not only_used:
+                    newest[key[0]] = at
+        for owner, at in newest.items():
+            meter_slot = self.meter_in(slot, owner) if owner else None
+            if meter_slot is not None:
+                self.meter_links["accumulation"][meter_slot] = at
+            elif not owner:
+                self.account_links["accumulation"][slot] = at
+
+    def _free_accumulation(self) -> int:
+        if self._free_accumulations:
+            return self._free_accumulations.pop()
+        self._accumulations_used += 1
+        self.accumulations = grown(self.accumulations, self._accumulations_used)
+        return self._accumulations_used - 1
+
+    def windows_of(self, meter_slot: int) -> list[Window]:
+        """Return a meter's windows, ascending."""
+        return list(WINDOW.iter_unpack(self._windows.get(meter_slot, b"")))
+
+    def put_windows(self, meter_slot: int, windows: Iterable[Window]) -> None:
+        """Let a meter's windows be `windows`, ascending."""
+        packed = b"".join(WINDOW.pack(*window) for window in windows)
+        self.meters["windows"][meter_slot] = len(packed) // WINDOW.size
+        if packed:
+            self._windows[meter_slot] = packed
+        else:
+            self._windows.pop(meter_slot, None)
+
+    def forget_windows(self, slot: int, from_ms: int) -> bool:
+        """Let the windows of an account's meters go that end behind an instant; say whether any."""
+        forgot = False
+        for meter_slot in self._meters_of[slot]:
+            if meter_slot in self._windows:
+                windows = self.windows_of(meter_slot)
+                kept = [window for window in windows if window[2] <= from_ms]
+                self.put_windows(meter_slot, kept)
+                forgot |= len(kept) < len(windows)
+        return forgot
 
     # Rows
 
@@ -276,27 +389,44 @@ class ShardState:
         """Return the rows of accounts, in the order of `slots`."""
         keys = map(self._row_keys.__getitem__, slots.tolist())
         single = self.accounts["meters"][slots] == 1
-        if single.all():
-            values = self._values_with_one_meter(slots)
-        else:
-            fast = iter(self._values_with_one_meter(slots[single]))
-            values = [
-                next(fast) if one else self._value(slot)
-                for slot, one in zip(slots.tolist(), single.tolist(), strict=True)
-            ]
+        others = [] if single.all() else list(map(self._value, slots[~single].tolist()))
+        values = _merged(single, self._values_with_one_meter(slots[single]), others)
         # Row(key, value) for each, without the call that a constructor in Python costs.
         return list(map(tuple.__new__, repeat(Row), zip(keys, values, strict=True)))
 
     def _values_with_one_meter(self, slots: Array) -> list[bytes]:
         meter_slots = self.account_links["only_meter"][slots]
-        together = np.empty((len(slots), ACCOUNT_WORDS + METER_WORDS), np.int64)
-        together[:, :ACCOUNT_WORDS] = words(self.accounts).take(slots, axis=0)
-        together[:, ACCOUNT_WORDS:] = words(self.meters).take(meter_slots, axis=0)
-        raw, size = together.tobytes(), together.itemsize * together.shape[1]
-        return [raw[start : start + size] for start in range(0, len(raw), size)]
+        accounts = words(self.accounts).take(slots, axis=0)
+        meters = words(self.meters).take(meter_slots, axis=0)
+        if not (self._accumulations_of or self._windows):
+            return _lines_of_bytes(accounts, meters)
+        counts = self.accounts["accumulations"][slots]
+        at = self.account_links["accumulation"][slots]
+        at = np.where(at == _NONE, self.meter_links["accumulation"][meter_slots], at)
+        single = (counts == 1) & (at != _NONE)
+        accumulations = words(self.accumulations).take(at[single], axis=0)
+        more = _lines_of_bytes(accounts[single], meters[single], accumulations)
+        values = _merged(single, more, _lines_of_bytes(accounts[~single], meters[~single]))
+        for i in np.flatnonzero((counts > 0) & ~single).tolist():
+            values[i] += self._accumulated(int(slots[i]))
+        windowed = np.flatnonzero(self.meters["windows"][meter_slots])
+        for i, meter_slot in zip(windowed.tolist(), meter_slots[windowed].tolist(), strict=True):
+            values[i] += self._windows[meter_slot]
+        return values
+
+    def _accumulated(self, slot: int) -> bytes:
+        return bytes(self.accumulations[self._accumulations_of.get(slot, [])].tobytes())
 
     def _value(self, slot: int) -> bytes:
-        return bytes(self.accounts[slot].tobytes() + self.meters[self._meters_of[slot]].tobytes())
+        meter_slots = self._meters_of[slot]
+        return b"".join(
+            (
+                self.accounts[slot].tobytes(),
+                self.meters[meter_slots].tobytes(),
+                self._accumulated(slot),
+                *(self._windows.get(meter_slot, b"") for meter_slot in meter_slots),
+            )
+        )
 
     @classmethod
     def from_rows(cls, shard: int, rows: Iterable[tuple[bytes, bytes]]) -> "ShardState":
@@ -325,7 +455,8 @@ class ShardState:
         return state
 
     def _load_accounts(self, values: list[bytes]) -> None:
-        accounts, meters = parsed_accounts(values)
+        parsed = parsed_accounts(values)
+        accounts, meters = parsed.accounts, parsed.meters
         keys, count = accounts["key"].tolist(), len(accounts)
         self._row_keys = list(map(account_row_key, keys))
         self._account_slots = dict(zip(keys, range(count), strict=True))
@@ -339,6 +470,9 @@ class ShardState:
         self.meters = grown(self.meters, len(meters))
         self.meter_links = grown(self.meter_links, len(meters))
         self.meters[: len(meters)] = meters
+        self.account_links["accumulation"][slots] = _NONE
+        self.meter_links["accumulation"][: len(meters)] = _NONE
+        self._load_shapes(parsed)
         ends = np.cumsum(accounts["meters"], dtype=np.int64)
         starts = ends - accounts["meters"]
         self.account_links["only_meter"][slots] = np.where(accounts["meters"] == 1, starts, -1)
@@ -350,6 +484,17 @@ class ShardState:
         standing = np.flatnonzero(meters["entered_offset"] <= self.offset)
         order = standing[np.argsort(meters["entered_offset"][standing], kind="stable")]
         self._meter_slots.update(zip(meters["key"][order].tolist(), order.tolist(), strict=True))
+
+    def _load_shapes(self, parsed: ParsedAccounts) -> None:
+        self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
+        self.accumulations = grown(self.accumulations, len(parsed.accumulations))
+        self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
+        self._accumulations_used = len(parsed.accumulations)
+        counts = parsed.accounts["accumulations"]
+        ends = np.cumsum(counts, dtype=np.int64)
+        for slot in np.flatnonzero(counts).tolist():
+            end = int(ends[slot])
+            self._accumulations_of[slot] = list(range(end - int(counts[slot]), end))
 
     def _load_fact(self, entity: str, value: bytes) -> None:
         if not self.facts.load(entity, value, self.offset):
@@ -367,6 +512,23 @@ class ShardState:
                 self.tariffs.put(fact)
             else:
                 self.policies.put(fact)
+
+
+def _lines_of_bytes(*tables: Array) -> list[bytes]:
+    """Return each line of tables of words, side by side, as bytes."""
+    table = np.concatenate(tables, axis=1)
+    raw, size = table.tobytes(), table.itemsize * table.shape[1]
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
+
+
+def _merged(which: Array, yes: list[bytes], no: list[bytes]) -> list[bytes]:
+    """Return the values of `yes` where `which` says so, of `no` elsewhere, in their order."""
+    if len(yes) == len(which):
+        return yes
+    if len(no) == len(which):
+        return no
+    ones, others = iter(yes), iter(no)
+    return [next(ones) if one else next(others) for one in which.tolist()]
 
 
 def _billed_as(fact: Fact) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.queries import Cutoff, Queries
 from services.reporting.domain.explain import CutIntent
 from services.reporting.domain.paging import cursor_of, page_size_of, token_of
-from services.reporting.domain.rows import AlarmRow, ChargeRow, CommandOutcomeRow
+from services.reporting.domain.rows import AlarmRow, ChargeRow, CommandOutcomeRow, PriceLineRow
 from wattvend.reporting.v1 import reporting_pb2 as pb
 from wattvend.reporting.v1 import reporting_pb2_grpc
 
@@ -318,6 +318,7 @@ def _explanation(found: Cutoff) -> pb.CutoffExplanation:
                 tariff_id=tariff.tariff_id,
                 version=tariff.version,
                 price_micro=tariff.price_micro,
+                plan=tariff.plan,
                 effective_at_ms=tariff.effective_at_ms,
             )
         )
@@ -361,6 +362,22 @@ def _charge_line(meter_id: str, charge: ChargeRow, found: Cutoff) -> pb.ChargeLi
         account_charged_total_nano=charge.account_charged_total_nano,
         account_credited_total_nano=charge.account_credited_total_nano,
         account_sequence=charge.account_sequence,
+        lines=[_price_line(line) for line in found.lines],
+    )
+
+
+def _price_line(line: PriceLineRow) -> pb.PriceLine:
+    return pb.PriceLine(
+        version=line.version,
+        rate=line.rate,
+        basis=line.basis,
+        period=line.period,
+        energy_milli=line.energy_milli,
+        total_milli=line.total_milli,
+        rate_nano=line.rate_nano,
+        surcharge_nano=line.surcharge_nano,
+        ladder_nano=line.ladder_nano,
+        tax_nano=line.tax_nano,
     )
 
 

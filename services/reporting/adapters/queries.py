@@ -24,6 +24,7 @@ from services.reporting.domain.rows import (
     ChargeRow,
     CommandOutcomeRow,
     PolicyVersionRow,
+    PriceLineRow,
     RelayIntentRow,
     Row,
     TariffVersionRow,
@@ -38,6 +39,7 @@ class Cutoff:
 
     cut: AlarmRow
     charge: ChargeRow | None
+    lines: Sequence[PriceLineRow]
     from_received_at_ms: int
     tariff: TariffVersionRow | None
     policy: PolicyVersionRow | None
@@ -101,8 +103,13 @@ class Queries:
         assert column in ("account_key", "meter_key")
         return await self._all(
             "SELECT meter_id, account_id, epoch, currency, commodity, "  # noqa: S608 - see assert
-            "(array_agg(from_register_milli ORDER BY sequence))[1] AS from_register_milli, "
-            "(array_agg(to_register_milli ORDER BY sequence DESC))[1] AS to_register_milli, "
+            # A re-split tells of a late reading, not of where the meter stood.
+            "coalesce((array_agg(from_register_milli ORDER BY sequence) "
+            "FILTER (WHERE kind <> 're-split'))[1], min(from_register_milli)) "
+            "AS from_register_milli, "
+            "coalesce((array_agg(to_register_milli ORDER BY sequence DESC) "
+            "FILTER (WHERE kind <> 're-split'))[1], max(to_register_milli)) "
+            "AS to_register_milli, "
             "coalesce(min(nullif(from_time_ms, 0)), min(to_time_ms)) AS first_ms, "
             "max(to_time_ms) AS last_ms, count(*) AS charges, "
             "sum(energy_milli) AS energy_milli, sum(amount_nano) AS amount_nano "
@@ -191,6 +198,7 @@ class Queries:
         return Cutoff(
             cut,
             charge,
+            await self._price_lines(charge) if charge else (),
             from_received_at_ms,
             TariffVersionRow(*tariff) if tariff else None,
             policy,
@@ -214,6 +222,16 @@ class Queries:
         charge = lines[0]
         ends = (line for line in lines if line.to_reading_id == charge.from_reading_id is not None)
         return charge, next((line.to_received_at_ms for line in ends), 0)
+
+    async def _price_lines(self, charge: ChargeRow) -> Sequence[PriceLineRow]:
+        found = await self._all(
+            f"{_select(PriceLineRow)}WHERE meter_key = $1 AND epoch = $2 AND sequence = $3 "
+            "ORDER BY line",
+            charge.meter_key,
+            charge.epoch,
+            charge.sequence,
+        )
+        return [PriceLineRow(*line) for line in found]
 
     async def _intents(self, cut: AlarmRow, policy: PolicyVersionRow | None) -> Sequence[CutIntent]:
         # An account's shard is for life: offsets of its log order all that happened to it.

@@ -5,12 +5,20 @@ so that a new subject stops the service instead of being lost.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
 from services.common.kernel.errors import InvalidInput
-from services.common.kernel.frames import KIND_CLOSING, KIND_USAGE, ChargeFrame
+from services.common.kernel.frames import (
+    KIND_CLOSING,
+    KIND_RESPLIT,
+    KIND_USAGE,
+    NO_RATE,
+    ChargeFrame,
+)
+from services.common.kernel.profiles import RATE_NAMES
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.reporting.domain.rows import (
@@ -26,6 +34,7 @@ from services.reporting.domain.rows import (
     LedgerRow,
     MeterRow,
     PolicyVersionRow,
+    PriceLineRow,
     ReceiptRow,
     RelayIntentRow,
     RelayStateRow,
@@ -34,7 +43,8 @@ from services.reporting.domain.rows import (
     TariffVersionRow,
 )
 
-CHARGE_KINDS = {KIND_USAGE: "usage", KIND_CLOSING: "closing"}
+CHARGE_KINDS = {KIND_USAGE: "usage", KIND_CLOSING: "closing", KIND_RESPLIT: "re-split"}
+RATES = {**dict(enumerate(RATE_NAMES)), NO_RATE: "none"}
 HOUSE_REVISION = -1
 """The account revision of charges of a house account: no book speaks of it, it has no balance."""
 _NO_READING = UUID(int=0)
@@ -135,7 +145,17 @@ def _charges(record: Record) -> Iterable[Row]:
         ChargeRow(*values)
         for values in zip(*(columns[field] for field in ChargeRow._fields), strict=True)
     ]
-    return [*charges, *(_totals(charge) for charge in charges if _has_balance(charge))]
+    totals = (_totals(charge) for charge in charges if _has_balance(charge))
+    return [*charges, *totals, *_price_lines(frame, charges)]
+
+
+def _price_lines(frame: ChargeFrame, charges: Sequence[ChargeRow]) -> Iterator[Row]:
+    numbers: Counter[int] = Counter()
+    for charge, version, rate, *rest in frame.lines.tolist():
+        whose = charges[charge]
+        identity = (whose.meter_key, whose.epoch, whose.sequence, numbers[charge])
+        numbers[charge] += 1
+        yield PriceLineRow(*identity, version, RATES[rate], *rest)
 
 
 def _reading_of(identity: bytes) -> UUID | None:

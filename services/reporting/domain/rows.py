@@ -97,6 +97,7 @@ class TariffVersionRow(NamedTuple):
     published_at_ms: int
     book_epoch: int
     revision: int
+    plan: str | None
 
 
 class PolicyVersionRow(NamedTuple):
@@ -148,6 +149,25 @@ class ChargeRow(NamedTuple):
     commodity: str
     shard: int
     log_offset: int
+
+
+class PriceLineRow(NamedTuple):
+    """What a charge consists of, where one price does not tell it."""
+
+    meter_key: int
+    epoch: int
+    sequence: int
+    line: int
+    version: int
+    rate: str
+    basis: int
+    period: int
+    energy_milli: int
+    total_milli: int
+    rate_nano: int
+    surcharge_nano: int
+    ladder_nano: int
+    tax_nano: int
 
 
 class AccountTotalsRow(NamedTuple):
@@ -339,6 +359,7 @@ Row = (
     | TariffVersionRow
     | PolicyVersionRow
     | ChargeRow
+    | PriceLineRow
     | AccountTotalsRow
     | AccountLevelRow
     | AlarmRow
@@ -390,6 +411,7 @@ _ALL = (
     Table("tariff_versions", TariffVersionRow, ("tariff_id", "version"), _BOOK),
     Table("policy_versions", PolicyVersionRow, ("policy_id", "version"), _BOOK),
     Table("charges", ChargeRow, ("meter_key", "epoch", "sequence")),
+    Table("price_lines", PriceLineRow, ("meter_key", "epoch", "sequence", "line")),
     # Charges and balances both tell totals, in whatever order; an account's shard is for life, so
     # offsets of its log order what both say. The instants differ at one sequence: the later stands.
     Table(

@@ -128,7 +128,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         return self._meter(outcome.state)
 
     async def PublishTariff(self, request: pb.PublishTariffRequest, context: Any) -> pb.Tariff:
-        """Publish a version of a flat tariff."""
+        """Publish a version of a tariff: a price, or a plan."""
         command = PublishTariff(
             await self._request(request, context),
             request.tariff_id,
@@ -136,6 +136,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             request.currency,
             request.legal_entity,
             request.price_micro,
+            request.plan if request.HasField("plan") else None,
             request.effective_at_ms,
             self._office.terms.tariff_lead_ms,
         )
@@ -280,6 +281,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             currency=state.currency,
             legal_entity=state.legal_entity,
             price_micro=state.price_micro,
+            plan=state.plan,
             effective_at_ms=state.effective_at_ms,
             version=self._version(state.answers.revision),
         )

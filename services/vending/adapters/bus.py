@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import InvalidInput, Retriable
-from services.common.kernel.frames import ChargeFrame
+from services.common.kernel.frames import KIND_RESPLIT, ChargeFrame
 from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
@@ -184,6 +184,8 @@ def keeper_of_charges(tables: Tables, step_over: kafka.StepOver) -> Handle:
             except InvalidInput as odd:
                 step_over(record, odd)
                 continue
+            # A late reading that changed the shape of an interval moved no register.
+            rows = rows[rows["kind"] != KIND_RESPLIT]
             columns = zip(
                 rows["meter_key"].tolist(),
                 rows["epoch"].tolist(),

@@ -8,6 +8,7 @@ from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import fits_int64, format_nano, nano_from_minor
 from services.common.kernel.values import value_class
+from services.common.tariffs.calendar import is_constant
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -301,6 +302,9 @@ def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) 
             tariff.legal_entity,
             site.legal_entity,
         ),
+        None
+        if is_constant(tariff.charged_by)
+        else same(Reason.INVALID_ARGUMENT, "tariff zone", tariff.charged_by.zone, site.zone),
     )
 
 

@@ -124,6 +124,7 @@ class TariffPublished(Event):
     legal_entity: str
     price_micro: int
     effective_at_ms: int
+    plan: str | None
 
 
 @named_value_class

@@ -181,6 +181,7 @@ def _tariff(state: Tariff) -> dict[str, Any]:
             "currency",
             "legal_entity",
             "price_micro",
+            "plan",
             "effective_at_ms",
             "published_at_ms",
         ),

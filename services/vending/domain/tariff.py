@@ -1,8 +1,10 @@
 """A tariff: dense versions, never edited. The first applies at once, later ones with a lead."""
 
-from services.common.kernel.errors import Bug
+from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
+from services.common.tariffs import plan as plans
+from services.common.tariffs.plan import PRICE_MICRO_MAX, Plan
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -16,9 +18,7 @@ from services.vending.domain.decisions import (
 )
 from services.vending.domain.events import Event, TariffPublished
 
-FLAT = "flat"
-PRICE_MICRO_MAX = 10**13
-"""Ten million of the currency for a kWh: beyond it a price is a slip of the hand."""
+FLAT, PLAN = "flat", "plan"
 
 
 @value_class
@@ -33,16 +33,23 @@ class Tariff:
     currency: str
     legal_entity: str
     price_micro: int
+    plan: str | None
     effective_at_ms: int
     published_at_ms: int
+
+    @property
+    def charged_by(self) -> Plan:
+        """What it charges."""
+        return plans.flat(self.price_micro) if self.plan is None else plans.read(self.plan)
 
 
 @value_class
 class PublishTariff:
-    """A flat tariff, or its next version.
+    """A tariff, or its next version.
 
-    `price_micro` per billing unit, >= 0. `effective_at_ms` 0: the earliest instant. `lead_ms`: how
-    far ahead a later version must lie.
+    `price_micro` per billing unit, >= 0; or a `plan` (the JSON of services.common.tariffs.plan) and
+    no price. `effective_at_ms` 0: the earliest instant. `lead_ms`: how far ahead a later version
+    must lie.
     """
 
     request: Request
@@ -51,6 +58,7 @@ class PublishTariff:
     currency: str
     legal_entity: str
     price_micro: int
+    plan: str | None
     effective_at_ms: int
     lead_ms: int
 
@@ -62,6 +70,19 @@ class PublishTariff:
         checks.check_text("legal_entity", self.legal_entity)
         checks.check_between("price_micro", self.price_micro, 0, PRICE_MICRO_MAX)
         checks.check_between("effective_at_ms", self.effective_at_ms, 0, checks.TIME_MS_MAX)
+        if self.plan is not None:
+            plans.read(self.plan)
+            if self.price_micro:
+                raise InvalidInput(
+                    Reason.INVALID_ARGUMENT,
+                    "a tariff has a price or a plan; leave price_micro 0 beside a plan",
+                    field="price_micro",
+                )
+
+    @property
+    def charged_by(self) -> Plan:
+        """What it would charge."""
+        return plans.flat(self.price_micro) if self.plan is None else plans.read(self.plan)
 
 
 def decide(state: Tariff | None, command: PublishTariff) -> Decision:
@@ -77,7 +98,7 @@ def decide(state: Tariff | None, command: PublishTariff) -> Decision:
         return Accepted((_published(command, 1, 0),))
     if earlier := answered(state.answers, command.request):
         return earlier
-    if problem := _other_kind(state, command):
+    if problem := _other_kind(state, command) or _other_shape(state, command):
         return problem
     earliest_ms = max(command.request.at_ms + command.lead_ms, state.effective_at_ms)
     effective_at_ms = command.effective_at_ms or earliest_ms
@@ -108,17 +129,39 @@ def _other_kind(state: Tariff, command: PublishTariff) -> Rejection | None:
     )
 
 
+def _other_shape(state: Tariff, command: PublishTariff) -> Rejection | None:
+    """Refuse a version that could not go on where the one before it stops."""
+    before, after = state.charged_by, command.charged_by
+    if before.ladder is not None and after.ladder is not None:
+        for name in ("period", "scope", "basis"):
+            is_, wanted = getattr(before.ladder, name), getattr(after.ladder, name)
+            if is_ != wanted:
+                text = (
+                    f"the ladder of tariff {state.tariff_id} has {name} {is_}, not {wanted}; what "
+                    "was added up could not go on: use a tariff of its own"
+                )
+                return Rejection(Reason.INVALID_ARGUMENT, text, "plan")
+    if state.plan is not None and command.plan is not None and before.zone != after.zone:
+        text = (
+            f"tariff {state.tariff_id} has the zone {before.zone}, not {after.zone}: its accounts "
+            "are there; use a tariff of its own"
+        )
+        return Rejection(Reason.INVALID_ARGUMENT, text, "plan")
+    return None
+
+
 def _published(command: PublishTariff, version: int, effective_at_ms: int) -> TariffPublished:
     return TariffPublished(
         **stamp(command.request),
         tariff_id=command.tariff_id,
         version=version,
-        kind=FLAT,
+        kind=FLAT if command.plan is None else PLAN,
         commodity=command.commodity,
         currency=command.currency,
         legal_entity=command.legal_entity,
         price_micro=command.price_micro,
         effective_at_ms=effective_at_ms,
+        plan=None if command.plan is None else command.charged_by.text(),
     )
 
 
@@ -135,6 +178,7 @@ def evolve(state: Tariff | None, event: Event) -> Tariff:
         event.currency,
         event.legal_entity,
         event.price_micro,
+        event.plan,
         event.effective_at_ms,
         event.occurred_at_ms,
     )

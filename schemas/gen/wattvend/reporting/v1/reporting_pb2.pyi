@@ -566,6 +566,56 @@ class Reading(_message.Message):
 Global___Reading: _TypeAlias = Reading  # noqa: Y015
 
 @_typing.final
+class PriceLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    TOTAL_MILLI_FIELD_NUMBER: _builtins.int
+    RATE_NANO_FIELD_NUMBER: _builtins.int
+    SURCHARGE_NANO_FIELD_NUMBER: _builtins.int
+    LADDER_NANO_FIELD_NUMBER: _builtins.int
+    TAX_NANO_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    rate: _builtins.str
+    """sharp, peak, flat, valley, deep_valley; none"""
+    basis: _builtins.int
+    """bits: 1 split by time, 4 its period was closed"""
+    period: _builtins.int
+    """of the ladder: 12 x year + month - 1, or year; 0 without"""
+    energy_milli: _builtins.int
+    total_milli: _builtins.int
+    """of the ladder after it"""
+    rate_nano: _builtins.int
+    surcharge_nano: _builtins.int
+    ladder_nano: _builtins.int
+    tax_nano: _builtins.int
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        rate: _builtins.str = ...,
+        basis: _builtins.int = ...,
+        period: _builtins.int = ...,
+        energy_milli: _builtins.int = ...,
+        total_milli: _builtins.int = ...,
+        rate_nano: _builtins.int = ...,
+        surcharge_nano: _builtins.int = ...,
+        ladder_nano: _builtins.int = ...,
+        tax_nano: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "energy_milli", b"energy_milli", "ladder_nano", b"ladder_nano", "period", b"period", "rate", b"rate", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano", "total_milli", b"total_milli", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceLine: _TypeAlias = PriceLine  # noqa: Y015
+
+@_typing.final
 class ChargeLine(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -581,6 +631,7 @@ class ChargeLine(_message.Message):
     ACCOUNT_CHARGED_TOTAL_NANO_FIELD_NUMBER: _builtins.int
     ACCOUNT_CREDITED_TOTAL_NANO_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     meter_id: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
@@ -595,6 +646,10 @@ class ChargeLine(_message.Message):
     def from_reading(self) -> Global___Reading: ...
     @_builtins.property
     def to_reading(self) -> Global___Reading: ...
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceLine]:
+        """What it consists of, where one price does not tell it."""
+
     def __init__(
         self,
         *,
@@ -610,10 +665,11 @@ class ChargeLine(_message.Message):
         account_charged_total_nano: _builtins.int = ...,
         account_credited_total_nano: _builtins.int = ...,
         account_sequence: _builtins.int = ...,
+        lines: _abc.Iterable[Global___PriceLine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_reading", b"from_reading", "to_reading", b"to_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "meter_id", b"meter_id", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "to_reading", b"to_reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "lines", b"lines", "meter_id", b"meter_id", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "to_reading", b"to_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -627,10 +683,13 @@ class TariffVersion(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     tariff_id: _builtins.str
     version: _builtins.int
     price_micro: _builtins.int
     effective_at_ms: _builtins.int
+    plan: _builtins.str
+    """JSON; absent: the flat price"""
     def __init__(
         self,
         *,
@@ -638,12 +697,15 @@ class TariffVersion(_message.Message):
         version: _builtins.int = ...,
         price_micro: _builtins.int = ...,
         effective_at_ms: _builtins.int = ...,
+        plan: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_at_ms", b"effective_at_ms", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "effective_at_ms", b"effective_at_ms", "plan", b"plan", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
+    _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
 
 Global___TariffVersion: _TypeAlias = TariffVersion  # noqa: Y015
 

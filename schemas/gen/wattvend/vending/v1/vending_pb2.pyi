@@ -309,6 +309,7 @@ class Tariff(_message.Message):
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     tariff_id: _builtins.str
     tariff_version: _builtins.int
     commodity: _builtins.str
@@ -316,6 +317,8 @@ class Tariff(_message.Message):
     legal_entity: _builtins.str
     price_micro: _builtins.int
     effective_at_ms: _builtins.int
+    plan: _builtins.str
+    """the plan's JSON; absent: a flat price"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -329,12 +332,15 @@ class Tariff(_message.Message):
         price_micro: _builtins.int = ...,
         effective_at_ms: _builtins.int = ...,
         version: Global___BookVersion | None = ...,
+        plan: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "tariff_version", b"tariff_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "plan", b"plan", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "tariff_version", b"tariff_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
+    _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
 
 Global___Tariff: _TypeAlias = Tariff  # noqa: Y015
 
@@ -349,6 +355,7 @@ class PublishTariffRequest(_message.Message):
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tariff_id: _builtins.str
     commodity: _builtins.str
@@ -360,6 +367,10 @@ class PublishTariffRequest(_message.Message):
     """
     effective_at_ms: _builtins.int
     """Versions after the first: an instant at least the lead time (one hour) ahead; 0 = the earliest."""
+    plan: _builtins.str
+    """Instead of a price: a plan with rates, calendars, a ladder, surcharges and taxes, as the JSON
+    document that docs/tariffs.md tells.
+    """
     def __init__(
         self,
         *,
@@ -370,12 +381,15 @@ class PublishTariffRequest(_message.Message):
         legal_entity: _builtins.str = ...,
         price_micro: _builtins.int = ...,
         effective_at_ms: _builtins.int = ...,
+        plan: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "price_micro", b"price_micro", "request_id", b"request_id", "tariff_id", b"tariff_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "plan", b"plan", "price_micro", b"price_micro", "request_id", b"request_id", "tariff_id", b"tariff_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
+    _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
 
 Global___PublishTariffRequest: _TypeAlias = PublishTariffRequest  # noqa: Y015
 

@@ -1,0 +1,251 @@
+"""Rule 4: what intervals are priced by. All intervals of a frame at once, where they are alike."""
+
+from collections.abc import Iterator
+from dataclasses import field
+
+import numpy as np
+
+from services.common.kernel.frames import BASIS_TIME, LINE
+from services.common.kernel.units import INT64_MAX, fits_int64
+from services.common.kernel.values import value_class
+from services.common.tariffs.pricing import TOTAL
+from services.metering.domain.facts import Array
+from services.metering.domain.ladders import Ladder, Part, PricedLine
+from services.metering.domain.shard import ShardState
+
+NO_LADDER = -2
+"""In place of a rate: the line counts in no accumulation."""
+_PLAIN_MAX = 2**61
+"""Below it, sums of a few fit int64."""
+
+
+@value_class
+class Spans:
+    """Intervals that need lines, n of them: where they stand and what of time and energy.
+
+    `first`, `last`: their segments. `exact`: figures are so large that int64 might not hold them.
+    """
+
+    account_slots: Array
+    meter_slots: Array
+    first: Array
+    last: Array
+    begins_ms: Array
+    ends_ms: Array
+    energies_milli: Array
+    exact: Array
+
+
+@value_class
+class Priced:
+    """The lines of intervals (dtype LINE; `charge` is the interval's index), and what they change.
+
+    `amounts_nano`: of each interval. `cannot`: a figure does not fit int64. `accumulated`: slots of
+    accumulations and their new totals; `ladders`: interval → its account's accumulations.
+    """
+
+    lines: Array
+    amounts_nano: Array
+    cannot: Array
+    accumulated: tuple[Array, Array]
+    ladders: dict[int, Ladder] = field(default_factory=dict)
+
+
+def priced(state: ShardState, spans: Spans) -> Priced:
+    """Price intervals, no account twice. Changes nothing."""
+    count = len(spans.first)
+    lines, rows = _split(state, spans)
+    table = state.tariffs.table
+    rates = lines["rate"].astype(np.int64)
+    laddered = table["laddered"][rows]
+    owners = lines["charge"]
+    ladder_of = np.where(laddered[np.arange(len(rows)), rates], rates, NO_LADDER)
+    ladder_of[laddered[:, TOTAL]] = TOTAL
+    counted = np.flatnonzero(ladder_of != NO_LADDER)
+    slowly = spans.exact.copy()
+    slots = np.zeros(count, np.int64)
+    if len(counted):
+        by_meter = np.zeros(count, np.bool_)
+        by_meter[owners[counted]] = table["by_meter"][rows[counted]]
+        slots = np.where(
+            by_meter,
+            state.meter_links["accumulation"][spans.meter_slots],
+            state.account_links["accumulation"][spans.account_slots],
+        )
+        at = state.accumulations[slots[owners[counted]]]
+        known = (slots[owners[counted]] >= 0) & (at["period"] == lines["period"][counted])
+        known &= at["version"] == lines["version"][counted]
+        known &= at["rate"] == ladder_of[counted]
+        known &= (np.abs(at["base_milli"]) < _PLAIN_MAX) & (np.abs(at["total_milli"]) < _PLAIN_MAX)
+        slowly[owners[counted[~known]]] = True
+    _set_amounts(lines, rows, table, rates)
+    climbs = counted[~slowly[owners[counted]]]
+    totals = _climb(state, lines, climbs, (rows[climbs], ladder_of[climbs]), slots)
+    touched = np.unique(owners[climbs])
+    done = Priced(
+        lines,
+        np.zeros(count, np.int64),
+        np.zeros(count, np.bool_),
+        (slots[touched], totals[touched]),
+    )
+    if slowly.any():
+        done = _with_slow(state, spans, done, rows, np.flatnonzero(slowly))
+    amounts = sum(done.lines[f"{name}_nano"] for name in ("rate", "surcharge", "ladder", "tax"))
+    np.add.at(done.amounts_nano, done.lines["charge"], amounts)
+    return done
+
+
+def _split(state: ShardState, spans: Spans) -> tuple[Array, Array]:
+    """Return (lines with their energy, the rows of their versions in the table of terms)."""
+    counts = spans.last - spans.first + 1
+    owners = np.repeat(np.arange(len(counts)), counts)
+    ordinals = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    segments = state.tariffs.segments
+    at = spans.first[owners] + ordinals
+    energies = spans.energies_milli
+    parts = energies[owners]
+    many = len(owners) > len(counts)
+    if many:
+        durations = np.maximum(spans.ends_ms - spans.begins_ms, 1)
+        elapsed = segments["begins_ms"][at + 1] - spans.begins_ms[owners]
+        if int(np.abs(energies).max()) * int(durations.max()) > INT64_MAX:
+            energies, elapsed = energies.astype(object), elapsed.astype(object)
+        until = energies[owners] * elapsed // durations[owners]
+        until = np.where(ordinals == counts[owners] - 1, parts, until.astype(np.int64))
+        parts = until - np.where(ordinals == 0, 0, np.roll(until, 1))
+    if many and counts.max() > 2:  # neighbours differ: only then may two belong together
+        owners, at, parts = _joined(owners, at, parts, segments["group"])
+    lines = np.zeros(len(owners), LINE)
+    rows = segments["row"][at]
+    lines["charge"] = owners
+    lines["version"] = state.tariffs.table["version"][rows]
+    lines["rate"] = segments["rate"][at]
+    lines["period"] = segments["period"][at]
+    lines["energy_milli"] = parts
+    lines["basis"] = np.where(counts > 1, BASIS_TIME, 0)[owners]
+    return lines, rows
+
+
+def _joined(owners: Array, at: Array, energies: Array, groups: Array) -> tuple[Array, Array, Array]:
+    """Join the parts of an interval that belong together, in the order of their first instants."""
+    codes = owners * (int(groups.max()) + 1) + groups[at]
+    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    sums = np.zeros(len(firsts), np.int64)
+    np.add.at(sums, inverse, energies)
+    order = np.argsort(firsts)
+    firsts = firsts[order]
+    return owners[firsts], at[firsts], sums[order]
+
+
+def _set_amounts(lines: Array, rows: Array, table: Array, rates: Array) -> None:
+    """Set what is the energy's alone; a product beyond int64 means nothing (`exact`)."""
+    energies = lines["energy_milli"]
+    lines["rate_nano"] = energies * table["rate_micro"][rows, rates]
+    lines["surcharge_nano"] = energies * table["surcharge_micro"][rows]
+    lines["tax_nano"] = energies * table["tax_micro"][rows, rates]
+
+
+def _climb(
+    state: ShardState, lines: Array, climbs: Array, ladders: tuple[Array, Array], slots: Array
+) -> Array:
+    """Let the lines at `climbs` climb their ladders; return the new totals by interval.
+
+    `ladders`: of each its row in the table of terms, and which ladder there. Lines of one interval
+    climb one after the other, all in the accumulation at `slots`.
+    """
+    totals = state.accumulations["total_milli"][slots]
+    if not len(climbs):
+        return totals
+    table, owners = state.tariffs.table, lines["charge"][climbs]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    ranks = np.arange(len(owners)) - np.repeat(starts, np.diff(starts, append=len(owners)))
+    for rank in range(int(ranks.max()) + 1):
+        chosen = np.flatnonzero(ranks == rank)
+        which, row, ladder = climbs[chosen], ladders[0][chosen], ladders[1][chosen]
+        owner = owners[chosen]
+        at = state.accumulations[slots[owner]]
+        before = at["base_milli"] + totals[owner]
+        after = before + lines["energy_milli"][which]
+        totals[owner] += lines["energy_milli"][which]
+        lines["total_milli"][which] = after
+        above = table["above_milli"][row, ladder] * at["days"][:, np.newaxis].astype(np.int64)
+        above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
+        steps = np.maximum(after[:, np.newaxis] - above, 0)
+        steps -= np.maximum(before[:, np.newaxis] - above, 0)
+        lines["ladder_nano"][which] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)
+        lines["tax_nano"][which] += (steps * table["rise_tax_micro"][row, ladder]).sum(axis=1)
+    return totals
+
+
+def _with_slow(state: ShardState, spans: Spans, done: Priced, rows: Array, slow: Array) -> Priced:
+    """Price the intervals at the indexes `slow` one by one, in integers without end."""
+    kept = np.isin(done.lines["charge"], slow, invert=True)
+    found = [done.lines[kept]]
+    ladders, cannot = dict(done.ladders), done.cannot.copy()
+    for i in slow.tolist():
+        mine = np.flatnonzero(done.lines["charge"] == i)
+        parts = [
+            Part(*values)
+            for values in zip(
+                rows[mine].tolist(),
+                done.lines["rate"][mine].tolist(),
+                done.lines["period"][mine].tolist(),
+                done.lines["energy_milli"][mine].tolist(),
+                strict=True,
+            )
+        ]
+        ladder, priced_lines = climbed(
+            state,
+            int(spans.account_slots[i]),
+            int(spans.meter_slots[i]),
+            parts,
+            int(done.lines["basis"][mine[0]]),
+        )
+        ladders[i] = ladder
+        if are_within(priced_lines):
+            found.append(as_lines(i, priced_lines))
+        else:
+            cannot[i] = True
+    lines = np.concatenate(found)
+    lines = lines[np.argsort(lines["charge"], kind="stable")]
+    return Priced(lines, done.amounts_nano, cannot, done.accumulated, ladders)
+
+
+def climbed(
+    state: ShardState, slot: int, meter_slot: int, parts: list[Part], basis: int
+) -> tuple[Ladder, list[PricedLine]]:
+    """Return (the account's accumulations afterwards, the lines) of parts in their order."""
+    ladder = state.ladder_of(slot)
+    meter = state.meters[meter_slot]
+    since_ms = (int(state.accounts["since_ms"][slot]), int(meter["since_ms"]))
+    key = int(meter["key"])
+    return ladder, [line for part in parts for line in ladder.price(part, basis, key, since_ms)]
+
+
+def are_within(lines: list[PricedLine]) -> bool:
+    """Say whether every figure of the lines, and their sum, fits int64."""
+    figures = (figure for line in lines for figure in (*line.figures, line.amount_nano))
+    return all(map(fits_int64, figures)) and fits_int64(sum(line.amount_nano for line in lines))
+
+
+def as_lines(charge: int, lines: list[PricedLine]) -> Array:
+    """Return lines as dtype LINE."""
+    table = np.zeros(len(lines), LINE)
+    for i, line in enumerate(lines):
+        names = ("version", "rate", "basis", "period")
+        table[i] = (charge, *(getattr(line, name) for name in names), *line.figures)
+    return table
+
+
+def parts_of(
+    state: ShardState, tariff: int, begins_ms: int, ends_ms: int, energy_milli: int
+) -> Iterator[Part]:
+    """Yield the parts of one interval, joined, in their order."""
+    begins, ends = np.array([begins_ms]), np.array([ends_ms])
+    first, last = state.tariffs.of(np.array([tariff]), begins, ends)
+    none, energies = np.zeros(1, np.int64), np.array([energy_milli])
+    span = Spans(none, none, first, last, begins, ends, energies, np.zeros(1, np.bool_))
+    lines, rows = _split(state, span)
+    columns = (lines[name].tolist() for name in ("rate", "period", "energy_milli"))
+    for values in zip(rows.tolist(), *columns, strict=True):
+        yield Part(*values)

@@ -1,0 +1,145 @@
+"""Rule 5's windows: a late reading tells the shape of an interval that was charged before."""
+
+from typing import Any
+
+import numpy as np
+
+from services.common.kernel.frames import BASIS_TIME, CHARGE, KIND_RESPLIT
+from services.common.kernel.units import fits_int64
+from services.metering.domain.charging import Intervals, post, set_standing
+from services.metering.domain.facts import Array
+from services.metering.domain.judging import judge
+from services.metering.domain.ladders import Part
+from services.metering.domain.lines import are_within, as_lines, climbed, parts_of
+from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.rows import WINDOWS_MAX
+from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState, Window
+
+WINDOW_AGE_MS_MAX = 40 * 86_400_000
+"""A window that ended longer before the newest one goes: nothing will come for it."""
+
+
+def kept_windows(windows: list[Window]) -> list[Window]:
+    """Return those that stay of ascending windows: the widest, and none that is too old."""
+    newest_ms = windows[-1][2]
+    young = [window for window in windows if window[2] >= newest_ms - WINDOW_AGE_MS_MAX]
+    while len(young) > WINDOWS_MAX:
+        young.remove(min(young, key=lambda window: (window[2] - window[0], window[0])))
+    return young
+
+
+def late_outcome(state: ShardState, intervals: Intervals, i: int) -> str:
+    """Return what a late reading comes to."""
+    reading = intervals.readings[i]
+    window = _window_of(state, int(intervals.meter_slots[i]), reading)
+    if window is None:
+        return "late"
+    within = window[1] <= int(reading["register_milli"]) <= window[3]
+    return "re-split" if within else "late-conflict"
+
+
+def _window_of(state: ShardState, meter_slot: int, reading: Any) -> Window | None:
+    at_ms = int(reading["device_time_ms"])
+    windows = state.windows_of(meter_slot)
+    return next((window for window in windows if window[0] < at_ms < window[2]), None)
+
+
+def resplit(out: Outbox, interval: Intervals, position: int) -> None:
+    """Charge the difference that a late reading (the only one of `interval`) makes."""
+    state = out.state
+    slot, meter_slot = int(interval.account_slots[0]), int(interval.meter_slots[0])
+    reading = interval.readings[0]
+    window = _window_of(state, meter_slot, reading)
+    assert window is not None, "it is its outcome"
+    meter = state.meter_fact(int(interval.meters["key"][0]))
+    tariff = int(state.account_links["tariff"][slot])
+    middle = (int(reading["device_time_ms"]), int(reading["register_milli"]))
+    ratio = int(interval.meters["ratio"][0])
+    moved = list(_moved(state, tariff, ratio, window, middle))
+    ladder, lines = climbed(state, slot, meter_slot, moved, BASIS_TIME)
+    amount_nano = sum(line.amount_nano for line in lines)
+    account = interval.accounts[0]
+    charged_nano = int(account["charged_nano"]) + amount_nano
+    available_nano = int(account["credited_nano"]) - charged_nano - int(account["held_nano"])
+    policy = state.policies.rows[state.account_links["policy"][slot]]
+    if (
+        not policy["present"]
+        or not are_within(lines)
+        or not all(map(fits_int64, (charged_nano, available_nano)))
+    ):
+        freeze(out, slot, Cause(meter=meter, reading=reading, position=position))
+        return
+    charges = _charge_of(state, interval, tariff, window, amount_nano)
+    names = state.account_links["names"][[slot]]
+    out.count("re-split")
+    out.charge(np.array([position]), charges, names, as_lines(0, lines))
+    state.meters["sequence"][meter_slot] += 1
+    post(out, interval, charges)
+    state.put_ladder(slot, ladder)
+    _replace(state, meter_slot, tariff, window, middle)
+    cause = Cause(meter=meter, charge=charges[0], position=position)
+    judge(out, np.array([slot]), lambda _: cause)
+
+
+def _moved(
+    state: ShardState, tariff: int, ratio: int, window: Window, middle: tuple[int, int]
+) -> list[Part]:
+    """Return what moves between lines, in the order of the window's."""
+
+    def lines(begin: tuple[int, int], end: tuple[int, int]) -> list[Part]:
+        energy_milli = (end[1] - begin[1]) * ratio
+        return list(parts_of(state, tariff, begin[0], end[0], energy_milli))
+
+    before = lines(window[:2], window[2:])
+    after: dict[tuple[int, int, int], int] = {}
+    for part in (*lines(window[:2], middle), *lines(middle, window[2:])):
+        key = (part.row, part.rate, part.period)
+        after[key] = after.get(key, 0) + part.energy_milli
+    moved = []
+    for part in before:
+        more = after.get((part.row, part.rate, part.period), 0) - part.energy_milli
+        if more:
+            moved.append(Part(part.row, part.rate, part.period, more))
+    return moved
+
+
+def _charge_of(
+    state: ShardState, interval: Intervals, tariff: int, window: Window, amount_nano: int
+) -> Array:
+    meters, accounts, readings = interval.meters, interval.accounts, interval.readings
+    slots = np.array([tariff])
+    _, last = state.tariffs.of(slots, np.array([window[0]]), np.array([window[2]]))
+    policy = state.policies.rows[state.account_links["policy"][interval.account_slots]]
+    charge = np.zeros(1, CHARGE)
+    charge["kind"] = KIND_RESPLIT
+    charge["from_time_ms"] = window[0]
+    charge["from_register_milli"] = window[1]
+    charge["from_quality"] = ASSIGNED_QUALITY
+    charge["to_reading_id"] = readings["reading_id"]
+    charge["to_time_ms"] = readings["device_time_ms"]
+    charge["to_received_at_ms"] = readings["received_at_ms"]
+    charge["to_register_milli"] = readings["register_milli"]
+    charge["to_quality"] = readings["quality"]
+    charge["amount_nano"] = amount_nano
+    charge["tariff_version"] = state.tariffs.table["version"][state.tariffs.segments["row"][last]]
+    charge["policy_version"] = policy["version"]
+    set_standing(charge, meters, accounts)
+    return charge
+
+
+def _replace(
+    state: ShardState, meter_slot: int, tariff: int, window: Window, middle: tuple[int, int]
+) -> None:
+    """Let the two intervals be windows instead, where they have an edge inside."""
+    found: list[Window] = []
+    for each in state.windows_of(meter_slot):
+        if each != window:
+            found.append(each)
+            continue
+        for half in ((*window[:2], *middle), (*middle, *window[2:])):
+            first, last = state.tariffs.of(
+                np.array([tariff]), np.array([half[0]]), np.array([half[2]])
+            )
+            if first[0] != last[0]:
+                found.append(half)
+    state.put_windows(meter_slot, kept_windows(found) if found else [])

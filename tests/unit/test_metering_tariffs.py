@@ -1,0 +1,361 @@
+"""Rules 4 and 5 by name: intervals split at rates, months and versions; ladders; late readings.
+
+One meter at 1 milli a second, so that seconds are energy and every expected figure is worked out
+in the head. Prices: valley 1, peak 3 (micro); so amounts are in nano.
+"""
+
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+
+from services.common.kernel.frames import BASIS_CLOSED, BASIS_TIME, KIND_RESPLIT, NO_RATE
+from services.common.kernel.units import INT64_MAX
+from services.common.tariffs.plan import Plan
+from services.metering.domain.rows import ACCOUNT, WINDOWS_MAX, account_row_key
+from services.metering.domain.shard import ShardState
+from tests.unit.metering_log import (
+    SHARD,
+    Log,
+    account,
+    charges,
+    kinds,
+    meter,
+    moved,
+    policy,
+    reading,
+    site,
+    tariff,
+)
+
+HOUR_S = 3_600
+PEAK, FLAT, VALLEY = 1, 2, 3
+TWO_RATES: dict[str, Any] = {
+    "zone": "Asia/Shanghai",
+    "rates_micro": {"peak": 3, "valley": 1},
+    "seasons": [
+        {
+            "name": "all",
+            "begins": "01-01",
+            "days": [
+                {
+                    "kinds": ["weekday", "weekend", "holiday"],
+                    "slots": [
+                        {"begins": "00:00", "rate": "valley"},
+                        {"begins": "08:00", "rate": "peak"},
+                        {"begins": "20:00", "rate": "valley"},
+                    ],
+                }
+            ],
+        }
+    ],
+}
+MONTHLY: dict[str, Any] = {
+    "zone": "Asia/Shanghai",
+    "rates_micro": {"flat": 10},
+    "ladder": {
+        "period": "month",
+        "steps": [{"above_milli": 1_000, "add_micro": 5}, {"above_milli": 2_000, "add_micro": 7}],
+    },
+}
+MARCH, APRIL = 2026 * 12 + 2, 2026 * 12 + 3
+
+
+def at(text: str) -> int:
+    """Return a time of 2026 in Shanghai, MM-DDTHH:MM, as ms UTC."""
+    local = datetime.fromisoformat(f"2026-{text}").replace(tzinfo=ZoneInfo("Asia/Shanghai"))
+    return int(local.timestamp()) * 1000
+
+
+def plan(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return the fact of a tariff with a plan."""
+    text = Plan.model_validate({**document, **changes.pop("also", {})}).text()
+    return tariff(kind="plan", price_micro=0, plan=text, **changes)
+
+
+def log_of(document: dict[str, Any], opens: str, **changes: Any) -> Log:
+    """Return a log with an account under a plan whose meter was read as 0 at `opens`."""
+    log = Log()
+    log.now_ms = at(opens)
+    facts = (site(), plan(document, **changes), policy(), account(credit=10**6), meter())
+    for fact in facts:
+        log.fact(fact)
+    log.use(0)
+    return log
+
+
+def read_at(log: Log, text: str, register_milli: int) -> dict[str, Any]:
+    """Let a reading come at its time; return its charge."""
+    log.now_ms = at(text)
+    (charge,) = charges(log.use(register_milli))
+    return charge
+
+
+def come_late(log: Log, text: str, register_milli: int) -> Any:
+    """Let a reading of an earlier time come now; return what it did."""
+    return log.read(reading(register_milli, at_ms=at(text), received_at_ms=log.now_ms))
+
+
+def charged(log: Log) -> int:
+    slot = log.state.account_slot(account()["account_key"])
+    return int(log.state.accounts["charged_nano"][slot])
+
+
+def shares(charge: dict[str, Any]) -> list[tuple[int, int]]:
+    return [(line["rate"], line["energy_milli"]) for line in charge["lines"]]
+
+
+# Time of use
+
+
+def test_an_interval_within_one_rate_has_one_line_and_no_price() -> None:
+    charge = read_at(log_of(TWO_RATES, "03-02T08:00"), "03-02T08:30", 1_000)
+    assert (charge["price_micro"], charge["amount_nano"]) == (0, 3_000)
+    assert shares(charge) == [(PEAK, 1_000)]
+    assert charge["lines"][0]["basis"] == 0
+
+
+def test_an_interval_is_split_at_the_edge_of_rates_to_the_last_unit() -> None:
+    # 07:40 to 08:20: half of 1,001 rounds down before the edge.
+    charge = read_at(log_of(TWO_RATES, "03-02T07:40"), "03-02T08:20", 1_001)
+    assert shares(charge) == [(VALLEY, 500), (PEAK, 501)]
+    assert charge["amount_nano"] == 500 + 3 * 501
+    assert {line["basis"] for line in charge["lines"]} == {BASIS_TIME}
+
+
+def test_parts_of_one_rate_are_one_line_in_the_order_of_their_first_instants() -> None:
+    # 19:00 to 09:00: an hour of peak, twelve of valley, an hour of peak.
+    charge = read_at(log_of(TWO_RATES, "03-02T19:00"), "03-03T09:00", 1_400)
+    assert shares(charge) == [(PEAK, 200), (VALLEY, 1_200)]
+
+
+def test_a_version_holds_from_its_instant_on_within_an_interval() -> None:
+    log = log_of(TWO_RATES, "03-02T09:00")
+    dearer = {"rates_micro": {"peak": 5, "valley": 1}}
+    log.fact(plan(TWO_RATES, version=2, effective_at_ms=at("03-02T10:00"), also=dearer))
+    charge = read_at(log, "03-02T11:00", 2_000)
+    lines = [(line["version"], line["energy_milli"]) for line in charge["lines"]]
+    assert lines == [(1, 1_000), (2, 1_000)]
+    assert (charge["amount_nano"], charge["tariff_version"]) == (3_000 + 5_000, 2)
+
+
+def test_surcharges_and_taxes_stand_apart() -> None:
+    also = {
+        "surcharges": [{"name": "fund", "price_micro": 200}],
+        "taxes": [{"name": "VAT", "ppm": 130_000, "base": ["energy", "surcharges"]}],
+        "rates_micro": {"peak": 300, "valley": 100},
+    }
+    charge = read_at(log_of({**TWO_RATES, **also}, "03-02T08:00"), "03-02T09:00", 10)
+    (line,) = charge["lines"]
+    # Taxes of a unit: 300 x 13 % = 39, 200 x 13 % = 26.
+    assert (line["rate_nano"], line["surcharge_nano"], line["tax_nano"]) == (3_000, 2_000, 650)
+    assert charge["amount_nano"] == 5_650
+
+
+# Late readings
+
+
+def test_a_late_reading_splits_its_window_again() -> None:
+    log = log_of(TWO_RATES, "03-02T06:00")
+    read_at(log, "03-02T10:00", 4_000)  # by time: 2,000 valley, 2,000 peak
+    before = charged(log)
+    done = come_late(log, "03-02T08:00", 3_000)  # in truth 3,000 valley, 1,000 peak
+    (charge,) = charges(done)
+    assert dict(done.counts) == {"re-split": 1}
+    assert (charge["kind"], charge["energy_milli"]) == (KIND_RESPLIT, 0)
+    assert shares(charge) == [(VALLEY, 1_000), (PEAK, -1_000)]
+    assert charge["amount_nano"] == 1_000 - 3_000 == charged(log) - before
+    assert charged(log) == 3_000 + 3 * 1_000
+
+
+def test_a_late_reading_leaves_the_meter_where_it_stands() -> None:
+    log = log_of(TWO_RATES, "03-02T06:00")
+    read_at(log, "03-02T10:00", 4_000)
+    come_late(log, "03-02T09:00", 3_500)
+    charge = read_at(log, "03-02T11:00", 4_100)
+    assert (charge["from_register_milli"], charge["energy_milli"]) == (4_000, 100)
+    assert charge["meter_energy_total_milli"] == 4_100
+
+
+def test_a_late_reading_outside_windows_and_one_that_does_not_fit_change_nothing() -> None:
+    log = log_of(TWO_RATES, "03-02T06:00")
+    read_at(log, "03-02T07:00", 1_000)
+    read_at(log, "03-02T10:00", 4_000)
+    assert dict(come_late(log, "03-02T06:30", 500).counts) == {"late": 1}
+    for register_milli in (999, 4_001):
+        done = come_late(log, "03-02T08:00", register_milli)
+        assert dict(done.counts) == {"late-conflict": 1}
+        assert (done.outputs, done.account_rows) == ((), ())
+
+
+def test_the_widest_windows_are_kept() -> None:
+    log = log_of(TWO_RATES, "03-02T06:00")
+    read_at(log, "03-02T10:00", 40)  # four hours wide
+    for day in range(2, 2 + WINDOWS_MAX):  # one or two hours wide, over 20:00 each
+        read_at(log, f"03-{day:02}T19:00", 1_000 * day)
+        read_at(log, f"03-{day:02}T{20 + (day > 2):02}:30", 1_000 * day + 10)
+    slot = int(log.state.find_meters(np.array([meter()["meter_key"]]))[0])
+    widths = [(end - begin) // 1000 for begin, _, end, _ in log.state.windows_of(slot)]
+    assert len(widths) == WINDOWS_MAX
+    assert 5_400 not in widths
+
+
+def test_a_correction_never_cuts_and_may_restore() -> None:
+    log = log_of(TWO_RATES, "03-02T06:00")
+    credit = {"credited_nano": 7_000, "revision": 1}
+    log.fact(policy(alarm_1_nano=0, alarm_2_nano=0, overdraft_nano=0, restore_nano=1, version=2))
+    log.fact({**account(), **credit})
+    assert kinds(_read(log, "03-02T10:00", 4_000)) == ["cut", "open"]  # 2,000 + 6,000
+    assert kinds(come_late(log, "03-02T08:00", 4_000)) == ["restored", "closed"]  # 4,000
+    assert kinds(come_late(log, "03-02T07:00", 100)) == []
+
+
+def _read(log: Log, text: str, register_milli: int) -> Any:
+    log.now_ms = at(text)
+    return log.use(register_milli)
+
+
+# Ladders
+
+
+def test_a_delta_is_split_at_the_steps_of_the_ladder() -> None:
+    charge = read_at(log_of(MONTHLY, "03-01T00:00"), "03-02T00:00", 2_500)
+    (line,) = charge["lines"]
+    # 1,000 at 10, 1,000 at 15, 500 at 17.
+    assert (line["rate_nano"], line["ladder_nano"]) == (25_000, 5_000 + 3_500)
+    assert (line["period"], line["total_milli"]) == (MARCH, 2_500)
+
+
+def test_a_month_begins_anew_and_the_one_before_stays_open() -> None:
+    log = log_of(MONTHLY, "03-01T00:00")
+    read_at(log, "03-31T12:00", 1_500)
+    charge = read_at(log, "04-01T12:00", 2_500)  # half of it in March
+    lines = [(line["period"], line["total_milli"], line["ladder_nano"]) for line in charge["lines"]]
+    assert lines == [(MARCH, 2_000, 2_500), (APRIL, 500, 0)]
+    # In truth 300 of it were used in March: 200 go to April, below its first step.
+    (late,) = charges(come_late(log, "04-01T00:00", 1_800))
+    moved_lines = [
+        (line["period"], line["energy_milli"], line["ladder_nano"]) for line in late["lines"]
+    ]
+    assert moved_lines == [(MARCH, -200, -1_000), (APRIL, 200, 0)]
+
+
+def test_what_belongs_to_a_closed_month_counts_in_the_oldest_open_one() -> None:
+    log = log_of(MONTHLY, "01-10T00:00")
+    log.fact(meter("M2", revision=0))
+    log.read(reading(0, meter_id="M2", at_ms=log.now_ms))
+    read_at(log, "03-10T00:00", 590)  # M1 goes on; M2 is away since January
+    done = log.read(reading(590, meter_id="M2", at_ms=at("03-10T00:00")))
+    (charge,) = charges(done)
+    assert done.counts["period-closed"] == 1
+    lines = [(line["period"], line["energy_milli"], line["basis"]) for line in charge["lines"]]
+    assert lines == [  # 22 days of January, 28 of February, 9 of March
+        (MARCH - 1, 220, BASIS_TIME | BASIS_CLOSED),
+        (MARCH - 1, 280, BASIS_TIME),
+        (MARCH, 90, BASIS_TIME),
+    ]
+
+
+def test_a_month_that_began_before_the_account_counts_its_days() -> None:
+    log = log_of(MONTHLY, "04-16T08:00")  # 15 of 30 days: steps above 500 and 1,000
+    charge = read_at(log, "04-17T00:00", 1_100)
+    assert charge["lines"][0]["ladder_nano"] == 500 * 5 + 100 * 7
+
+
+def test_a_ladder_of_each_meter_counts_for_itself() -> None:
+    ladder = {**MONTHLY["ladder"], "scope": "meter"}
+    log = log_of({**MONTHLY, "ladder": ladder}, "03-01T00:00")
+    log.fact(meter("M2"))
+    log.read(reading(0, meter_id="M2", at_ms=log.now_ms))
+    log.now_ms = at("03-02T00:00")
+    done = log.read(*(reading(900, meter_id=m, at_ms=log.now_ms) for m in ("M1", "M2")))
+    assert [c["lines"][0]["ladder_nano"] for c in charges(done)] == [0, 0]
+
+
+def test_a_ladder_of_each_rate_counts_for_itself() -> None:
+    steps = {"peak": [{"above_milli": 100, "add_micro": 4}]}
+    ladder = {"period": "month", "basis": "rate", "rate_steps": steps}
+    log = log_of({**TWO_RATES, "ladder": ladder}, "03-01T07:00")
+    charge = read_at(log, "03-01T09:00", 1_000)
+    lines = [(line["rate"], line["ladder_nano"], line["total_milli"]) for line in charge["lines"]]
+    assert lines == [(VALLEY, 0, 0), (PEAK, 400 * 4, 500)]
+
+
+def test_energy_that_comes_late_to_a_lower_version_raises_what_the_higher_one_stands_on() -> None:
+    log = log_of(MONTHLY, "03-01T00:00")
+    log.fact(plan(MONTHLY, version=2, effective_at_ms=at("03-02T00:00")))
+    read_at(log, "03-03T00:00", 2_000)  # 1,000 under each; the second one from the step on
+    (late,) = charges(come_late(log, "03-02T00:00", 1_200))
+    lines = [
+        (line["version"], line["rate"], line["energy_milli"], line["ladder_nano"])
+        for line in late["lines"]
+    ]
+    assert lines == [(1, FLAT, 200, 1_000), (2, NO_RATE, 0, 400), (2, FLAT, -200, -1_400)]
+    assert charged(log) == 2_000 * 10 + 1_000 * 5
+
+
+def test_another_tariff_begins_anew() -> None:
+    log = log_of(MONTHLY, "03-01T00:00")
+    read_at(log, "03-02T00:00", 1_500)
+    log.fact(plan(MONTHLY, tariff_id="T2"))
+    log.fact(account(credit=10**6, tariff_id="T2", revision=1))
+    charge = read_at(log, "03-03T00:00", 2_500)
+    assert charge["lines"][0]["total_milli"] == 1_000
+
+
+def test_a_meter_that_leaves_takes_its_windows_with_it() -> None:
+    log = log_of(TWO_RATES, "03-02T07:00")
+    read_at(log, "03-02T09:00", 100)
+    log.fact(moved(meter(), "house:M1", 100))
+    key = account_row_key(account()["account_key"])
+    (value,) = [row.value for row in log.state.rows()[1] if row.key == key]
+    assert len(value) == ACCOUNT.itemsize
+
+
+# Bounds, and rows
+
+
+def test_an_amount_beyond_int64_freezes_the_account_and_leaves_no_trace() -> None:
+    steep = {"steps": [{"above_milli": 1, "add_micro": 10**13}], "period": "month"}
+    log = log_of({**MONTHLY, "ladder": steep}, "03-01T00:00")
+    log.now_ms = at("03-02T00:00")
+    done = log.use(10**6)
+    assert (kinds(done), charges(done)) == (["frozen"], [])
+    assert log.state.accounts["accumulations"][0] == 1  # of the opening reading
+
+
+def test_a_product_beyond_int64_within_the_split_is_exact() -> None:
+    log = log_of(TWO_RATES, "03-02T07:00")
+    charge = read_at(log, "03-02T09:00", 10**12 + 1)
+    assert shares(charge) == [(VALLEY, 5 * 10**11), (PEAK, 5 * 10**11 + 1)]
+    assert 10**12 * 7_200_000 < INT64_MAX < 10**15 * 7_200_000
+    charge = read_at(log, "03-02T21:00", 10**15)
+    assert sum(energy for _, energy in shares(charge)) == 10**15 - 10**12 - 1
+
+
+def test_a_shard_read_from_its_rows_goes_on_as_one_that_never_stopped() -> None:
+    log = log_of({**TWO_RATES, "ladder": MONTHLY["ladder"]}, "03-30T06:00")
+    read_at(log, "04-01T10:00", 5_000)
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(SHARD, [*fact_rows, *account_rows, header]))
+    again.now_ms = log.now_ms
+    for one in (log, again):
+        come_late(one, "04-01T00:00", 3_000)
+        read_at(one, "04-01T12:00", 6_000)
+    assert log.state.rows()[1] == again.state.rows()[1]
+    assert charged(log) == charged(again)
+
+
+@pytest.mark.parametrize("document", [TWO_RATES, MONTHLY])
+def test_readings_of_a_period_come_to_the_same_in_any_order(document: dict[str, Any]) -> None:
+    readings = [("03-30T12:00", 100), ("03-31T09:00", 900), ("04-01T10:00", 1_900)]
+    totals = set()
+    for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1), (2, 1, 0), (0, 2, 1), (1, 2, 0)):
+        log = log_of(document, "03-30T06:00")
+        log.now_ms = at("04-02T00:00")
+        for i in order:
+            come_late(log, *readings[i])
+        totals.add(charged(log))
+    assert len(totals) == 1
