@@ -26,7 +26,22 @@ from services.common.kernel.frames import (
 from services.common.kernel.ids import column_key, house_account_id, name_uuid, reading_id
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import LogRecord
-from tests.property.metering_plans import INSTANTS_MS, PLANS
+from tests.property.metering_model import WINDOWS_MAX
+from tests.property.metering_plans import (
+    EVERY_DAY,
+    FIVE,
+    HOLIDAY,
+    INSTANTS_MS,
+    PLANS,
+    VAT,
+    WEEKDAY,
+    WEEKEND,
+    document,
+    quarters,
+    steps,
+    table,
+)
+from tests.property.metering_tariff_model import Tariff
 
 SHARD = 3
 OTHER_SHARD = 5
@@ -35,7 +50,7 @@ START_MS = 1_800_000_000_000
 SITE = "S1"
 ACCOUNTS = ("A0", "A1", "A2", "A3")
 METERS = ("M0", "M1", "M2", "M3", "M4", "M5")
-TARIFFS = ("T0", "T1", "T2")
+TARIFFS = ("T0", "T1", "T2", "T3", "T4")
 POLICIES = ("P0", "P1")
 MICRO = 1_000_000
 """One currency unit per kWh; so a milli costs a thousandth: 1_000_000 nano."""
@@ -59,7 +74,7 @@ RATIOS = (1, 1, 1, 1, 40, 1, 2_000_000_000)
 MAX_POWERS_W = (None, 9_000, None, 0, 2**63 - 1, 60_000, 2_000_000)
 STEPS_MS = (
     *(0, 500, 1_000, 20_000, 59_999, 60_000, 60_001, 300_000, 3_600_000),
-    *(7_000_001, 90_000_000, 2_000_000_000),
+    *(7_000_001, 90_000_000, 2_000_000_000, 3_456_000_000),
 )
 USES_MILLI = (0, 1, 300, 900, 1_700, 2_500, 9_000)
 AGES_MS = (0, 0, 0, 0, 200, 59_999, 60_000, 60_001, 900_000, 900_001, 900_001, -5_000)
@@ -70,6 +85,53 @@ READING_KINDS = (
     *("other-epoch", "other-serial", "other-ratio", "jump", "huge", "zero-id", "below"),
     *("brink", "beyond", "between", "between", "between", "between", "between-odd"),
 )
+
+YEARLY = {
+    "period": "year",
+    "steps": steps((700, 50_000), (2_500, 300_000), (15_000, -2), (60_000, 77_777)),
+}
+YEARLY_LATER = {
+    "period": "year",
+    "steps": steps((900, 9), (4_000, 100_000), (12_000, 400_003), (90_000, 0)),
+}
+TARIFF_PLANS: dict[str, tuple[str, ...]] = {
+    **PLANS,
+    # No ladder, or one on the account's year; plain, of a rate that is not called flat.
+    "T3": (
+        document("Asia/Shanghai", {"peak": 617_000}),
+        document("Asia/Shanghai", {"flat": 488_300}, ladder=YEARLY),
+        document(
+            "America/St_Johns",
+            FIVE,
+            table(WEEKDAY, t0000="valley", t0600="sharp", t1000="flat", t1830="peak"),
+            table(WEEKEND, t0000="valley", t1200="flat"),
+            table(HOLIDAY, t0000="deep_valley"),
+            holidays=["2027-12-31", "2028-01-01"],
+            ladder=YEARLY_LATER,
+            taxes=VAT,
+        ),
+    ),
+    # A ladder of each rate of each meter, on its month; DST at midnight, and by half an hour.
+    "T4": tuple(
+        document(
+            zone,
+            {"sharp": 1_500_000, "valley": 300_001, "deep_valley": 8},
+            table(*EVERY_DAY, **quarters("sharp", "valley", "deep_valley")),
+            ladder={
+                "period": "month",
+                "scope": "meter",
+                "basis": "rate",
+                "rate_steps": {
+                    "sharp": steps((400, -7), (1_500, 90_001)),
+                    "deep_valley": steps((300, 13), (600, 5), (2_000, 40)),
+                },
+            },
+            surcharges=[{"name": "fund", "price_micro": 3}],
+            taxes=[{"name": "half", "ppm": 500_000, "base": ["energy", "surcharges"]}],
+        )
+        for zone in ("Asia/Beirut", "Australia/Lord_Howe")
+    ),
+}
 
 
 class Op(NamedTuple):
@@ -214,7 +276,7 @@ class Book:
         name = TARIFFS[op.a % len(TARIFFS)]
         fact = self.tariffs.get(name, {"version": 0, "revision": -1})
         first = fact["version"] == 0
-        plans = (None, *PLANS[name]) if op.d % 2 else PLANS[name]
+        plans = (None, *TARIFF_PLANS[name]) if op.d % 2 else TARIFF_PLANS[name]
         plan = plans[op.b % len(plans)]
         lead_ms = (0, 3_600_000, 60_000, -60_000)[op.c % 4]
         self.tariffs[name] = {
@@ -545,11 +607,25 @@ SETTLED: tuple[Op | Frame, ...] = (
     Op("assign", 2, 1),
 )
 """How half of the histories begin: two accounts with credit, the first of them with two meters."""
-CALENDARED = tuple(
-    op._replace(b=1 + (op.a == 1)) if isinstance(op, Op) and op.kind == "open" else op
-    for op in SETTLED
-)
-"""How most others begin: the same under tariffs with calendars and ladders."""
+
+
+def calendared(one: int, other: int) -> tuple[Op | Frame, ...]:
+    """Return a beginning like SETTLED, the accounts under two tariffs with calendars."""
+    priced = {0: one, 1: other}
+    head: list[Op | Frame] = []
+    for op in SETTLED:
+        if isinstance(op, Op) and op.kind == "tariff":
+            continue
+        if isinstance(op, Op) and op.kind == "policy":
+            head += [Op("tariff", number, 2 + number) for number in range(len(TARIFFS))]
+            head.append(Op("policy", 1))
+        opens = isinstance(op, Op) and op.kind == "open"
+        head.append(op._replace(b=priced[op.a]) if opens and isinstance(op, Op) else op)
+    return tuple(head)
+
+
+CALENDARED = tuple(calendared(*pair) for pair in ((0, 3), (1, 2), (2, 4), (3, 1), (4, 0)))
+"""How most others begin: the same under tariffs with calendars and ladders, each equally often."""
 
 _small = st.integers(0, 11)
 _which = st.sampled_from((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5))
@@ -595,21 +671,106 @@ _shape_reads = st.builds(
     st.just(0),
     st.just(RELAY_REPORTED | 7),
 )
-_shape_steps = st.sampled_from((60_001, 1_000_000, 7_000_001, 90_000_000, 2_000_000_000))
+_shape_steps = st.sampled_from(
+    (60_001, 1_000_000, 7_000_001, 90_000_000, 2_000_000_000, 3_456_000_000)
+)
 _shape_frames = st.builds(
     Frame, _shape_steps, st.lists(_shape_reads, min_size=1, max_size=4).map(tuple)
 )
 _shape_kinds = st.sampled_from(("tariff", "tariff", "calendar", "calendar", "open", "assign"))
-_shape_ops = st.builds(Op, _shape_kinds, st.sampled_from((0, 0, 1, 2)), _small, _small, _small)
+_shape_ops = st.builds(
+    Op, _shape_kinds, st.sampled_from((0, 0, 1, 2, 3, 4)), _small, _small, _small
+)
 _shape_bodies = st.lists(st.one_of(_shape_frames, _shape_frames, _shape_ops), max_size=40)
 
 
 def shapes() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs in which little goes wrong and time passes: what tariffs are about."""
-    return st.builds(lambda body: Book().play([*CALENDARED, *body]), _shape_bodies)
+    heads = st.sampled_from(CALENDARED)
+    return st.builds(lambda head, body: Book().play([*head, *body]), heads, _shape_bodies)
 
 
 def histories() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs of some thirty records, at most about eighty."""
-    heads = st.sampled_from((SETTLED,) * 5 + (CALENDARED,) * 5 + ((),))
+    heads = st.sampled_from((SETTLED,) * 5 + CALENDARED + ((),))
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _bodies)
+
+
+# -- readings in any order --------------------------------------------------------------------
+
+
+class Reordering(NamedTuple):
+    """A settled meter, and readings of it that may arrive in another order.
+
+    `facts`: the log before them; `readings` ascend, (device time, register); `order`: as they
+    arrive, the earliest first. They straddle no more edges than a meter keeps windows: so whatever
+    the order, no interval that was split is forgotten.
+    """
+
+    facts: tuple[LogRecord, ...]
+    readings: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]
+    tariff: Tariff
+
+    def log(self, order: Sequence[int]) -> list[LogRecord]:
+        """Return the log in which the readings arrive in `order`, a frame each."""
+        now_ms = self.readings[-1][0] + 1_000
+        last = self.facts[-1].offset
+        frames = [one_reading(*self.readings[place]) for place in order]
+        return [
+            *self.facts,
+            *(
+                LogRecord(offset, now_ms, "reading-frame", frame)
+                for offset, frame in enumerate(frames, last + 1)
+            ),
+        ]
+
+
+def one_reading(at_ms: int, register_milli: int) -> ReadingFrame:
+    """Return the frame of one reading of the meter of a Reordering."""
+    device = Device(METERS[1], 1, None, epoch=1, register_milli=register_milli, time_ms=at_ms - 1)
+    book = Book(now_ms=at_ms)
+    rows = np.zeros(1, READING)
+    for name, value in book._honest(device, Read(1, use_milli=0)).items():
+        rows[0][name] = value
+    return ReadingFrame(SHARD, "w0", "run", 0, rows)
+
+
+@st.composite
+def reorderings(draw: st.DrawFn) -> Reordering:
+    """Return readings about an instant at which a calendar does something, under any plan.
+
+    Of one version or of two that change about there; the account begins hours, a day or some
+    weeks before.
+    """
+    number = draw(st.integers(0, len(TARIFFS) - 1))
+    versions = st.integers(0, len(TARIFF_PLANS[TARIFFS[number]]))
+    near_ms = draw(st.sampled_from(INSTANTS_MS))
+    book = Book(now_ms=near_ms - draw(st.sampled_from((10_000_000, 10**8, 2 * 10**9))))
+    book.play(
+        [
+            Op("site"),
+            Op("tariff", number, draw(versions), 0, 1),
+            Op("policy"),
+            Op("open", 0, number, 0, 11),
+            Op("register", 1),
+            Op("assign", 1, 0),
+        ]
+    )
+    edges = Tariff({1: book.tariffs[TARIFFS[number]]}).edges(near_ms - 1, near_ms + 86_400_000)
+    begins_ms = draw(st.sampled_from(edges[:6] or [near_ms])) - draw(st.integers(1, 3_600_000))
+    change_ms = draw(st.sampled_from((None, 60_000, 1_800_000, 5_400_007)))
+    if change_ms is not None:
+        book.now_ms = begins_ms + change_ms - 3_600_000  # what _tariff's second lead adds
+        book.play([Op("tariff", number, draw(versions), 1, 1)])
+    facts = [fact for subject, fact in book.facts if subject == "tariff-fact"]
+    tariff = Tariff({fact["version"]: fact for fact in facts})
+    durations = st.one_of(st.integers(1, 1_800_000), st.sampled_from((7_200_000, 250_000_000)))
+    parts = st.tuples(durations, st.integers(0, 2_000))
+    readings = [(begins_ms, draw(st.sampled_from((0, 0, 200, 5_000))))]
+    for duration_ms, used in draw(st.lists(parts, min_size=3, max_size=7)):
+        at_ms = readings[-1][0] + duration_ms
+        if len(tariff.edges(begins_ms, at_ms)) <= WINDOWS_MAX:
+            readings.append((at_ms, readings[-1][1] + used))
+    order = draw(st.permutations(range(1, len(readings))))
+    return Reordering(tuple(book.records), tuple(readings), (0, *order), tariff)

@@ -81,7 +81,8 @@ class Meter:
 
     def keep_windows(self, windows: list[Window]) -> None:
         """Rule 5: the young ones; while there are too many, the narrowest goes."""
-        kept = [window for window in windows if window[2] >= windows[-1][2] - WINDOW_AGE_MS]
+        newest = max((window[2] for window in windows), default=0)
+        kept = [window for window in windows if window[2] >= newest - WINDOW_AGE_MS]
         while len(kept) > WINDOWS_MAX:
             kept.remove(min(kept, key=lambda window: (window[2] - window[0], window[0])))
         self.windows = kept
@@ -561,7 +562,7 @@ class ScalarShard:
         terms = tariff.terms(version)
         has_edge = bool(tariff.edges(start, end))
         if terms.is_plain and not has_edge:
-            price = terms.plan.rates_micro["flat"]
+            (price,) = terms.plan.rates_micro.values()
             checked(energy * price)
             return self._posted(account, meter, interval, energy, price, version, [])
         lines = self._pricing(account, meter).lines(parts, BY_TIME if has_edge else 0)
@@ -653,14 +654,9 @@ class ScalarShard:
         }
         version = tariff.where(t2 - 1)[0]
         charge = self._posted(account, meter, interval, 0, 0, version, lines)
-        kept: list[Window] = []
-        for each in meter.windows:
-            standing = halves if each == window else (each,)
-            kept += [other for other in standing if self._has_edge(account, other)]
-        if kept:
-            meter.keep_windows(kept)
-        else:
-            meter.windows = []
+        shaped = [half for half in halves if self._has_edge(account, half)]
+        at = meter.windows.index(window)
+        meter.keep_windows([*meter.windows[:at], *shaped, *meter.windows[at + 1 :]])
         self._judge(account, Cause(meter.fact, charge))
 
     # -- Rule 6 -----------------------------------------------------------------------------

@@ -56,10 +56,9 @@ class Terms:
 
     @property
     def is_plain(self) -> bool:
+        """Rule 5: by what the plan has, be its surcharge or its tax 0."""
         plan = self.plan
-        taxed = any(self.tax(RATES.index(name)) for name in plan.rates_micro)
-        surcharged = any(part.price_micro for part in plan.surcharges)
-        return not (plan.seasons or plan.ladder or surcharged or taxed)
+        return not (plan.seasons or plan.ladder or plan.surcharges or plan.taxes)
 
     # What a unit costs
 
@@ -261,6 +260,7 @@ class Pricing:
             "surcharge_nano": energy * terms.surcharge,
             "ladder_nano": ladder,
             "tax_nano": energy * terms.tax(rate) + tax,
+            **share_of(self.accumulations.get(key) if key else None),
         }
         if key is not None:
             yield from self._followers(key, energy, basis)
@@ -317,7 +317,15 @@ class Pricing:
                     "surcharge_nano": 0,
                     "ladder_nano": ladder,
                     "tax_nano": tax,
+                    **share_of(each),
                 }
+
+
+def share_of(each: Accumulation | None) -> dict[str, int]:
+    """Return what a line tells of its accumulation beside its total."""
+    if each is None:
+        return {"base_milli": 0, "days": 0, "days_of": 0}
+    return {"base_milli": each.base, "days": each.days, "days_of": each.days_of}
 
 
 def amount_of(line: Line) -> int:

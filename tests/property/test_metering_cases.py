@@ -12,6 +12,7 @@ from services.metering.domain.messages import LogRecord, Output
 from services.metering.domain.rows import account_row_key
 from services.metering.domain.shard import ShardState
 from tests.property.metering_histories import (
+    CALENDARED,
     SETTLED,
     SHARD,
     START_MS,
@@ -124,6 +125,13 @@ def test_a_price_applies_to_the_interval_that_begins_at_its_very_instant() -> No
     _, outputs = outcome(Book().play([*SETTLED, begins, waits, other, Frame(1_000, (Read(0),))]))
     last = charges_of([output for output in outputs if output.topic == "charges"][-1])[0]
     assert (last["tariff_version"], last["price_micro"]) == (2, 777_777)
+
+
+def test_an_energy_near_the_limit_is_priced_beside_an_interval_of_many_parts() -> None:
+    # The last part's segment ended years later: until there, 10^16 Wh were out of any integer.
+    house, huge = Read(0, use_milli=0), Read(2, kind="huge")
+    frames = (Frame(0, (house,)), Op("calendar"), Frame(0, (house, house, huge)))
+    outcome(Book().play([*CALENDARED[0], *frames]))
 
 
 def test_a_wake_publishes_what_is_due_at_that_very_instant_and_nothing_before() -> None:

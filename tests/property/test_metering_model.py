@@ -12,7 +12,13 @@ from hypothesis import currently_in_test_context, given, note
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.shard import ShardState
-from tests.property.metering_histories import SHARD, histories, shapes
+from tests.property.metering_histories import (
+    SHARD,
+    Reordering,
+    histories,
+    reorderings,
+    shapes,
+)
 from tests.property.metering_model import Account, Meter, ScalarShard
 from tests.property.metering_runs import examples, plain, totals
 
@@ -33,6 +39,12 @@ def test_the_engine_and_the_scalar_model_agree_record_by_record(records: list[Lo
 @given(shapes())
 def test_they_agree_on_calendars_ladders_and_late_readings(records: list[LogRecord]) -> None:
     check(records)
+
+
+@examples(300)
+@given(reorderings())
+def test_they_agree_on_readings_in_any_order(drawn: Reordering) -> None:
+    check(drawn.log(drawn.order))
 
 
 def check(records: list[LogRecord]) -> None:

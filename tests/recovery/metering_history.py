@@ -196,6 +196,7 @@ def tariff(*, version: int, price_micro: int, at_ms: int) -> dict[str, Any]:
         "currency": "CNY",
         "legal_entity": "LE1",
         "price_micro": price_micro,
+        "plan": None,
         "effective_at_ms": at_ms,
         "published_at_ms": 0,
         "book_epoch": 0,

@@ -92,6 +92,9 @@ LINE_COLUMNS: Columns = (
     ("surcharge_nano", "line_surcharge_amounts_nano", "<i8"),
     ("ladder_nano", "line_ladder_amounts_nano", "<i8"),
     ("tax_nano", "line_tax_amounts_nano", "<i8"),
+    ("base_milli", "line_ladder_bases_milli", "<i8"),
+    ("days", "line_days", "<u2"),
+    ("days_of", "line_days_of", "<u2"),
 )
 
 

@@ -34,6 +34,11 @@ class Accumulation:
         after = self._steps(rises)
         return after[0] - before[0], after[1] - before[1]
 
+    @property
+    def share(self) -> tuple[int, int, int]:
+        """What a line tells of it beside its total."""
+        return self.base_milli, self.days, self.days_of
+
     def _steps(self, rises: tuple[Rise, ...]) -> tuple[int, int]:
         """Return (L, its tax) of what `total` adds to `base`."""
         ladder_nano = tax_nano = 0
@@ -70,12 +75,16 @@ class PricedLine:
     surcharge_nano: int
     ladder_nano: int
     tax_nano: int
+    base_milli: int
+    days: int
+    days_of: int
 
     @property
     def figures(self) -> tuple[int, ...]:
-        """What must fit int64."""
+        """What is behind the period, in its order; all of it must fit int64."""
         amounts = (self.rate_nano, self.surcharge_nano, self.ladder_nano, self.tax_nano)
-        return (self.energy_milli, self.total_milli, *amounts)
+        share = (self.base_milli, self.days, self.days_of)
+        return (self.energy_milli, self.total_milli, *amounts, *share)
 
     @property
     def amount_nano(self) -> int:
@@ -119,6 +128,7 @@ class Ladder:
         version = self._tariffs.version(self._tariff, number)
         terms, energy_milli = version.terms, part.energy_milli
         period, total_milli, ladder_nano, ladder_tax_nano = part.period, 0, 0, 0
+        share = (0, 0, 0)
         rate = TOTAL if TOTAL in terms.ladders else part.rate
         rises = terms.ladders.get(rate)
         key: Key | None = None
@@ -131,6 +141,7 @@ class Ladder:
             accumulation = self._at(key, version, since_ms[terms.by_meter])
             ladder_nano, ladder_tax_nano = accumulation.added(rises, energy_milli, 0)
             total_milli = accumulation.base_milli + accumulation.total_milli
+            share = accumulation.share
         yield PricedLine(
             number,
             part.rate,
@@ -142,6 +153,7 @@ class Ladder:
             energy_milli * terms.surcharge_micro,
             ladder_nano,
             energy_milli * terms.tax_micro[part.rate] + ladder_tax_nano,
+            *share,
         )
         if key is not None:
             yield from self._raised(key, basis, energy_milli)
@@ -160,7 +172,7 @@ class Ladder:
             if ladder_nano or tax_nano:
                 total_milli = each.base_milli + each.total_milli
                 amounts = (0, total_milli, 0, 0, ladder_nano, tax_nano)
-                yield PricedLine(other[2], NO_RATE, basis, period, *amounts)
+                yield PricedLine(other[2], NO_RATE, basis, period, *amounts, *each.share)
 
     def _at(self, key: Key, version: Version, since_ms: int) -> Accumulation:
         owner, period, number, rate = key

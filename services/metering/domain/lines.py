@@ -108,10 +108,11 @@ def _split(state: ShardState, spans: Spans) -> tuple[Array, Array]:
     if many:
         durations = np.maximum(spans.ends_ms - spans.begins_ms, 1)
         elapsed = segments["begins_ms"][at + 1] - spans.begins_ms[owners]
+        is_last = ordinals == counts[owners] - 1
+        elapsed = np.where(is_last, durations[owners], elapsed)  # its segment goes on behind it
         if int(np.abs(energies).max()) * int(durations.max()) > INT64_MAX:
             energies, elapsed = energies.astype(object), elapsed.astype(object)
-        until = energies[owners] * elapsed // durations[owners]
-        until = np.where(ordinals == counts[owners] - 1, parts, until.astype(np.int64))
+        until = (energies[owners] * elapsed // durations[owners]).astype(np.int64)
         parts = until - np.where(ordinals == 0, 0, np.roll(until, 1))
     if many and counts.max() > 2:  # neighbours differ: only then may two belong together
         owners, at, parts = _joined(owners, at, parts, segments["group"])
@@ -168,6 +169,8 @@ def _climb(
         after = before + lines["energy_milli"][which]
         totals[owner] += lines["energy_milli"][which]
         lines["total_milli"][which] = after
+        for name in ("base_milli", "days", "days_of"):
+            lines[name][which] = at[name]
         above = table["above_milli"][row, ladder] * at["days"][:, np.newaxis].astype(np.int64)
         above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
         steps = np.maximum(after[:, np.newaxis] - above, 0)

@@ -378,6 +378,9 @@ def _price_line(line: PriceLineRow) -> pb.PriceLine:
         surcharge_nano=line.surcharge_nano,
         ladder_nano=line.ladder_nano,
         tax_nano=line.tax_nano,
+        base_milli=line.base_milli,
+        days=line.days,
+        days_of=line.days_of,
     )
 
 

@@ -168,6 +168,9 @@ class PriceLineRow(NamedTuple):
     surcharge_nano: int
     ladder_nano: int
     tax_nano: int
+    base_milli: int
+    days: int
+    days_of: int
 
 
 class AccountTotalsRow(NamedTuple):

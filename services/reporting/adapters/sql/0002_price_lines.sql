@@ -17,6 +17,9 @@ CREATE TABLE price_lines (
     surcharge_nano bigint   NOT NULL,
     ladder_nano    bigint   NOT NULL,
     tax_nano       bigint   NOT NULL,
+    base_milli     bigint   NOT NULL,
+    days           integer  NOT NULL,
+    days_of        integer  NOT NULL,
     PRIMARY KEY (meter_key, epoch, sequence, line)
 );
 COMMENT ON TABLE price_lines IS

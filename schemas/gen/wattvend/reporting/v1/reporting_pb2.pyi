@@ -579,6 +579,9 @@ class PriceLine(_message.Message):
     SURCHARGE_NANO_FIELD_NUMBER: _builtins.int
     LADDER_NANO_FIELD_NUMBER: _builtins.int
     TAX_NANO_FIELD_NUMBER: _builtins.int
+    BASE_MILLI_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    DAYS_OF_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     rate: _builtins.str
     """sharp, peak, flat, valley, deep_valley; none"""
@@ -593,6 +596,12 @@ class PriceLine(_message.Message):
     surcharge_nano: _builtins.int
     ladder_nano: _builtins.int
     tax_nano: _builtins.int
+    base_milli: _builtins.int
+    """of the ladder's energy, that of lower tariff versions"""
+    days: _builtins.int
+    """of the period's days those that count"""
+    days_of: _builtins.int
+    """days of the period"""
     def __init__(
         self,
         *,
@@ -606,10 +615,13 @@ class PriceLine(_message.Message):
         surcharge_nano: _builtins.int = ...,
         ladder_nano: _builtins.int = ...,
         tax_nano: _builtins.int = ...,
+        base_milli: _builtins.int = ...,
+        days: _builtins.int = ...,
+        days_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "energy_milli", b"energy_milli", "ladder_nano", b"ladder_nano", "period", b"period", "rate", b"rate", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano", "total_milli", b"total_milli", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_milli", b"base_milli", "basis", b"basis", "days", b"days", "days_of", b"days_of", "energy_milli", b"energy_milli", "ladder_nano", b"ladder_nano", "period", b"period", "rate", b"rate", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano", "total_milli", b"total_milli", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
