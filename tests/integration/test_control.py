@@ -123,6 +123,10 @@ class Ingest:
             "previous_shard": None,
             "previous_epoch": None,
             "closing_register_milli": None,
+            "register_max_milli": None,
+            "forced": None,
+            "resolves_reading_id": None,
+            "resolution": None,
             "book_epoch": 1,
             "revision": 0,
         }

@@ -315,6 +315,7 @@ class Book:
             "restore_nano": restore,
             "lease_ms": LEASES_MS[op.c % len(LEASES_MS)],
             "max_evidence_age_ms": EVIDENCE_AGES_MS[op.d % len(EVIDENCE_AGES_MS)],
+            "rules": None,
             "published_at_ms": self.now_ms,
             "revision": fact["revision"] + 1,
         }
@@ -339,6 +340,10 @@ class Book:
             "credited_nano": _credited(fact, op.d),
             "held_nano": fact["held_nano"],
             "hold_id": None,
+            "keep_power_until_ms": None,
+            "promise_until_ms": None,
+            "notice_id": None,
+            "notice_outcome": None,
             "revision": fact["revision"] + 1,
         }
         self._fact("account-fact", self.accounts[name])
@@ -427,6 +432,10 @@ class Book:
             "previous_shard": None if before is None else before_shard,
             "previous_epoch": None if before is None else before_epoch,
             "closing_register_milli": None if before is None else closing,
+            "register_max_milli": None,
+            "forced": None,
+            "resolves_reading_id": None,
+            "resolution": None,
             "revision": device.revision,
         }
         self._fact("meter-fact", device.fact)

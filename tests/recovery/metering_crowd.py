@@ -136,7 +136,10 @@ class Crowd:
         rows = np.repeat(np.frombuffer(first.value, PAIR), len(numbers))
         rows["account"]["key"] = [account_key(number) for number in numbers]
         rows["account"]["offset"] = rows["meter"]["entered_offset"] = offsets
-        rows["account"]["published_at_ms"] = np.maximum.accumulate(times_ms)[offsets - 1]
+        told_at_ms = np.maximum.accumulate(times_ms)
+        rows["account"]["published_at_ms"] = told_at_ms[offsets - 1]
+        rows["account"]["since_ms"] = told_at_ms[offsets - 1]
+        rows["meter"]["since_ms"] = told_at_ms[offsets]
         rows["meter"]["key"] = [meter_key(number) for number in numbers]
         rows["meter"]["serial"] = [serial(number).encode() for number in numbers]
         for row in rows:

@@ -243,6 +243,10 @@ class Story:
             "previous_shard": None,
             "previous_epoch": None,
             "closing_register_milli": None,
+            "register_max_milli": None,
+            "forced": None,
+            "resolves_reading_id": None,
+            "resolution": None,
             "book_epoch": 0,
             "revision": revision,
         }
@@ -264,6 +268,10 @@ class Story:
             "credited_nano": credited_nano,
             "held_nano": 0,
             "hold_id": None,
+            "keep_power_until_ms": None,
+            "promise_until_ms": None,
+            "notice_id": None,
+            "notice_outcome": None,
             "book_epoch": 0,
             "revision": revision,
         }

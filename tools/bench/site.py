@@ -69,6 +69,7 @@ def of_every_shard() -> Iterator[Fact]:
             "restore_nano": 10**9,
             "lease_ms": 300_000,
             "max_evidence_age_ms": 3_600_000,
+            "rules": None,
             "published_at_ms": 0,
             **BOOK,
         },
@@ -100,6 +101,10 @@ def of_account(
             "credited_nano": CREDIT_NANO,
             "held_nano": 0,
             "hold_id": None,
+            "keep_power_until_ms": None,
+            "promise_until_ms": None,
+            "notice_id": None,
+            "notice_outcome": None,
         },
     )
     for meter in [number] if meters is None else meters:
@@ -125,6 +130,10 @@ def _of_meter(number: int) -> dict[str, Any]:
         "previous_shard": None,
         "previous_epoch": None,
         "closing_register_milli": None,
+        "register_max_milli": None,
+        "forced": None,
+        "resolves_reading_id": None,
+        "resolution": None,
     }
 
 

@@ -144,6 +144,10 @@ def _meter(state: Meter) -> dict[str, Any]:
         "previous_shard": previous.shard if previous else None,
         "previous_epoch": previous.epoch if previous else None,
         "closing_register_milli": state.register_milli if previous else None,
+        "register_max_milli": None,
+        "forced": None,
+        "resolves_reading_id": None,
+        "resolution": None,
     }
 
 
@@ -167,6 +171,10 @@ def _account(state: Account) -> dict[str, Any]:
     ) | {
         "status": state.status.value,
         "hold_id": state.closing.hold_id if state.closing else None,
+        "keep_power_until_ms": None,
+        "promise_until_ms": None,
+        "notice_id": None,
+        "notice_outcome": None,
     }
 
 
@@ -203,4 +211,4 @@ def _policy(state: Policy) -> dict[str, Any]:
             "max_evidence_age_ms",
             "published_at_ms",
         ),
-    )
+    ) | {"rules": None}
