@@ -84,6 +84,7 @@ class Policy(_Part):
     alarm_2_minor: int
     overdraft_minor: int = 0
     restore_minor: int
+    emergency_minor: int = 0
 
 
 class SiteFile(_Part):
@@ -197,6 +198,7 @@ def _policy(policy: Policy, site: Site) -> v.PublishPolicyRequest:
         alarm_2_minor=policy.alarm_2_minor,
         overdraft_minor=policy.overdraft_minor,
         restore_minor=policy.restore_minor,
+        emergency_minor=policy.emergency_minor,
     )
 
 

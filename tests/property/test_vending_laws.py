@@ -1,13 +1,17 @@
 """Goal: money is counted once, and a request has one answer, whatever is retried or restarted.
 
-Method: Hypothesis draws histories of commands on two accounts: sales, closings and echoes, sent one
-by one and many at once, with request ids that come again (with the same content and with another),
-and restarts, after which everything is folded anew from the stored Avro. A ledger of thirty lines
-says what each answer must be; the book on a memory store must give exactly that.
+Method: Hypothesis draws histories of commands on two accounts: sales, emergency credit, debts,
+closings and echoes, sent one by one and many at once, with request ids that come again (with the
+same content and with another), and restarts, after which everything is folded anew from the stored
+Avro. A ledger as a clerk would keep it says what each answer must be; the book on a memory store
+must give exactly that, and what it stored must add up by itself.
 """
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
 from typing import Any
 from uuid import UUID
 
@@ -18,11 +22,22 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
+from services.vending.adapters.tables import event_of
 from services.vending.application.book import Book
 from services.vending.domain import account, chain
-from services.vending.domain.account import Account, CloseAccount, OpenAccount, Sell, SettleClosing
+from services.vending.domain.account import (
+    Account,
+    CloseAccount,
+    GrantEmergencyCredit,
+    OpenAccount,
+    Sell,
+    SetDebt,
+    SettleClosing,
+)
 from services.vending.domain.decisions import Answers, Request, fingerprint
-from services.vending.domain.event_store import FROM_START
+from services.vending.domain.event_store import FROM_START, StoredEvent
+from services.vending.domain.events import CreditSold, EmergencyGranted
+from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
@@ -31,26 +46,29 @@ from services.vending.metrics import Metrics
 NANO = 10**7
 SITE = Site(Answers(), "S1", "Mall", "UTC", "CNY", 9, 2, "LE1", 10)
 TARIFF = Tariff(Answers(), "T1", 1, "flat", "electricity", "CNY", "LE1", 1, None, 0, 1)
-POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1)
+EMERGENCY_MINOR = 300
+POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1, EMERGENCY_MINOR * NANO)
 
 Key = tuple[str, int]
+Content = tuple[str, str, int, int]
 Said = tuple[str, int] | str
 """What an answer is judged by: (event, revision), or the reason of a refusal."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """`what`: open, sell, close. `number`: of the request id, of few."""
+    """`what`: open, sell, grant, owe, close. `number`: of the request id, of few."""
 
     what: str
     account: str
     caller: str = "till"
     number: int = 0
     amount_minor: int = 0
+    share_ppm: int = 0
 
     @property
-    def content(self) -> tuple[str, str, int]:
-        return (self.what, self.account, self.amount_minor)
+    def content(self) -> Content:
+        return (self.what, self.account, self.amount_minor, self.share_ppm)
 
 
 @dataclass(frozen=True)
@@ -66,12 +84,15 @@ class Ledger:
     """The model: what a clerk with a pencil would write down."""
 
     credited: dict[str, int] = field(default_factory=dict)
+    emergency: Counter[str] = field(default_factory=Counter)
+    debt: Counter[str] = field(default_factory=Counter)
+    share: Counter[str] = field(default_factory=Counter)
     status: dict[str, str] = field(default_factory=dict)
     length: dict[str, int] = field(default_factory=lambda: {"A": 0, "B": 0})
     closing: dict[str, Key] = field(default_factory=dict)
-    seen: dict[Key, tuple[tuple[str, str, int], Said]] = field(default_factory=dict)
+    seen: dict[Key, tuple[Content, Said]] = field(default_factory=dict)
 
-    def write(self, name: str, key: Key, content: tuple[str, str, int], event: str) -> Said:
+    def write(self, name: str, key: Key, content: Content, event: str) -> Said:
         said = (event, self.length[name])
         self.length[name] += 1
         self.seen[key] = (content, said)
@@ -86,8 +107,10 @@ class Ledger:
             return "ALREADY_EXISTS"
         if ask.what != "open" and name not in self.status:
             return "ACCOUNT_NOT_FOUND"
-        if ask.what == "close" and self.status[name] != "open":
+        if ask.what in {"close", "owe"} and self.status[name] != "open":
             return "ACCOUNT_NOT_OPEN"
+        if ask.what == "close" and self.emergency[name] + self.debt[name]:
+            return "ACCOUNT_HAS_DEBT"
         if known:  # it would happen, but the request was another account's
             return "REQUEST_ID_REUSED"
         return self.write(name, key, ask.content, self.happen(ask, key))
@@ -100,11 +123,34 @@ class Ledger:
         if ask.what == "close":
             self.status[name], self.closing[name] = "closing", key
             return "account-closing"
-        fits = self.credited[name] + ask.amount_minor * NANO <= INT64_MAX
-        if self.status[name] != "open" or not fits:
-            return "sale-refused"
-        self.credited[name] += ask.amount_minor * NANO
-        return "credit-sold"
+        if ask.what == "owe":
+            self.debt[name], self.share[name] = ask.amount_minor, ask.share_ppm
+            return "debt-set"
+        if ask.what == "grant":
+            if self.emergency[name] or not self.credit(name, EMERGENCY_MINOR):
+                return "emergency-refused"
+            self.emergency[name] = EMERGENCY_MINOR
+            return "emergency-granted"
+        return "credit-sold" if self.sell(name, ask.amount_minor) else "sale-refused"
+
+    def credit(self, name: str, amount_minor: int) -> bool:
+        credited = self.credited[name] + amount_minor * NANO
+        if self.status[name] != "open" or credited > INT64_MAX:
+            return False
+        self.credited[name] = credited
+        return True
+
+    def sell(self, name: str, amount_minor: int) -> bool:
+        if amount_minor * NANO > INT64_MAX:
+            return False
+        emergency = min(amount_minor, self.emergency[name])
+        share = floor(Fraction(amount_minor * self.share[name], 10**6) + Fraction(1, 2))
+        debt = min(share, self.debt[name], amount_minor - emergency)
+        if not self.credit(name, amount_minor - emergency - debt):
+            return False
+        self.emergency[name] -= emergency
+        self.debt[name] -= debt
+        return True
 
     def echo(self, echo: Echo) -> None:
         name = echo.account
@@ -115,7 +161,7 @@ class Ledger:
             self.write(name, key, self.seen[key][0], event)
 
 
-def command_of(ask: Ask) -> OpenAccount | Sell | CloseAccount:
+def command_of(ask: Ask) -> account.Command:
     request = Request(ask.caller, str(UUID(int=ask.number + 1)), fingerprint(*ask.content), 5)
     if ask.what == "open":
         return OpenAccount(
@@ -124,6 +170,10 @@ def command_of(ask: Ask) -> OpenAccount | Sell | CloseAccount:
         )  # fmt: skip
     if ask.what == "sell":
         return Sell(request, ask.account, ask.amount_minor, "cash")
+    if ask.what == "grant":
+        return GrantEmergencyCredit(request, ask.account, POLICY)
+    if ask.what == "owe":
+        return SetDebt(request, ask.account, ask.amount_minor, ask.share_ppm, "old meter")
     return CloseAccount(request, ask.account)
 
 
@@ -167,17 +217,47 @@ async def follow(history: list[list[Ask] | Echo | None]) -> None:
         if state:
             assert state.credited_nano == ledger.credited[name]
             assert state.status.value == ledger.status[name]
-    chain.check_stream_chain({}, await store.read_all(FROM_START, 10**6))
+            owed = Owed(ledger.emergency[name], ledger.debt[name], ledger.share[name])
+            assert state.owed == owed
+    stored = await store.read_all(FROM_START, 10**6)
+    chain.check_stream_chain({}, stored)
+    add_up(stored)
+
+
+def add_up(stored: list[StoredEvent]) -> None:
+    """Hold each event's totals against the one before: nothing is made up, nothing lost."""
+    credited: Counter[str] = Counter()
+    lent: Counter[str] = Counter()
+    for event in map(event_of, stored):
+        if isinstance(event, CreditSold):
+            emergency_minor = event.recovered_emergency_minor or 0
+            recovered_minor = emergency_minor + (event.recovered_debt_minor or 0)
+            credit_nano = event.credited_nano - credited[event.account_id]
+            assert event.amount_minor * NANO == recovered_minor * NANO + credit_nano
+            lent[event.account_id] -= emergency_minor
+            assert 0 <= lent[event.account_id] == event.emergency_left_minor
+        elif isinstance(event, EmergencyGranted):
+            assert event.credited_nano == credited[event.account_id] + event.amount_nano
+            assert event.amount_nano == event.amount_minor * NANO
+            lent[event.account_id] += event.amount_minor
+            assert lent[event.account_id] == EMERGENCY_MINOR
+        else:
+            continue
+        credited[event.account_id] = event.credited_nano
 
 
 AMOUNTS = st.sampled_from([1, 250, 10**6, INT64_MAX // NANO // 2, INT64_MAX // NANO, INT64_MAX])
+DEBTS = st.sampled_from([0, 1, 77, 10**6, INT64_MAX])
+SHARES = st.sampled_from([1, 2000, 333_333, 500_000, 10**6])
 
 
 def asks_of(name: str) -> st.SearchStrategy[Ask]:
     callers, numbers = st.sampled_from(["till", "web"]), st.integers(0, 9)
     sell = st.builds(Ask, st.just("sell"), st.just(name), callers, numbers, AMOUNTS)
-    rest = st.builds(Ask, st.sampled_from(["open", "close"]), st.just(name), callers, numbers)
-    return st.one_of(sell, sell, sell, rest)
+    owe = st.builds(Ask, st.just("owe"), st.just(name), callers, numbers, DEBTS, SHARES)
+    plain = st.sampled_from(["open", "grant", "grant", "close"])
+    rest = st.builds(Ask, plain, st.just(name), callers, numbers)
+    return st.one_of(sell, sell, sell, owe, rest, rest)
 
 
 def steps_of(name: str) -> st.SearchStrategy[list[Ask] | Echo | None]:

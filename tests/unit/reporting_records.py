@@ -145,6 +145,7 @@ class Story:
             "restore_nano": RESTORE_NANO,
             "lease_ms": LEASE_MS,
             "max_evidence_age_ms": EVIDENCE_MS,
+            "emergency_nano": 0,
         }
         return [
             self.event(f"tariff-{self.tariff}", 0, "tariff-published", tariff),
@@ -181,6 +182,10 @@ class Story:
             "credited_nano": amount_nano if revision == 1 else CREDIT_NANO + amount_nano,
             "method": "cash",
             "receipt_id": str(name_uuid("receipt", self.account, revision)),
+            "recovered_emergency_minor": 0,
+            "recovered_debt_minor": 0,
+            "emergency_left_minor": 0,
+            "debt_left_minor": 0,
             "currency": "CNY",
             "legal_entity": "LE1",
             "commodity": "electricity",

@@ -18,11 +18,13 @@ from typer.testing import CliRunner, Result
 from services.common.tariffs import plan as plans
 from tools.cli import main as cli
 from tools.client import Clients, Refused
+from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
 ACCOUNT = v.Account(account_id="A1", currency="CNY", minor_decimals=2)
+BALANCE = r.Balance(account_id="A1", currency="CNY")
 
 
 class Vending:
@@ -150,6 +152,52 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
     # New Year in Shanghai: eight hours before it in UTC.
     assert asked.effective_at_ms == 1_798_732_800_000
     assert plans.read(asked.plan).zone == "Asia/Shanghai"
+
+
+def test_the_commands_of_the_page_on_accounts_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/accounts.md").read_text()
+    (policy,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    site = "site: {id: mall-1, name: Mall, zone: UTC, currency: CNY, legal_entity: prop-co}\n"
+    (tmp_path / "site.yaml").write_text(site + policy)
+    monkeypatch.chdir(tmp_path)
+    kinds = ("RegisterSite", "PublishPolicy", "AssignMeter", "GrantEmergencyCredit", "SetDebt")
+    vending = Vending(**dict.fromkeys(kinds, ACCOUNT), Sell=v.SellResponse(), GetBalance=BALANCE)
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
+        assert result.exit_code == 0, result.output
+    asked = dict(vending.asked)
+    assert asked["PublishPolicy"].emergency_minor == 500
+    assert (asked["SetDebt"].debt_minor, asked["SetDebt"].share_ppm) == (5000, 200_000)
+    assert [request.meter_id for what, request in vending.asked if what == "AssignMeter"] == [
+        "meter-001",
+        "meter-001",
+        "meter-002",
+    ]
+
+
+def test_a_receipt_tells_what_was_recovered_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receipt = v.Receipt(
+        account_id="A1",
+        currency="CNY",
+        amount_minor=10_000,
+        recovered_emergency_minor=500,
+        recovered_debt_minor=2_000,
+        debt_left_minor=3_000,
+        credit_minor=7_500,
+    )
+    answer = v.SellResponse(receipt=receipt, credited_nano=80 * 10**9)
+    told = wattvend(monkeypatch, Vending(Sell=answer), "sell", "A1", "100").stdout
+    for line in (
+        r"of it to emergency credit +5\.00 CNY \(left: 0\.00 CNY\)",
+        r"of it to debt +20\.00 CNY \(left: 30\.00 CNY\)",
+        r"credited +75\.00 CNY",
+        r"credited in all +80\.00 CNY",
+    ):
+        assert re.search(line, told), told
 
 
 def test_an_instant_with_a_zone_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,7 @@ def test_a_sale_becomes_a_ledger_line_and_a_receipt() -> None:
     assert '"fingerprint": "01ff"' in line.data
     assert isinstance(receipt, ReceiptRow)
     assert receipt.amount_nano == receipt.credited_nano == CREDIT_NANO
+    assert receipt.recovered_emergency_minor == receipt.recovered_debt_minor == 0
 
 
 def test_versions_come_from_the_ledger_and_not_from_the_compacted_registry() -> None:

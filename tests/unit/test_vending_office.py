@@ -19,16 +19,21 @@ from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.units import INT64_MAX
+from services.common.runtime import codec
 from services.common.tariffs import plan as plans
 from services.vending.adapters.tables import Todo
 from services.vending.domain import account, checks, meter
 from services.vending.domain.account import METERS_MAX, Account, JoinMeter, SettleClosing
+from services.vending.domain.events import CreditSold, EmergencyGranted, event_from
 from services.vending.domain.meter import AssignMeter, Meter
+from services.vending.domain.owed import Owed
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
 from tests.unit import vending_world
 from tests.unit.vending_world import LEAD_MS, T0_MS, World
 
 NANO = 10**7
+NEW_IN_2 = ("recovered_emergency_minor", "recovered_debt_minor", "left_minor")
+"""How the fields are called that credit-sold/2 has and credit-sold/1 has not."""
 
 
 @pytest.fixture
@@ -381,6 +386,92 @@ async def test_an_account_opens_with_its_first_sale_in_one_append(mall: World) -
     await mall.sell(100, "A2")
     again = await mall.account("A2", first_sale_minor=300, method="pos", request=request)
     assert again == opened
+
+
+# --- emergency credit, debt ----------------------------------------------------------------------
+
+
+async def test_emergency_credit_is_granted_once_until_sales_have_recovered_it(mall: World) -> None:
+    assert await refused(mall.grant()) is Reason.NO_EMERGENCY_CREDIT
+    await mall.policy(emergency_minor=500)
+    granted = await mall.grant()
+    assert (granted.state.credited_nano, granted.state.owed) == (500 * NANO, Owed(500))
+    assert isinstance(granted.event, EmergencyGranted)
+    assert (granted.event.policy_id, granted.event.policy_version) == ("P1", 2)
+    assert await refused(mall.grant()) is Reason.EMERGENCY_ALREADY_GRANTED
+    part = await mall.sell(300)
+    assert (part.state.credited_nano, part.state.owed) == (500 * NANO, Owed(200))
+    assert await refused(mall.grant()) is Reason.EMERGENCY_ALREADY_GRANTED
+    rest = await mall.sell(300)
+    assert (rest.state.credited_nano, rest.state.owed) == (600 * NANO, Owed())
+    assert (await mall.grant()).state.credited_nano == 1100 * NANO
+
+
+async def test_a_refused_grant_stays_refused_when_its_request_comes_again(mall: World) -> None:
+    await mall.policy(emergency_minor=500)
+    await mall.grant()
+    request = mall.ask("again")
+    assert await refused(mall.grant(request=request)) is Reason.EMERGENCY_ALREADY_GRANTED
+    await mall.sell(500)
+    assert await refused(mall.grant(request=request)) is Reason.EMERGENCY_ALREADY_GRANTED
+    assert await refused(mall.grant("nobody")) is Reason.ACCOUNT_NOT_FOUND
+
+
+async def test_a_debt_takes_its_share_of_each_sale_half_up_and_no_more_than_it_is(
+    mall: World,
+) -> None:
+    await mall.owe(100, 200_000)
+    sold = (await mall.sell(203)).event  # 20 % are 40.6
+    assert isinstance(sold, CreditSold)
+    assert (sold.recovered_debt_minor, sold.debt_left_minor) == (41, 59)
+    assert sold.credited_nano == 162 * NANO
+    sold = (await mall.sell(1000)).event
+    assert isinstance(sold, CreditSold)
+    assert (sold.recovered_debt_minor, sold.debt_left_minor) == (59, 0)
+    assert (await mall.sell(10)).state.credited_nano == (162 + 941 + 10) * NANO
+
+
+async def test_emergency_credit_comes_before_a_debt_and_a_debt_is_replaced(mall: World) -> None:
+    await mall.policy(emergency_minor=500)
+    await mall.grant()
+    await mall.owe(100, 1)
+    await mall.owe(1000, 500_000)
+    sold = (await mall.sell(600)).event  # the share is of the whole sale, of what is left at most
+    assert isinstance(sold, CreditSold)
+    assert (sold.recovered_emergency_minor, sold.recovered_debt_minor) == (500, 100)
+    assert sold.credited_nano == 500 * NANO
+    assert (await mall.owe(0, 0)).state.owed == Owed()
+    assert (await mall.sell(600)).state.credited_nano == 1100 * NANO
+
+
+@pytest.mark.parametrize(("debt_minor", "share_ppm"), [(-1, 1), (1, 0), (1, 1_000_001), (0, -1)])
+async def test_what_no_debt_can_be_is_refused(mall: World, debt_minor: int, share_ppm: int) -> None:
+    assert await refused(mall.owe(debt_minor, share_ppm)) is Reason.INVALID_ARGUMENT
+
+
+async def test_an_account_that_owes_is_not_closed(mall: World) -> None:
+    await mall.policy(emergency_minor=500)
+    await mall.grant()
+    assert await refused(mall.close()) is Reason.ACCOUNT_HAS_DEBT
+    await mall.sell(500)
+    await mall.owe(1, 1)
+    assert await refused(mall.close()) is Reason.ACCOUNT_HAS_DEBT
+    await mall.owe(0, 0)
+    with pytest.raises(Retriable, match="metering has not yet said"):
+        await mall.close()
+    assert await refused(mall.grant()) is Reason.ACCOUNT_NOT_OPEN
+    assert await refused(mall.owe(1, 1)) is Reason.ACCOUNT_NOT_OPEN
+
+
+async def test_a_sale_of_before_there_were_debts_is_read_as_one_without(mall: World) -> None:
+    known = await mall.office.account("A1")
+    sold = (await mall.sell(5)).event
+    assert isinstance(sold, CreditSold)
+    owed_nothing = {name: None for name in sold.record() if name.endswith(NEW_IN_2)}
+    value = codec.encode("credit-sold", sold.record() | owed_nothing)
+    old = codec.decode("credit-sold/1", value[: -len(owed_nothing)])  # a null is one byte
+    after = account.evolve(known, event_from("credit-sold", old))
+    assert (after.credited_nano, after.owed) == (5 * NANO, Owed())
 
 
 # --- assignment ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.tables import Charged, Tables
 from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
-from services.vending.domain.account import Account, CloseAccount, Sell
+from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import PublishPolicy
@@ -89,6 +89,7 @@ class World:
             "restore_minor": 1,
             "lease_ms": 0,
             "max_evidence_age_ms": 0,
+            "emergency_minor": 0,
         }
         return await self.office.publish_policy(
             PublishPolicy(self.ask(), policy_id, **(content | changed))
@@ -135,6 +136,20 @@ class World:
     ) -> Outcome[Account]:
         asked = request or self.ask(account_id, amount_minor)
         return await self.office.sell(Sell(asked, account_id, amount_minor, "cash"))
+
+    async def grant(
+        self, account_id: str = "A1", request: Request | None = None
+    ) -> Outcome[Account]:
+        asked = request or self.ask(account_id)
+        return await self.office.grant_emergency_credit(asked, account_id)
+
+    async def owe(
+        self, debt_minor: int, share_ppm: int, account_id: str = "A1"
+    ) -> Outcome[Account]:
+        asked = self.ask(account_id, debt_minor, share_ppm)
+        return await self.office.set_debt(
+            SetDebt(asked, account_id, debt_minor, share_ppm, "old meter")
+        )
 
     async def assign(
         self,

@@ -35,7 +35,7 @@ OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", 
 """gRPC codes after which a command may have been done."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, close.")
+account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, lend, close.")
 meter_app = typer.Typer(no_args_is_help=True, help="Meters: assign to an account, release.")
 tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
@@ -232,6 +232,51 @@ def account_show(account: Annotated[str, typer.Argument(help="account id")]) -> 
         return {"account": book, "balance": balance}
 
     _run(work, lambda answer: show.account(answer["account"], answer["balance"]))
+
+
+@account_app.command("emergency")
+def account_emergency(
+    account: Annotated[str, typer.Argument(help="account id")], request_id: RequestId = ""
+) -> None:
+    """Grant the emergency credit of the account's policy; the next sale recovers it."""
+    request = v.GrantEmergencyCreditRequest(
+        request_id=request_id or str(uuid4()), account_id=account
+    )
+    _run(
+        lambda clients: clients.vending("GrantEmergencyCredit", request),
+        show.account,
+        request.request_id,
+    )
+
+
+@account_app.command("debt")
+def account_debt(
+    account: Annotated[str, typer.Argument(help="account id")],
+    amount: Annotated[str, typer.Argument(help="owed from now on, e.g. 50.00; 0: nothing")],
+    reason: Annotated[str, typer.Option(help="why, for the books")],
+    share_ppm: Annotated[int, typer.Option(help="of each sale, e.g. 200000 for 20 %")] = 0,
+    request_id: RequestId = "",
+) -> None:
+    """Set what an account owes, to be recovered as a share of each sale."""
+    request, owed = request_id or str(uuid4()), _amount(amount)
+
+    async def work(clients: Clients) -> v.Account:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        answer: v.Account = await clients.vending(
+            "SetDebt",
+            v.SetDebtRequest(
+                request_id=request,
+                account_id=account,
+                debt_minor=_minor(owed, known.minor_decimals),
+                share_ppm=share_ppm,
+                reason=reason,
+            ),
+        )
+        return answer
+
+    _run(work, show.account, request)
 
 
 @account_app.command("close")

@@ -58,8 +58,15 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         ("site", answer.site_id),
         ("person", answer.subject_id or "-"),
         ("tariff, policy", f"{answer.tariff_id}, {answer.policy_id}"),
-        ("sold in all", money(answer.credited_nano, answer.currency)),
+        ("credited in all", money(answer.credited_nano, answer.currency)),
     ]
+    decimals = answer.minor_decimals
+    if answer.emergency_minor:
+        rows.append(("emergency credit owed", format_scaled(answer.emergency_minor, decimals)))
+    if answer.debt_minor:
+        owed = format_scaled(answer.debt_minor, decimals)
+        share = format_scaled(answer.debt_share_ppm, 4)
+        rows.append(("debt owed", f"{owed}, {share} % of each sale goes to it"))
     if balance is not None:
         rows += [
             ("used in all", money(balance.charged_nano, answer.currency, exact=True)),
@@ -93,18 +100,28 @@ def receipt(answer: v.SellResponse) -> RenderableType:
     """Show a receipt."""
     paid = answer.receipt
     currency = _currency(paid.currency)
-    amount = format_scaled(paid.amount_minor, currency.minor_decimals)
-    return _fields(
-        "[bold]receipt[/]",
-        [
-            ("receipt", paid.receipt_id),
-            ("account", paid.account_id),
-            ("amount", f"[bold]{amount} {paid.currency}[/] ({paid.method})"),
-            ("sold by", paid.legal_entity),
-            ("at", moment(paid.sold_at_ms)),
-            ("sold in all", money(answer.credited_nano, paid.currency)),
-        ],
-    )
+
+    def told(amount_minor: int) -> str:
+        return f"{format_scaled(amount_minor, currency.minor_decimals)} {paid.currency}"
+
+    rows = [
+        ("receipt", paid.receipt_id),
+        ("account", paid.account_id),
+        ("amount", f"[bold]{told(paid.amount_minor)}[/] ({paid.method})"),
+    ]
+    for what, recovered_minor, left_minor in (
+        ("emergency credit", paid.recovered_emergency_minor, paid.emergency_left_minor),
+        ("debt", paid.recovered_debt_minor, paid.debt_left_minor),
+    ):
+        if recovered_minor or left_minor:
+            rows.append((f"of it to {what}", f"{told(recovered_minor)} (left: {told(left_minor)})"))
+    rows += [
+        ("credited", told(paid.credit_minor)),
+        ("sold by", paid.legal_entity),
+        ("at", moment(paid.sold_at_ms)),
+        ("credited in all", money(answer.credited_nano, paid.currency)),
+    ]
+    return _fields("[bold]receipt[/]", rows)
 
 
 def meter(answer: v.Meter) -> RenderableType:

@@ -234,8 +234,15 @@ def _ledger(record: Record) -> Iterator[Row]:
     elif value["type"] == "policy-published":
         yield _same(PolicyVersionRow, event, published_at_ms=happened_at_ms, **book)
     elif value["type"] == "credit-sold":
-        receipt_id = UUID(event["receipt_id"])
-        yield _same(ReceiptRow, event, receipt_id=receipt_id, sold_at_ms=happened_at_ms, **book)
+        yield _same(
+            ReceiptRow,
+            event,
+            receipt_id=UUID(event["receipt_id"]),
+            recovered_emergency_minor=event["recovered_emergency_minor"] or 0,
+            recovered_debt_minor=event["recovered_debt_minor"] or 0,
+            sold_at_ms=happened_at_ms,
+            **book,
+        )
 
 
 def _hexadecimal(value: object) -> str:

@@ -343,6 +343,8 @@ class ReceiptRow(NamedTuple):
     account_id: str
     amount_minor: int
     amount_nano: int
+    recovered_emergency_minor: int
+    recovered_debt_minor: int
     credited_nano: int
     method: str
     currency: str

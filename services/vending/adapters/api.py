@@ -13,7 +13,7 @@ from services.common.runtime.grpc import Call
 from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
 from services.vending.domain import checks
-from services.vending.domain.account import Account, CloseAccount, Sell
+from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import CreditSold
 from services.vending.domain.gateway import Gateway
@@ -154,6 +154,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             request.restore_minor,
             request.lease_ms,
             request.max_evidence_age_ms,
+            request.emergency_minor,
         )
         return self._policy((await self._office.publish_policy(command)).state)
 
@@ -204,18 +205,30 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             raise Bug(f"a sale came to {sold}")
         points.point("answering")
         return pb.SellResponse(
-            receipt=pb.Receipt(
-                receipt_id=sold.receipt_id,
-                account_id=sold.account_id,
-                amount_minor=sold.amount_minor,
-                currency=sold.currency,
-                legal_entity=sold.legal_entity,
-                method=sold.method,
-                sold_at_ms=sold.occurred_at_ms,
-            ),
+            receipt=_receipt(sold),
             credited_nano=sold.credited_nano,
             version=self._version(outcome.revision),
         )
+
+    async def GrantEmergencyCredit(
+        self, request: pb.GrantEmergencyCreditRequest, context: Any
+    ) -> pb.Account:
+        """Grant emergency credit, once until it is recovered."""
+        outcome = await self._office.grant_emergency_credit(
+            await self._request(request, context), request.account_id
+        )
+        return self._account(outcome.state)
+
+    async def SetDebt(self, request: pb.SetDebtRequest, context: Any) -> pb.Account:
+        """Set what an account owes beside its use."""
+        command = SetDebt(
+            await self._request(request, context),
+            request.account_id,
+            request.debt_minor,
+            request.share_ppm,
+            request.reason,
+        )
+        return self._account((await self._office.set_debt(command)).state)
 
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
         """Close an account when metering's echo says that nothing is left."""
@@ -290,7 +303,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         currency = checks.currency_named(state.currency)
         minor = {
             f"{name}_minor": getattr(state, f"{name}_nano") // currency.nano_per_minor
-            for name in ("alarm_1", "alarm_2", "overdraft", "restore")
+            for name in ("alarm_1", "alarm_2", "overdraft", "restore", "emergency")
         }
         return pb.Policy(
             policy_id=state.policy_id,
@@ -325,8 +338,30 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
                 )
                 for meter in state.meters
             ],
+            emergency_minor=state.owed.emergency_minor,
+            debt_minor=state.owed.debt_minor,
+            debt_share_ppm=state.owed.debt_share_ppm,
             version=self._version(state.answers.revision),
         )
+
+
+def _receipt(sold: CreditSold) -> pb.Receipt:
+    emergency_minor = sold.recovered_emergency_minor or 0
+    debt_minor = sold.recovered_debt_minor or 0
+    return pb.Receipt(
+        receipt_id=sold.receipt_id,
+        account_id=sold.account_id,
+        amount_minor=sold.amount_minor,
+        currency=sold.currency,
+        legal_entity=sold.legal_entity,
+        method=sold.method,
+        sold_at_ms=sold.occurred_at_ms,
+        recovered_emergency_minor=emergency_minor,
+        recovered_debt_minor=debt_minor,
+        credit_minor=sold.amount_minor - emergency_minor - debt_minor,
+        emergency_left_minor=sold.emergency_left_minor or 0,
+        debt_left_minor=sold.debt_left_minor or 0,
+    )
 
 
 def _register(request: pb.AssignMeterRequest | pb.ReleaseMeterRequest) -> int | None:

@@ -22,7 +22,12 @@ from services.vending.application.book import Book, Outcome
 from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
 from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request, fingerprint
-from services.vending.domain.events import AccountCloseRefused, AccountClosing, SaleRefused
+from services.vending.domain.events import (
+    AccountCloseRefused,
+    AccountClosing,
+    EmergencyRefused,
+    SaleRefused,
+)
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
@@ -174,6 +179,21 @@ class Office:
         if isinstance(outcome.event, SaleRefused):
             raise InvalidInput(Reason(outcome.event.reason), outcome.event.message)
         return outcome
+
+    async def grant_emergency_credit(self, request: Request, account_id: str) -> Outcome[Account]:
+        """Grant what the account's policy, as it is now, grants before it is paid."""
+        of = await self._book.state_of(Account, account_id)
+        by = await self._book.state_of(Policy, of.policy_id) if of else None
+        decide = partial(_on, account.decide, account.GrantEmergencyCredit(request, account_id, by))
+        outcome = await self._book.submit(Account, account_id, decide)
+        if isinstance(outcome.event, EmergencyRefused):
+            raise InvalidInput(Reason(outcome.event.reason), outcome.event.message)
+        return outcome
+
+    async def set_debt(self, command: account.SetDebt) -> Outcome[Account]:
+        """Set what an account owes beside its use."""
+        decide = partial(_on, account.decide, command)
+        return await self._book.submit(Account, command.account_id, decide)
 
     async def close_account(self, command: account.CloseAccount, wait_s: float) -> Outcome[Account]:
         """Close an account when metering's echo says that nothing is left.

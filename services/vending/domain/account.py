@@ -6,7 +6,14 @@ from typing import Any
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.reasons import Reason
-from services.common.kernel.units import fits_int64, format_nano, nano_from_minor
+from services.common.kernel.units import (
+    INT64_MAX,
+    Currency,
+    fits_int64,
+    format_nano,
+    format_scaled,
+    nano_from_minor,
+)
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import is_constant
 from services.vending.domain import checks
@@ -29,9 +36,13 @@ from services.vending.domain.events import (
     AccountMeterLeft,
     AccountOpened,
     CreditSold,
+    DebtSet,
+    EmergencyGranted,
+    EmergencyRefused,
     Event,
     SaleRefused,
 )
+from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site, site_not_found
 from services.vending.domain.tariff import Tariff
@@ -87,6 +98,7 @@ class Account:
     status: Status = Status.OPEN
     credited_nano: int = 0
     held_nano: int = 0
+    owed: Owed = Owed()
     meters: tuple[JoinedMeter, ...] = ()
     closing: Closing | None = None
 
@@ -147,6 +159,43 @@ class Sell:
 
 
 @value_class
+class GrantEmergencyCredit:
+    """Credit of the account's policy, before it is paid: once, until sales have recovered it.
+
+    `policy`: the account's, None where there is no account.
+    """
+
+    request: Request
+    account_id: str
+    policy: Policy | None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("account_id", self.account_id)
+
+
+@value_class
+class SetDebt:
+    """What the account shall owe from now on, whatever it owed before; 0 ends it.
+
+    `share_ppm`: of the amount of each sale, what goes to the debt; `reason`: for the books.
+    """
+
+    request: Request
+    account_id: str
+    debt_minor: int
+    share_ppm: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no debt can be."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_between("debt_minor", self.debt_minor, 0, INT64_MAX)
+        checks.check_between("share_ppm", self.share_ppm, 1 if self.debt_minor else 0, PPM)
+        checks.check_text("reason", self.reason)
+
+
+@value_class
 class JoinMeter:
     """A meter whose stream says that it belongs here since `epoch`, from `register_milli` on."""
 
@@ -192,7 +241,16 @@ class SettleClosing:
     at_ms: int
 
 
-Command = OpenAccount | Sell | JoinMeter | LeaveMeter | CloseAccount | SettleClosing
+Command = (
+    OpenAccount
+    | Sell
+    | GrantEmergencyCredit
+    | SetDebt
+    | JoinMeter
+    | LeaveMeter
+    | CloseAccount
+    | SettleClosing
+)
 
 
 def account_not_found(account_id: str) -> Rejection:
@@ -224,7 +282,7 @@ def no_room(state: Account) -> Rejection | None:
     )
 
 
-def decide(state: Account | None, command: Command) -> Decision:  # noqa: PLR0911 - one a case
+def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, PLR0911 - one a case
     """Return what a command does to an account, or why nothing may happen."""
     if isinstance(command, SettleClosing):
         return _settle(state, command)
@@ -243,6 +301,10 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: PLR091
     match command:
         case Sell():
             return _sell(state, command)
+        case GrantEmergencyCredit():
+            return _grant(state, command)
+        case SetDebt():
+            return not_open(state) or Accepted((_debt(state, command),))
         case JoinMeter():
             return not_open(state) or no_room(state) or Accepted((_joined(command),))
         case LeaveMeter():
@@ -316,24 +378,36 @@ def _sale(
         amount_nano = nano_from_minor(amount_minor, currency)
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, too_large.field)
-    credited_nano = state.credited_nano + amount_nano
-    if not fits_int64(credited_nano):
-        return Rejection(
-            Reason.AMOUNT_TOO_LARGE,
-            f"account {state.account_id} was credited {format_nano(state.credited_nano, currency)}"
-            f"; {format_nano(amount_nano, currency)} more do not fit its ledger: "
-            "open another account",
-            "amount_minor",
-        )
+    recovery = state.owed.recovery(amount_minor)
+    left = state.owed.after(recovery)
+    credit_nano = nano_from_minor(recovery.credit_minor, currency)
+    if problem := _no_more(state, credit_nano, currency):
+        return problem
     return CreditSold(
         **stamp(request),
         account_id=state.account_id,
         amount_minor=amount_minor,
         amount_nano=amount_nano,
-        credited_nano=credited_nano,
+        credited_nano=state.credited_nano + credit_nano,
         method=method,
         receipt_id=str(name_uuid("receipt", *request.key)),
         **_of_what(state),
+        recovered_emergency_minor=recovery.emergency_minor,
+        recovered_debt_minor=recovery.debt_minor,
+        emergency_left_minor=left.emergency_minor,
+        debt_left_minor=left.debt_minor,
+    )
+
+
+def _no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection | None:
+    """Return why so much more cannot be credited; None where it can."""
+    if fits_int64(state.credited_nano + credit_nano):
+        return None
+    return Rejection(
+        Reason.AMOUNT_TOO_LARGE,
+        f"account {state.account_id} was credited {format_nano(state.credited_nano, currency)}"
+        f"; {format_nano(credit_nano, currency)} more do not fit its ledger: open another account",
+        "amount_minor",
     )
 
 
@@ -361,6 +435,62 @@ def _sell(state: Account, command: Sell) -> Decision:
     return Accepted((refused,))
 
 
+def _grant(state: Account, command: GrantEmergencyCredit) -> Decision:
+    granted = not_open(state) or _granted(state, command)
+    if isinstance(granted, EmergencyGranted):
+        return Accepted((granted,))
+    refused = EmergencyRefused(
+        **stamp(command.request),
+        account_id=state.account_id,
+        reason=granted.reason.value,
+        message=granted.message,
+    )
+    return Accepted((refused,))
+
+
+def _granted(state: Account, command: GrantEmergencyCredit) -> EmergencyGranted | Rejection:
+    policy, currency = command.policy, checks.currency_named(state.currency)
+    if policy is None:
+        raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
+    if owed_minor := state.owed.emergency_minor:
+        owed = format_scaled(owed_minor, currency.minor_decimals)
+        return Rejection(
+            Reason.EMERGENCY_ALREADY_GRANTED,
+            f"account {state.account_id} has {owed} of emergency credit to pay back: "
+            "the next sale recovers it",
+            "account_id",
+        )
+    if not policy.emergency_nano:
+        return Rejection(
+            Reason.NO_EMERGENCY_CREDIT,
+            f"policy {policy.policy_id} grants no emergency credit: publish a version that does",
+            "account_id",
+        )
+    if problem := _no_more(state, policy.emergency_nano, currency):
+        return problem
+    return EmergencyGranted(
+        **stamp(command.request),
+        account_id=state.account_id,
+        amount_minor=policy.emergency_nano // currency.nano_per_minor,
+        amount_nano=policy.emergency_nano,
+        credited_nano=state.credited_nano + policy.emergency_nano,
+        policy_id=policy.policy_id,
+        policy_version=policy.version,
+        **_of_what(state),
+    )
+
+
+def _debt(state: Account, command: SetDebt) -> DebtSet:
+    return DebtSet(
+        **stamp(command.request),
+        account_id=state.account_id,
+        debt_minor=command.debt_minor,
+        share_ppm=command.share_ppm,
+        reason=command.reason,
+        **_of_what(state),
+    )
+
+
 def _joined(command: JoinMeter) -> AccountMeterJoined:
     return AccountMeterJoined(
         **stamp(command.request),
@@ -386,6 +516,8 @@ def _close(state: Account, command: CloseAccount) -> Decision:
         return problem
     if state.meters:
         return close_refusal(state, Reason.ACCOUNT_HAS_METERS, 0)
+    if state.owed:
+        return close_refusal(state, Reason.ACCOUNT_HAS_DEBT, 0)
     return Accepted(
         (
             AccountClosing(
@@ -402,6 +534,13 @@ def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejectio
     if reason is Reason.ACCOUNT_HAS_METERS:
         meters = ", ".join(meter.meter_id for meter in state.meters[:5])
         text = f"has meters ({meters or 'metering still counts one'}): release them first"
+    elif reason is Reason.ACCOUNT_HAS_DEBT:
+        decimals = checks.currency_named(state.currency).minor_decimals
+        emergency, debt = (
+            format_scaled(owed_minor, decimals)
+            for owed_minor in (state.owed.emergency_minor, state.owed.debt_minor)
+        )
+        text = f"owes {emergency} of emergency credit and a debt of {debt}: sell what recovers it"
     else:
         currency = checks.currency_named(state.currency)
         balance_nano = state.credited_nano - charged_nano
@@ -432,7 +571,7 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
     return Accepted((AccountClosed(**said),))
 
 
-def evolve(state: Account | None, event: Event) -> Account:  # noqa: PLR0911 - one a case
+def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911 - one a case
     """Return the account after an event of its stream."""
     if isinstance(event, AccountOpened) and state is None:
         return Account(
@@ -455,8 +594,19 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: PLR0911 - o
     answers = state.answers.after(event)
     match event:
         case CreditSold():
-            return changed(state, answers=answers, credited_nano=event.credited_nano)
-        case SaleRefused():
+            owed = changed(
+                state.owed,
+                emergency_minor=event.emergency_left_minor or 0,
+                debt_minor=event.debt_left_minor or 0,
+            )
+            return changed(state, answers=answers, credited_nano=event.credited_nano, owed=owed)
+        case EmergencyGranted():
+            owed = changed(state.owed, emergency_minor=event.amount_minor)
+            return changed(state, answers=answers, credited_nano=event.credited_nano, owed=owed)
+        case DebtSet():
+            owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=event.share_ppm)
+            return changed(state, answers=answers, owed=owed)
+        case SaleRefused() | EmergencyRefused():
             return changed(state, answers=answers)
         case AccountMeterJoined() | AccountMeterLeft():
             return changed(state, answers=answers, meters=_meters_after(state, event))

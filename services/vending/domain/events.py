@@ -140,6 +140,7 @@ class PolicyPublished(Event):
     restore_nano: int
     lease_ms: int
     max_evidence_age_ms: int
+    emergency_nano: int | None
 
 
 @named_value_class
@@ -173,6 +174,10 @@ class CreditSold(Event):
     currency: str
     legal_entity: str
     commodity: str
+    recovered_emergency_minor: int | None
+    recovered_debt_minor: int | None
+    emergency_left_minor: int | None
+    debt_left_minor: int | None
 
 
 @named_value_class
@@ -183,6 +188,43 @@ class SaleRefused(Event):
     amount_minor: int
     reason: str
     message: str
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
+class EmergencyGranted(Event):
+    SUBJECT: ClassVar[str] = "emergency-granted"
+
+    account_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    policy_id: str
+    policy_version: int
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
+class EmergencyRefused(Event):
+    SUBJECT: ClassVar[str] = "emergency-refused"
+
+    account_id: str
+    reason: str
+    message: str
+
+
+@named_value_class
+class DebtSet(Event):
+    SUBJECT: ClassVar[str] = "debt-set"
+
+    account_id: str
+    debt_minor: int
+    share_ppm: int
+    reason: str
     currency: str
     legal_entity: str
     commodity: str
@@ -257,6 +299,9 @@ EVENTS: dict[str, type[Event]] = {
         AccountOpened,
         CreditSold,
         SaleRefused,
+        EmergencyGranted,
+        EmergencyRefused,
+        DebtSet,
         AccountMeterJoined,
         AccountMeterLeft,
         AccountClosing,

@@ -2,7 +2,7 @@
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
-from services.common.kernel.units import nano_from_minor
+from services.common.kernel.units import INT64_MAX, nano_from_minor
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
@@ -36,13 +36,15 @@ class Policy:
     lease_ms: int
     max_evidence_age_ms: int
     published_at_ms: int
+    emergency_nano: int
 
 
 @value_class
 class PublishPolicy:
     """A policy, or its next version. Amounts in minor units of `currency`.
 
-    `lease_ms` 0: five minutes, the most; `max_evidence_age_ms` 0: 15 minutes.
+    `lease_ms` 0: five minutes, the most; `max_evidence_age_ms` 0: 15 minutes; `emergency_minor` 0:
+    no emergency credit.
     """
 
     request: Request
@@ -54,6 +56,7 @@ class PublishPolicy:
     restore_minor: int
     lease_ms: int
     max_evidence_age_ms: int
+    emergency_minor: int
 
     def __post_init__(self) -> None:
         """Refuse what no policy can be."""
@@ -61,6 +64,8 @@ class PublishPolicy:
         currency = checks.currency_named(self.currency)
         for field in ("alarm_1_minor", "alarm_2_minor", "overdraft_minor", "restore_minor"):
             nano_from_minor(getattr(self, field), currency)
+        most_minor = INT64_MAX // currency.nano_per_minor
+        checks.check_between("emergency_minor", self.emergency_minor, 0, most_minor)
         checks.check_between("lease_ms", self.lease_ms, 0, LEASE_MS_MAX)
         checks.check_between(
             "max_evidence_age_ms", self.max_evidence_age_ms, 0, EVIDENCE_AGE_MS_MAX
@@ -119,6 +124,7 @@ def decide(state: Policy | None, command: PublishPolicy) -> Decision:
         restore_nano=nano_from_minor(command.restore_minor, currency),
         lease_ms=command.lease_ms or LEASE_MS_MAX,
         max_evidence_age_ms=command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
+        emergency_nano=nano_from_minor(command.emergency_minor, currency),
     )
     return Accepted((published,))
 
@@ -139,4 +145,5 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.lease_ms,
         event.max_evidence_age_ms,
         event.occurred_at_ms,
+        event.emergency_nano or 0,
     )

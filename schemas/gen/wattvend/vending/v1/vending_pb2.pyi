@@ -407,6 +407,7 @@ class Policy(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
@@ -416,6 +417,7 @@ class Policy(_message.Message):
     restore_minor: _builtins.int
     lease_ms: _builtins.int
     max_evidence_age_ms: _builtins.int
+    emergency_minor: _builtins.int
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -431,10 +433,11 @@ class Policy(_message.Message):
         lease_ms: _builtins.int = ...,
         max_evidence_age_ms: _builtins.int = ...,
         version: Global___BookVersion | None = ...,
+        emergency_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,6 +456,7 @@ class PublishPolicyRequest(_message.Message):
     RESTORE_MINOR_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
+    EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     policy_id: _builtins.str
     currency: _builtins.str
@@ -467,6 +471,8 @@ class PublishPolicyRequest(_message.Message):
     """0 = 5 minutes, which is the most"""
     max_evidence_age_ms: _builtins.int
     """0 = 15 minutes"""
+    emergency_minor: _builtins.int
+    """what an account gets before it pays, once; 0 = none"""
     def __init__(
         self,
         *,
@@ -479,10 +485,11 @@ class PublishPolicyRequest(_message.Message):
         restore_minor: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
         max_evidence_age_ms: _builtins.int = ...,
+        emergency_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,6 +539,9 @@ class Account(_message.Message):
     HELD_NANO_FIELD_NUMBER: _builtins.int
     METERS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
+    DEBT_MINOR_FIELD_NUMBER: _builtins.int
+    DEBT_SHARE_PPM_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     site_id: _builtins.str
     subject_id: _builtins.str
@@ -546,6 +556,11 @@ class Account(_message.Message):
     policy_id: _builtins.str
     credited_nano: _builtins.int
     held_nano: _builtins.int
+    emergency_minor: _builtins.int
+    """granted and not yet recovered"""
+    debt_minor: _builtins.int
+    debt_share_ppm: _builtins.int
+    """of each sale's amount"""
     @_builtins.property
     def meters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountMeter]: ...
     @_builtins.property
@@ -568,10 +583,13 @@ class Account(_message.Message):
         held_nano: _builtins.int = ...,
         meters: _abc.Iterable[Global___AccountMeter] | None = ...,
         version: Global___BookVersion | None = ...,
+        emergency_minor: _builtins.int = ...,
+        debt_minor: _builtins.int = ...,
+        debt_share_ppm: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "held_nano", b"held_nano", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "policy_id", b"policy_id", "shard", b"shard", "site_id", b"site_id", "status", b"status", "subject_id", b"subject_id", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "debt_minor", b"debt_minor", "debt_share_ppm", b"debt_share_ppm", "emergency_minor", b"emergency_minor", "held_nano", b"held_nano", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "policy_id", b"policy_id", "shard", b"shard", "site_id", b"site_id", "status", b"status", "subject_id", b"subject_id", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,6 +740,11 @@ class Receipt(_message.Message):
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     SOLD_AT_MS_FIELD_NUMBER: _builtins.int
+    RECOVERED_EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
+    RECOVERED_DEBT_MINOR_FIELD_NUMBER: _builtins.int
+    CREDIT_MINOR_FIELD_NUMBER: _builtins.int
+    EMERGENCY_LEFT_MINOR_FIELD_NUMBER: _builtins.int
+    DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     account_id: _builtins.str
     amount_minor: _builtins.int
@@ -729,6 +752,12 @@ class Receipt(_message.Message):
     legal_entity: _builtins.str
     method: _builtins.str
     sold_at_ms: _builtins.int
+    recovered_emergency_minor: _builtins.int
+    """amount = recovered emergency credit + recovered debt + credit"""
+    recovered_debt_minor: _builtins.int
+    credit_minor: _builtins.int
+    emergency_left_minor: _builtins.int
+    debt_left_minor: _builtins.int
     def __init__(
         self,
         *,
@@ -739,10 +768,15 @@ class Receipt(_message.Message):
         legal_entity: _builtins.str = ...,
         method: _builtins.str = ...,
         sold_at_ms: _builtins.int = ...,
+        recovered_emergency_minor: _builtins.int = ...,
+        recovered_debt_minor: _builtins.int = ...,
+        credit_minor: _builtins.int = ...,
+        emergency_left_minor: _builtins.int = ...,
+        debt_left_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "currency", b"currency", "legal_entity", b"legal_entity", "method", b"method", "receipt_id", b"receipt_id", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "legal_entity", b"legal_entity", "method", b"method", "receipt_id", b"receipt_id", "recovered_debt_minor", b"recovered_debt_minor", "recovered_emergency_minor", b"recovered_emergency_minor", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,6 +811,61 @@ class SellResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SellResponse: _TypeAlias = SellResponse  # noqa: Y015
+
+@_typing.final
+class GrantEmergencyCreditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantEmergencyCreditRequest: _TypeAlias = GrantEmergencyCreditRequest  # noqa: Y015
+
+@_typing.final
+class SetDebtRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DEBT_MINOR_FIELD_NUMBER: _builtins.int
+    SHARE_PPM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    debt_minor: _builtins.int
+    """>= 0; what is owed from now on"""
+    share_ppm: _builtins.int
+    """of each sale's amount: 1 to 1000000"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        debt_minor: _builtins.int = ...,
+        share_ppm: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "debt_minor", b"debt_minor", "reason", b"reason", "request_id", b"request_id", "share_ppm", b"share_ppm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDebtRequest: _TypeAlias = SetDebtRequest  # noqa: Y015
 
 @_typing.final
 class CloseAccountRequest(_message.Message):

@@ -85,6 +85,16 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
                 _registered_method=True)
+        self.GrantEmergencyCredit = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GrantEmergencyCredit',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GrantEmergencyCreditRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
+        self.SetDebt = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/SetDebt',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
         self.CloseAccount = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/CloseAccount',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CloseAccountRequest.SerializeToString,
@@ -172,13 +182,29 @@ class VendingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sell(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Recovers emergency credit first, then the debt's share; the rest is credited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantEmergencyCredit(self, request, context):
+        """Credits what the account's policy grants before it is paid; refused until sales recovered it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDebt(self, request, context):
+        """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseAccount(self, request, context):
-        """Refused while the account has meters, or a balance that metering's echo confirms.
+        """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
+        metering's echo confirms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,6 +281,16 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.Sell,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.SerializeToString,
+            ),
+            'GrantEmergencyCredit': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantEmergencyCredit,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GrantEmergencyCreditRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'SetDebt': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDebt,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
             ),
             'CloseAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseAccount,
@@ -531,6 +567,60 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/Sell',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantEmergencyCredit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GrantEmergencyCredit',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GrantEmergencyCreditRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDebt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/SetDebt',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,8 +50,15 @@ class VendingServiceStub:
     ReleaseMeter: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseMeterRequest, _vending_pb2.Meter]
     """Gives the meter back to its house account at the register."""
     Sell: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]
+    """Recovers emergency credit first, then the debt's share; the rest is credited."""
+    GrantEmergencyCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]
+    """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
+    SetDebt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]
+    """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
     CloseAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CloseAccountRequest, _vending_pb2.Account]
-    """Refused while the account has meters, or a balance that metering's echo confirms."""
+    """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
+    metering's echo confirms.
+    """
     HoldCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]
     ReleaseCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]
     GetAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]
@@ -79,8 +86,15 @@ class VendingServiceAsyncStub(VendingServiceStub):
     ReleaseMeter: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
     """Gives the meter back to its house account at the register."""
     Sell: _aio.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]  # type: ignore[assignment]
+    """Recovers emergency credit first, then the debt's share; the rest is credited."""
+    GrantEmergencyCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
+    SetDebt: _aio.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
     CloseAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.CloseAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
-    """Refused while the account has meters, or a balance that metering's echo confirms."""
+    """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
+    metering's echo confirms.
+    """
     HoldCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     ReleaseCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     GetAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
@@ -158,7 +172,24 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _vending_pb2.SellRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_vending_pb2.SellResponse, _abc.Awaitable[_vending_pb2.SellResponse]]: ...
+    ) -> _typing.Union[_vending_pb2.SellResponse, _abc.Awaitable[_vending_pb2.SellResponse]]:
+        """Recovers emergency credit first, then the debt's share; the rest is credited."""
+
+    @_abc_1.abstractmethod
+    def GrantEmergencyCredit(
+        self,
+        request: _vending_pb2.GrantEmergencyCreditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
+
+    @_abc_1.abstractmethod
+    def SetDebt(
+        self,
+        request: _vending_pb2.SetDebtRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
 
     @_abc_1.abstractmethod
     def CloseAccount(
@@ -166,7 +197,9 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.CloseAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
-        """Refused while the account has meters, or a balance that metering's echo confirms."""
+        """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
+        metering's echo confirms.
+        """
 
     @_abc_1.abstractmethod
     def HoldCuts(
