@@ -343,8 +343,6 @@ class ReceiptRow(NamedTuple):
     account_id: str
     amount_minor: int
     amount_nano: int
-    recovered_emergency_minor: int
-    recovered_debt_minor: int
     credited_nano: int
     method: str
     currency: str
@@ -354,6 +352,8 @@ class ReceiptRow(NamedTuple):
     sold_at_ms: int
     book_epoch: int
     revision: int
+    recovered_emergency_minor: int
+    recovered_debt_minor: int
 
 
 Row = (
