@@ -260,12 +260,41 @@ class ScalarShard:
             return
         self._keep("tariff", f"{fact['tariff_id']}/{fact['version']}", fact)
         if fact["version"] > 1 and self.now > fact["effective_at_ms"]:
-            self.work.counts["fact-late"] += 1
+            self._fact_late(fact)
         self.tariffs.setdefault(fact["tariff_id"], Tariff()).facts[fact["version"]] = fact
         for account in self.accounts.values():
             if account.fact is not None and account.fact["tariff_id"] == fact["tariff_id"]:
                 for meter in account.meters.values():
                     meter.windows = [w for w in meter.windows if w[2] <= fact["effective_at_ms"]]
+
+    def _fact_late(self, fact: Fact) -> None:
+        self.work.counts["fact-late"] += 1
+        cited = ("charge_epoch", "charge_sequence", "from_reading_id", "to_reading_id")
+        record = {
+            **dict.fromkeys((*cited, "reading_received_at_ms")),
+            "kind": "fact-late",
+            "reason": "after-its-instant",
+            "account_id": "",
+            "site_id": "",
+            "meter_id": None,
+            "available_nano": 0,
+            "threshold_nano": None,
+            "account_sequence": 0,
+            "account_revision": fact["revision"],
+            "book_epoch": fact["book_epoch"],
+            "policy_id": None,
+            "policy_version": None,
+            "tariff_id": fact["tariff_id"],
+            "tariff_version": fact["version"],
+            "level_before": "normal",
+            "level_after": "normal",
+            **{name: fact[name] for name in ("currency", "legal_entity", "commodity")},
+            "intent_epoch": None,
+            "intent_offset": None,
+            "decided_at_ms": self.now,
+            "log_offset": self.work.offset,
+        }
+        self.work.others.append(Sent("alarms", fact["tariff_id"], record))
 
     def _policy_fact(self, fact: Fact) -> None:
         if self._is_old("policy", fact["policy_id"], fact):
@@ -355,6 +384,7 @@ class ScalarShard:
         charge = None
         if meter.register is not None and not account.frozen:
             charge = self._closing_charge(account, meter, fact["closing_register_milli"])
+            self._warn_of_closed(account, charge, Cause(fact, charge, named=meter.fact))
         self._remove(account, meter.key)
         self._judge(account, Cause(fact, charge, named=meter.fact))
 
@@ -456,6 +486,7 @@ class ScalarShard:
         fresh = self.now - reading["received_at_ms"] <= policy["max_evidence_age_ms"]
         cause = Cause(meter.fact, charge, reading, fresh)
         was_cut = account.level == CUT
+        self._warn_of_closed(account, charge, cause)
         self._judge(account, cause)
         if was_cut and account.level == CUT and fresh and account.fact["status"] != "closed":
             self._renew(account, meter, cause, policy)
@@ -591,8 +622,6 @@ class ScalarShard:
         meter.sequence = checked(meter.sequence + 1)
         account.sequence = checked(account.sequence + 1)
         checked(account.available)
-        if any(line["basis"] & PERIOD_CLOSED for line in lines):
-            self.work.counts["period-closed"] += 1
         charge = {
             **interval,
             "meter_key": meter.key,
@@ -622,6 +651,12 @@ class ScalarShard:
         if priced:
             self._balance_after_charge(account)
         return charge
+
+    def _warn_of_closed(self, account: Account, charge: Charge, cause: Cause) -> None:
+        """Rule 5: energy of a closed period is a person's to look at."""
+        if any(line["basis"] & PERIOD_CLOSED for line in charge["lines"]):
+            self.work.counts["period-closed"] += 1
+            self._alarm(account, "period-closed", "period-closed", cause, None, account.level)
 
     def _resplit(self, account: Account, meter: Meter, reading: Reading) -> None:
         """Rule 5: a late reading changes the shape of an interval that was charged before."""
@@ -657,7 +692,9 @@ class ScalarShard:
         shaped = [half for half in halves if self._has_edge(account, half)]
         at = meter.windows.index(window)
         meter.keep_windows([*meter.windows[:at], *shaped, *meter.windows[at + 1 :]])
-        self._judge(account, Cause(meter.fact, charge))
+        cause = Cause(meter.fact, charge)
+        self._warn_of_closed(account, charge, cause)
+        self._judge(account, cause)
 
     # -- Rule 6 -----------------------------------------------------------------------------
 

@@ -170,13 +170,14 @@ def test_an_interval_that_begins_at_an_assignment_is_priced_by_its_end() -> None
     assert charge["price_micro"] == 7
 
 
-def test_a_tariff_that_comes_after_its_instant_is_counted_and_applies_to_what_begins_later() -> (
-    None
-):
+def test_a_tariff_that_comes_after_its_instant_is_told_and_applies_to_what_begins_later() -> None:
     log = standing_log()
     log.use(1_000)
     done = log.later(1_000).fact(tariff(version=2, price_micro=3, effective_at_ms=START_MS + 1))
     assert dict(done.counts) == {"fact-late": 1}
+    (alarm,) = of(done, "alarm")
+    assert (alarm["kind"], alarm["reason"]) == ("fact-late", "after-its-instant")
+    assert (alarm["tariff_id"], alarm["tariff_version"], alarm["account_id"]) == ("T1", 2, "")
     (charge,) = charges(log.use(2_000))
     assert charge["price_micro"] == 3
 

@@ -24,6 +24,7 @@ from tests.unit.metering_log import (
     kinds,
     meter,
     moved,
+    of,
     policy,
     reading,
     site,
@@ -250,6 +251,8 @@ def test_what_belongs_to_a_closed_month_counts_in_the_oldest_open_one() -> None:
     done = log.read(reading(590, meter_id="M2", at_ms=at("03-10T00:00")))
     (charge,) = charges(done)
     assert done.counts["period-closed"] == 1
+    (alarm,) = [each for each in of(done, "alarm") if each["kind"] == "period-closed"]
+    assert (alarm["meter_id"], alarm["charge_sequence"]) == ("M2", charge["sequence"])
     lines = [(line["period"], line["energy_milli"], line["basis"]) for line in charge["lines"]]
     assert lines == [  # 22 days of January, 28 of February, 9 of March
         (MARCH - 1, 220, BASIS_TIME | BASIS_CLOSED),

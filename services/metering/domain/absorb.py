@@ -16,7 +16,7 @@ from services.metering.domain.charging import Intervals, bill_of, post, stand
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.judging import close, judge
 from services.metering.domain.messages import Absorbed, LogRecord
-from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
     ABSORB_VERSION,
@@ -76,7 +76,7 @@ def _tariff_fact(out: Outbox, fact: Fact) -> None:
     if _is_old(out, entity, fact):
         return
     if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
-        out.count("fact-late")
+        out.fact_late(fact)
     _keep(out, entity, fact)
     _forget_windows(out, out.state.tariffs.put(fact), fact["effective_at_ms"])
 
@@ -190,7 +190,7 @@ def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
         return
     cause = Cause(identity=before, meter=fact)
     if state.meters["opened"][meter_slot] and not state.accounts["frozen"][slot]:
-        charge = _close_register(out, slot, meter_slot, fact["closing_register_milli"])
+        charge = _close_register(out, slot, meter_slot, cause)
         if charge is None:
             freeze(out, slot, cause)
         cause = replace(cause, charge=charge)
@@ -200,9 +200,13 @@ def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
     judge(out, slots, lambda _: cause)
 
 
-def _close_register(out: Outbox, slot: int, meter_slot: int, closing_milli: int | None) -> Any:
-    """Charge to the closing register as if a reading had brought it; None where that cannot be."""
-    state = out.state
+def _close_register(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> Any:
+    """Charge to the closing register of the meter-fact that is the cause, as if it had been read.
+
+    Return the charge; None where that cannot be.
+    """
+    assert cause.meter is not None, "a meter leaves by its fact"
+    state, closing_milli = out.state, cause.meter["closing_register_milli"]
     slots, meter_slots = np.array([slot]), np.array([meter_slot])
     meters, end = state.meters[meter_slots], np.zeros(1, READING)
     end["register_milli"] = closing_milli or 0
@@ -215,6 +219,8 @@ def _close_register(out: Outbox, slot: int, meter_slot: int, closing_milli: int 
     out.charge(np.array([0]), bill.charges, bill.names, bill.lines)
     post(out, interval, bill.charges)
     stand(state, bill)
+    cause = replace(cause, charge=bill.charges[0])
+    warn_of_closed(out, slots, bill.lines, lambda _: cause)
     return bill.charges[0]
 
 

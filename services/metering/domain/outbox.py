@@ -1,7 +1,7 @@
 """What one record causes, gathered while it is absorbed, and turned into records at its end."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
-from services.metering.domain.rows import LEVEL_NAMES, Fact
+from services.metering.domain.rows import LEVEL_NAMES, NORMAL, Fact
 from services.metering.domain.shard import NOT_DUE_MS, ShardState
 
 _BALANCE_COLUMNS = (
@@ -69,9 +69,6 @@ class Outbox:
         lines: dtype LINE, of these charges.
         """
         self._charges.append((positions, charges, names, lines))
-        if len(lines):
-            closed = np.unique(lines["charge"][lines["basis"] & BASIS_CLOSED != 0])
-            self.count("period-closed", len(closed))
 
     def alarm(
         self,
@@ -104,6 +101,41 @@ class Outbox:
         }
         output = Output("alarms", "alarm", identity["account_id"], record, event_id, state.now_ms)
         self._decisions.append((cause.position, output))
+
+    def fact_late(self, fact: Fact) -> None:
+        """Say that a tariff-fact came after its instant: what was charged since, was without it."""
+        self.count("fact-late")
+        event_id = self._event_id("alarm", f"{fact['tariff_id']}/{fact['version']}", "fact-late")
+        record = {
+            "alarm_id": str(event_id),
+            "kind": "fact-late",
+            "reason": "after-its-instant",
+            "meter_id": None,
+            "threshold_nano": None,
+            "level_before": LEVEL_NAMES[NORMAL],
+            "level_after": LEVEL_NAMES[NORMAL],
+            "intent_epoch": None,
+            "intent_offset": None,
+            "log_offset": self.offset,
+            "account_id": "",
+            "site_id": "",
+            "available_nano": 0,
+            "account_sequence": 0,
+            "account_revision": fact["revision"],
+            "book_epoch": fact["book_epoch"],
+            "policy_id": None,
+            "policy_version": None,
+            "tariff_id": fact["tariff_id"],
+            "currency": fact["currency"],
+            "legal_entity": fact["legal_entity"],
+            "commodity": fact["commodity"],
+            "decided_at_ms": self.state.now_ms,
+            **_cited(Cause()),
+            "tariff_version": fact["version"],
+        }
+        now_ms = self.state.now_ms
+        output = Output("alarms", "alarm", fact["tariff_id"], record, event_id, now_ms)
+        self._decisions.append((0, output))
 
     def intent(
         self,
@@ -306,6 +338,21 @@ def freeze(out: Outbox, slot: int, cause: Cause) -> None:
     out.touch(np.array([slot]))
     if not account["house"]:
         out.alarm(slot, "frozen", "cannot-charge", cause)
+
+
+def warn_of_closed(
+    out: Outbox, slots: Array, lines: Array, cause_of: Callable[[int], Cause]
+) -> None:
+    """Tell a person of charges whose energy belongs to a period that is closed (rule 4).
+
+    `lines`: dtype LINE, `charge` an index into `slots`, whose charges are posted.
+    """
+    if not len(lines):
+        return
+    closed = np.unique(lines["charge"][lines["basis"] & BASIS_CLOSED != 0]).tolist()
+    out.count("period-closed", len(closed))
+    for i in closed:
+        out.alarm(int(slots[i]), "period-closed", "period-closed", cause_of(i))
 
 
 def set_level(out: Outbox, slot: int, level: int) -> None:

@@ -8,7 +8,7 @@ from services.common.kernel.frames import KIND_USAGE
 from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge, renew
-from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import kept_windows, late_outcome, resplit
 from services.metering.domain.rows import CUT, NO_POWER
 from services.metering.domain.shard import ShardState
@@ -191,6 +191,7 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     received_at_ms = intervals.readings["received_at_ms"]
     fresh = received_at_ms >= state.now_ms - policies["max_evidence_age_ms"]
     cause_of = _causes(out, intervals, positions, charges)
+    warn_of_closed(out, slots, bill.lines, cause_of)
     judge(out, slots, cause_of, fresh)
     was_cut = intervals.accounts["level"] == CUT
     if was_cut.any():

@@ -11,7 +11,7 @@ from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.ladders import Part
 from services.metering.domain.lines import are_within, as_lines, climbed, parts_of
-from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.rows import WINDOWS_MAX
 from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState, Window
 
@@ -72,13 +72,15 @@ def resplit(out: Outbox, interval: Intervals, position: int) -> None:
     charges = _charge_of(state, interval, tariff, window, amount_nano)
     names = state.account_links["names"][[slot]]
     out.count("re-split")
-    out.charge(np.array([position]), charges, names, as_lines(0, lines))
+    table, slots = as_lines(0, lines), np.array([slot])
+    out.charge(np.array([position]), charges, names, table)
     state.meters["sequence"][meter_slot] += 1
     post(out, interval, charges)
     state.put_ladder(slot, ladder)
     _replace(state, meter_slot, tariff, window, middle)
     cause = Cause(meter=meter, charge=charges[0], position=position)
-    judge(out, np.array([slot]), lambda _: cause)
+    warn_of_closed(out, slots, table, lambda _: cause)
+    judge(out, slots, lambda _: cause)
 
 
 def _moved(
