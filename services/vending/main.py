@@ -10,7 +10,6 @@ from functools import partial
 from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
-from services.common.kernel.profiles import MqttProfile
 from services.common.runtime import grpc, kafka, service
 from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
@@ -63,7 +62,7 @@ class _Vending:
         terms = Terms(
             catalogue().shards,
             settings.tariff_lead_ms,
-            {name: isinstance(profile, MqttProfile) for name, profile in profiles().items()},
+            profiles(),
         )
         self.office = Office(self.book, self.tables, runtime.clock, terms)
         self.book_epoch = self.tables.book_epoch()

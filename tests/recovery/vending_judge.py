@@ -188,7 +188,7 @@ def must_be_told(events: Sequence[StoredEvent], book_epoch: int = 1) -> Told:
     for stored in events:
         event = event_of(stored)
         state = states[stored.stream] = evolve_of(stored.stream)(states.get(stored.stream), event)
-        fact = fact_of(state, event, book_epoch=book_epoch, shards=shards)
+        fact = fact_of(state, book_epoch=book_epoch, shards=shards)
         _add_ledger(told, stored, event, book_epoch)
         for shard in fact.shards:
             name = (SHARDS, shard, fact.event_id)

@@ -3,6 +3,7 @@
 Method: golden frames, laid out by hand from the protocol's tables, and each of them broken once.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -81,7 +82,7 @@ def test_three_phases_have_three_relays_and_power_may_be_negative(dtsy: ModbusPr
 
 
 def test_a_register_that_holds_the_ratio_already_has_ratio_one(ddsy: ModbusProfile) -> None:
-    primary = ModbusProfile(ddsy.name, ddsy.phases, True, ddsy.live, ddsy.serial, ddsy.relay)
+    primary = dataclasses.replace(ddsy, register_is_primary=True)
     assert decode_live(primary, LIVE_WORDS).ratio == 1
 
 

@@ -100,6 +100,19 @@ def test_a_cut_over_mqtt_carries_its_expiry_and_a_restore_none() -> None:
     assert profile.up_filter() == "/gw/acrelHW/+/+/+"
 
 
+def test_a_profile_bounds_what_its_meters_carry_where_it_is_rated() -> None:
+    assert profile_named("acrel-ddsy1352").max_power_w == 220 * 100
+    assert profile_named("acrel-dtsy1352").max_power_w == 3 * 220 * 100
+    assert profile_named("acrel-mqtt").max_power_w is None, "it stands for many models"
+
+
+def test_a_register_of_six_digits_and_two_decimals_begins_again_after_a_million_kwh() -> None:
+    for name in profiles():
+        assert profile_named(name).register_max_milli == 10**9 - 1
+    endless = parse_profile(_changed("acrel-ddsy1352", "live.register.maximum_raw", ...))
+    assert endless.register_max_milli is None
+
+
 @pytest.mark.parametrize(
     ("name", "path", "value", "said"),
     [
@@ -120,6 +133,8 @@ def test_a_cut_over_mqtt_carries_its_expiry_and_a_restore_none() -> None:
         ("acrel-ddsy1352", "register_is_primary", "no", "true or false"),
         ("acrel-ddsy1352", "relay_commands.open", [0, 0], "different for each command"),
         ("acrel-ddsy1352", "relay_commands.open", [1], "as long as the other"),
+        ("acrel-ddsy1352", "rated.voltage_v", 0, "whole number 1.."),
+        ("acrel-ddsy1352", "rated.confidence", ..., "rated.confidence is missing"),
         ("acrel-ddsy1352", "dialect", "telnet", "must be one of modbus, mqtt-acrel"),
         ("acrel-ddsy1352", "live", 7, "live must be a mapping"),
         ("acrel-mqtt", "topics.up", "/gw/{product}/{serial}", "{product}, {command} and {serial}"),

@@ -66,11 +66,13 @@ async def join_by_hand(world: World, meter_id: str, account_id: str) -> None:
     await world.book.submit(Account, account_id, lambda state: account.decide(state, join))
 
 
-async def assign_and_crash(world: World, request: Any, account_id: str = "A1") -> None:
+async def assign_and_crash(
+    world: World, request: Any, account_id: str = "A1", meter_id: str = "M1"
+) -> None:
     """Decide an assignment in the meter's stream, and tell nobody."""
     state = await world.book.state_of(Account, account_id)
-    command = AssignMeter(request, "M1", account_id, 1000, None, state)
-    await world.book.submit(Meter, "M1", lambda state: meter.decide(state, command))
+    command = AssignMeter(request, meter_id, account_id, 1000, None, state)
+    await world.book.submit(Meter, meter_id, lambda state: meter.decide(state, command))
 
 
 # --- registering ---------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ async def test_a_meter_begins_in_its_own_house_at_epoch_1(mall: World) -> None:
     assert registered == 0
     assert (state.epoch, state.account_id) == (1, house_account_id("M1"))
     assert state.shard == partition_of(house_account_id("M1"), 8)
-    assert state.register_milli is None
+    assert state.opening_register_milli is None
     opened = await mall.office.account("A1")
     assert opened.shard == partition_of("A1", 8)
     assert opened.account_key == column_key("account", "A1")
@@ -486,14 +488,14 @@ async def test_a_meter_moves_at_an_exact_register_and_a_new_epoch(mall: World) -
     await mall.charge(key, epoch=1, sequence=8, register_milli=5_000)
     await mall.charge(key, epoch=1, sequence=7, register_milli=4_000)  # delivered again
     moved = await mall.assign(register_milli=None)
-    assert (moved.state.epoch, moved.state.register_milli) == (2, 5_000)
+    assert (moved.state.epoch, moved.state.opening_register_milli) == (2, 5_000)
     assert moved.state.previous is not None
     assert moved.state.previous.epoch == 1
     assert [m.meter_id for m in (await mall.office.account("A1")).meters] == ["M1"]
     assert await refused(mall.release(register_milli=None)) is Reason.NO_READING_YET
     released = await mall.release(register_milli=6_000)
     assert released.state.is_house
-    assert (released.state.epoch, released.state.register_milli) == (3, 6_000)
+    assert (released.state.epoch, released.state.opening_register_milli) == (3, 6_000)
     assert (await mall.office.account("A1")).meters == ()
     assert mall.tables.todos() == []
 
@@ -570,7 +572,7 @@ async def test_a_meter_of_an_account_that_closed_meanwhile_goes_home_again(path:
         assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
         home = await second.office.meter("M1")
         assert home.is_house
-        assert (home.epoch, home.register_milli) == (3, 1000)
+        assert (home.epoch, home.opening_register_milli) == (3, 1000)
         assert second.tables.todos() == []
         assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
         await second.account("A2")

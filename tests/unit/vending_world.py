@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from prometheus_client import CollectorRegistry
 
+from services.common.runtime.profiles import profiles
 from services.vending.adapters import sqlite_store, tables
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
@@ -26,7 +27,7 @@ from services.vending.metrics import Metrics
 SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA
 T0_MS = 1_790_000_000_000
 LEAD_MS = 3_600_000
-TERMS = Terms(8, LEAD_MS, {"acrel-ddsy1352": False, "acrel-mqtt": True})
+TERMS = Terms(8, LEAD_MS, profiles())
 
 
 class FakeClock:

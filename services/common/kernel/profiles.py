@@ -120,12 +120,21 @@ class RelayRegisters:
 
 
 @value_class
+class Rating:
+    """What a meter is built for: the voltage of a phase, the highest current of each."""
+
+    voltage_v: int
+    current_max_a: int
+
+
+@value_class
 class ModbusProfile:
-    """A meter that is polled. `phases`: the wired ones, 1..3."""
+    """A meter that is polled. `phases`: the wired ones, 1..3. `rated`: None where nobody says."""
 
     name: str
     phases: tuple[int, ...]
     register_is_primary: bool
+    rated: Rating | None
     live: LiveBlock
     serial: SerialBlock
     relay: RelayRegisters
@@ -135,14 +144,31 @@ class ModbusProfile:
         """Bits 0..2 = L1..L3 are wired."""
         return _mask(self.phases)
 
+    @property
+    def max_power_w(self) -> int | None:
+        """The most that flows through the meter, secondary side; None where nobody says."""
+        return _max_power_w(self.rated, self.phases)
+
+    @property
+    def register_max_milli(self) -> int | None:
+        """The last thousandth that the register can count: one more, and it shows 0 again."""
+        register = self.live.register
+        if register.maximum_raw is None:
+            return None
+        return (register.maximum_raw + 1) * register.multiplier - 1
+
 
 @value_class
 class JsonNumber:
-    """A JSON number. The platform's integer is the number x 10^`exponent`, decimals beyond cut."""
+    """A JSON number. The platform's integer is the number x 10^`exponent`, decimals beyond cut.
+
+    `maximum` and `step` in the platform's integers: its highest value, and what its last digit is.
+    """
 
     field: str
     exponent: int
     maximum: int | None = None
+    step: int = 1
 
 
 @value_class
@@ -190,6 +216,7 @@ class MqttProfile:
     name: str
     phases: tuple[int, ...]
     register_is_primary: bool
+    rated: Rating | None
     topic_up: str
     topic_down: str
     fields: MqttFields
@@ -199,6 +226,17 @@ class MqttProfile:
     def phase_mask(self) -> int:
         """Bits 0..2 = L1..L3 are wired."""
         return _mask(self.phases)
+
+    @property
+    def max_power_w(self) -> int | None:
+        """The most that flows through the meter, secondary side; None where nobody says."""
+        return _max_power_w(self.rated, self.phases)
+
+    @property
+    def register_max_milli(self) -> int | None:
+        """The last thousandth that the register can count: one more, and it shows 0 again."""
+        register = self.fields.register
+        return None if register.maximum is None else register.maximum + register.step - 1
 
     def down_topic(self, product: str, command: str, serial: str) -> str:
         """Return the topic of a message to a gateway."""
@@ -257,25 +295,31 @@ def parse_profile(raw: object) -> Profile:
     if list(phases) != sorted(set(phases)) or not phases:
         raise top.wrong("phases", "one to three different phases, ascending", list(phases))
     is_primary = top.boolean("register_is_primary")
+    rated = None if top.get("rated", None) is None else _rating(top.child("rated"))
     profile: Profile
     if dialect == Dialect.MODBUS:
         live = _live(top.child("live"), len(phases))
         serial = _serial(top.child("serial"))
         relay = _relay_registers(top.child("relay_commands"))
-        profile = ModbusProfile(name, phases, is_primary, live, serial, relay)
+        profile = ModbusProfile(name, phases, is_primary, rated, live, serial, relay)
     else:
         topics = top.child("topics")
         up, down = (_topic(topics, key) for key in ("up", "down"))
         topics.done()
         fields = _mqtt_fields(top.child("fields"))
         control = _mqtt_control(top.child("control"))
-        profile = MqttProfile(name, phases, is_primary, up, down, fields, control)
+        profile = MqttProfile(name, phases, is_primary, rated, up, down, fields, control)
     top.done()
     return profile
 
 
 def _mask(phases: Sequence[int]) -> int:
     return sum(1 << (phase - 1) for phase in phases)
+
+
+def _max_power_w(rated: Rating | None, phases: Sequence[int]) -> int | None:
+    """Three phases at their own voltage are the square root of three times that between them."""
+    return None if rated is None else rated.voltage_v * rated.current_max_a * len(phases)
 
 
 class _Node:
@@ -363,6 +407,15 @@ class _Node:
                 "remove them or correct their spelling",
                 field=self.path,
             )
+
+
+def _rating(node: _Node) -> Rating:
+    rated = Rating(
+        node.integer("voltage_v", 1, 1_000_000), node.integer("current_max_a", 1, 100_000)
+    )
+    node.confidence()
+    node.done()
+    return rated
 
 
 def _live(node: _Node, phases: int) -> LiveBlock:
@@ -483,6 +536,7 @@ def _mqtt_fields(node: _Node) -> MqttFields:
             register.text("field"),
             register.integer("exponent", -9, 9),
             register.integer("maximum_milli", 1, 10**15),
+            register.integer("step_milli", 1, 1_000_000),
         ),
         _json_numbers(node.child("voltages")),
         _json_numbers(node.child("currents")),

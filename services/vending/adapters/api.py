@@ -17,7 +17,7 @@ from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import CreditSold
 from services.vending.domain.gateway import Gateway
-from services.vending.domain.meter import Meter
+from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
 from services.vending.domain.policy import Policy, PublishPolicy
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.domain.tariff import PublishTariff, Tariff
@@ -123,7 +123,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             profile=request.profile,
             commodity=request.commodity,
             ratio=request.ratio,
-            max_power_w=request.max_power_w if request.HasField("max_power_w") else None,
+            max_power_w=_said(request, "max_power_w"),
         )
         return self._meter(outcome.state)
 
@@ -136,7 +136,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             request.currency,
             request.legal_entity,
             request.price_micro,
-            request.plan if request.HasField("plan") else None,
+            _said(request, "plan"),
             request.effective_at_ms,
             self._office.terms.tariff_lead_ms,
         )
@@ -179,16 +179,66 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             await self._request(request, context),
             request.meter_id,
             request.account_id,
-            _register(request),
+            _said(request, "register_milli"),
         )
         return self._meter(outcome.state)
 
     async def ReleaseMeter(self, request: pb.ReleaseMeterRequest, context: Any) -> pb.Meter:
         """Give a meter back to its house."""
         outcome = await self._office.release_meter(
-            await self._request(request, context), request.meter_id, _register(request)
+            await self._request(request, context),
+            request.meter_id,
+            _said(request, "register_milli"),
         )
         return self._meter(outcome.state)
+
+    async def ReplaceMeter(self, request: pb.ReplaceMeterRequest, context: Any) -> pb.Meter:
+        """Let another device, or a register that began anew, count on."""
+        outcome = await self._office.replace_meter(
+            await self._request(request, context),
+            meter_id=request.meter_id,
+            closing_register_milli=request.closing_register_milli,
+            opening_register_milli=request.opening_register_milli,
+            serial=_said(request, "serial"),
+            unit=_said(request, "unit"),
+            profile=_said(request, "profile"),
+            ratio=_said(request, "ratio"),
+            max_power_w=_said(request, "max_power_w"),
+            reason=request.reason,
+        )
+        return self._meter(outcome.state)
+
+    async def ChangeRatio(self, request: pb.ChangeRatioRequest, context: Any) -> pb.Meter:
+        """Let the register count for another energy."""
+        outcome = await self._office.change_ratio(
+            await self._request(request, context),
+            request.meter_id,
+            request.ratio,
+            _said(request, "register_milli"),
+            request.reason,
+        )
+        return self._meter(outcome.state)
+
+    async def ResolveReading(self, request: pb.ResolveReadingRequest, context: Any) -> pb.Meter:
+        """Say what a held reading is."""
+        command = ResolveReading(
+            await self._request(request, context),
+            request.meter_id,
+            request.reading_id,
+            request.resolution,
+            request.reason,
+        )
+        return self._meter((await self._office.order(command)).state)
+
+    async def ForceRelay(self, request: pb.ForceRelayRequest, context: Any) -> pb.Meter:
+        """Let a relay be so whatever the balance, or as the balance says again."""
+        command = ForceRelay(
+            await self._request(request, context),
+            request.meter_id,
+            request.position,
+            request.reason,
+        )
+        return self._meter((await self._office.order(command)).state)
 
     async def Sell(self, request: pb.SellRequest, context: Any) -> pb.SellResponse:
         """Sell credit; the answer is durable."""
@@ -282,7 +332,10 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             epoch=state.epoch,
             account_id="" if state.is_house else state.account_id,
             shard=state.shard,
-            opening_register_milli=state.register_milli,
+            opening_register_milli=state.opening_register_milli,
+            max_power_w=state.max_power_w,
+            register_max_milli=state.register_max_milli,
+            forced=state.forced or "",
             version=self._version(state.answers.revision),
         )
 
@@ -364,5 +417,6 @@ def _receipt(sold: CreditSold) -> pb.Receipt:
     )
 
 
-def _register(request: pb.AssignMeterRequest | pb.ReleaseMeterRequest) -> int | None:
-    return request.register_milli if request.HasField("register_milli") else None
+def _said(request: Any, name: str) -> Any:
+    """Return an optional field of a request; None where the caller left it out."""
+    return getattr(request, name) if request.HasField(name) else None

@@ -23,6 +23,7 @@ from services.vending.domain.events import (
     GatewayRegistered,
     MeterAssigned,
     MeterRegistered,
+    MeterReplaced,
     event_from,
 )
 
@@ -119,6 +120,7 @@ _PROJECTED = {
         MeterRegistered,
         AccountOpened,
         MeterAssigned,
+        MeterReplaced,
         AccountMeterJoined,
         AccountMeterLeft,
     )
@@ -245,6 +247,13 @@ def _claim(connection: sqlite3.Connection, kind: str, name: str, owner: str) -> 
     connection.execute("INSERT INTO unique_name VALUES(?,?,?)", (kind, name, owner))
 
 
+def _pass_on(connection: sqlite3.Connection, kind: str, before: str, now: str, owner: str) -> None:
+    """Let an owner have another name; the one before is free."""
+    if now != before:
+        _claim(connection, kind, now, owner)
+        connection.execute("DELETE FROM unique_name WHERE kind = ? AND name = ?", (kind, before))
+
+
 def _project(connection: sqlite3.Connection, event: Event, position: int) -> None:
     match event:
         case GatewayRegistered():
@@ -256,6 +265,10 @@ def _project(connection: sqlite3.Connection, event: Event, position: int) -> Non
             _claim(connection, ACCOUNT_KEY, str(column_key("account", house)), house)
             if event.unit:
                 _claim(connection, BUS_ADDRESS, f"{event.line_id}/{event.unit}", event.meter_id)
+        case MeterReplaced():
+            _pass_on(connection, SERIAL, event.previous_serial, event.serial, event.meter_id)
+            before, now = (f"{event.line_id}/{u}" for u in (event.previous_unit, event.unit))
+            _pass_on(connection, BUS_ADDRESS, before, now, event.meter_id)
         case AccountOpened():
             _claim(connection, ACCOUNT_KEY, str(event.account_key), event.account_id)
         case MeterAssigned():

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Bug, InvalidInput, Retriable, shown
 from services.common.kernel.ids import house_account_id, name_uuid
+from services.common.kernel.profiles import Profile
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
@@ -42,11 +43,11 @@ T = TypeVar("T")
 
 @value_class
 class Terms:
-    """What the office goes by. `profiles`: name → whether it speaks MQTT."""
+    """What the office goes by. `profiles`: name → device profile."""
 
     shards: int
     tariff_lead_ms: int
-    profiles: Mapping[str, bool]
+    profiles: Mapping[str, Profile]
 
 
 class Office:
@@ -106,10 +107,7 @@ class Office:
         max_power_w: int | None,
     ) -> Outcome[Meter]:
         """Let a meter exist, its house's."""
-        if profile not in self._terms.profiles:
-            known = ", ".join(sorted(self._terms.profiles))
-            text = f"there is no device profile {shown(profile)}; known are {known}"
-            raise InvalidInput(Reason.PROFILE_UNKNOWN, text, field="profile")
+        device = self._profile(profile)
         behind = await self._book.state_of(Gateway, gateway_id)
         at = await self._book.state_of(Site, behind.site_id) if behind else None
         command = meter.RegisterMeter(
@@ -118,16 +116,23 @@ class Office:
             serial,
             gateway_id,
             unit,
-            profile,
+            device,
             commodity,
             ratio,
             max_power_w,
             partition_of(house_account_id(meter_id), self._terms.shards),
             behind,
             at,
-            self._terms.profiles[profile],
         )
         return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+    def _profile(self, name: str) -> Profile:
+        """Return a device profile. Raises InvalidInput(PROFILE_UNKNOWN)."""
+        if name not in self._terms.profiles:
+            known = ", ".join(sorted(self._terms.profiles))
+            text = f"there is no device profile {shown(name)}; known are {known}"
+            raise InvalidInput(Reason.PROFILE_UNKNOWN, text, field="profile")
+        return self._terms.profiles[name]
 
     async def publish_tariff(self, command: tariff.PublishTariff) -> Outcome[Tariff]:
         """Publish a version of a tariff."""
@@ -267,6 +272,62 @@ class Office:
             return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
 
         return await self._unbroken(self._moved(meter_id, decide))
+
+    # --- orders ---------------------------------------------------------------------------------
+
+    async def replace_meter(
+        self,
+        request: Request,
+        *,
+        meter_id: str,
+        closing_register_milli: int,
+        opening_register_milli: int,
+        serial: str | None,
+        unit: int | None,
+        profile: str | None,
+        ratio: int | None,
+        max_power_w: int | None,
+        reason: str,
+    ) -> Outcome[Meter]:
+        """Let another device, or a register that began anew, count on for the same account."""
+
+        async def decide() -> Outcome[Meter]:
+            command = meter.ReplaceMeter(
+                request,
+                meter_id,
+                closing_register_milli,
+                opening_register_milli,
+                serial,
+                unit,
+                self._profile(profile or (await self.meter(meter_id)).profile),
+                ratio,
+                max_power_w,
+                reason,
+            )
+            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+        return await self._unbroken(self._moved(meter_id, decide))
+
+    async def change_ratio(
+        self, request: Request, meter_id: str, ratio: int, register_milli: int | None, reason: str
+    ) -> Outcome[Meter]:
+        """Let the register count for another energy, of the same account."""
+
+        async def decide() -> Outcome[Meter]:
+            device = self._profile((await self.meter(meter_id)).profile)
+            charged = await self._charged(meter_id)
+            command = meter.ChangeRatio(
+                request, meter_id, ratio, register_milli, charged, device, reason
+            )
+            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+
+        return await self._unbroken(self._moved(meter_id, decide))
+
+    async def order(self, command: meter.ResolveReading | meter.ForceRelay) -> Outcome[Meter]:
+        """Give an order about a meter that stays what and whose it is."""
+        return await self._book.submit(Meter, command.meter_id, partial(_on, meter.decide, command))
+
+    # --- what is half done ------------------------------------------------------------------------
 
     async def complete(self) -> int:
         """Do what of assignments is half done; return how many steps that took."""

@@ -226,7 +226,7 @@ class Relay:
             event, state, hash_ = await self._decided_of(stored)
             ledger.append(self._ledger_event(stored, event, root))
             if stored.revision >= self._newest.get(stored.stream, 0) or isinstance(state, Tariff):
-                fact = fact_of(state, event, book_epoch=self._book_epoch, shards=self._shards)
+                fact = fact_of(state, book_epoch=self._book_epoch, shards=self._shards)
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
             root = _next(root, stored, hash_)
         await self._publisher.publish(ledger)

@@ -56,6 +56,14 @@ def request_id_of(text: str) -> str:
     return str(found)
 
 
+def check_uuid(field: str, value: str) -> None:
+    """Refuse what is no id of a reading or a notice, as alarms and notices tell them."""
+    if not _UUID.fullmatch(value):
+        raise invalid(
+            field, f"{shown(value)} is no id of that kind; write the UUID as it is told, in full"
+        )
+
+
 def check_id(field: str, value: str) -> None:
     """Refuse an id outside the pattern of ids."""
     if not _ID.fullmatch(value):
@@ -114,17 +122,17 @@ def check_amount(field: str, amount_minor: int) -> None:
         )
 
 
-def check_register(register_milli: int | None) -> None:
+def check_register(register_milli: int | None, field: str = "register_milli") -> None:
     """Refuse a register that no meter can show."""
     if register_milli is None:
         return
     if register_milli < 0:
         raise invalid(
-            "register_milli",
+            field,
             f"{register_milli} is below 0; write the register in thousandths of its unit (Wh)",
             Reason.REGISTER_NEGATIVE,
         )
-    check_between("register_milli", register_milli, 0, REGISTER_MILLI_MAX)
+    check_between(field, register_milli, 0, REGISTER_MILLI_MAX)
 
 
 def check_product_serial(address: str) -> None:

@@ -12,7 +12,6 @@ from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.values import value_class
 from services.vending.domain.account import Account
 from services.vending.domain.event_store import StreamId
-from services.vending.domain.events import Event, MeterAssigned
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
@@ -36,8 +35,8 @@ class Fact:
     event_id: UUID
 
 
-def fact_of(state: State, event: Event, *, book_epoch: int, shards: int) -> Fact:
-    """Return the fact that an event makes known; `state` is its stream's after it.
+def fact_of(state: State, *, book_epoch: int, shards: int) -> Fact:
+    """Return the fact that an event makes known; `state`: its stream's after it.
 
     Sites, tariffs and policies go to every shard when they are published: before the first account
     that uses them, because the relay keeps the order of the store.
@@ -61,7 +60,7 @@ def fact_of(state: State, event: Event, *, book_epoch: int, shards: int) -> Fact
             where, log_key, name = (state.shard,), state.account_id, state.account_id
         case Meter():
             kind, entity, record = "meter", f"meters/{state.meter_id}", _meter(state)
-            where, log_key, name = _meter_shards(state, event), state.account_id, state.meter_id
+            where, log_key, name = _meter_shards(state), state.account_id, state.meter_id
     revision = state.answers.revision
     record |= {"book_epoch": book_epoch, "revision": revision}
     stream = stream_of(type(state), name)
@@ -80,11 +79,13 @@ def fact_id(subject: str, stream: StreamId, book_epoch: int, revision: int) -> U
     return name_uuid(subject, stream, book_epoch, revision)
 
 
-def _meter_shards(state: Meter, event: Event) -> tuple[int, ...]:
-    """Return the shard that the meter leaves, if another, and the one that it enters."""
-    if not isinstance(event, MeterAssigned):
-        return (state.shard,)
-    return tuple(dict.fromkeys((event.previous_shard, event.shard)))
+def _meter_shards(state: Meter) -> tuple[int, ...]:
+    """Return the shard that the meter left last, if another, and the one in which it stands.
+
+    Of every fact: after a raise of the book epoch the newest comes alone, and must say all.
+    """
+    left = () if state.previous is None else (state.previous.shard,)
+    return tuple(dict.fromkeys((*left, state.shard)))
 
 
 def _fields(state: State, names: Iterable[str]) -> dict[str, Any]:
@@ -135,19 +136,19 @@ def _meter(state: Meter) -> dict[str, Any]:
             "shard",
             "currency",
             "legal_entity",
+            "opening_register_milli",
+            "closing_register_milli",
+            "register_max_milli",
+            "forced",
+            "resolves_reading_id",
+            "resolution",
         ),
     ) | {
         "account_key": column_key("account", state.account_id),
-        "opening_register_milli": state.register_milli,
         "previous_account_id": previous.account_id if previous else None,
         "previous_account_key": key,
         "previous_shard": previous.shard if previous else None,
         "previous_epoch": previous.epoch if previous else None,
-        "closing_register_milli": state.register_milli if previous else None,
-        "register_max_milli": None,
-        "forced": None,
-        "resolves_reading_id": None,
-        "resolution": None,
     }
 
 

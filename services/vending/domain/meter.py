@@ -1,11 +1,15 @@
 """A meter: what it is, where it hangs, whose it is. Assignment is decided here, in its stream.
 
 A meter without a customer belongs to its own house account, so every interval of energy has exactly
-one owner. Each change of owner raises the epoch and carries the register at which it happened.
+one owner. Each change of owner, device, register or ratio raises the epoch and carries the register
+at which it happened.
 """
+
+from typing import Any
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.ids import column_key, house_account_id
+from services.common.kernel.profiles import MqttProfile, Profile
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
@@ -20,13 +24,27 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import Event, MeterAssigned, MeterRegistered
+from services.vending.domain.events import (
+    Event,
+    MeterAssigned,
+    MeterHoldResolved,
+    MeterRatioChanged,
+    MeterRegistered,
+    MeterReplaced,
+    RelayForced,
+)
 from services.vending.domain.gateway import MQTT, Gateway
 from services.vending.domain.site import Site
 
 FIRST_EPOCH = 1
 UNIT_MAX = 247
 POWER_W_MAX = 10**10
+RESOLUTIONS = ("accept", "reject")
+PREPAID = "prepaid"
+POSITIONS = ("off", "on", PREPAID)
+ELECTRICITY = "electricity"
+COMMAND = "command"
+"""Source of what the caller said himself."""
 
 
 @value_class
@@ -42,8 +60,10 @@ class Previous:
 class Meter:
     """The folded stream of a meter.
 
-    `register_milli`: where the present account begins and the previous one ended; None at the first
-    epoch, which the first reading opens.
+    The present epoch begins at `opening_register_milli`, the one before ended at
+    `closing_register_milli`: both None at the first epoch, which the first reading opens. Of a
+    present epoch are also the last judgement of a held reading, `resolves_reading_id` and
+    `resolution`. `forced`: off or on by a person's order; None: as the balance says.
     """
 
     answers: Answers
@@ -58,6 +78,8 @@ class Meter:
     commodity: str
     ratio: int
     max_power_w: int | None
+    max_power_source: str | None
+    register_max_milli: int | None
     currency: str
     legal_entity: str
     house_account_id: str
@@ -65,21 +87,30 @@ class Meter:
     account_id: str
     shard: int
     epoch: int = FIRST_EPOCH
-    register_milli: int | None = None
+    opening_register_milli: int | None = None
+    closing_register_milli: int | None = None
     previous: Previous | None = None
+    resolves_reading_id: str | None = None
+    resolution: str | None = None
+    forced: str | None = None
 
     @property
     def is_house(self) -> bool:
         """Whether no customer has the meter."""
         return self.account_id == self.house_account_id
 
+    @property
+    def said_power_w(self) -> int | None:
+        """What a caller said of the load behind the meter: it stays whatever hangs before it."""
+        return self.max_power_w if self.max_power_source == COMMAND else None
+
 
 @value_class
 class RegisterMeter:
     """A meter shall exist, its house's at epoch 1.
 
-    `gateway` and `site`: what they stand for, None where nothing. `profile_speaks_mqtt`: of the
-    profile. `unit` 1..247 on a bus, 0 over MQTT; `ratio` CT x PT.
+    `gateway` and `site`: what they stand for, None where nothing. `unit` 1..247 on a bus, 0 over
+    MQTT; `ratio` CT x PT. `max_power_w` None: what the profile says, if it does.
     """
 
     request: Request
@@ -87,14 +118,13 @@ class RegisterMeter:
     serial: str
     gateway_id: str
     unit: int
-    profile: str
+    profile: Profile
     commodity: str
     ratio: int
     max_power_w: int | None
     house_shard: int
     gateway: Gateway | None
     site: Site | None
-    profile_speaks_mqtt: bool
 
     def __post_init__(self) -> None:
         """Refuse what no meter can be."""
@@ -104,8 +134,7 @@ class RegisterMeter:
         checks.check_choice("commodity", self.commodity, checks.COMMODITIES)
         checks.check_between("ratio", self.ratio, 1, checks.RATIO_MAX)
         checks.check_between("unit", self.unit, 0, UNIT_MAX)
-        if self.max_power_w is not None:
-            checks.check_between("max_power_w", self.max_power_w, 1, POWER_W_MAX)
+        _check_power(self.max_power_w)
 
 
 @value_class
@@ -145,6 +174,103 @@ class ReleaseMeter:
         checks.check_register(self.register_milli)
 
 
+@value_class
+class ReplaceMeter:
+    """Another device, or a register that began anew: closing and opening are exact.
+
+    `serial`, `unit`, `ratio`, `max_power_w`: None where they stay. `profile`: that of the device
+    that hangs there now.
+    """
+
+    request: Request
+    meter_id: str
+    closing_register_milli: int
+    opening_register_milli: int
+    serial: str | None
+    unit: int | None
+    profile: Profile
+    ratio: int | None
+    max_power_w: int | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no device and no register can be."""
+        checks.check_id("meter_id", self.meter_id)
+        checks.check_register(self.closing_register_milli, "closing_register_milli")
+        checks.check_register(self.opening_register_milli, "opening_register_milli")
+        if self.serial is not None:
+            checks.check_serial(self.serial)
+        if self.unit is not None:
+            checks.check_between("unit", self.unit, 0, UNIT_MAX)
+        if self.ratio is not None:
+            checks.check_between("ratio", self.ratio, 1, checks.RATIO_MAX)
+        _check_power(self.max_power_w)
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class ChangeRatio:
+    """The register counts for another energy from here on, as AssignMeter says of the register."""
+
+    request: Request
+    meter_id: str
+    ratio: int
+    register_milli: int | None
+    charged_register_milli: int | None
+    profile: Profile
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("meter_id", self.meter_id)
+        checks.check_between("ratio", self.ratio, 1, checks.RATIO_MAX)
+        checks.check_register(self.register_milli)
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class ResolveReading:
+    """A person says what a held reading is: accept, it is true; reject, it is not."""
+
+    request: Request
+    meter_id: str
+    reading_id: str
+    resolution: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("meter_id", self.meter_id)
+        checks.check_uuid("reading_id", self.reading_id)
+        checks.check_choice("resolution", self.resolution, RESOLUTIONS)
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class ForceRelay:
+    """The relay shall be off or on whatever the balance, or prepaid: as the balance says."""
+
+    request: Request
+    meter_id: str
+    position: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("meter_id", self.meter_id)
+        checks.check_choice("position", self.position, POSITIONS)
+        checks.check_text("reason", self.reason)
+
+
+Order = AssignMeter | ReleaseMeter | ReplaceMeter | ChangeRatio | ResolveReading | ForceRelay
+"""What may happen to a meter that exists."""
+
+
+def _check_power(max_power_w: int | None) -> None:
+    if max_power_w is not None:
+        checks.check_between("max_power_w", max_power_w, 1, POWER_W_MAX)
+
+
 def meter_not_found(meter_id: str) -> Rejection:
     """Return the refusal of a command on a meter that is not there."""
     return Rejection(
@@ -152,7 +278,7 @@ def meter_not_found(meter_id: str) -> Rejection:
     )
 
 
-def decide(state: Meter | None, command: RegisterMeter | AssignMeter | ReleaseMeter) -> Decision:
+def decide(state: Meter | None, command: RegisterMeter | Order) -> Decision:
     """Return what a command does to a meter, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
@@ -166,9 +292,23 @@ def decide(state: Meter | None, command: RegisterMeter | AssignMeter | ReleaseMe
         return _register(command)
     if state is None:
         return meter_not_found(command.meter_id)
-    if isinstance(command, AssignMeter):
-        return _assign(state, command)
-    return _release(state, command)
+    return _obey(state, command)
+
+
+def _obey(state: Meter, order: Order) -> Decision:
+    match order:
+        case AssignMeter():
+            return _assign(state, order)
+        case ReleaseMeter():
+            return _release(state, order)
+        case ReplaceMeter():
+            return _replace(state, order)
+        case ChangeRatio():
+            return _change_ratio(state, order)
+        case ResolveReading():
+            return Accepted((_resolved(state, order),))
+        case ForceRelay():
+            return _force(state, order)
 
 
 def _register(command: RegisterMeter) -> Decision:
@@ -179,18 +319,8 @@ def _register(command: RegisterMeter) -> Decision:
             f"there is no gateway {command.gateway_id!r}; register it first",
             "gateway_id",
         )
-    over_mqtt = gateway.protocol == MQTT
-    if over_mqtt != command.profile_speaks_mqtt:
-        return Rejection(
-            Reason.INVALID_ARGUMENT,
-            f"profile {command.profile} does not speak {gateway.protocol}, which gateway "
-            f"{gateway.gateway_id} does; choose another profile",
-            "profile",
-        )
-    if over_mqtt != (command.unit == 0):
-        wanted = "0: over MQTT there is no bus address" if over_mqtt else f"1 to {UNIT_MAX}"
-        text = f"unit {command.unit} is no bus address here; write {wanted}"
-        return Rejection(Reason.INVALID_ARGUMENT, text, "unit")
+    if problem := _cannot_speak(command.profile, gateway.protocol == MQTT, command.unit):
+        return problem
     return Accepted(
         (
             MeterRegistered(
@@ -202,17 +332,45 @@ def _register(command: RegisterMeter) -> Decision:
                 gateway_id=gateway.gateway_id,
                 line_id=gateway.line_id,
                 unit=command.unit,
-                profile=command.profile,
+                profile=command.profile.name,
                 commodity=command.commodity,
                 ratio=command.ratio,
-                max_power_w=command.max_power_w,
                 house_account_id=house_account_id(command.meter_id),
                 house_shard=command.house_shard,
                 currency=site.currency,
                 legal_entity=site.legal_entity,
+                register_max_milli=command.profile.register_max_milli,
+                **_bound(command.max_power_w, command.profile, command.commodity, command.ratio),
             ),
         )
     )
+
+
+def _cannot_speak(profile: Profile, over_mqtt: bool, unit: int) -> Rejection | None:
+    """Return why a device cannot be reached at a gateway; None where it can."""
+    if over_mqtt != isinstance(profile, MqttProfile):
+        text = (
+            f"profile {profile.name} does not speak what the gateway does; choose another profile"
+        )
+        return Rejection(Reason.INVALID_ARGUMENT, text, "profile")
+    if over_mqtt != (unit == 0):
+        wanted = "0: over MQTT there is no bus address" if over_mqtt else f"1 to {UNIT_MAX}"
+        text = f"unit {unit} is no bus address here; write {wanted}"
+        return Rejection(Reason.INVALID_ARGUMENT, text, "unit")
+    return None
+
+
+def _bound(said_w: int | None, profile: Profile, commodity: str, ratio: int) -> dict[str, Any]:
+    """Return the most that flows behind the meter, primary side, and who says so.
+
+    What the caller said, else what the profile states, times the ratio; None where nobody does.
+    """
+    if said_w is not None:
+        return {"max_power_w": said_w, "max_power_source": COMMAND}
+    if profile.max_power_w is None or commodity != ELECTRICITY:
+        return {"max_power_w": None, "max_power_source": None}
+    most_w = min(profile.max_power_w * ratio, POWER_W_MAX)
+    return {"max_power_w": most_w, "max_power_source": "profile"}
 
 
 def _assign(state: Meter, command: AssignMeter) -> Decision:
@@ -255,15 +413,9 @@ def _release(state: Meter, command: ReleaseMeter) -> Decision:
 def _moved(
     state: Meter, command: AssignMeter | ReleaseMeter, account_id: str, shard: int
 ) -> Decision:
-    from_command = command.register_milli is not None
-    register_milli = command.register_milli if from_command else command.charged_register_milli
-    if register_milli is None:
-        return Rejection(
-            Reason.NO_READING_YET,
-            f"no reading of meter {state.meter_id} was charged in its epoch {state.epoch}; "
-            "wait for one, or read the meter and give register_milli",
-            "register_milli",
-        )
+    register = _register_of(state, command)
+    if isinstance(register, Rejection):
+        return register
     return Accepted(
         (
             MeterAssigned(
@@ -273,48 +425,205 @@ def _moved(
                 account_id=account_id,
                 is_house=account_id == state.house_account_id,
                 shard=shard,
-                register_milli=register_milli,
-                register_source="command" if from_command else "last-charged",
                 previous_account_id=state.account_id,
                 previous_shard=state.shard,
+                **register,
             ),
         )
     )
+
+
+def _register_of(
+    state: Meter, command: AssignMeter | ReleaseMeter | ChangeRatio
+) -> dict[str, Any] | Rejection:
+    """Return the register at which an epoch ends, and who says so."""
+    if command.register_milli is not None:
+        return {"register_milli": command.register_milli, "register_source": COMMAND}
+    if command.charged_register_milli is not None:
+        charged_milli = command.charged_register_milli
+        return {"register_milli": charged_milli, "register_source": "last-charged"}
+    return Rejection(
+        Reason.NO_READING_YET,
+        f"no reading of meter {state.meter_id} was charged in its epoch {state.epoch}; "
+        "wait for one, or read the meter and give register_milli",
+        "register_milli",
+    )
+
+
+def _replace(state: Meter, command: ReplaceMeter) -> Decision:
+    unit = state.unit if command.unit is None else command.unit
+    if problem := _cannot_speak(command.profile, state.unit == 0, unit):
+        return problem
+    ratio = command.ratio or state.ratio
+    said_w = state.said_power_w if command.max_power_w is None else command.max_power_w
+    return Accepted(
+        (
+            MeterReplaced(
+                **stamp(command.request),
+                meter_id=state.meter_id,
+                epoch=state.epoch + 1,
+                serial=command.serial or state.serial,
+                previous_serial=state.serial,
+                line_id=state.line_id,
+                unit=unit,
+                previous_unit=state.unit,
+                profile=command.profile.name,
+                ratio=ratio,
+                register_max_milli=command.profile.register_max_milli,
+                closing_register_milli=command.closing_register_milli,
+                opening_register_milli=command.opening_register_milli,
+                reason=command.reason,
+                **_bound(said_w, command.profile, state.commodity, ratio),
+            ),
+        )
+    )
+
+
+def _change_ratio(state: Meter, command: ChangeRatio) -> Decision:
+    if command.ratio == state.ratio:
+        return _nothing_changes(f"meter {state.meter_id} has ratio {state.ratio}", "ratio")
+    register = _register_of(state, command)
+    if isinstance(register, Rejection):
+        return register
+    return Accepted(
+        (
+            MeterRatioChanged(
+                **stamp(command.request),
+                meter_id=state.meter_id,
+                epoch=state.epoch + 1,
+                ratio=command.ratio,
+                previous_ratio=state.ratio,
+                reason=command.reason,
+                **register,
+                **_bound(state.said_power_w, command.profile, state.commodity, command.ratio),
+            ),
+        )
+    )
+
+
+def _resolved(state: Meter, command: ResolveReading) -> MeterHoldResolved:
+    # The book does not know what is held: metering ignores a reading that is not.
+    return MeterHoldResolved(
+        **stamp(command.request),
+        meter_id=state.meter_id,
+        epoch=state.epoch,
+        reading_id=command.reading_id,
+        resolution=command.resolution,
+        reason=command.reason,
+    )
+
+
+def _force(state: Meter, command: ForceRelay) -> Decision:
+    if command.position == (state.forced or PREPAID):
+        what = f"the relay of meter {state.meter_id} is {command.position} by order"
+        return _nothing_changes(what, "position")
+    forced = RelayForced(
+        **stamp(command.request),
+        meter_id=state.meter_id,
+        position=command.position,
+        reason=command.reason,
+    )
+    return Accepted((forced,))
+
+
+def _nothing_changes(what: str, field: str) -> Rejection:
+    return Rejection(Reason.NOTHING_CHANGES, f"{what} already; nothing is to do", field)
 
 
 def evolve(state: Meter | None, event: Event) -> Meter:
     """Return the meter after an event of its stream."""
     match state, event:
         case None, MeterRegistered():
-            return Meter(
-                Answers().after(event),
-                event.meter_id,
-                event.meter_key,
-                event.serial,
-                event.site_id,
-                event.gateway_id,
-                event.line_id,
-                event.unit,
-                event.profile,
-                event.commodity,
-                event.ratio,
-                event.max_power_w,
-                event.currency,
-                event.legal_entity,
-                event.house_account_id,
-                event.house_shard,
-                event.house_account_id,
-                event.house_shard,
-            )
+            return _first(event)
         case Meter(), MeterAssigned():
+            return _next_epoch(
+                state,
+                event,
+                event.register_milli,
+                event.register_milli,
+                account_id=event.account_id,
+                shard=event.shard,
+            )
+        case Meter(), MeterReplaced():
+            return _next_epoch(
+                state,
+                event,
+                event.closing_register_milli,
+                event.opening_register_milli,
+                serial=event.serial,
+                unit=event.unit,
+                profile=event.profile,
+                ratio=event.ratio,
+                max_power_w=event.max_power_w,
+                max_power_source=event.max_power_source,
+                register_max_milli=event.register_max_milli,
+            )
+        case Meter(), MeterRatioChanged():
+            return _next_epoch(
+                state,
+                event,
+                event.register_milli,
+                event.register_milli,
+                ratio=event.ratio,
+                max_power_w=event.max_power_w,
+                max_power_source=event.max_power_source,
+            )
+        case Meter(), MeterHoldResolved():
             return changed(
                 state,
                 answers=state.answers.after(event),
-                epoch=event.epoch,
-                account_id=event.account_id,
-                shard=event.shard,
-                register_milli=event.register_milli,
-                previous=Previous(event.previous_account_id, event.previous_shard, state.epoch),
+                resolves_reading_id=event.reading_id,
+                resolution=event.resolution,
             )
+        case Meter(), RelayForced():
+            forced = None if event.position == PREPAID else event.position
+            return changed(state, answers=state.answers.after(event), forced=forced)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into a meter's stream here")
+
+
+def _first(event: MeterRegistered) -> Meter:
+    said = event.max_power_w is not None and event.max_power_source is None
+    return Meter(
+        Answers().after(event),
+        event.meter_id,
+        event.meter_key,
+        event.serial,
+        event.site_id,
+        event.gateway_id,
+        event.line_id,
+        event.unit,
+        event.profile,
+        event.commodity,
+        event.ratio,
+        event.max_power_w,
+        COMMAND if said else event.max_power_source,  # events of before say a bound, and no source
+        event.register_max_milli,
+        event.currency,
+        event.legal_entity,
+        event.house_account_id,
+        event.house_shard,
+        event.house_account_id,
+        event.house_shard,
+    )
+
+
+def _next_epoch(
+    state: Meter,
+    event: MeterAssigned | MeterReplaced | MeterRatioChanged,
+    closing_milli: int,
+    opening_milli: int,
+    **changes: Any,
+) -> Meter:
+    """Return the meter in its next epoch: what was held in the one before is settled by it."""
+    return changed(
+        state,
+        answers=state.answers.after(event),
+        epoch=event.epoch,
+        closing_register_milli=closing_milli,
+        opening_register_milli=opening_milli,
+        previous=Previous(state.account_id, state.shard, state.epoch),
+        resolves_reading_id=None,
+        resolution=None,
+        **changes,
+    )

@@ -205,6 +205,9 @@ class Meter(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     OPENING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    MAX_POWER_W_FIELD_NUMBER: _builtins.int
+    REGISTER_MAX_MILLI_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
     meter_id: _builtins.str
     serial: _builtins.str
     site_id: _builtins.str
@@ -218,6 +221,10 @@ class Meter(_message.Message):
     """empty: the house's"""
     shard: _builtins.int
     opening_register_milli: _builtins.int
+    max_power_w: _builtins.int
+    register_max_milli: _builtins.int
+    forced: _builtins.str
+    """off, on; empty: as the balance says"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -236,14 +243,26 @@ class Meter(_message.Message):
         shard: _builtins.int = ...,
         opening_register_milli: _builtins.int | None = ...,
         version: Global___BookVersion | None = ...,
+        max_power_w: _builtins.int | None = ...,
+        register_max_milli: _builtins.int | None = ...,
+        forced: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_opening_register_milli", b"_opening_register_milli", "opening_register_milli", b"opening_register_milli", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_opening_register_milli", b"_opening_register_milli", "_register_max_milli", b"_register_max_milli", "max_power_w", b"max_power_w", "opening_register_milli", b"opening_register_milli", "register_max_milli", b"register_max_milli", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_opening_register_milli", b"_opening_register_milli", "account_id", b"account_id", "commodity", b"commodity", "epoch", b"epoch", "gateway_id", b"gateway_id", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "serial", b"serial", "shard", b"shard", "site_id", b"site_id", "unit", b"unit", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_opening_register_milli", b"_opening_register_milli", "_register_max_milli", b"_register_max_milli", "account_id", b"account_id", "commodity", b"commodity", "epoch", b"epoch", "forced", b"forced", "gateway_id", b"gateway_id", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "register_max_milli", b"register_max_milli", "serial", b"serial", "shard", b"shard", "site_id", b"site_id", "unit", b"unit", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_power_w: _TypeAlias = _typing.Literal["max_power_w"]  # noqa: Y015
+    _WhichOneofArgType__max_power_w: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w"]  # noqa: Y015
     _WhichOneofReturnType__opening_register_milli: _TypeAlias = _typing.Literal["opening_register_milli"]  # noqa: Y015
     _WhichOneofArgType__opening_register_milli: _TypeAlias = _typing.Literal["_opening_register_milli", b"_opening_register_milli"]  # noqa: Y015
+    _WhichOneofReturnType__register_max_milli: _TypeAlias = _typing.Literal["register_max_milli"]  # noqa: Y015
+    _WhichOneofArgType__register_max_milli: _TypeAlias = _typing.Literal["_register_max_milli", b"_register_max_milli"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_power_w) -> _WhichOneofReturnType__max_power_w | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__opening_register_milli) -> _WhichOneofReturnType__opening_register_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__register_max_milli) -> _WhichOneofReturnType__register_max_milli | None: ...
 
 Global___Meter: _TypeAlias = Meter  # noqa: Y015
 
@@ -274,6 +293,7 @@ class RegisterMeterRequest(_message.Message):
     ratio: _builtins.int
     """CT x PT, >= 1"""
     max_power_w: _builtins.int
+    """absent: what the profile states, times the ratio"""
     def __init__(
         self,
         *,
@@ -698,6 +718,170 @@ class ReleaseMeterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__register_milli) -> _WhichOneofReturnType__register_milli | None: ...
 
 Global___ReleaseMeterRequest: _TypeAlias = ReleaseMeterRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceMeterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    CLOSING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    OPENING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    RATIO_FIELD_NUMBER: _builtins.int
+    MAX_POWER_W_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    meter_id: _builtins.str
+    closing_register_milli: _builtins.int
+    """the epoch until now ends here, exactly"""
+    opening_register_milli: _builtins.int
+    """the next one begins here"""
+    reason: _builtins.str
+    serial: _builtins.str
+    """Absent: as it was."""
+    unit: _builtins.int
+    profile: _builtins.str
+    ratio: _builtins.int
+    max_power_w: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        closing_register_milli: _builtins.int = ...,
+        opening_register_milli: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        serial: _builtins.str | None = ...,
+        unit: _builtins.int | None = ...,
+        profile: _builtins.str | None = ...,
+        ratio: _builtins.int | None = ...,
+        max_power_w: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_profile", b"_profile", "_ratio", b"_ratio", "_serial", b"_serial", "_unit", b"_unit", "max_power_w", b"max_power_w", "profile", b"profile", "ratio", b"ratio", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_profile", b"_profile", "_ratio", b"_ratio", "_serial", b"_serial", "_unit", b"_unit", "closing_register_milli", b"closing_register_milli", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "reason", b"reason", "request_id", b"request_id", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_power_w: _TypeAlias = _typing.Literal["max_power_w"]  # noqa: Y015
+    _WhichOneofArgType__max_power_w: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w"]  # noqa: Y015
+    _WhichOneofReturnType__profile: _TypeAlias = _typing.Literal["profile"]  # noqa: Y015
+    _WhichOneofArgType__profile: _TypeAlias = _typing.Literal["_profile", b"_profile"]  # noqa: Y015
+    _WhichOneofReturnType__ratio: _TypeAlias = _typing.Literal["ratio"]  # noqa: Y015
+    _WhichOneofArgType__ratio: _TypeAlias = _typing.Literal["_ratio", b"_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__serial: _TypeAlias = _typing.Literal["serial"]  # noqa: Y015
+    _WhichOneofArgType__serial: _TypeAlias = _typing.Literal["_serial", b"_serial"]  # noqa: Y015
+    _WhichOneofReturnType__unit: _TypeAlias = _typing.Literal["unit"]  # noqa: Y015
+    _WhichOneofArgType__unit: _TypeAlias = _typing.Literal["_unit", b"_unit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_power_w) -> _WhichOneofReturnType__max_power_w | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__profile) -> _WhichOneofReturnType__profile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ratio) -> _WhichOneofReturnType__ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__serial) -> _WhichOneofReturnType__serial | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unit) -> _WhichOneofReturnType__unit | None: ...
+
+Global___ReplaceMeterRequest: _TypeAlias = ReplaceMeterRequest  # noqa: Y015
+
+@_typing.final
+class ChangeRatioRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    RATIO_FIELD_NUMBER: _builtins.int
+    REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    meter_id: _builtins.str
+    ratio: _builtins.int
+    register_milli: _builtins.int
+    """From which register on; absent: the last one charged, else NO_READING_YET."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        ratio: _builtins.int = ...,
+        register_milli: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "meter_id", b"meter_id", "ratio", b"ratio", "reason", b"reason", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
+    _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__register_milli) -> _WhichOneofReturnType__register_milli | None: ...
+
+Global___ChangeRatioRequest: _TypeAlias = ChangeRatioRequest  # noqa: Y015
+
+@_typing.final
+class ResolveReadingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    READING_ID_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    meter_id: _builtins.str
+    reading_id: _builtins.str
+    """of the held reading, as its alarm tells it"""
+    resolution: _builtins.str
+    """accept, reject"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        reading_id: _builtins.str = ...,
+        resolution: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "request_id", b"request_id", "resolution", b"resolution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveReadingRequest: _TypeAlias = ResolveReadingRequest  # noqa: Y015
+
+@_typing.final
+class ForceRelayRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    meter_id: _builtins.str
+    position: _builtins.str
+    """off, on; prepaid: as the balance says again"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        position: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter_id", b"meter_id", "position", b"position", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForceRelayRequest: _TypeAlias = ForceRelayRequest  # noqa: Y015
 
 @_typing.final
 class SellRequest(_message.Message):

@@ -80,6 +80,26 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseMeterRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
                 _registered_method=True)
+        self.ReplaceMeter = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ReplaceMeter',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReplaceMeterRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+                _registered_method=True)
+        self.ChangeRatio = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ChangeRatio',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ChangeRatioRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+                _registered_method=True)
+        self.ResolveReading = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ResolveReading',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ResolveReadingRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+                _registered_method=True)
+        self.ForceRelay = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ForceRelay',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ForceRelayRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+                _registered_method=True)
         self.Sell = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/Sell',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.SerializeToString,
@@ -181,6 +201,33 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceMeter(self, request, context):
+        """Another device, a reset, an accepted rollover: a new epoch, same account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRatio(self, request, context):
+        """A new epoch, same account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveReading(self, request, context):
+        """What a person makes of a held reading; metering obeys where it is the one that is held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForceRelay(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Sell(self, request, context):
         """Recovers emergency credit first, then the debt's share; the rest is credited.
         """
@@ -275,6 +322,26 @@ def add_VendingServiceServicer_to_server(servicer, server):
             'ReleaseMeter': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseMeter,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseMeterRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
+            ),
+            'ReplaceMeter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceMeter,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReplaceMeterRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
+            ),
+            'ChangeRatio': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRatio,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ChangeRatioRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
+            ),
+            'ResolveReading': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveReading,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ResolveReadingRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
+            ),
+            'ForceRelay': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForceRelay,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ForceRelayRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
             ),
             'Sell': grpc.unary_unary_rpc_method_handler(
@@ -539,6 +606,114 @@ class VendingService:
             target,
             '/wattvend.vending.v1.VendingService/ReleaseMeter',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseMeterRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceMeter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ReplaceMeter',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ReplaceMeterRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRatio(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ChangeRatio',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ChangeRatioRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveReading(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ResolveReading',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ResolveReadingRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForceRelay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ForceRelay',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ForceRelayRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
             options,
             channel_credentials,

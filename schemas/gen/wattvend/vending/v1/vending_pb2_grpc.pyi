@@ -49,6 +49,13 @@ class VendingServiceStub:
     """Decided in the meter's stream: of two accounts that ask at once, one gets it."""
     ReleaseMeter: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseMeterRequest, _vending_pb2.Meter]
     """Gives the meter back to its house account at the register."""
+    ReplaceMeter: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReplaceMeterRequest, _vending_pb2.Meter]
+    """Another device, a reset, an accepted rollover: a new epoch, same account."""
+    ChangeRatio: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ChangeRatioRequest, _vending_pb2.Meter]
+    """A new epoch, same account."""
+    ResolveReading: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ResolveReadingRequest, _vending_pb2.Meter]
+    """What a person makes of a held reading; metering obeys where it is the one that is held."""
+    ForceRelay: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ForceRelayRequest, _vending_pb2.Meter]
     Sell: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]
     """Recovers emergency credit first, then the debt's share; the rest is credited."""
     GrantEmergencyCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]
@@ -85,6 +92,13 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """Decided in the meter's stream: of two accounts that ask at once, one gets it."""
     ReleaseMeter: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
     """Gives the meter back to its house account at the register."""
+    ReplaceMeter: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReplaceMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
+    """Another device, a reset, an accepted rollover: a new epoch, same account."""
+    ChangeRatio: _aio.UnaryUnaryMultiCallable[_vending_pb2.ChangeRatioRequest, _vending_pb2.Meter]  # type: ignore[assignment]
+    """A new epoch, same account."""
+    ResolveReading: _aio.UnaryUnaryMultiCallable[_vending_pb2.ResolveReadingRequest, _vending_pb2.Meter]  # type: ignore[assignment]
+    """What a person makes of a held reading; metering obeys where it is the one that is held."""
+    ForceRelay: _aio.UnaryUnaryMultiCallable[_vending_pb2.ForceRelayRequest, _vending_pb2.Meter]  # type: ignore[assignment]
     Sell: _aio.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]  # type: ignore[assignment]
     """Recovers emergency credit first, then the debt's share; the rest is credited."""
     GrantEmergencyCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]  # type: ignore[assignment]
@@ -166,6 +180,37 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]:
         """Gives the meter back to its house account at the register."""
+
+    @_abc_1.abstractmethod
+    def ReplaceMeter(
+        self,
+        request: _vending_pb2.ReplaceMeterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]:
+        """Another device, a reset, an accepted rollover: a new epoch, same account."""
+
+    @_abc_1.abstractmethod
+    def ChangeRatio(
+        self,
+        request: _vending_pb2.ChangeRatioRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]:
+        """A new epoch, same account."""
+
+    @_abc_1.abstractmethod
+    def ResolveReading(
+        self,
+        request: _vending_pb2.ResolveReadingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]:
+        """What a person makes of a held reading; metering obeys where it is the one that is held."""
+
+    @_abc_1.abstractmethod
+    def ForceRelay(
+        self,
+        request: _vending_pb2.ForceRelayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]: ...
 
     @_abc_1.abstractmethod
     def Sell(

@@ -1,0 +1,175 @@
+"""Goal: a meter has one owner, whatever is ordered, refused, crashed and repeated.
+
+Method: Hypothesis draws histories of two meters and two accounts: assignments (some cut off by a
+crash after the meter's stream has decided), releases, replacements, new ratios, orders, restarts.
+A clerk's card of each meter says what every answer must be; the office on a real file must give it,
+and after each step no account has what the card does not say.
+"""
+
+import asyncio
+import tempfile
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.kernel.errors import InvalidInput
+from services.vending.adapters.tables import event_of
+from services.vending.domain.events import MeterAssigned, MeterRatioChanged, MeterReplaced
+from services.vending.domain.facts import fact_of
+from services.vending.domain.meter import Meter
+from services.vending.domain.streams import evolve_of, stream_of
+from tests.unit import vending_world
+from tests.unit.test_vending_office import assign_and_crash
+from tests.unit.test_vending_orders import Desk
+
+METERS, ACCOUNTS = ("M1", "M2"), ("A1", "A2")
+SERIALS = ("one", "two", "three")
+NEXT_EPOCH = (MeterAssigned, MeterReplaced, MeterRatioChanged)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`what`: assign, crash (after deciding to assign), release, replace, ratio, force, restart."""
+
+    what: str
+    meter: str = "M1"
+    account: str = "A1"
+    serial: str = "one"
+    ratio: int = 1
+    position: str = "off"
+
+
+@dataclass
+class Card:
+    """What a clerk writes on a meter's card. `owner`: "" for the house."""
+
+    serial: str
+    owner: str = ""
+    epoch: int = 1
+    ratio: int = 1
+    forced: str = "prepaid"
+
+    def answer(self, step: Step, others: list["Card"]) -> str:
+        """Say what is wrong with a step, or do it and say nothing."""
+        match step.what:
+            case "assign" | "crash":
+                if self.owner:
+                    return "METER_ALREADY_ASSIGNED"
+                self.owner = step.account
+            case "release":
+                if not self.owner:
+                    return "METER_NOT_ASSIGNED"
+                self.owner = ""
+            case "replace":
+                if any(other.serial == step.serial for other in others):
+                    return "SERIAL_TAKEN"
+                self.serial = step.serial
+            case "ratio":
+                if self.ratio == step.ratio:
+                    return "NOTHING_CHANGES"
+                self.ratio = step.ratio
+            case _:
+                if self.forced == step.position:
+                    return "NOTHING_CHANGES"
+                self.forced = step.position
+                return ""
+        self.epoch += 1
+        return ""
+
+
+async def said_to(desk: Desk, step: Step) -> str:
+    try:
+        match step.what:
+            case "assign":
+                await desk.assign(step.meter, step.account)
+            case "crash":
+                await assign_and_crash(desk, desk.ask(), step.account, step.meter)
+            case "release":
+                await desk.release(step.meter)
+            case "replace":
+                await desk.replace(meter_id=step.meter, serial=step.serial)
+            case "ratio":
+                await desk.ratio(step.ratio, 5_000, step.meter)
+            case _:
+                await desk.force(step.position, step.meter)
+    except InvalidInput as refused:
+        return refused.reason.value
+    return ""
+
+
+async def check(desk: Desk, cards: dict[str, Card], *, told: bool) -> None:
+    """Compare the book with the cards; `told`: no account has anything left to hear."""
+    for name, card in cards.items():
+        state = await desk.office.meter(name)
+        assert (state.epoch, state.serial, state.ratio) == (card.epoch, card.serial, card.ratio)
+        assert (state.forced or "prepaid") == card.forced
+        assert ("" if state.is_house else state.account_id) == card.owner
+        has = [a for a in ACCOUNTS if (await desk.office.account(a)).has(name)]
+        assert len(has) <= 1
+        if told:
+            assert has == ([card.owner] if card.owner else [])
+
+
+async def check_stream(desk: Desk, name: str) -> None:
+    """Follow a meter's stream: epochs are dense, owners change by assignment alone."""
+    stream, before = stream_of(Meter, name), None
+    for stored in await desk.store.read(stream):
+        event = event_of(stored)
+        after = evolve_of(stream)(before, event)
+        assert isinstance(after, Meter)
+        if isinstance(before, Meter):
+            raised = isinstance(event, NEXT_EPOCH)
+            assert after.epoch == before.epoch + raised
+            if not isinstance(event, MeterAssigned):
+                assert (after.account_id, after.shard) == (before.account_id, before.shard)
+            record = fact_of(after, book_epoch=1, shards=8).record
+            if raised:
+                assert record["previous_epoch"] == before.epoch
+                assert record["previous_account_id"] == before.account_id
+                assert record["previous_shard"] == before.shard
+        before = after
+
+
+async def follow(history: list[Step], path: Path) -> None:
+    cards = {name: Card(f"serial-{name}") for name in METERS}
+    async with vending_world.world(path) as opened:
+        await opened.mall()
+        await opened.meter("M2", unit=2)
+        await opened.account("A2")
+    for is_restart, steps in groupby(history, lambda step: step.what == "restart"):
+        if is_restart:
+            continue
+        async with vending_world.world(path) as opened:
+            desk = Desk(**vars(opened))
+            await desk.office.complete()
+            for step in steps:
+                others = [card for name, card in cards.items() if name != step.meter]
+                assert await said_to(desk, step) == cards[step.meter].answer(step, others)
+                await check(desk, cards, told=not desk.tables.todos())
+            await desk.office.complete()
+            await check(desk, cards, told=True)
+            for name in METERS:
+                await check_stream(desk, name)
+
+
+def any_step() -> st.SearchStrategy[Step]:
+    whats = ["assign", "assign", "crash", "release", "replace", "ratio", "force", "restart"]
+    return st.builds(
+        Step,
+        st.sampled_from(whats),
+        st.sampled_from(METERS),
+        st.sampled_from(ACCOUNTS),
+        st.sampled_from(SERIALS),
+        st.integers(1, 2),
+        st.sampled_from(["off", "on", "prepaid"]),
+    )
+
+
+@given(st.lists(any_step(), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_a_meter_has_one_owner_and_dense_epochs_whatever_is_ordered(history: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(follow(history, Path(directory) / "events.sqlite"))
