@@ -6,6 +6,7 @@ history shrinks to a few lines, and most of what is drawn is what the field woul
 follow from each other, registers that count upwards, with every disorder of the field mixed in.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -68,6 +69,36 @@ THRESHOLDS_NANO = (  # alarm 1, alarm 2, overdraft, restore
     (8 * KWH_NANO, 8 * KWH_NANO, 2 * KWH_NANO, -1),
     (-KWH_NANO, -3 * KWH_NANO, KWH_NANO, KWH_NANO),
 )
+RULES = (
+    None,
+    {"hysteresis_nano": KWH_NANO, "grace_minutes": 1},
+    {"grace_minutes": 3, "qualities": "AM"},
+    {
+        "zone": "Asia/Shanghai",  # where histories begin on a Friday at 16:00
+        "no_cut": [
+            {"days": [WEEKDAY], "begins": "16:04", "ends": "16:30"},
+            {"days": [WEEKDAY, WEEKEND], "begins": "22:00", "ends": "08:00"},
+            {"days": [HOLIDAY], "begins": "00:00", "ends": "00:00"},
+        ],
+        "holidays": ["2027-01-18"],
+        "workdays": ["2027-01-16"],
+    },
+    {
+        "zone": "America/St_Johns",
+        "no_cut": [
+            {"days": [*EVERY_DAY], "begins": "00:01", "ends": "02:30"},
+            {"days": [WEEKEND], "begins": "23:59", "ends": "00:02"},
+        ],
+        "hysteresis_nano": 7,
+    },
+    {
+        "zone": "Australia/Lord_Howe",
+        "no_cut": [{"days": [WEEKDAY], "begins": "19:05", "ends": "19:05"}],
+        "hysteresis_nano": 3 * KWH_NANO,
+        "qualities": "AVE",
+    },
+)
+"""Rules of policies, as documents."""
 LEASES_MS = (300_000, 60_001, 1)
 EVIDENCE_AGES_MS = (900_000, 60_000, 0)
 RATIOS = (1, 1, 1, 1, 40, 1, 2_000_000_000)
@@ -152,6 +183,7 @@ class Read(NamedTuple):
     use_milli: int = 300
     age_ms: int = 0
     relay_bits: int = RELAY_REPORTED | 7
+    quality: str = "A"
 
 
 class Frame(NamedTuple):
@@ -315,7 +347,7 @@ class Book:
             "restore_nano": restore,
             "lease_ms": LEASES_MS[op.c % len(LEASES_MS)],
             "max_evidence_age_ms": EVIDENCE_AGES_MS[op.d % len(EVIDENCE_AGES_MS)],
-            "rules": None,
+            "rules": _document(RULES[(op.b + op.c + op.d) % len(RULES)]),
             "published_at_ms": self.now_ms,
             "revision": fact["revision"] + 1,
         }
@@ -340,8 +372,8 @@ class Book:
             "credited_nano": _credited(fact, op.d),
             "held_nano": fact["held_nano"],
             "hold_id": None,
-            "keep_power_until_ms": None,
-            "promise_until_ms": None,
+            "keep_power_until_ms": fact.get("keep_power_until_ms"),
+            "promise_until_ms": fact.get("promise_until_ms"),
             "notice_id": None,
             "notice_outcome": None,
             "revision": fact["revision"] + 1,
@@ -365,6 +397,14 @@ class Book:
         self.holds += op.c % 3 != 0
         hold = str(name_uuid("hold", self.holds)) if op.c % 4 else None
         self._account(op, held_nano=CREDITS_NANO[op.b % len(CREDITS_NANO)], hold_id=hold)
+
+    def _order(self, op: Op) -> None:
+        """Keep an account on power, or take its promise, for a while or no longer."""
+        until_ms = (None, self.now_ms + STEPS_MS[op.d % len(STEPS_MS)])[op.c % 4 > 0]
+        if op.b % 2:
+            self._account(op, keep_power_until_ms=until_ms)
+        else:
+            self._account(op, promise_until_ms=until_ms)
 
     def _status(self, op: Op) -> None:
         self._account(op, status=("open", "closing", "closed")[op.b % 3])
@@ -478,13 +518,17 @@ class Book:
             "register_milli": register,
             "rate_registers_milli": (ABSENT_REGISTER,) * 5,
             "ratio": device.ratio,
-            "quality": ord("A"),
+            "quality": ord(read.quality),
             "relay_bits": read.relay_bits,
             "voltage_mv": (ABSENT_ELECTRICAL,) * 3,
             "current_ma": (ABSENT_ELECTRICAL,) * 3,
             "power_w": ABSENT_POWER,
             "power_factor_milli": ABSENT_POWER_FACTOR,
         }
+
+
+def _document(rules: dict[str, Any] | None) -> str | None:
+    return None if rules is None else json.dumps(rules)
 
 
 def _credited(fact: dict[str, Any], more: int) -> int:
@@ -642,7 +686,7 @@ _kinds = st.sampled_from(
     (
         *("sell", "sell", "assign", "wake") * 3,
         *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
-        "tariff",
+        *("tariff", "order"),
         *(
             "overtake",
             "overtake",
@@ -664,6 +708,7 @@ _reads = st.builds(
     st.sampled_from(USES_MILLI),
     st.sampled_from(AGES_MS),
     st.sampled_from(RELAY_BITS),
+    st.sampled_from("AAAAAAVEM"),
 )
 _frames = st.builds(
     Frame, st.sampled_from(STEPS_MS), st.lists(_reads, min_size=1, max_size=9).map(tuple)
@@ -697,6 +742,51 @@ def shapes() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs in which little goes wrong and time passes: what tariffs are about."""
     heads = st.sampled_from(CALENDARED)
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _shape_bodies)
+
+
+def _ruled(number: int) -> tuple[Op | Frame, ...]:
+    """Return a beginning like SETTLED, with less credit, under a policy with rules."""
+    turned = {
+        Op("policy", 0): Op("policy", 0, 0, 0, number),
+        Op("open", 0, 0, 0, 3): Op("open", 0, 0, 0, 2),
+        Op("open", 1, 0, 0, 2): Op("open", 1, 0, 0, 7),
+        Op("register", 2, 4, 1): Op("register", 2),
+    }
+    return tuple(turned.get(op, op) if isinstance(op, Op) else op for op in SETTLED)
+
+
+_arrears_reads = st.builds(
+    Read,
+    st.sampled_from((0, 0, 1, 1, 2)),
+    st.just("next"),
+    st.sampled_from((0, 300, 1_700, 1_700, 9_000)),
+    st.sampled_from((0, 0, 0, 0, 0, 60_001, 900_001)),
+    st.sampled_from(RELAY_BITS),
+    st.sampled_from("AAAAAVEM"),
+)
+_arrears_frames = st.builds(
+    Frame,
+    st.sampled_from((1_000, 30_000, 61_000, 130_000, 300_000, 3_600_000, 21_600_000)),
+    st.lists(_arrears_reads, min_size=1, max_size=3).map(tuple),
+)
+_arrears_ops = st.builds(
+    Op,
+    st.sampled_from((*("sell", "order") * 4, "hold", "policy", "calendar", "assign")),
+    st.sampled_from((0, 0, 0, 1, 2)),
+    _small,
+    _small,
+    _small,
+)
+_arrears_steps = st.lists(
+    st.one_of(_arrears_frames, _arrears_frames, _arrears_ops), min_size=4, max_size=20
+)
+_arrears_bodies = st.tuples(_arrears_steps, _arrears_steps).map(lambda both: [*both[0], *both[1]])
+
+
+def arrears() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs of accounts that run out and are kept on power for a while: what rules say."""
+    heads = st.sampled_from([_ruled(number) for number in range(len(RULES))])
+    return st.builds(lambda head, body: Book().play([*head, *body]), heads, _arrears_bodies)
 
 
 def histories() -> st.SearchStrategy[list[LogRecord]]:

@@ -22,6 +22,12 @@ from services.common.kernel.frames import (
 )
 from services.common.kernel.units import fits_int64
 from services.metering.domain.messages import LogRecord
+from tests.property.metering_policy_model import (
+    first_no_cut,
+    hysteresis,
+    keeping_order,
+    refusal,
+)
 from tests.property.metering_tariff_model import (
     BY_TIME,
     PERIOD_CLOSED,
@@ -109,7 +115,8 @@ class Account:
     held: int = 0
     charged: int = 0
     sequence: int = 0
-    not_cut: bool = False
+    refusal: str = ""
+    arrears_since: int | None = None
     frozen: bool = False
     echoed: str | None = None
     published_at: int | None = None
@@ -149,7 +156,6 @@ class Cause:
     meter: Fact | None = None
     charge: Charge | None = None
     reading: Reading | None = None
-    fresh: bool = False
     named: Fact | None = None
 
 
@@ -482,14 +488,12 @@ class ScalarShard:
         meter.held = False
         if account.fact is None:
             return
-        policy = self._policy(account)
-        fresh = self.now - reading["received_at_ms"] <= policy["max_evidence_age_ms"]
-        cause = Cause(meter.fact, charge, reading, fresh)
+        cause = Cause(meter.fact, charge, reading)
         was_cut = account.level == CUT
         self._warn_of_closed(account, charge, cause)
         self._judge(account, cause)
-        if was_cut and account.level == CUT and fresh and account.fact["status"] != "closed":
-            self._renew(account, meter, cause, policy)
+        if was_cut and account.level == CUT and account.fact["status"] != "closed":
+            self._renew(account, meter, cause, self._policy(account))
 
     def _renew(self, account: Account, meter: Meter, cause: Cause, policy: Fact) -> None:
         """Rule 7, renewal."""
@@ -498,17 +502,15 @@ class ScalarShard:
         if not (bits & RELAY_REPORTED and bits & 0b111):
             return
         lease = policy["lease_ms"]
-        if meter.send_before is None or self.now > meter.send_before - lease // 2:
-            threshold = -policy["overdraft_nano"]
-            self._intent(
-                account,
-                meter,
-                "open",
-                "lease-renewed",
-                cause,
-                threshold,
-                self._send_before(cause, policy),
-            )
+        if meter.send_before is not None and self.now <= meter.send_before - lease // 2:
+            return
+        why_not = self._refusal(account, cause)
+        if why_not:
+            self._tell_refusal(account, why_not, cause)
+            return
+        account.refusal = ""
+        threshold, send_before = -policy["overdraft_nano"], self._send_before(cause, policy)
+        self._intent(account, meter, "open", "lease-renewed", cause, threshold, send_before)
 
     # -- Rules 4 and 5 ----------------------------------------------------------------------
 
@@ -706,29 +708,71 @@ class ScalarShard:
             return
         thresholds = (0, policy["alarm_1_nano"], policy["alarm_2_nano"], -policy["overdraft_nano"])
         target = max([level for level in (1, 2, 3) if available <= thresholds[level]], default=0)
+        still = hysteresis(policy)
+        kept = [at for at in (1, 2) if at <= account.level and available <= thresholds[at] + still]
+        counted = max(min(target, 2), *kept, 0)
+        if account.level == CUT:
+            self._judge_cut(account, counted, cause)
+        elif target == CUT and cause.reading is not None:
+            self._judge_arrears(account, counted, cause)
+        else:
+            self._move(account, counted, thresholds, cause)
+        if target != CUT and account.level != CUT:
+            account.arrears_since, account.refusal = None, ""
+
+    def _judge_cut(self, account: Account, counted: int, cause: Cause) -> None:
+        assert account.fact is not None
+        policy = self._policy(account)
+        restore: int | None = policy["restore_nano"]
+        reason, why = "credit-restored", "paid"
+        if account.available < policy["restore_nano"]:
+            order = keeping_order(account.fact, self.now)
+            if cause.reading is not None or not order:
+                return
+            reason = why = order
+            restore = None
+        self._set_level(account, counted)
+        epoch = account.meters[min(account.meters)].epoch
+        self._alarm(account, "restored", reason, cause, restore, CUT, epoch)
+        self._intents(account, "closed", why, cause, restore, None)
+
+    def _judge_arrears(self, account: Account, counted: int, cause: Cause) -> None:
+        policy, before = self._policy(account), account.level
+        floor = -policy["overdraft_nano"]
+        if account.arrears_since is None:
+            account.arrears_since = self.now
+        why_not = self._refusal(account, cause)
+        if why_not:
+            alarms = (0, policy["alarm_1_nano"], policy["alarm_2_nano"])
+            self._move(account, counted, alarms, cause)
+            self._tell_refusal(account, why_not, cause)
+            return
+        account.refusal = ""
+        self._set_level(account, CUT)
+        assert cause.charge is not None
+        epoch = cause.charge["epoch"]
+        self._alarm(account, "cut", "threshold-reached", cause, floor, before, epoch)
+        send_before = self._send_before(cause, policy)
+        self._intents(account, "open", "arrears", cause, floor, send_before)
+
+    def _refusal(self, account: Account, cause: Cause) -> str:
+        assert account.fact is not None
+        assert account.arrears_since is not None
+        assert cause.reading is not None
+        return refusal(
+            self._policy(account), account.fact, cause.reading, account.arrears_since, self.now
+        )
+
+    def _tell_refusal(self, account: Account, reason: str, cause: Cause) -> None:
+        if account.refusal != reason:
+            account.refusal = reason
+            floor = -self._policy(account)["overdraft_nano"]
+            self._alarm(account, "not-cut", reason, cause, floor, account.level)
+
+    def _move(
+        self, account: Account, target: int, thresholds: tuple[int, ...], cause: Cause
+    ) -> None:
         before = account.level
-        if before == CUT:
-            if available >= policy["restore_nano"]:
-                threshold = policy["restore_nano"]
-                self._set_level(account, target)
-                epoch = account.meters[min(account.meters)].epoch if account.meters else None
-                self._alarm(account, "restored", "credit-restored", cause, threshold, before, epoch)
-                self._intents(account, "closed", "paid", cause, threshold, None)
-            return
-        if target == CUT and cause.reading is not None and cause.fresh:
-            self._set_level(account, CUT)
-            assert cause.charge is not None
-            epoch = cause.charge["epoch"]
-            threshold = thresholds[CUT]
-            self._alarm(account, "cut", "threshold-reached", cause, threshold, before, epoch)
-            send_before = self._send_before(cause, policy)
-            self._intents(account, "open", "arrears", cause, threshold, send_before)
-            return
-        if target == CUT:
-            target = 2
-            if cause.reading is not None and not account.not_cut:
-                self._alarm(account, "not-cut", "evidence-old", cause, thresholds[CUT], before)
-                account.not_cut = True
         if target > before:
             self._set_level(account, target)
             kind = LEVELS[target]
@@ -740,7 +784,6 @@ class ScalarShard:
 
     def _set_level(self, account: Account, level: int) -> None:
         account.level = level
-        account.not_cut = False
         self.work.publish.add(account.key)
 
     def _citation(self, account: Account, cause: Cause) -> dict[str, Any]:
@@ -801,7 +844,8 @@ class ScalarShard:
     def _send_before(self, cause: Cause, policy: Fact) -> int:
         assert cause.reading is not None
         evidence_ends = cause.reading["received_at_ms"] + policy["max_evidence_age_ms"]
-        return min(self.now + policy["lease_ms"], evidence_ends)
+        until = min(self.now + policy["lease_ms"], evidence_ends)
+        return first_no_cut(policy, self.now, until)
 
     def _intents(
         self,

@@ -23,7 +23,7 @@ from services.metering.domain.shard import NOT_DUE_MS, ShardState
 from tests.property.metering_histories import SHARD
 
 _TOTALS = (
-    *("level", "house", "known", "frozen", "closed", "not_cut", "revision"),
+    *("level", "house", "known", "frozen", "closed", "refusal", "revision"),
     *("book_epoch", "credited_nano", "held_nano", "charged_nano", "sequence"),
 )
 _EXAMPLES = os.environ.get("WATTVEND_PROPERTY_EXAMPLES")
@@ -93,6 +93,7 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
             "due_ms": _or_none(account["due_ms"], NOT_DUE_MS),
             "last_received_at_ms": _or_none(account["last_received_at_ms"], NEVER_MS),
             "since_ms": _or_none(account["since_ms"], NEVER_MS),
+            "arrears_since_ms": _or_none(account["arrears_since_ms"], NEVER_MS),
             "accumulations": {
                 tuple(int(each[name]) for name in ("owner", "period", "version", "rate")): tuple(
                     int(each[name]) for name in ("base_milli", "total_milli", "days", "days_of")

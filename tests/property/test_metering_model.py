@@ -12,9 +12,11 @@ from hypothesis import currently_in_test_context, given, note
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.shard import ShardState
+from services.metering.domain.verdict import REFUSALS
 from tests.property.metering_histories import (
     SHARD,
     Reordering,
+    arrears,
     histories,
     reorderings,
     shapes,
@@ -38,6 +40,12 @@ def test_the_engine_and_the_scalar_model_agree_record_by_record(records: list[Lo
 @examples(300)
 @given(shapes())
 def test_they_agree_on_calendars_ladders_and_late_readings(records: list[LogRecord]) -> None:
+    check(records)
+
+
+@examples(300)
+@given(arrears())
+def test_they_agree_on_who_may_be_cut_and_why_not(records: list[LogRecord]) -> None:
     check(records)
 
 
@@ -85,7 +93,8 @@ def _account(account: Account) -> dict[str, Any]:
         "known": fact is not None,
         "frozen": account.frozen,
         "closed": fact is not None and fact["status"] == "closed",
-        "not_cut": account.not_cut,
+        "refusal": REFUSALS.index(account.refusal),
+        "arrears_since_ms": account.arrears_since,
         "revision": account.revision,
         "book_epoch": account.book_epoch,
         "credited_nano": account.credited,

@@ -5,7 +5,7 @@ clock shows then, on a day of 23 or 25 hours too, and its period that of the loc
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -60,6 +60,20 @@ def local_date(zone: ZoneInfo, at_ms: int) -> date:
     return datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(zone).date()
 
 
+def date_of(day_number: int) -> date:
+    """Return the date that lies so many days after 1970-01-01."""
+    return _EPOCH + timedelta(days=day_number)
+
+
+def kind_of(day: date, holidays: Container[date], workdays: Container[date]) -> DayKind:
+    """Return the kind of a local date."""
+    if day in holidays:
+        return "holiday"
+    if day in workdays or day.weekday() < _SATURDAY:
+        return "weekday"
+    return "weekend"
+
+
 def segments(plan: Plan, from_ms: int, to_ms: int) -> list[Segment]:
     """Return the segments that cover [from_ms, to_ms): the first begins at from_ms.
 
@@ -83,11 +97,11 @@ def _pieces(plan: Plan, from_ms: int, to_ms: int) -> Iterator[Segment]:
         return
     zone = zone_named(plan.zone)
     days = _Days(plan)
-    for begins_ms, ends_ms, offset_ms in _offsets(zone, from_ms, to_ms):
+    for begins_ms, ends_ms, offset_ms in offsets(zone, from_ms, to_ms):
         # Within a span of one offset the wall clock runs evenly.
         local_ms, local_end_ms = begins_ms + offset_ms, ends_ms + offset_ms
         for day_number in range(local_ms // DAY_MS, (local_end_ms - 1) // DAY_MS + 1):
-            day = _EPOCH + timedelta(days=day_number)
+            day = date_of(day_number)
             period = period_of(plan, day)
             for slot_ms, next_ms, rate in days.slots(day):
                 start_ms = max(day_number * DAY_MS + slot_ms, local_ms)
@@ -95,7 +109,7 @@ def _pieces(plan: Plan, from_ms: int, to_ms: int) -> Iterator[Segment]:
                     yield Segment(start_ms - offset_ms, rate, period)
 
 
-def _offsets(zone: ZoneInfo, from_ms: int, to_ms: int) -> Iterator[tuple[int, int, int]]:
+def offsets(zone: ZoneInfo, from_ms: int, to_ms: int) -> Iterator[tuple[int, int, int]]:
     """Yield (from, to, offset from UTC) of spans in which the zone keeps one offset."""
     start_ms, offset_ms = from_ms, _offset_ms(zone, from_ms)
     at_ms = from_ms
@@ -145,27 +159,21 @@ class _Days:
             return [(0, DAY_MS, rate_index(next(iter(self._plan.rates_micro))))]
         # Before the first season begins the last one goes on: index -1.
         season = bisect_right(self._begins, f"{day:%m-%d}") - 1
-        kind = self._kind(day)
+        kind = kind_of(day, self._holidays, self._workdays)
         table = self._tables.get((season, kind))
         if table is None:
             table = self._tables[season, kind] = _table(self._plan.seasons[season], kind)
         return table
 
-    def _kind(self, day: date) -> DayKind:
-        if day in self._holidays:
-            return "holiday"
-        if day in self._workdays or day.weekday() < _SATURDAY:
-            return "weekday"
-        return "weekend"
-
 
 def _table(season: Season, kind: DayKind) -> list[tuple[int, int, int]]:
     slots = next(table.slots for table in season.days if kind in table.kinds)
-    begins = [_ms_of(slot.begins) for slot in slots]
+    begins = [ms_of(slot.begins) for slot in slots]
     rates = [rate_index(slot.rate) for slot in slots]
     return list(zip(begins, [*begins[1:], DAY_MS], rates, strict=True))
 
 
-def _ms_of(hour_minute: str) -> int:
+def ms_of(hour_minute: str) -> int:
+    """Return how long after midnight the wall clock shows HH:MM."""
     hours, minutes = hour_minute.split(":")
     return (int(hours) * 60 + int(minutes)) * 60_000

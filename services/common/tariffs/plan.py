@@ -33,7 +33,7 @@ ENERGY_MILLI_MAX = 10**15
 PPM = 10**6
 DAY_KINDS = ("weekday", "weekend", "holiday")
 _MONTH_DAY = re.compile(r"(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
-_HOUR_MINUTE = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
+HOUR_MINUTE = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 
 RateName = Literal["sharp", "peak", "flat", "valley", "deep_valley"]
 DayKind = Literal["weekday", "weekend", "holiday"]
@@ -199,7 +199,7 @@ def _season_problems(plan: Plan) -> Iterator[_Problem]:
             yield Reason.INVALID_ARGUMENT, where, text
         for table in season.days:
             times = [slot.begins for slot in table.slots]
-            if not all(map(_HOUR_MINUTE.fullmatch, times)) or times[0] != "00:00":
+            if not all(map(HOUR_MINUTE.fullmatch, times)) or times[0] != "00:00":
                 text = "slots begin at HH:MM, the first of a day at 00:00"
                 yield Reason.INVALID_ARGUMENT, where, text
             if sorted(set(times)) != times:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from services.common.kernel.units import INT64_MAX
+from services.common.policies.rules import NONE, read
 from services.metering.domain.messages import Row
 from services.metering.domain.rows import (
     PIPELINE_RECORDS_MAX,
@@ -24,6 +26,9 @@ POLICY = np.dtype(
         ("version", "<i8"),
         ("alarm_1_nano", "<i8"),
         ("alarm_2_nano", "<i8"),
+        # At or below it an alarm that stands is not cleared: the policy's hysteresis.
+        ("alarm_1_clear_nano", "<i8"),
+        ("alarm_2_clear_nano", "<i8"),
         ("floor_nano", "<i8"),  # -overdraft: at or below it, cut
         ("restore_nano", "<i8"),
         ("lease_ms", "<i8"),
@@ -139,26 +144,34 @@ class Names:
 
 
 class Policies:
-    """The newest version of each policy, by slot. Slot 0 is no policy."""
+    """The newest version of each policy, by slot. Slot 0 is no policy.
+
+    `rows`: dtype POLICY; `rules`: what must hold besides before arrears cut.
+    """
 
     def __init__(self) -> None:
         self._slots = {"": 0}
         self.rows = np.zeros(4, POLICY)
+        self.rules = [NONE]
 
     def slot(self, policy_id: str) -> int:
         """Return the slot of a policy, known or yet to come."""
         slot = self._slots.setdefault(policy_id, len(self._slots))
+        if slot == len(self.rules):
+            self.rules.append(NONE)
         self.rows = grown(self.rows, slot + 1)
         return slot
 
     def put(self, fact: Fact) -> int:
         """Set a policy; return its slot."""
-        slot = self.slot(fact["policy_id"])
+        slot, rules = self.slot(fact["policy_id"]), read(fact["rules"])
+        alarms_nano = (fact["alarm_1_nano"], fact["alarm_2_nano"])
+        self.rules[slot] = rules
         self.rows[slot] = (
             True,
             fact["version"],
-            fact["alarm_1_nano"],
-            fact["alarm_2_nano"],
+            *alarms_nano,
+            *(min(nano + rules.hysteresis_nano, INT64_MAX) for nano in alarms_nano),
             -fact["overdraft_nano"],
             fact["restore_nano"],
             fact["lease_ms"],

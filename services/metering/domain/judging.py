@@ -6,23 +6,25 @@ from typing import Any
 import numpy as np
 
 from services.common.kernel.frames import RELAY_REPORTED
+from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
-from services.metering.domain.outbox import Cause, Outbox, set_level
+from services.metering.domain.outbox import Cause, Outbox, available_nano, set_level
 from services.metering.domain.rows import ALARM_1, ALARM_2, CUT, LEVEL_NAMES, NEVER_MS, NORMAL
 from services.metering.domain.shard import ShardState
+from services.metering.domain.verdict import REFUSALS, Grounds, Verdict, kept_by, verdict
 
 _RELAY_CLOSED = 0x07
 """Relay bits of the three phases: closed."""
 
 
 def judge(
-    out: Outbox, slots: Array, cause_of: Callable[[int], Cause], fresh: Array | None = None
+    out: Outbox, slots: Array, cause_of: Callable[[int], Cause], *, by_reading: bool = False
 ) -> None:
     """Judge accounts after a change of each.
 
-    `cause_of` gives the cause of the i-th. `fresh` says which were charged by a reading that is
-    fresh; None: they changed by a fact or by a closing charge, and nobody is cut.
+    `cause_of` gives the cause of the i-th. `by_reading`: each was charged by a reading. Else they
+    changed by a fact or by a correction, and nobody is cut.
     """
     state = out.state
     accounts = state.accounts.take(slots)
@@ -34,40 +36,81 @@ def judge(
     levels = accounts["level"]
     if not (targets.any() or levels.any()):  # normal, and they were
         return
-    may_cut = np.zeros(len(slots), np.bool_) if fresh is None else fresh
-    counted = np.where((targets == CUT) & ~may_cut, ALARM_2, targets)
-    moves = counted != levels
-    if fresh is not None:
-        moves |= (targets == CUT) & ~fresh & ~accounts["not_cut"]
-    acts = np.where(levels == CUT, available >= policies["restore_nano"], moves)
+    # What stands is cleared only above its threshold and the policy's hysteresis.
+    standing = np.where(available <= policies["alarm_1_clear_nano"], ALARM_1, NORMAL)
+    standing[available <= policies["alarm_2_clear_nano"]] = ALARM_2
+    counted = np.maximum(np.minimum(targets, ALARM_2), np.minimum(standing, levels))
+    in_arrears = targets == CUT
+    were = accounts["arrears_since_ms"] != NEVER_MS
+    acts = np.where(
+        levels == CUT,
+        (available >= policies["restore_nano"]) | (not by_reading),
+        (counted != levels) | np.where(in_arrears, by_reading, were),
+    )
     acts &= accounts["known"] & ~accounts["house"] & ~accounts["closed"]
     acts &= accounts["meters"] > 0  # nobody is warned before there is something to cut
     for i in np.flatnonzero(acts).tolist():
-        evidence = None if fresh is None else bool(fresh[i])
-        _act(out, int(slots[i]), int(targets[i]), cause_of(i), evidence)
+        slot, target, cause = int(slots[i]), int(counted[i]), cause_of(i)
+        if levels[i] == CUT:
+            _restore(out, slot, target, cause, by_reading=by_reading)
+        elif in_arrears[i] and by_reading:
+            _judge_arrears(out, slot, target, cause)
+        else:
+            _move(out, slot, target, cause)
+        if not in_arrears[i] and out.state.accounts["level"][slot] != CUT:
+            _leave_arrears(out, slot)
 
 
-def _act(out: Outbox, slot: int, target: int, cause: Cause, fresh: bool | None) -> None:
+def _judge_arrears(out: Outbox, slot: int, target: int, cause: Cause) -> None:
+    """Cut an account whose reading says that nothing is left, or say why not."""
     account = out.state.accounts[slot]
-    policy = _policy(out.state, slot)
-    level = int(account["level"])
-    floor_nano = int(policy["floor_nano"])
-    if level == CUT:
-        _restore(out, slot, target, cause, int(policy["restore_nano"]))
+    if account["arrears_since_ms"] == NEVER_MS:
+        account["arrears_since_ms"] = out.state.now_ms
+    found = _verdict(out.state, slot, cause)
+    if found.cut:
+        _cut(out, slot, cause)
         return
-    if target == CUT and fresh:
-        _cut(out, slot, cause, floor_nano)
-        return
-    if target == CUT:
-        target = ALARM_2
-        if fresh is not None and not account["not_cut"]:
-            out.alarm(slot, "not-cut", "evidence-old", cause, threshold_nano=floor_nano)
-            account["not_cut"] = True
-            out.touch(np.array([slot]))
-    thresholds_nano = {
-        ALARM_1: int(policy["alarm_1_nano"]),
-        ALARM_2: int(policy["alarm_2_nano"]),
-    }
+    _move(out, slot, target, cause)
+    _tell_refusal(out, slot, found, cause)
+
+
+def _leave_arrears(out: Outbox, slot: int) -> None:
+    account = out.state.accounts[slot]
+    if account["arrears_since_ms"] != NEVER_MS:
+        account["arrears_since_ms"] = NEVER_MS
+        account["refusal"] = 0
+        out.touch(np.array([slot]))
+
+
+def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
+    """Return whether arrears may cut an account by the reading of `cause`."""
+    fact, links = state.account_fact(slot), state.account_links[slot]
+    assert fact is not None, "only accounts with an account-fact are judged"
+    grounds = Grounds(
+        now_ms=state.now_ms,
+        received_at_ms=int(cause.reading["received_at_ms"]),
+        quality=chr(cause.reading["quality"]),
+        max_evidence_age_ms=int(state.policies.rows[links["policy"]]["max_evidence_age_ms"]),
+        arrears_since_ms=int(state.accounts[slot]["arrears_since_ms"]),
+        keep_power_until_ms=fact["keep_power_until_ms"],
+        promise_until_ms=fact["promise_until_ms"],
+    )
+    return verdict(state.policies.rules[links["policy"]], grounds)
+
+
+def _tell_refusal(out: Outbox, slot: int, found: Verdict, cause: Cause) -> None:
+    """Say why an account in arrears is not cut, where that is not what was said last."""
+    account, refusal = out.state.accounts[slot], REFUSALS.index(found.reason)
+    if account["refusal"] != refusal:
+        account["refusal"] = refusal
+        out.touch(np.array([slot]))
+        floor_nano = int(_policy(out.state, slot)["floor_nano"])
+        out.alarm(slot, "not-cut", found.reason, cause, threshold_nano=floor_nano)
+
+
+def _move(out: Outbox, slot: int, target: int, cause: Cause) -> None:
+    """Let an account warn, or warn less."""
+    level, policy = int(out.state.accounts["level"][slot]), _policy(out.state, slot)
     if target > level:
         kind, reason, crossed = LEVEL_NAMES[target], "threshold-reached", target
     elif target < level:
@@ -81,25 +124,34 @@ def _act(out: Outbox, slot: int, target: int, cause: Cause, fresh: bool | None) 
         reason,
         cause,
         levels=(level, target),
-        threshold_nano=thresholds_nano[crossed],
+        threshold_nano=int(policy["alarm_1_nano" if crossed == ALARM_1 else "alarm_2_nano"]),
     )
 
 
-def _restore(out: Outbox, slot: int, target: int, cause: Cause, restore_nano: int) -> None:
-    state = out.state
+def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: bool) -> None:
+    """Give power again to who can pay for it, or whom an order keeps on it."""
+    state, fact = out.state, out.state.account_fact(slot)
+    assert fact is not None, "only accounts with an account-fact are judged"
+    restore_nano: int | None = int(_policy(state, slot)["restore_nano"])
+    reason, cause_name = "credit-restored", "paid"
+    if available_nano(state.accounts[slot]) < restore_nano:
+        kept = kept_by(state.now_ms, fact["keep_power_until_ms"], fact["promise_until_ms"])
+        if by_reading or kept is None:
+            return
+        reason, cause_name, restore_nano = kept, kept, None
     meter_slots = state.meters_of(slot)
     set_level(out, slot, target)
     out.alarm(
         slot,
         "restored",
-        "credit-restored",
+        reason,
         cause,
         levels=(CUT, target),
         threshold_nano=restore_nano,
         intent_epoch=int(state.meters["epoch"][meter_slots[0]]) if meter_slots else None,
     )
     for meter_slot in meter_slots:
-        close(out, slot, meter_slot, "paid", cause, threshold_nano=restore_nano)
+        close(out, slot, meter_slot, cause_name, cause, threshold_nano=restore_nano)
 
 
 def close(
@@ -120,9 +172,10 @@ def _policy(state: ShardState, slot: int) -> Any:
     return state.policies.rows[state.account_links["policy"][slot]]
 
 
-def _cut(out: Outbox, slot: int, cause: Cause, floor_nano: int) -> None:
+def _cut(out: Outbox, slot: int, cause: Cause) -> None:
     state = out.state
     level = int(state.accounts["level"][slot])
+    state.accounts["refusal"][slot] = 0
     set_level(out, slot, CUT)
     out.alarm(
         slot,
@@ -130,7 +183,7 @@ def _cut(out: Outbox, slot: int, cause: Cause, floor_nano: int) -> None:
         "threshold-reached",
         cause,
         levels=(level, CUT),
-        threshold_nano=floor_nano,
+        threshold_nano=int(_policy(state, slot)["floor_nano"]),
         intent_epoch=int(cause.charge["epoch"]),
     )
     for meter_slot in state.meters_of(slot):
@@ -139,10 +192,13 @@ def _cut(out: Outbox, slot: int, cause: Cause, floor_nano: int) -> None:
 
 def _open(out: Outbox, slot: int, meter_slot: int, cause_name: str, cause: Cause) -> None:
     """Want a relay open, as a lease: what cannot be sent in time is not sent at all."""
-    policy = _policy(out.state, slot)
+    state, policy = out.state, _policy(out.state, slot)
     evidence_until_ms = int(cause.reading["received_at_ms"]) + int(policy["max_evidence_age_ms"])
-    send_before_ms = min(out.state.now_ms + int(policy["lease_ms"]), evidence_until_ms)
-    out.state.meters["send_before_ms"][meter_slot] = send_before_ms
+    until_ms = min(state.now_ms + int(policy["lease_ms"]), evidence_until_ms)
+    rules = state.policies.rules[state.account_links["policy"][slot]]
+    window_ms = first_no_cut_ms(rules, state.now_ms, until_ms)
+    send_before_ms = until_ms if window_ms is None else window_ms
+    state.meters["send_before_ms"][meter_slot] = send_before_ms
     out.intent(
         slot,
         meter_slot,
@@ -167,8 +223,15 @@ def renew(
     candidates = candidates & closed & (accounts["level"] == CUT) & ~accounts["closed"]
     for i in np.flatnonzero(candidates).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
-        if _is_running_out(state, meter_slot, int(_policy(state, slot)["lease_ms"])):
-            _open(out, slot, meter_slot, "lease-renewed", cause_of(i))
+        if not _is_running_out(state, meter_slot, int(_policy(state, slot)["lease_ms"])):
+            continue
+        cause = cause_of(i)
+        found = _verdict(state, slot, cause)
+        if found.cut:
+            state.accounts["refusal"][slot] = 0
+            _open(out, slot, meter_slot, "lease-renewed", cause)
+        else:
+            _tell_refusal(out, slot, found, cause)
 
 
 def _is_running_out(state: ShardState, meter_slot: int, lease_ms: int) -> bool:

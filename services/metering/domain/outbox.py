@@ -359,7 +359,6 @@ def set_level(out: Outbox, slot: int, level: int) -> None:
     """Change an account's level; its balance is published at once."""
     account = out.state.accounts[slot]
     account["level"] = level
-    account["not_cut"] = False
     slots = np.array([slot])
     out.touch(slots)
     out.publish(slots)

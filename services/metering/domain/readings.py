@@ -186,16 +186,13 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     if bill.straddles.any():
         _leave_windows(state, intervals, charges, np.flatnonzero(bill.straddles))
 
-    slots = intervals.account_slots
-    policies = state.policies.rows.take(state.account_links["policy"][slots])
-    received_at_ms = intervals.readings["received_at_ms"]
-    fresh = received_at_ms >= state.now_ms - policies["max_evidence_age_ms"]
     cause_of = _causes(out, intervals, positions, charges)
+    slots = intervals.account_slots
     warn_of_closed(out, slots, bill.lines, cause_of)
-    judge(out, slots, cause_of, fresh)
+    judge(out, slots, cause_of, by_reading=True)
     was_cut = intervals.accounts["level"] == CUT
     if was_cut.any():
-        renew(out, intervals, cause_of, fresh & was_cut)
+        renew(out, intervals, cause_of, was_cut)
 
 
 def _leave_windows(state: ShardState, intervals: Intervals, charges: Array, which: Array) -> None:

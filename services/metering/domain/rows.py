@@ -71,7 +71,7 @@ ACCOUNT = np.dtype(
         ("known", "?"),  # its account-fact has come
         ("closed", "?"),
         ("frozen", "?"),
-        ("not_cut", "?"),  # the alarm `not-cut` stands
+        ("refusal", "u1"),  # why it was not cut, as it was told last (verdict.REFUSALS)
         ("accumulations", "<u2"),
         ("revision", "<i8"),
         ("book_epoch", "<i8"),
@@ -83,10 +83,11 @@ ACCOUNT = np.dtype(
         ("due_ms", "<i8"),
         ("last_received_at_ms", "<i8"),
         ("since_ms", "<i8"),  # its account-fact came first; NEVER_MS: it has not come
+        ("arrears_since_ms", "<i8"),  # a reading told that nothing is left; NEVER_MS: something is
         ("echoed", "V16"),  # UUID of the last hold echoed; zero: none yet
     ]
 )
-"""An account as a fixed-size record, 128 bytes."""
+"""An account as a fixed-size record, 136 bytes."""
 
 METER = np.dtype(
     [

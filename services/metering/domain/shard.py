@@ -143,6 +143,7 @@ class ShardState:
         account["due_ms"] = NOT_DUE_MS
         account["last_received_at_ms"] = NEVER_MS
         account["since_ms"] = NEVER_MS
+        account["arrears_since_ms"] = NEVER_MS
         return slot
 
     def _new_account_slot(self, account_key: int) -> int:

@@ -1,0 +1,78 @@
+"""Rule 6: may arrears cut an account now, and why not? A pure function of plain values.
+
+Asked of an account that is in arrears, or cut, by the charge of a reading; nothing else cuts.
+"""
+
+from collections.abc import Iterator
+
+from services.common.kernel.values import named_value_class, value_class
+from services.common.policies.rules import Rules
+from services.common.policies.windows import first_no_cut_ms
+
+THRESHOLD_REACHED = "threshold-reached"
+REFUSALS = (
+    "",
+    "keep-power",
+    "promised",
+    "evidence-old",
+    "evidence-quality",
+    "grace",
+    "no-cut-window",
+)
+"""Why an account is not cut, by the number that its row keeps of the one told last; 0: none was."""
+
+
+@named_value_class
+class Grounds:
+    """What a decision to cut rests on; times in ms UTC, None: there is no such.
+
+    `received_at_ms` and `quality`: of the reading that was charged. `arrears_since_ms`: since then
+    no more is available than the floor.
+    """
+
+    now_ms: int
+    received_at_ms: int
+    quality: str
+    max_evidence_age_ms: int
+    arrears_since_ms: int
+    keep_power_until_ms: int | None = None
+    promise_until_ms: int | None = None
+
+
+@value_class
+class Verdict:
+    """Whether to cut, and the reason for it or against it."""
+
+    cut: bool
+    reason: str
+
+
+def verdict(rules: Rules, grounds: Grounds) -> Verdict:
+    """Return whether arrears may cut, with the reason for yes or the first one for no."""
+    refusal = next(_refusals(rules, grounds), None)
+    return Verdict(refusal is None, refusal or THRESHOLD_REACHED)
+
+
+def kept_by(
+    now_ms: int, keep_power_until_ms: int | None, promise_until_ms: int | None
+) -> str | None:
+    """Return which order keeps an account on power whatever it owes, or None."""
+    if keep_power_until_ms is not None and now_ms < keep_power_until_ms:
+        return "keep-power"
+    if promise_until_ms is not None and now_ms < promise_until_ms:
+        return "promised"
+    return None
+
+
+def _refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
+    now_ms = grounds.now_ms
+    if kept := kept_by(now_ms, grounds.keep_power_until_ms, grounds.promise_until_ms):
+        yield kept
+    if now_ms - grounds.received_at_ms > grounds.max_evidence_age_ms:
+        yield "evidence-old"
+    if grounds.quality not in rules.qualities:
+        yield "evidence-quality"
+    if now_ms < grounds.arrears_since_ms + rules.grace_ms:
+        yield "grace"
+    if first_no_cut_ms(rules, now_ms, now_ms + 1) is not None:
+        yield "no-cut-window"
