@@ -724,6 +724,7 @@ _shape_reads = st.builds(
     st.sampled_from((0, 300, 1_700, 9_000)),
     st.just(0),
     st.just(RELAY_REPORTED | 7),
+    st.just("A"),
 )
 _shape_steps = st.sampled_from(
     (60_001, 1_000_000, 7_000_001, 90_000_000, 2_000_000_000, 3_456_000_000)

@@ -853,7 +853,7 @@ class ScalarShard:
         wanted: str,
         why: str,
         cause: Cause,
-        threshold: int,
+        threshold: int | None,
         send_before: int | None,
     ) -> None:
         for key in sorted(account.meters):

@@ -16,7 +16,7 @@ Rules = dict[str, Any]
 
 
 def rules_of(policy: Fact) -> Rules:
-    return json.loads(policy["rules"] or "{}")  # type: ignore[no-any-return]
+    return json.loads(policy["rules"] or "{}")
 
 
 def hysteresis(policy: Fact) -> int:

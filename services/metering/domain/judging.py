@@ -132,13 +132,14 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
     """Give power again to who can pay for it, or whom an order keeps on it."""
     state, fact = out.state, out.state.account_fact(slot)
     assert fact is not None, "only accounts with an account-fact are judged"
-    restore_nano: int | None = int(_policy(state, slot)["restore_nano"])
+    restore_nano = int(_policy(state, slot)["restore_nano"])
     reason, cause_name = "credit-restored", "paid"
+    threshold_nano: int | None = restore_nano
     if available_nano(state.accounts[slot]) < restore_nano:
         kept = kept_by(state.now_ms, fact["keep_power_until_ms"], fact["promise_until_ms"])
         if by_reading or kept is None:
             return
-        reason, cause_name, restore_nano = kept, kept, None
+        reason, cause_name, threshold_nano = kept, kept, None
     meter_slots = state.meters_of(slot)
     set_level(out, slot, target)
     out.alarm(
@@ -147,11 +148,11 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
         reason,
         cause,
         levels=(CUT, target),
-        threshold_nano=restore_nano,
+        threshold_nano=threshold_nano,
         intent_epoch=int(state.meters["epoch"][meter_slots[0]]) if meter_slots else None,
     )
     for meter_slot in meter_slots:
-        close(out, slot, meter_slot, cause_name, cause, threshold_nano=restore_nano)
+        close(out, slot, meter_slot, cause_name, cause, threshold_nano=threshold_nano)
 
 
 def close(
