@@ -216,7 +216,7 @@ def renew(
 ) -> None:
     """Want relays open again that report a closed phase although their account is cut.
 
-    `candidates`: charged by a fresh reading, and cut before it.
+    `candidates`: charged by a reading, and cut before it.
     """
     state, relay_bits = out.state, intervals.readings["relay_bits"]
     closed = (relay_bits & RELAY_REPORTED != 0) & (relay_bits & _RELAY_CLOSED != 0)
