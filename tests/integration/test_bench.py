@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools.bench import metering, pipeline, vending
+from tools.bench import curves, metering, pipeline, vending
 from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
 from tools.bench.screen import Screen
@@ -39,7 +39,7 @@ def kept(path: Path, figures: list[Figure]) -> dict[str, str]:
 
 
 def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
-    thin = metering.Plan(accounts=80, runs=1, frames={1: 16, 10: 16})
+    thin = metering.Plan(accounts=80, runs=1, full=10, frames={10: 16, 1: 16}, single=40)
     few = vending.Plan(clients=4, accounts=8, runs=1, seconds=0.5)
 
     async def both() -> tuple[list[Figure], list[Figure]]:
@@ -53,6 +53,11 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
     assert kept(tmp_path / "metering.json", of_metering) == {
         "metering.flat.readings_per_second.at_10": "readings/s",
         "metering.flat.readings_per_second.at_1": "readings/s",
+        "metering.tou_ladder.readings_per_second": "readings/s",
+        "metering.plain_loop.readings_per_second": "readings/s",
+        "metering.per_record.readings_per_second": "readings/s",
+        "metering.flat_to_plain_loop": "ratio",
+        "metering.flat_to_per_record": "ratio",
     }
     assert kept(tmp_path / "vending.json", of_vending) == {
         "vending.sales_per_second": "sales/s",
@@ -64,6 +69,22 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "vending.sales_to_empty_call": "ratio",
         "vending.sale_to_empty_call.p99": "ratio",
         "vending.unpublished_after_run": "events",
+    }
+
+
+def test_curves_and_memory_are_measured(tmp_path: Path) -> None:
+    steps = (
+        curves.Step("accounts_per_shard", 600, accounts=600),
+        curves.Step("meters_per_account", 4, accounts=150, meters=4),
+        curves.Step("weeks_of_history", 1, accounts=500, weeks=1, tariff="tou_ladder"),
+    )
+    plan = curves.Plan(steps, remembered=1_000)
+    assert kept(tmp_path / "curves.json", asyncio.run(curves.measure(UNPINNED, quiet(), plan))) == {
+        "curves.reading_us.accounts_per_shard.600": "µs",
+        "curves.reading_us.meters_per_account.4": "µs",
+        "curves.reading_us.weeks_of_history.1": "µs",
+        "curves.memory_mb_per_million_meters.flat": "MB",
+        "curves.memory_mb_per_million_meters.tou_ladder": "MB",
     }
 
 

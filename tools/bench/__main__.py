@@ -1,4 +1,4 @@
-"""`python -m tools.bench [metering|pipeline|vending]`: measure, show a table, keep the figures."""
+"""`python -m tools.bench [metering|curves|pipeline|vending]`: measure, show a table, keep it."""
 
 import asyncio
 from enum import StrEnum
@@ -8,7 +8,7 @@ import typer
 from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import WattvendError
-from tools.bench import machine, metering, pipeline, vending
+from tools.bench import curves, machine, metering, pipeline, vending
 from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
 from tools.bench.screen import Screen, console
@@ -23,6 +23,7 @@ class Bench(StrEnum):
     """What can be measured."""
 
     METERING = "metering"
+    CURVES = "curves"
     PIPELINE = "pipeline"
     VENDING = "vending"
 
@@ -30,6 +31,10 @@ class Bench(StrEnum):
 async def _metering(screen: Screen, cores: Cores) -> list[Figure]:
     async with running(STACK, cores) as stand:
         return await metering.measure(stand, screen, metering.Plan())
+
+
+async def _curves(screen: Screen, cores: Cores) -> list[Figure]:
+    return await curves.measure(cores, screen, curves.Plan())
 
 
 async def _pipeline(screen: Screen, cores: Cores) -> list[Figure]:
@@ -46,10 +51,16 @@ STACK = BUILD / "stack"
 EXPECTED = (StackError, WattvendError, Refused, TimeoutError, OSError, KafkaError)
 ABOUT = {
     Bench.METERING: "the service: {cores}",
+    Bench.CURVES: "metering's work alone: {cores}",
     Bench.PIPELINE: "the whole product; no process is bound to a core",
     Bench.VENDING: "the service and the empty server: {cores}",
 }
-MEASURES = {Bench.METERING: _metering, Bench.PIPELINE: _pipeline, Bench.VENDING: _vending}
+MEASURES = {
+    Bench.METERING: _metering,
+    Bench.CURVES: _curves,
+    Bench.PIPELINE: _pipeline,
+    Bench.VENDING: _vending,
+}
 
 
 def main(

@@ -40,10 +40,16 @@ class Bar:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
+        return f"{'≥' if self.at_least else '≤'} {self.bound:,g}"
 
 
 BARS = {
+    "metering.flat.readings_per_second": Bar(300_000, at_least=True),
+    "metering.flat.readings_per_second.at_10": Bar(25_000, at_least=True),
+    "metering.flat.readings_per_second.at_1": Bar(3_000, at_least=True),
+    "metering.tou_ladder.readings_per_second": Bar(200_000, at_least=True),
+    "curves.memory_mb_per_million_meters.flat": Bar(1_000),
+    "curves.memory_mb_per_million_meters.tou_ladder": Bar(1_000),
     "pipeline.reading_to_charge_beyond_linger_ms.p99": Bar(25),
     "pipeline.threshold_to_open_ms.p99": Bar(1000),
     "pipeline.payment_to_closed_ms.p99": Bar(1000),

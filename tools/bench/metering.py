@@ -4,71 +4,96 @@ The real service absorbs a shard log that was filled while it was stopped. Each 
 another account of its frame's shard, so each touches a row of its own. A run begins with the first
 charge in the log of the broker and ends when the last row stands in the changelog; start-up is not
 in it, every output and every row is. What was written is counted against what was charged.
+
+In turn with it a plain loop absorbs such a log, under the same judge, and a plain faust agent
+charges single readings on topics of its own.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+import orjson
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from services.common.kernel.frames import KIND_USAGE, READING, RELAY_REPORTED, ReadingFrame
+from services.common.kernel.frames import KIND_USAGE
 from services.common.kernel.ids import name_uuid
 from services.common.runtime import kafka
 from services.common.runtime.topics import catalogue
-from tools.bench import site
+from tools.bench import per_record, plain_loop, site
 from tools.bench.figures import Figure, median_of
+from tools.bench.meters import Meters
 from tools.bench.screen import Screen
-from tools.bench.stand import Stand
+from tools.bench.stand import Stand, until
 
 LOG, CHARGES, CHANGELOG = "shard-log", "charges", "metering-rows-changelog"
 GROUP = "metering"
-FLAT = 500
+FULL = 500
 """Readings in a full frame."""
 UNIT = "readings/s"
 ABSORBED_WITHIN_S = 120.0
 WATCH_S = 0.02
 COMMIT_LOOK_S = 0.25
 IN_FLIGHT_MAX = 500
-STEP_MILLI = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured. `frames`: readings a frame → frames a run."""
+    """How much is measured: `accounts` of each tariff, `runs` of each load.
+
+    `frames`: readings a frame, on the flat tariff → frames a run. `full`: readings in the frames
+    that the other tariff and the plain loop have, as many a run. `single`: readings a run, of
+    those that are messages.
+    """
 
     accounts: int = 8_000
     runs: int = 5
+    full: int = FULL
     frames: Mapping[int, int] = field(
-        default_factory=lambda: {1: 4_000, 10: 4_000, 50: 3_000, FLAT: 1_200}
+        default_factory=lambda: {FULL: 1_200, 50: 2_400, 10: 2_400, 1: 2_400}
     )
+    single: int = 4_000
 
 
 async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
     """Return the figures of this bench."""
     bench = _Bench(stand, plan)
-    screen.say(f"metering: {plan.accounts:,} accounts are told")
+    screen.say(f"metering: {2 * plan.accounts:,} accounts are told")
     await bench.tell()
-    figures = []
-    for size, frames in sorted(plan.frames.items()):
-        rates = []
-        for run in range(plan.runs):
-            screen.say(f"metering: {frames:,} frames of {size}, run {run + 1} of {plan.runs}")
-            rates.append(await bench.run(size, frames))
-        figures.append(median_of(name_of(size), UNIT, rates))
-    return figures[::-1]
+    loads: dict[str, Callable[[], Coroutine[Any, Any, float]]] = {
+        name_of(size): lambda size=size: bench.framed(site.FLAT, size)  # type: ignore[misc]
+        for size in plan.frames
+    }
+    loads["tou_ladder.readings_per_second"] = lambda: bench.framed(site.TOU_LADDER, plan.full)
+    loads["plain_loop.readings_per_second"] = bench.looped
+    loads["per_record.readings_per_second"] = bench.single
+    rates: dict[str, list[float]] = {name: [] for name in loads}
+    for run in range(plan.runs):
+        for name, load in loads.items():
+            screen.say(f"metering: {name}, run {run + 1} of {plan.runs}")
+            rates[name].append(await load())
+    figures = [median_of(f"metering.{name}", UNIT, runs) for name, runs in rates.items()]
+    return figures + _ratios(rates[name_of(plan.full)], rates)
 
 
 def name_of(size: int) -> str:
     """Return the figure of frames of `size` readings."""
-    flat = "metering.flat.readings_per_second"
-    return flat if size == FLAT else f"{flat}.at_{size}"
+    flat = "flat.readings_per_second"
+    return flat if size == FULL else f"{flat}.at_{size}"
+
+
+def _ratios(flat: Sequence[float], rates: Mapping[str, Sequence[float]]) -> list[Figure]:
+    figures = []
+    for peer in ("plain_loop", "per_record"):
+        pairs = zip(flat, rates[f"{peer}.readings_per_second"], strict=True)
+        ratios = [mine / theirs for mine, theirs in pairs]
+        figures.append(median_of(f"metering.flat_to_{peer}", "ratio", ratios))
+    return figures
 
 
 class _Bench:
@@ -76,38 +101,84 @@ class _Bench:
 
     def __init__(self, stand: Stand, plan: Plan) -> None:
         self._stand = stand
+        self._plan = plan
         self._bootstrap = stand.at.kafka_bootstrap
         self._written = 0
+        self._singles = 0
         shards = catalogue().shards
         assert plan.accounts >= shards * max(plan.frames), "a frame needs so many accounts"
-        numbers = np.arange(plan.accounts)
-        self._shards = [_Meters(shard, numbers[shard::shards]) for shard in range(shards)]
+        self._meters: dict[str, list[Meters]] = {}
+        for number, tariff in enumerate((site.FLAT, site.TOU_LADDER)):
+            accounts = number * plan.accounts + np.arange(plan.accounts)
+            self._meters[tariff] = [
+                Meters(shard, accounts[shard::shards], tariff=tariff) for shard in range(shards)
+            ]
 
     async def tell(self) -> None:
         """Let metering know the accounts."""
-        facts = (
-            (meters.shard, subject, record)
-            for meters in self._shards
-            for subject, record in meters.facts()
-        )
+        shards = range(catalogue().shards)
+        facts = [(shard, *fact) for shard in shards for fact in site.of_every_shard()]
+        for of_shards in self._meters.values():
+            facts += [(meters.shard, *fact) for meters in of_shards for fact in meters.facts()]
         await self._write(facts)
         await self._absorbed()
 
-    async def run(self, size: int, frames: int) -> float:
-        """Return the readings a second of one run."""
-        of_frame = (self._shards[number % len(self._shards)] for number in range(frames))
+    async def framed(self, tariff: str, size: int) -> float:
+        """Return the readings a second of the service."""
+        before = await self._fill(tariff, size)
+        ended_s = await self._absorbed()
+        return await self._judged(before, size, ended_s)
+
+    async def looped(self) -> float:
+        """Return those of the plain loop."""
+        before = await self._fill(site.FLAT, self._plan.full)
+        starting = self._stand.start("plain-loop", "-m", plain_loop.__name__, self._bootstrap)
+        ended_s = await self._done(starting, "plain-loop")
+        return await self._judged(before, self._plan.full, ended_s)
+
+    async def single(self) -> float:
+        """Return those of the agent that is handed single readings."""
+        await self._create_single()
+        count = self._plan.single
+        await self._write_single(count)
+        places = _partitions(per_record.CHARGES, per_record.PARTITIONS)
+        async with kafka.consumer(self._bootstrap, client_id="bench-watch") as reader:
+            before = await reader.end_offsets(places)
+            wanted = sum(before.values()) + count
+
+            async def charged() -> bool:
+                return sum((await reader.end_offsets(places)).values()) >= wanted
+
+            await self._stand.start("per-record", "-m", per_record.__name__, self._bootstrap)
+            try:
+                await until(charged, ABSORBED_WITHIN_S, "the agent charges every reading")
+            finally:
+                await self._stand.stop("per-record")
+        times_ms = [at async for at, _ in _behind(self._bootstrap, before)]
+        return _rate(Counter(times_ms), max(times_ms) / 1000)
+
+    async def _fill(self, tariff: str, size: int) -> dict[TopicPartition, int]:
+        """Write frames while nobody absorbs; return where the charges end."""
+        of_shards = self._meters[tariff]
+        turns = (of_shards[turn % len(of_shards)] for turn in range(self._plan.frames[size]))
         await self._write(
-            (meters.shard, "reading-frame", meters.frame(size).to_record()) for meters in of_frame
+            (meters.shard, "reading-frame", meters.frame(size).to_record()) for meters in turns
         )
         async with kafka.consumer(self._bootstrap, client_id="bench") as reader:
-            before = await reader.end_offsets(_partitions(CHARGES))
-        ended_s = await self._absorbed()
-        charged = await _charged(self._bootstrap, before)
-        total = sum(charged.values())
-        assert total == size * frames, f"{total} of {size * frames} readings were charged"
-        began_ms = min(charged)
-        # What stands in the log with the first charge was worked on before the run began.
-        return (total - charged[began_ms]) / (ended_s - began_ms / 1000)
+            ends: dict[TopicPartition, int] = await reader.end_offsets(_partitions(CHARGES))
+            return ends
+
+    async def _judged(
+        self, before: Mapping[TopicPartition, int], size: int, ended_s: float
+    ) -> float:
+        """Return readings a second; fail where not every reading was charged."""
+        charged: Counter[int] = Counter()
+        async for at_ms, record in _behind(self._bootstrap, before):
+            _, value = kafka.opened(record)
+            charged[at_ms] += value["kinds"].count(KIND_USAGE)
+        wanted = size * self._plan.frames[size]
+        assert charged.total() == wanted, f"{charged.total()} of {wanted} readings were charged"
+        return _rate(charged, ended_s)
 
     async def _write(self, entries: Iterable[tuple[int, str, dict[str, Any]]]) -> None:
         flights = []
@@ -130,9 +201,44 @@ class _Bench:
                     flights.clear()
             await kafka.all_acknowledged(flights)
 
+    async def _create_single(self) -> None:
+        """Create the agent's topics, the first time; its table's it creates itself."""
+        stamped = {"message.timestamp.type": "LogAppendTime"}
+        names = (per_record.READINGS, per_record.CHARGES)
+        topics = [NewTopic(name, per_record.PARTITIONS, 1, topic_configs=stamped) for name in names]
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        await admin.start()
+        try:
+            if not set(names) <= set(await admin.list_topics()):
+                await admin.create_topics(topics)
+        finally:
+            await admin.close()
+
+    async def _write_single(self, count: int) -> None:
+        """Write single readings, as the agent reads them."""
+        flights = []
+        async with kafka.producer(self._bootstrap, client_id="bench") as producer:
+            for turn in range(self._singles, self._singles + count):
+                rounds, meter = divmod(turn, self._plan.accounts)
+                serial = site.serial(meter)
+                reading = {"meter": serial, "register_milli": 100 * (rounds + 1)}
+                flight = await producer.send(
+                    per_record.READINGS,
+                    orjson.dumps(reading),
+                    key=serial.encode(),
+                    partition=meter % per_record.PARTITIONS,
+                )
+                flights.append(flight)
+            await kafka.all_acknowledged(flights)
+        self._singles += count
+
     async def _absorbed(self) -> float:
         """Let metering absorb all of the log; return when its last row came, s since 1970."""
-        starting = asyncio.create_task(self._stand.start_service("metering", {}))
+        return await self._done(self._stand.start_service("metering", {}), "metering")
+
+    async def _done(self, start: Coroutine[Any, Any, Any], name: str) -> float:
+        """Let a process absorb all of the log, and stop it; return when the last row came."""
+        starting = asyncio.create_task(start)
         rows = _partitions(CHANGELOG)
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
         await admin.start()
@@ -151,53 +257,23 @@ class _Bench:
         finally:
             await admin.close()
             await starting
-            await self._stand.stop("metering")
-        raise TimeoutError(f"metering absorbs the log: not within {ABSORBED_WITHIN_S:.0f} s")
+            await self._stand.stop(name)
+        raise TimeoutError(f"{name} absorbs the log: not within {ABSORBED_WITHIN_S:.0f} s")
 
 
-class _Meters:
-    """The meters of one shard, one an account, and the frames they send in turn."""
+def _rate(charged: Counter[int], ended_s: float) -> float:
+    """Return readings a second. `charged`: broker's time, ms → readings charged then.
 
-    def __init__(self, shard: int, numbers: npt.NDArray[np.int64]) -> None:
-        self.shard = shard
-        self._numbers = numbers
-        self._next = 0
-        self._sent = 0
-        rows = np.zeros(len(numbers), READING)
-        rows["meter_key"] = [site.meter_key(number) for number in numbers.tolist()]
-        rows["serial"] = [site.serial(number).encode() for number in numbers.tolist()]
-        rows["epoch"] = rows["ratio"] = 1
-        rows["rate_registers_milli"] = -1
-        rows["quality"] = ord("A")
-        rows["relay_bits"] = RELAY_REPORTED | 1
-        self._rows = rows
-
-    def facts(self) -> Iterator[site.Fact]:
-        """Yield what metering must know of them."""
-        yield from site.of_every_shard()
-        for number in self._numbers.tolist():
-            yield from site.of_account(number, self.shard)
-
-    def frame(self, size: int) -> ReadingFrame:
-        """Return the next frame: `size` meters, each with a higher register than before."""
-        chosen = (self._next + np.arange(size)) % len(self._rows)
-        self._next = (self._next + size) % len(self._rows)
-        self._sent += 1
-        now_ms = time.time_ns() // 1_000_000
-        rows = self._rows[chosen]
-        rows["register_milli"] += STEP_MILLI
-        # Later than any before it, however fast frames are made.
-        rows["device_time_ms"] = np.maximum(rows["device_time_ms"] + 1, now_ms)
-        rows["began_at_ms"] = rows["received_at_ms"] = now_ms
-        ids = np.zeros((size, 2), "<u8")
-        ids[:, 0], ids[:, 1] = rows["meter_key"], rows["register_milli"]
-        rows["reading_id"] = ids.view("V16")[:, 0]
-        self._rows[chosen] = rows
-        return ReadingFrame(self.shard, "bench", "bench", self._sent, rows)
+    What stands in the log with the first charge was worked on before the run began.
+    """
+    began_ms = min(charged)
+    return (charged.total() - charged[began_ms]) / (ended_s - began_ms / 1000)
 
 
-def _partitions(topic: str) -> list[TopicPartition]:
-    return [TopicPartition(topic, number) for number in range(catalogue().partitions_of(topic))]
+def _partitions(topic: str, count: int | None = None) -> list[TopicPartition]:
+    """Return the partitions of a topic; `count` of them where it is not in the catalogue."""
+    numbers = range(catalogue().partitions_of(topic) if count is None else count)
+    return [TopicPartition(topic, number) for number in numbers]
 
 
 async def _is_committed(reader: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> bool:
@@ -209,14 +285,13 @@ async def _is_committed(reader: AIOKafkaConsumer, admin: AIOKafkaAdminClient) ->
     )
 
 
-async def _charged(bootstrap: str, after: Mapping[TopicPartition, int]) -> Counter[int]:
-    """Return broker's time, ms → readings charged then, of the charges behind `after`."""
-    found: Counter[int] = Counter()
+async def _behind(
+    bootstrap: str, after: Mapping[TopicPartition, int]
+) -> AsyncIterator[tuple[int, ConsumerRecord]]:
+    """Yield (broker's time in ms, record) of all that stands behind `after`."""
     async with kafka.consumer(bootstrap, client_id="bench-judge") as reader:
         reader.assign(list(after))
         for partition, offset in after.items():
             reader.seek(partition, offset)
         async for record in kafka.read_to_end(reader, after):
-            _, value = kafka.opened(record)
-            found[record.timestamp] += value["kinds"].count(KIND_USAGE)
-    return found
+            yield record.timestamp, record

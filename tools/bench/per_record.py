@@ -1,0 +1,61 @@
+"""`python -m tools.bench.per_record BOOTSTRAP`: readings charged by faust as its manual shows it.
+
+What frames are held against: a reading a message, in JSON; of each, the register in a table, a
+charge at a flat price, and both sent. That is all: no accounts, no validation, no policy, and
+nothing waits for an acknowledgement.
+"""
+
+import sys
+from typing import Any
+
+import faust
+from faust.types import StreamT
+
+from tools.bench.site import PRICE_MICRO
+
+READINGS, CHARGES = "bench-readings", "bench-charges"
+PARTITIONS = 8
+
+
+class Reading(faust.Record):
+    """A register of a meter."""
+
+    meter: str
+    register_milli: int
+
+
+class Charge(faust.Record):
+    """What was used between two registers, and what it costs."""
+
+    meter: str
+    from_milli: int
+    to_milli: int
+    amount_nano: int
+
+
+def build(bootstrap: str) -> faust.App:
+    """Return the app, not started."""
+    app = faust.App(
+        "bench-per-record",
+        broker=f"kafka://{bootstrap}",
+        topic_partitions=PARTITIONS,
+        web_enabled=False,
+    )
+    readings = app.topic(READINGS, value_type=Reading)
+    charges = app.topic(CHARGES, value_type=Charge)
+    registers: Any = app.Table("registers", default=int)
+
+    async def charge(stream: StreamT[Reading]) -> None:
+        async for reading in stream:
+            from_milli = registers[reading.meter]
+            amount_nano = (reading.register_milli - from_milli) * PRICE_MICRO
+            registers[reading.meter] = reading.register_milli
+            charged = Charge(reading.meter, from_milli, reading.register_milli, amount_nano)
+            await charges.send(key=reading.meter, value=charged)
+
+    app.agent(readings)(charge)
+    return app
+
+
+if __name__ == "__main__":
+    faust.Worker(build(sys.argv[1]), loglevel="warning").execute_from_commandline()
