@@ -356,6 +356,7 @@ async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
     await eventually(cut_is_known)
     why = await eventually(cut_is_confirmed)
     assert_recomputable(story, why)
+    await assert_explained(reporting, story, why)
     await assert_lists(reporting, story)
 
 
@@ -379,6 +380,30 @@ def assert_recomputable(story: Story, why: Any) -> None:
     read_back = intent.attempts[-1]
     assert read_back.read_back_position == intent.wanted == "open"
     assert read_back.read_back_began_at_ms > read_back.completed_at_ms
+
+
+async def assert_explained(reporting: Reporting, story: Story, why: Any) -> None:
+    """Ask for a charge and a balance: the same rows explain them as the cut."""
+    newest = await reporting.ask("ExplainCharge", pb.ExplainChargeRequest(meter_id=story.meter))
+    assert (newest.charge, list(newest.tariffs)) == (why.charge, list(why.tariffs))
+    assert (newest.charge.account_id, newest.charge.kind) == (story.account, "usage")
+    assert newest.policy == why.policy
+    first = await reporting.ask(
+        "ExplainCharge", pb.ExplainChargeRequest(meter_id=story.meter, epoch=2, sequence=1)
+    )
+    assert [(line.rate, line.version) for line in first.charge.lines] == [("flat", 1)]
+    request = pb.ExplainBalanceRequest(account_id=story.account)
+    balance = await reporting.ask("ExplainBalance", request)
+    assert [credit.added_nano for credit in balance.credits] == [CREDIT_NANO, TOP_UP_NANO]
+    assert all(credit.receipt_id for credit in balance.credits)
+    (span,) = balance.charged
+    assert (span.first_sequence, span.last_sequence, span.charges) == (1, 3, 3)
+    assert span.amount_nano == balance.charged_nano
+    assert balance.credited_nano - balance.charged_nano == balance.available_nano
+    request.account_sequence = 3
+    before = await reporting.ask("ExplainBalance", request)
+    assert (before.account_sequence, before.charged_nano) == (3, 2_500 * PRICE_MICRO)
+    assert [credit.revision for credit in before.credits] == [1]
 
 
 async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any]:

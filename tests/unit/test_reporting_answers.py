@@ -17,7 +17,7 @@ from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.log import rows_of
 from services.reporting.config import ReportingSettings
-from services.reporting.domain.explain import intents_of_cut
+from services.reporting.domain.explain import BookEvent, credits_of, intents_of_cut
 from services.reporting.domain.paging import cursor_of, page_size_of, token_of
 from services.reporting.domain.rows import (
     AlarmRow,
@@ -145,6 +145,25 @@ def test_a_renewed_lease_is_an_intent_of_its_own_with_its_own_end() -> None:
     assert second.send_before_ms == renewed_at_ms + LEASE_MS
 
 
+def event(epoch: int, revision: int, credited_nano: int | None) -> BookEvent:
+    return BookEvent("e", UUID(int=0), "", epoch, revision, credited_nano, T0)
+
+
+def test_credit_is_told_by_differences_and_up_to_a_revision() -> None:
+    events = [event(0, 3, 30), event(0, 1, 10), event(0, 0, None), event(0, 2, 10)]
+    told = credits_of(events, (0, 3))
+    assert [(one.added_nano, one.credited_nano) for one in told] == [(10, 10), (20, 30)]
+    assert [one.event.revision for one in credits_of(events, (0, 2))] == [1]
+
+
+def test_what_a_restored_book_has_forgotten_credits_nothing() -> None:
+    """It was restored behind revision 1; the epoch before had gone on to 3."""
+    events = [event(0, 1, 10), event(0, 2, 25), event(0, 3, 40), event(1, 2, None), event(1, 3, 12)]
+    told = credits_of(events, (1, 3))
+    assert [(one.added_nano, one.credited_nano) for one in told] == [(10, 10), (2, 12)]
+    assert [one.credited_nano for one in credits_of(events, (0, 3))] == [10, 25, 40]
+
+
 # --- handlers ---------------------------------------------------------------------------------
 
 
@@ -165,6 +184,9 @@ class FakeQueries:
 
     async def meter_is_known(self, meter_id: str) -> bool:
         return meter_id in self.known
+
+    async def charge(self, _key: int, _epoch: int | None, _sequence: int | None) -> None:
+        return None
 
     async def cut(self, _account_id: str, _alarm_id: UUID | None) -> None:
         return None
@@ -211,6 +233,9 @@ async def refused(call: Any) -> InvalidInput:
         ("ListLostMeters", pb.ListLostMetersRequest(page_token="!"), "page_token"),
         ("ExplainCutoff", pb.ExplainCutoffRequest(), "account_id"),
         ("ExplainCutoff", pb.ExplainCutoffRequest(alarm_id="7"), "alarm_id"),
+        ("ExplainCharge", pb.ExplainChargeRequest(), "meter_id"),
+        ("ExplainCharge", pb.ExplainChargeRequest(meter_id="M", sequence=1), "sequence"),
+        ("ExplainBalance", pb.ExplainBalanceRequest(), "account_id"),
     ],
 )
 async def test_odd_requests_name_the_field_that_is_wrong(
@@ -234,7 +259,9 @@ async def test_what_does_not_exist_is_not_found(
     }
     for reason, call in calls.items():
         assert (await refused(call)).reason is reason
-    queries.known.add("A")
+    queries.known |= {"A", "M"}
+    charge = servicer.ExplainCharge(pb.ExplainChargeRequest(meter_id="M"), None)
+    assert (await refused(charge)).reason is Reason.CHARGE_NOT_FOUND
     never = servicer.ExplainCutoff(pb.ExplainCutoffRequest(account_id="A"), None)
     assert (await refused(never)).reason is Reason.NO_CUTOFF
     unpublished = servicer.GetBalance(pb.GetBalanceRequest(account_id="A"), None)

@@ -19,10 +19,11 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
-from tools.cli import plans, show
+from tools.cli import explained, plans, show
 from tools.client import Clients, Refused, connect
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
@@ -34,15 +35,31 @@ AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
 """gRPC codes after which a command may have been done."""
 
+
+class CutoffByDefault(TyperGroup):
+    """`explain ACCOUNT` is `explain cutoff ACCOUNT`: what is asked most, in a hurry."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that `args` name."""
+        named = args[0] in self.commands
+        return super().resolve_command(ctx, args if named else ["cutoff", *args])
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, lend, close.")
 meter_app = typer.Typer(no_args_is_help=True, help="Meters: assign to an account, release.")
 tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
+explain_app = typer.Typer(
+    cls=CutoffByDefault,
+    no_args_is_help=True,
+    help="Explain a cut-off (explain ACCOUNT), a charge, a balance.",
+)
 app.add_typer(account_app, name="account")
 app.add_typer(meter_app, name="meter")
 app.add_typer(tariff_app, name="tariff")
 app.add_typer(site_app, name="site")
+app.add_typer(explain_app, name="explain")
 
 
 @dataclass
@@ -316,14 +333,37 @@ def sell(
     _run(work, show.receipt, request)
 
 
-@app.command()
-def explain(
+@explain_app.command("cutoff")
+def explain_cutoff(
     account: Annotated[str, typer.Argument(help="account id")],
     decision: Annotated[str, typer.Option(help="alarm id; default: the newest cut-off")] = "",
 ) -> None:
     """Explain a cut-off: readings, charge, tariff, threshold, policy, intent, read-back."""
     request = r.ExplainCutoffRequest(account_id=account, alarm_id=decision)
-    _run(lambda clients: clients.reporting("ExplainCutoff", request), show.explanation)
+    _run(lambda clients: clients.reporting("ExplainCutoff", request), explained.cutoff)
+
+
+@explain_app.command("charge")
+def explain_charge(
+    meter: Annotated[str, typer.Argument(help="meter id")],
+    epoch: Annotated[int, typer.Option(min=0, help="with --sequence; default: the newest")] = 0,
+    sequence: Annotated[int, typer.Option(min=0, help="with --epoch; default: the newest")] = 0,
+) -> None:
+    """Explain a charge: readings, ratio, every version of its tariff, every line, the totals."""
+    request = r.ExplainChargeRequest(meter_id=meter, epoch=epoch, sequence=sequence)
+    _run(lambda clients: clients.reporting("ExplainCharge", request), explained.charge)
+
+
+@explain_app.command("balance")
+def explain_balance(
+    account: Annotated[str, typer.Argument(help="account id")],
+    sequence: Annotated[
+        int | None, typer.Option(min=0, help="as of this change of totals; default: now")
+    ] = None,
+) -> None:
+    """Explain a balance: every credit, and every charge by its sequences."""
+    request = r.ExplainBalanceRequest(account_id=account, account_sequence=sequence)
+    _run(lambda clients: clients.reporting("ExplainBalance", request), explained.balance)
 
 
 @app.command()

@@ -1,13 +1,10 @@
 """What a person reads: answers of the services as tables and trees."""
 
-from collections.abc import Iterable
 from datetime import datetime
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from rich.tree import Tree
 
 from services.common.kernel.units import CURRENCIES, Currency, format_nano, format_scaled
 from services.common.tariffs import plan
@@ -16,18 +13,17 @@ from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
-FIRST_MONTH = 12_000
-"""Periods are years, or months as 12 x year + month - 1."""
 KINDS = {"cut": "red", "restored": "green", "frozen": "magenta", "alarm-1": "yellow"}
 
 
-def _currency(code: str, minor_decimals: int = 2) -> Currency:
+def currency_of(code: str, minor_decimals: int = 2) -> Currency:
+    """Return a currency of the catalogue; an unknown one has the decimals of most."""
     return CURRENCIES.get(code) or Currency(code, minor_decimals, 9)
 
 
 def money(nano: int, code: str, *, exact: bool = False) -> str:
     """Return an amount; two decimals unless `exact`."""
-    currency = _currency(code)
+    currency = currency_of(code)
     return format_nano(nano, currency, decimals=None if exact else currency.minor_decimals)
 
 
@@ -82,7 +78,7 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
 
 def tariff(answer: v.Tariff) -> RenderableType:
     """Show a version of a tariff as it was published."""
-    decimals = _currency(answer.currency).price_decimals
+    decimals = currency_of(answer.currency).price_decimals
     flat = f"{format_scaled(answer.price_micro, decimals)} {answer.currency} a unit"
     rows = [
         ("version", str(answer.tariff_version)),
@@ -99,7 +95,7 @@ def tariff(answer: v.Tariff) -> RenderableType:
 def receipt(answer: v.SellResponse) -> RenderableType:
     """Show a receipt."""
     paid = answer.receipt
-    currency = _currency(paid.currency)
+    currency = currency_of(paid.currency)
 
     def told(amount_minor: int) -> str:
         return f"{format_scaled(amount_minor, currency.minor_decimals)} {paid.currency}"
@@ -204,88 +200,3 @@ def lost(answer: r.ListLostMetersResponse) -> RenderableType:
             str(device.quarantined_readings),
         )
     return table if answer.devices else "[green]nothing is lost[/]"
-
-
-def price_lines(lines: Iterable[r.PriceLine], code: str) -> RenderableType:
-    """Show what a charge consists of, a line a row."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rate")
-    for name in ("version", "month or year", "kWh", "by rate", "surcharge", "ladder", "tax"):
-        table.add_column(name, justify="right")
-    for line in lines:
-        amounts = (line.rate_nano, line.surcharge_nano, line.ladder_nano, line.tax_nano)
-        table.add_row(
-            line.rate,
-            str(line.version),
-            period(line.period),
-            format_scaled(line.energy_milli, 3),
-            *(money(amount, code, exact=True) for amount in amounts),
-        )
-    return table
-
-
-def period(number: int) -> str:
-    """Return a ladder's period for a person: a month, a year, or nothing."""
-    if number >= FIRST_MONTH:
-        return f"{number // 12}-{number % 12 + 1:02}"
-    return str(number or "")
-
-
-def explanation(answer: r.CutoffExplanation) -> RenderableType:
-    """Show the chain of a cut-off, from the readings to the read-back."""
-    code, price_decimals = answer.currency, _currency(answer.currency).price_decimals
-    decision, charge = answer.decision, answer.charge
-    tree = Tree(
-        f"[bold]why {escape(decision.account_id)} was cut off[/] "
-        f"[dim]({moment(decision.decided_at_ms)}, decision {decision.alarm_id})[/]"
-    )
-    if answer.HasField("charge"):
-        readings = tree.add("readings")
-        for name, reading in (("from", charge.from_reading), ("to", charge.to_reading)):
-            readings.add(
-                f"{name} {format_scaled(reading.register_milli, 3, 2)} kWh [dim]at "
-                f"{moment(reading.device_time_ms)}, quality {reading.quality}, "
-                f"{reading.reading_id}[/]"
-            )
-        price = f"at {format_scaled(charge.price_micro, price_decimals)} "
-        charged = tree.add(
-            f"charge {charge.meter_id} #{charge.sequence} of epoch {charge.epoch}: "
-            f"{format_scaled(charge.energy_milli, 3)} kWh {'' if charge.lines else price}= "
-            f"{money(charge.amount_nano, code, exact=True)}"
-        )
-        if charge.lines:
-            charged.add(price_lines(charge.lines, code))
-        total = money(charge.account_charged_total_nano, code, exact=True)
-        paid = money(charge.account_credited_total_nano, code)
-        tree.add(f"totals after it: used {total} of {paid}")
-    flat = f"{format_scaled(answer.tariff.price_micro, price_decimals)} {code} a unit"
-    tariff = tree.add(
-        f"tariff {answer.tariff.tariff_id} version {answer.tariff.version}: "
-        f"{'a plan' if answer.tariff.HasField('plan') else flat}"
-    )
-    if answer.tariff.HasField("plan"):
-        tariff.add(plans.show(plan.read(answer.tariff.plan), price_decimals))
-    tree.add(
-        f"threshold {money(answer.threshold_nano, code)}: available was "
-        f"[bold]{money(answer.available_nano, code, exact=True)}[/]"
-    )
-    policy = answer.policy
-    tree.add(
-        f"policy {policy.policy_id} version {policy.version}: alarms at "
-        f"{money(policy.alarm_1_nano, code)} and {money(policy.alarm_2_nano, code)}, cut at "
-        f"{money(-policy.overdraft_nano, code)}, power again from "
-        f"{money(policy.restore_nano, code)}"
-    )
-    for intent in answer.intents:
-        lease = f", to be sent before {moment(intent.send_before_ms)}"
-        branch = tree.add(
-            f"intent for {intent.meter_id}: {intent.wanted} ({intent.mode}, {intent.cause}), "
-            f"version ({intent.epoch}, {intent.version_offset})"
-            f"{lease if intent.HasField('send_before_ms') else ''}"
-        )
-        for attempt in intent.attempts:
-            text = f"attempt {attempt.attempt}: {attempt.result} {escape(attempt.detail)}".rstrip()
-            if attempt.read_back_position:
-                text += f" — read back [bold]{attempt.read_back_position}[/]"
-            branch.add(text)
-    return tree

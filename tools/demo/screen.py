@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.common.kernel.units import CURRENCIES, format_nano, format_scaled
-from tools.cli import show
+from tools.cli import explained, show
 from tools.demo.judge import MeterVerdict
 from tools.demo.observe import Spread
 from wattvend.reporting.v1 import reporting_pb2 as r
@@ -66,7 +66,7 @@ class Screen:
 
     def explanation(self, chain: r.CutoffExplanation) -> None:
         """Show the chain of a cut-off, as the command line shows it."""
-        self.console.print(show.explanation(chain))
+        self.console.print(explained.cutoff(chain))
 
     def verdicts(self, rows: Sequence[MeterVerdict]) -> None:
         """Show the judgement of every meter: amounts in CNY, kWh from the fleet's own registers."""

@@ -65,6 +65,7 @@ _CODES = {
         Reason.TARIFF_NOT_FOUND,
         Reason.POLICY_NOT_FOUND,
         Reason.NO_CUTOFF,
+        Reason.CHARGE_NOT_FOUND,
     ),
     grpc.StatusCode.ALREADY_EXISTS: (
         Reason.ALREADY_EXISTS,

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -11,18 +10,21 @@ import asyncpg
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import ID_PATTERN, column_key
 from services.common.kernel.reasons import Reason
-from services.common.kernel.units import CURRENCIES, INT64_MAX, fits_int64
+from services.reporting.adapters import messages
 from services.reporting.adapters.commits import Commits
-from services.reporting.adapters.queries import Cutoff, Queries
-from services.reporting.domain.explain import CutIntent
+from services.reporting.adapters.explanations import (
+    balance_state,
+    explain_balance,
+    explain_charge,
+    explain_cutoff,
+)
+from services.reporting.adapters.queries import Queries
 from services.reporting.domain.paging import cursor_of, page_size_of, token_of
-from services.reporting.domain.rows import AlarmRow, ChargeRow, CommandOutcomeRow, PriceLineRow
 from wattvend.reporting.v1 import reporting_pb2 as pb
 from wattvend.reporting.v1 import reporting_pb2_grpc
 
 VISIBLE_WITHIN_S = 2.0
 """How long GetBalance waits for min_revision."""
-MINOR_DECIMALS_DEFAULT = 2
 
 _ID = re.compile(rf"(house:)?{ID_PATTERN}")
 
@@ -40,12 +42,12 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         """Return an account's balance, waiting for `min_revision` where it is given."""
         account_id = _id(request.account_id, "account_id")
         if request.HasField("min_revision"):
-            return _balance(await self._visible(account_id, request.min_revision))
+            return messages.balance(await self._visible(account_id, request.min_revision))
         found = await self._queries.balance(account_id)
         if found is None:
             await self._account_must_be_known(account_id)
             raise _not_yet(f"metering has not published a balance of account {account_id} yet")
-        return _balance(found)
+        return messages.balance(found)
 
     async def _visible(self, account_id: str, revision: int) -> asyncpg.Record:
         found = None
@@ -80,13 +82,10 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
             column, key = "account_key", column_key("account", account_id)
         else:
             meter_id = _id(request.meter_id, "meter_id")
-            if not await self._queries.meter_is_known(meter_id):
-                raise InvalidInput(
-                    Reason.METER_NOT_FOUND, f"there is no meter {meter_id}", field="meter_id"
-                )
+            await self._meter_must_be_known(meter_id)
             column, key = "meter_key", column_key("meter", meter_id)
         lines = await self._queries.consumption(column, key, request.from_ms, request.to_ms)
-        return _consumption(lines)
+        return messages.consumption(lines)
 
     async def ListAlarms(  # noqa: N802
         self, request: pb.ListAlarmsRequest, _: Any
@@ -105,7 +104,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         more = len(found) > size
         last = found[size - 1] if more else None
         return pb.ListAlarmsResponse(
-            alarms=[_alarm(row) for row in found[:size]],
+            alarms=[messages.alarm(row) for row in found[:size]],
             next_page_token=token_of(listed, (last.decided_at_ms, str(last.alarm_id)))
             if last
             else "",
@@ -122,7 +121,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         found = await self._queries.meters(site_id, str(cursor[0]) if cursor else "", size + 1)
         token = token_of(listed, (found[size - 1]["meter_id"],)) if len(found) > size else ""
         return pb.ListMetersResponse(
-            meters=[_meter(line) for line in found[:size]], next_page_token=token
+            meters=[messages.meter(line) for line in found[:size]], next_page_token=token
         )
 
     async def ListLostMeters(  # noqa: N802
@@ -136,7 +135,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         found = await self._queries.lost(site_id, str(cursor[0]) if cursor else "", size + 1)
         token = token_of(listed, (found[size - 1]["device_id"],)) if len(found) > size else ""
         return pb.ListLostMetersResponse(
-            devices=[_lost(line) for line in found[:size]], next_page_token=token
+            devices=[messages.lost(line) for line in found[:size]], next_page_token=token
         )
 
     async def ExplainCutoff(  # noqa: N802
@@ -160,7 +159,45 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
                 asked,
                 field="alarm_id" if alarm_id else "account_id",
             )
-        return _explanation(await self._queries.cutoff(cut))
+        return await explain_cutoff(self._queries, cut)
+
+    async def ExplainCharge(  # noqa: N802
+        self, request: pb.ExplainChargeRequest, _: Any
+    ) -> pb.ChargeExplanation:
+        """Return what a charge was computed from."""
+        meter_id = _id(request.meter_id, "meter_id")
+        if (request.epoch == 0) != (request.sequence == 0):
+            raise _wrong("give epoch and sequence, or neither for the newest charge", "sequence")
+        charge = await self._queries.charge(
+            column_key("meter", meter_id), request.epoch or None, request.sequence or None
+        )
+        if charge is None:
+            await self._meter_must_be_known(meter_id)
+            which = f"charge {request.sequence} of epoch {request.epoch}"
+            raise InvalidInput(
+                Reason.CHARGE_NOT_FOUND,
+                f"meter {meter_id} has no {which if request.sequence else 'charge yet'}",
+                field="sequence",
+            )
+        return await explain_charge(self._queries, charge)
+
+    async def ExplainBalance(  # noqa: N802
+        self, request: pb.ExplainBalanceRequest, _: Any
+    ) -> pb.BalanceExplanation:
+        """Return what a balance consists of."""
+        account_id = _id(request.account_id, "account_id")
+        sequence = request.account_sequence if request.HasField("account_sequence") else None
+        state = await balance_state(self._queries, account_id, sequence)
+        if state is None:
+            await self._account_must_be_known(account_id)
+            raise _not_yet(f"metering has not published a balance of account {account_id} yet")
+        return await explain_balance(self._queries, state)
+
+    async def _meter_must_be_known(self, meter_id: str) -> None:
+        if not await self._queries.meter_is_known(meter_id):
+            raise InvalidInput(
+                Reason.METER_NOT_FOUND, f"there is no meter {meter_id}", field="meter_id"
+            )
 
     async def _account_must_be_known(self, account_id: str) -> None:
         if not await self._queries.account_is_known(account_id):
@@ -191,221 +228,3 @@ def _uuid(value: str, field: str) -> UUID:
         return UUID(value)
     except ValueError as odd:
         raise _wrong(f"{field} must be a UUID, not {value[:80]!r}", field) from odd
-
-
-def _minor_decimals(currency: str) -> int:
-    known = CURRENCIES.get(currency)
-    return known.minor_decimals if known else MINOR_DECIMALS_DEFAULT
-
-
-def _balance(line: asyncpg.Record) -> pb.Balance:
-    return pb.Balance(
-        account_id=line["account_id"],
-        currency=line["currency"],
-        minor_decimals=_minor_decimals(line["currency"]),
-        credited_nano=line["credited_nano"],
-        charged_nano=line["charged_nano"],
-        held_nano=line["held_nano"],
-        available_nano=int(line["available_nano"]),
-        level=line["level"],
-        frozen=line["frozen"],
-        account_sequence=line["account_sequence"],
-        account_revision=line["account_revision"],
-        book_epoch=line["book_epoch"],
-        as_of_ms=line["as_of_ms"],
-    )
-
-
-def _consumption(lines: Iterable[asyncpg.Record]) -> pb.Consumption:
-    found = list(lines)
-    units = {(line["commodity"], line["currency"]) for line in found}
-    if len(units) > 1:
-        raise InvalidInput(
-            Reason.CURRENCY_MISMATCH,
-            f"the period holds charges in {', '.join(' '.join(unit) for unit in sorted(units))}, "
-            "which have no sum: ask for a shorter one",
-            field="from_ms",
-        )
-    commodity, currency = next(iter(units), ("", ""))
-    sums = {
-        name: sum(int(line[name]) for line in found) for name in ("energy_milli", "amount_nano")
-    }
-    if not all(fits_int64(value) for value in sums.values()):
-        raise _wrong(f"the sum is beyond {INT64_MAX}: ask for a shorter period", "from_ms")
-    return pb.Consumption(
-        meters=[
-            pb.MeterConsumption(
-                meter_id=line["meter_id"],
-                account_id=line["account_id"],
-                epoch=line["epoch"],
-                from_register_milli=line["from_register_milli"],
-                to_register_milli=line["to_register_milli"],
-                first_ms=line["first_ms"],
-                last_ms=line["last_ms"],
-                charges=line["charges"],
-                energy_milli=int(line["energy_milli"]),
-                amount_nano=int(line["amount_nano"]),
-            )
-            for line in found
-        ],
-        commodity=commodity,
-        currency=currency,
-        **sums,
-    )
-
-
-def _alarm(row: AlarmRow) -> pb.Alarm:
-    return pb.Alarm(
-        alarm_id=str(row.alarm_id),
-        kind=row.kind,
-        reason=row.reason,
-        account_id=row.account_id,
-        meter_id=row.meter_id or "",
-        site_id=row.site_id,
-        level_before=row.level_before,
-        level_after=row.level_after,
-        available_nano=row.available_nano,
-        threshold_nano=row.threshold_nano,
-        currency=row.currency,
-        decided_at_ms=row.decided_at_ms,
-        account_sequence=row.account_sequence,
-    )
-
-
-def _meter(line: asyncpg.Record) -> pb.MeterStatus:
-    return pb.MeterStatus(
-        meter_id=line["meter_id"],
-        serial=line["serial"],
-        site_id=line["site_id"],
-        gateway_id=line["gateway_id"],
-        account_id=line["account_id"],
-        status=line["status"],
-        last_seen_ms=line["last_seen_ms"] or 0,
-        register_milli=line["register_milli"],
-        wanted=line["wanted"] or "",
-        reported=line["reported"] or "",
-        reported_at_ms=line["reported_at_ms"] or 0,
-        level=line["level"] or "",
-    )
-
-
-def _lost(line: asyncpg.Record) -> pb.LostDevice:
-    return pb.LostDevice(
-        device_id=line["device_id"],
-        status=line["status"],
-        reason=line["reason"],
-        since_ms=line["since_ms"],
-        last_seen_ms=line["last_seen_ms"] or 0,
-        quarantined_readings=line["quarantined_readings"],
-    )
-
-
-def _explanation(found: Cutoff) -> pb.CutoffExplanation:
-    cut = found.cut
-    explanation = pb.CutoffExplanation(
-        decision=_alarm(cut),
-        threshold_nano=cut.threshold_nano or 0,
-        available_nano=cut.available_nano,
-        minor_decimals=_minor_decimals(cut.currency),
-        currency=cut.currency,
-        intents=[_intent(intent) for intent in found.intents],
-    )
-    if (charge := found.charge) is not None:
-        explanation.charge.CopyFrom(_charge_line(cut.meter_id or "", charge, found))
-    if (tariff := found.tariff) is not None:
-        explanation.tariff.CopyFrom(
-            pb.TariffVersion(
-                tariff_id=tariff.tariff_id,
-                version=tariff.version,
-                price_micro=tariff.price_micro,
-                plan=tariff.plan,
-                effective_at_ms=tariff.effective_at_ms,
-            )
-        )
-    if (policy := found.policy) is not None:
-        explanation.policy.CopyFrom(
-            pb.PolicyVersion(
-                policy_id=policy.policy_id,
-                version=policy.version,
-                alarm_1_nano=policy.alarm_1_nano,
-                alarm_2_nano=policy.alarm_2_nano,
-                overdraft_nano=policy.overdraft_nano,
-                restore_nano=policy.restore_nano,
-            )
-        )
-    return explanation
-
-
-def _charge_line(meter_id: str, charge: ChargeRow, found: Cutoff) -> pb.ChargeLine:
-    return pb.ChargeLine(
-        meter_id=meter_id,
-        epoch=charge.epoch,
-        sequence=charge.sequence,
-        from_reading=pb.Reading(
-            reading_id=str(charge.from_reading_id or ""),
-            device_time_ms=charge.from_time_ms,
-            received_at_ms=found.from_received_at_ms,
-            register_milli=charge.from_register_milli,
-            quality=charge.from_quality,
-        ),
-        to_reading=pb.Reading(
-            reading_id=str(charge.to_reading_id or ""),
-            device_time_ms=charge.to_time_ms,
-            received_at_ms=charge.to_received_at_ms,
-            register_milli=charge.to_register_milli,
-            quality=charge.to_quality,
-        ),
-        ratio=charge.ratio,
-        energy_milli=charge.energy_milli,
-        price_micro=charge.price_micro,
-        amount_nano=charge.amount_nano,
-        account_charged_total_nano=charge.account_charged_total_nano,
-        account_credited_total_nano=charge.account_credited_total_nano,
-        account_sequence=charge.account_sequence,
-        lines=[_price_line(line) for line in found.lines],
-    )
-
-
-def _price_line(line: PriceLineRow) -> pb.PriceLine:
-    return pb.PriceLine(
-        version=line.version,
-        rate=line.rate,
-        basis=line.basis,
-        period=line.period,
-        energy_milli=line.energy_milli,
-        total_milli=line.total_milli,
-        rate_nano=line.rate_nano,
-        surcharge_nano=line.surcharge_nano,
-        ladder_nano=line.ladder_nano,
-        tax_nano=line.tax_nano,
-        base_milli=line.base_milli,
-        days=line.days,
-        days_of=line.days_of,
-    )
-
-
-def _intent(intent: CutIntent) -> pb.Intent:
-    return pb.Intent(
-        meter_id=intent.meter_id,
-        epoch=intent.epoch,
-        version_offset=intent.version_offset,
-        wanted="open",
-        mode=intent.mode,
-        cause=intent.cause,
-        send_before_ms=intent.send_before_ms,
-        decided_at_ms=intent.decided_at_ms,
-        attempts=[_attempt(step) for step in intent.steps],
-    )
-
-
-def _attempt(step: CommandOutcomeRow) -> pb.Attempt:
-    return pb.Attempt(
-        attempt=step.attempt,
-        result=step.result,
-        detail=step.detail,
-        decided_at_ms=step.decided_at_ms,
-        commanded_at_ms=step.commanded_at_ms,
-        completed_at_ms=step.completed_at_ms,
-        read_back_position=step.read_back_position or "",
-        read_back_began_at_ms=step.read_back_began_at_ms,
-    )

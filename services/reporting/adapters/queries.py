@@ -1,6 +1,6 @@
 """What is asked of the read models: SQL in, plain values out."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -8,13 +8,12 @@ from uuid import UUID
 import asyncpg
 
 from services.common.kernel.errors import Retriable
-from services.common.kernel.ids import column_key
-from services.common.kernel.values import value_class
 from services.reporting.adapters.database import CONNECT_TIMEOUT_S, UNREACHABLE
 from services.reporting.domain.explain import (
     CUT,
     OPEN,
     RESTORED,
+    BookEvent,
     CutIntent,
     intents_of_cut,
 )
@@ -31,19 +30,6 @@ from services.reporting.domain.rows import (
 )
 
 QUERY_TIMEOUT_S = 10.0
-
-
-@value_class
-class Cutoff:
-    """A cut and everything it followed from. What retention took, or is not here yet, is None."""
-
-    cut: AlarmRow
-    charge: ChargeRow | None
-    lines: Sequence[PriceLineRow]
-    from_received_at_ms: int
-    tariff: TariffVersionRow | None
-    policy: PolicyVersionRow | None
-    intents: Sequence[CutIntent]
 
 
 @asynccontextmanager
@@ -181,49 +167,70 @@ class Queries:
             )
         return AlarmRow(*found) if found else None
 
-    async def cutoff(self, cut: AlarmRow) -> Cutoff:
-        """Return what a cut followed from and what followed from it."""
-        charge, from_received_at_ms = await self._charge(cut)
-        tariff = await self._one(
-            f"{_select(TariffVersionRow)}WHERE tariff_id = $1 AND version = $2",
-            charge.tariff_id if charge else cut.tariff_id,
-            charge.tariff_version if charge else cut.tariff_version,
-        )
+    async def charge(
+        self, meter_key: int, epoch: int | None, sequence: int | None
+    ) -> ChargeRow | None:
+        """Return a charge of a meter; without epoch and sequence its newest."""
         found = await self._one(
-            f"{_select(PolicyVersionRow)}WHERE policy_id = $1 AND version = $2",
-            cut.policy_id,
-            cut.policy_version,
+            f"{_select(ChargeRow)}WHERE meter_key = $1 "
+            "AND ($2::integer IS NULL OR epoch = $2) AND ($3::bigint IS NULL OR sequence = $3) "
+            "ORDER BY epoch DESC, sequence DESC LIMIT 1",
+            meter_key,
+            epoch,
+            sequence,
         )
-        policy = PolicyVersionRow(*found) if found else None
-        return Cutoff(
-            cut,
-            charge,
-            await self._price_lines(charge) if charge else (),
-            from_received_at_ms,
-            TariffVersionRow(*tariff) if tariff else None,
-            policy,
-            await self._intents(cut, policy),
-        )
+        return ChargeRow(*found) if found else None
 
-    async def _charge(self, cut: AlarmRow) -> tuple[ChargeRow | None, int]:
-        """Return the charge that caused a cut, and when its first reading was received (or 0)."""
-        if cut.meter_id is None:
-            return None, 0
-        found = await self._all(
-            f"{_select(ChargeRow)}WHERE meter_key = $1 AND epoch = $2 "
-            "AND sequence BETWEEN $3::bigint - 1 AND $3 ORDER BY sequence DESC",
-            column_key("meter", cut.meter_id),
-            cut.charge_epoch,
-            cut.charge_sequence,
+    async def charge_of_account(self, account_key: int, sequence: int | None) -> ChargeRow | None:
+        """Return an account's newest charge at or before an account sequence; None: of all."""
+        found = await self._one(
+            f"{_select(ChargeRow)}WHERE account_key = $1 "
+            "AND ($2::bigint IS NULL OR account_sequence <= $2) "
+            "ORDER BY account_sequence DESC LIMIT 1",
+            account_key,
+            sequence,
         )
-        lines = [ChargeRow(*line) for line in found]
-        if not lines or lines[0].sequence != cut.charge_sequence:
-            return None, 0
-        charge = lines[0]
-        ends = (line for line in lines if line.to_reading_id == charge.from_reading_id is not None)
-        return charge, next((line.to_received_at_ms for line in ends), 0)
+        return ChargeRow(*found) if found else None
 
-    async def _price_lines(self, charge: ChargeRow) -> Sequence[PriceLineRow]:
+    async def behind(self, charge: ChargeRow, kinds: Sequence[str]) -> ChargeRow | None:
+        """Return, of what was charged before of its meter, the first that ends after it."""
+        found = await self._one(
+            f"{_select(ChargeRow)}WHERE meter_key = $1 AND epoch = $2 AND sequence < $3 "
+            "AND to_time_ms > $4 AND kind = ANY($5) ORDER BY to_time_ms LIMIT 1",
+            charge.meter_key,
+            charge.epoch,
+            charge.sequence,
+            charge.to_time_ms,
+            list(kinds),
+        )
+        return ChargeRow(*found) if found else None
+
+    async def received_at_ms(self, charge: ChargeRow) -> int:
+        """Return when the first reading of a charge was received; 0 where nothing tells it."""
+        found = await self._one(
+            "SELECT to_received_at_ms FROM charges WHERE meter_key = $1 AND to_time_ms = $2 "
+            "AND epoch = $3 AND to_reading_id = $4 LIMIT 1",
+            charge.meter_key,
+            charge.from_time_ms,
+            charge.epoch,
+            charge.from_reading_id,
+        )
+        return int(found["to_received_at_ms"]) if found else 0
+
+    async def names(self, charge: ChargeRow) -> tuple[str, str]:
+        """Return the ids of a charge's meter and account."""
+        found = await self._one(
+            "SELECT meter_id, account_id FROM charge_lines "
+            "WHERE meter_key = $1 AND epoch = $2 AND sequence = $3",
+            charge.meter_key,
+            charge.epoch,
+            charge.sequence,
+        )
+        assert found is not None, "charges are never removed"
+        return found["meter_id"], found["account_id"]
+
+    async def price_lines(self, charge: ChargeRow) -> Sequence[PriceLineRow]:
+        """Return the lines of a charge, in their order."""
         found = await self._all(
             f"{_select(PriceLineRow)}WHERE meter_key = $1 AND epoch = $2 AND sequence = $3 "
             "ORDER BY line",
@@ -233,7 +240,53 @@ class Queries:
         )
         return [PriceLineRow(*line) for line in found]
 
-    async def _intents(self, cut: AlarmRow, policy: PolicyVersionRow | None) -> Sequence[CutIntent]:
+    async def tariff_versions(
+        self, tariff_id: str, versions: Iterable[int]
+    ) -> Sequence[TariffVersionRow]:
+        """Return those of the versions of a tariff that are known, ascending."""
+        found = await self._all(
+            f"{_select(TariffVersionRow)}WHERE tariff_id = $1 AND version = ANY($2) "
+            "ORDER BY version",
+            tariff_id,
+            sorted(versions),
+        )
+        return [TariffVersionRow(*line) for line in found]
+
+    async def policy_version(
+        self, policy_id: str | None, version: int | None
+    ) -> PolicyVersionRow | None:
+        """Return a version of a policy."""
+        found = await self._one(
+            f"{_select(PolicyVersionRow)}WHERE policy_id = $1 AND version = $2", policy_id, version
+        )
+        return PolicyVersionRow(*found) if found else None
+
+    async def book_events(self, account_id: str) -> Sequence[BookEvent]:
+        """Return the events of an account's stream that the ledger has."""
+        found = await self._all(
+            "SELECT type, event_id, coalesce(data ->> 'receipt_id', '') AS receipt_id, "
+            "book_epoch, revision, (data ->> 'credited_nano')::bigint AS credited_nano, "
+            "occurred_at_ms FROM ledger WHERE stream = 'account-' || $1",
+            account_id,
+        )
+        return [BookEvent(*line) for line in found]
+
+    async def charged_spans(self, account_key: int, sequence: int) -> list[asyncpg.Record]:
+        """Return a line a meter and epoch of an account's charges up to an account sequence."""
+        return await self._all(
+            "SELECT meter_id, epoch, min(sequence) AS first_sequence, "
+            "max(sequence) AS last_sequence, count(*) AS charges, "
+            "min(account_sequence) AS first_account_sequence, "
+            "max(account_sequence) AS last_account_sequence, "
+            "sum(energy_milli) AS energy_milli, sum(amount_nano) AS amount_nano "
+            "FROM charge_lines WHERE account_key = $1 AND account_sequence <= $2 "
+            "GROUP BY meter_id, epoch ORDER BY meter_id, epoch",
+            account_key,
+            sequence,
+        )
+
+    async def intents(self, cut: AlarmRow, policy: PolicyVersionRow | None) -> Sequence[CutIntent]:
+        """Return the intents of a cut, with every step of their delivery."""
         # An account's shard is for life: offsets of its log order all that happened to it.
         restored = await self._one(
             "SELECT min(log_offset) AS log_offset FROM alarms "

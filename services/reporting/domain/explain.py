@@ -1,12 +1,14 @@
-"""Which intents and attempts belong to a cut-off, told from history alone.
+"""What decisions and totals consist of, told from history alone.
 
-`relay-intents` is compacted, so what was wanted back then is told by what is kept: every step of
-control (command outcomes), which carries its intent. Where control has not done anything yet the
-intent is still the newest of its meter, or else, decided with the cut, it follows from the cut and
-its policy by metering's own rule.
+A cut-off's intents and attempts: `relay-intents` is compacted, so what was wanted back then is told
+by what is kept: every step of control (command outcomes), which carries its intent. Where control
+has not done anything yet the intent is still the newest of its meter, or else, decided with the
+cut, it follows from the cut and its policy by metering's own rule. A balance's credit: what the
+ledger tells of its account.
 """
 
 from collections.abc import Iterable, Sequence
+from uuid import UUID
 
 from services.common.kernel.values import value_class
 from services.reporting.domain.rows import (
@@ -105,3 +107,51 @@ def _lease_end(cut: AlarmRow, policy: PolicyVersionRow | None) -> int | None:
 
 def _when(outcome: CommandOutcomeRow) -> tuple[int, int, int]:
     return outcome.decided_at_ms, outcome.attempt, _ORDER.get(outcome.result, len(_ORDER))
+
+
+@value_class
+class BookEvent:
+    """An event of an account's stream. `credited_nano`: lifetime total after it, if it tells one.
+
+    `receipt_id`: of the receipt that was given, or "".
+    """
+
+    type: str
+    event_id: UUID
+    receipt_id: str
+    book_epoch: int
+    revision: int
+    credited_nano: int | None
+    occurred_at_ms: int
+
+
+@value_class
+class Credit:
+    """What an event added to an account's lifetime credit, and the total after it."""
+
+    event: BookEvent
+    added_nano: int
+    credited_nano: int
+
+
+def credits_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[Credit]:
+    """Return what the credit of an account consists of, as of a (book_epoch, revision).
+
+    A store that was restored to an earlier point goes on from there in a higher epoch: what the
+    epoch before had told beyond that point is gone.
+    """
+    standing: list[BookEvent] = []
+    for event in sorted(events, key=lambda each: (each.book_epoch, each.revision)):
+        if (event.book_epoch, event.revision) > book:
+            break
+        while standing and standing[-1].revision >= event.revision:
+            standing.pop()
+        standing.append(event)
+    found: list[Credit] = []
+    before_nano = 0
+    for event in standing:
+        if event.credited_nano is not None and event.credited_nano != before_nano:
+            added_nano = event.credited_nano - before_nano
+            found.append(Credit(event, added_nano, event.credited_nano))
+            before_nano = event.credited_nano
+    return found

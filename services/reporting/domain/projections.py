@@ -43,7 +43,8 @@ from services.reporting.domain.rows import (
     TariffVersionRow,
 )
 
-CHARGE_KINDS = {KIND_USAGE: "usage", KIND_CLOSING: "closing", KIND_RESPLIT: "re-split"}
+USAGE, CLOSING, RESPLIT = "usage", "closing", "re-split"
+CHARGE_KINDS = {KIND_USAGE: USAGE, KIND_CLOSING: CLOSING, KIND_RESPLIT: RESPLIT}
 RATES = {**dict(enumerate(RATE_NAMES)), NO_RATE: "none"}
 HOUSE_REVISION = -1
 """The account revision of charges of a house account: no book speaks of it, it has no balance."""

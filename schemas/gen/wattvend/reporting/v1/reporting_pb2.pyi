@@ -225,6 +225,16 @@ class Alarm(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     DECIDED_AT_MS_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    CHARGE_EPOCH_FIELD_NUMBER: _builtins.int
+    CHARGE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    FROM_READING_ID_FIELD_NUMBER: _builtins.int
+    TO_READING_ID_FIELD_NUMBER: _builtins.int
+    READING_RECEIVED_AT_MS_FIELD_NUMBER: _builtins.int
+    LOG_OFFSET_FIELD_NUMBER: _builtins.int
     alarm_id: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
@@ -238,6 +248,19 @@ class Alarm(_message.Message):
     currency: _builtins.str
     decided_at_ms: _builtins.int
     account_sequence: _builtins.int
+    account_revision: _builtins.int
+    book_epoch: _builtins.int
+    policy_id: _builtins.str
+    """empty, 0: none"""
+    policy_version: _builtins.int
+    charge_epoch: _builtins.int
+    """(meter_id, charge_epoch, charge_sequence): the charge it followed"""
+    charge_sequence: _builtins.int
+    """0: it followed none"""
+    from_reading_id: _builtins.str
+    to_reading_id: _builtins.str
+    reading_received_at_ms: _builtins.int
+    log_offset: _builtins.int
     def __init__(
         self,
         *,
@@ -254,13 +277,28 @@ class Alarm(_message.Message):
         currency: _builtins.str = ...,
         decided_at_ms: _builtins.int = ...,
         account_sequence: _builtins.int = ...,
+        account_revision: _builtins.int = ...,
+        book_epoch: _builtins.int = ...,
+        policy_id: _builtins.str = ...,
+        policy_version: _builtins.int = ...,
+        charge_epoch: _builtins.int = ...,
+        charge_sequence: _builtins.int = ...,
+        from_reading_id: _builtins.str = ...,
+        to_reading_id: _builtins.str = ...,
+        reading_received_at_ms: _builtins.int | None = ...,
+        log_offset: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "available_nano", b"available_nano", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "meter_id", b"meter_id", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_id", b"meter_id", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reading_received_at_ms: _TypeAlias = _typing.Literal["reading_received_at_ms"]  # noqa: Y015
+    _WhichOneofArgType__reading_received_at_ms: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms"]  # noqa: Y015
     _WhichOneofReturnType__threshold_nano: _TypeAlias = _typing.Literal["threshold_nano"]  # noqa: Y015
     _WhichOneofArgType__threshold_nano: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reading_received_at_ms) -> _WhichOneofReturnType__reading_received_at_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_nano) -> _WhichOneofReturnType__threshold_nano | None: ...
 
 Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
@@ -644,6 +682,20 @@ class ChargeLine(_message.Message):
     ACCOUNT_CREDITED_TOTAL_NANO_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    COMMODITY_FIELD_NUMBER: _builtins.int
+    METER_ENERGY_TOTAL_MILLI_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    LOG_OFFSET_FIELD_NUMBER: _builtins.int
     meter_id: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
@@ -654,6 +706,25 @@ class ChargeLine(_message.Message):
     account_charged_total_nano: _builtins.int
     account_credited_total_nano: _builtins.int
     account_sequence: _builtins.int
+    kind: _builtins.str
+    """usage, closing, re-split"""
+    account_id: _builtins.str
+    account_revision: _builtins.int
+    """of the account as it was charged; -1: a house account"""
+    book_epoch: _builtins.int
+    tariff_id: _builtins.str
+    """empty: a house account"""
+    tariff_version: _builtins.int
+    """of the interval's last part"""
+    policy_id: _builtins.str
+    policy_version: _builtins.int
+    legal_entity: _builtins.str
+    currency: _builtins.str
+    commodity: _builtins.str
+    meter_energy_total_milli: _builtins.int
+    shard: _builtins.int
+    """(shard, log_offset): the record of the shard log that caused it"""
+    log_offset: _builtins.int
     @_builtins.property
     def from_reading(self) -> Global___Reading: ...
     @_builtins.property
@@ -678,10 +749,24 @@ class ChargeLine(_message.Message):
         account_credited_total_nano: _builtins.int = ...,
         account_sequence: _builtins.int = ...,
         lines: _abc.Iterable[Global___PriceLine] | None = ...,
+        kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        account_revision: _builtins.int = ...,
+        book_epoch: _builtins.int = ...,
+        tariff_id: _builtins.str = ...,
+        tariff_version: _builtins.int = ...,
+        policy_id: _builtins.str = ...,
+        policy_version: _builtins.int = ...,
+        legal_entity: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        commodity: _builtins.str = ...,
+        meter_energy_total_milli: _builtins.int = ...,
+        shard: _builtins.int = ...,
+        log_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_reading", b"from_reading", "to_reading", b"to_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "lines", b"lines", "meter_id", b"meter_id", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "to_reading", b"to_reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "book_epoch", b"book_epoch", "commodity", b"commodity", "currency", b"currency", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "kind", b"kind", "legal_entity", b"legal_entity", "lines", b"lines", "log_offset", b"log_offset", "meter_energy_total_milli", b"meter_energy_total_milli", "meter_id", b"meter_id", "policy_id", b"policy_id", "policy_version", b"policy_version", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "shard", b"shard", "tariff_id", b"tariff_id", "tariff_version", b"tariff_version", "to_reading", b"to_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,12 +781,18 @@ class TariffVersion(_message.Message):
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
     tariff_id: _builtins.str
     version: _builtins.int
     price_micro: _builtins.int
     effective_at_ms: _builtins.int
     plan: _builtins.str
     """JSON; absent: the flat price"""
+    book_epoch: _builtins.int
+    revision: _builtins.int
+    published_at_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -710,10 +801,13 @@ class TariffVersion(_message.Message):
         price_micro: _builtins.int = ...,
         effective_at_ms: _builtins.int = ...,
         plan: _builtins.str | None = ...,
+        book_epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        published_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "effective_at_ms", b"effective_at_ms", "plan", b"plan", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "book_epoch", b"book_epoch", "effective_at_ms", b"effective_at_ms", "plan", b"plan", "price_micro", b"price_micro", "published_at_ms", b"published_at_ms", "revision", b"revision", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
@@ -731,12 +825,22 @@ class PolicyVersion(_message.Message):
     ALARM_2_NANO_FIELD_NUMBER: _builtins.int
     OVERDRAFT_NANO_FIELD_NUMBER: _builtins.int
     RESTORE_NANO_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     version: _builtins.int
     alarm_1_nano: _builtins.int
     alarm_2_nano: _builtins.int
     overdraft_nano: _builtins.int
     restore_nano: _builtins.int
+    lease_ms: _builtins.int
+    max_evidence_age_ms: _builtins.int
+    book_epoch: _builtins.int
+    revision: _builtins.int
+    published_at_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -746,10 +850,15 @@ class PolicyVersion(_message.Message):
         alarm_2_nano: _builtins.int = ...,
         overdraft_nano: _builtins.int = ...,
         restore_nano: _builtins.int = ...,
+        lease_ms: _builtins.int = ...,
+        max_evidence_age_ms: _builtins.int = ...,
+        book_epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        published_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "overdraft_nano", b"overdraft_nano", "policy_id", b"policy_id", "restore_nano", b"restore_nano", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "book_epoch", b"book_epoch", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_nano", b"overdraft_nano", "policy_id", b"policy_id", "published_at_ms", b"published_at_ms", "restore_nano", b"restore_nano", "revision", b"revision", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,6 +974,7 @@ class CutoffExplanation(_message.Message):
     MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     INTENTS_FIELD_NUMBER: _builtins.int
+    TARIFFS_FIELD_NUMBER: _builtins.int
     threshold_nano: _builtins.int
     available_nano: _builtins.int
     minor_decimals: _builtins.int
@@ -883,6 +993,10 @@ class CutoffExplanation(_message.Message):
     def intents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intent]:
         """each meter's, renewed leases included"""
 
+    @_builtins.property
+    def tariffs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TariffVersion]:
+        """every version that the charge cites, ascending"""
+
     def __init__(
         self,
         *,
@@ -895,11 +1009,269 @@ class CutoffExplanation(_message.Message):
         minor_decimals: _builtins.int = ...,
         currency: _builtins.str = ...,
         intents: _abc.Iterable[Global___Intent] | None = ...,
+        tariffs: _abc.Iterable[Global___TariffVersion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "decision", b"decision", "policy", b"policy", "tariff", b"tariff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "policy", b"policy", "tariff", b"tariff", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "policy", b"policy", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CutoffExplanation: _TypeAlias = CutoffExplanation  # noqa: Y015
+
+@_typing.final
+class ExplainChargeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    meter_id: _builtins.str
+    epoch: _builtins.int
+    """Both or neither: without them the meter's newest charge."""
+    sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        meter_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "meter_id", b"meter_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainChargeRequest: _TypeAlias = ExplainChargeRequest  # noqa: Y015
+
+@_typing.final
+class ChargeExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGE_FIELD_NUMBER: _builtins.int
+    TARIFFS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    CORRECTS_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UNTIL_READING_FIELD_NUMBER: _builtins.int
+    MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
+    corrects_sequence: _builtins.int
+    """Of a re-split: the charge of the same meter and epoch whose interval the late reading lies in,
+    and the reading behind the late one, up to which it is split again.
+    """
+    minor_decimals: _builtins.int
+    @_builtins.property
+    def charge(self) -> Global___ChargeLine: ...
+    @_builtins.property
+    def tariffs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TariffVersion]:
+        """Every version that the charge, its lines or the charge it corrects cite, ascending."""
+
+    @_builtins.property
+    def policy(self) -> Global___PolicyVersion:
+        """by which the account was judged after it"""
+
+    @_builtins.property
+    def until_reading(self) -> Global___Reading: ...
+    def __init__(
+        self,
+        *,
+        charge: Global___ChargeLine | None = ...,
+        tariffs: _abc.Iterable[Global___TariffVersion] | None = ...,
+        policy: Global___PolicyVersion | None = ...,
+        corrects_sequence: _builtins.int | None = ...,
+        until_reading: Global___Reading | None = ...,
+        minor_decimals: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "policy", b"policy", "until_reading", b"until_reading"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "minor_decimals", b"minor_decimals", "policy", b"policy", "tariffs", b"tariffs", "until_reading", b"until_reading"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__corrects_sequence: _TypeAlias = _typing.Literal["corrects_sequence"]  # noqa: Y015
+    _WhichOneofArgType__corrects_sequence: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__corrects_sequence) -> _WhichOneofReturnType__corrects_sequence | None: ...
+
+Global___ChargeExplanation: _TypeAlias = ChargeExplanation  # noqa: Y015
+
+@_typing.final
+class ExplainBalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    account_sequence: _builtins.int
+    """As of this change of the account's totals, or the charge before it; absent: as of now."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        account_sequence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence", "account_sequence", b"account_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence", "account_id", b"account_id", "account_sequence", b"account_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__account_sequence: _TypeAlias = _typing.Literal["account_sequence"]  # noqa: Y015
+    _WhichOneofArgType__account_sequence: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__account_sequence) -> _WhichOneofReturnType__account_sequence | None: ...
+
+Global___ExplainBalanceRequest: _TypeAlias = ExplainBalanceRequest  # noqa: Y015
+
+@_typing.final
+class Credit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ADDED_NANO_FIELD_NUMBER: _builtins.int
+    CREDITED_NANO_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_MS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """of the event in the ledger, e.g. credit-sold"""
+    event_id: _builtins.str
+    receipt_id: _builtins.str
+    """empty: no receipt was given"""
+    book_epoch: _builtins.int
+    revision: _builtins.int
+    added_nano: _builtins.int
+    credited_nano: _builtins.int
+    """lifetime total after it"""
+    occurred_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        receipt_id: _builtins.str = ...,
+        book_epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        added_nano: _builtins.int = ...,
+        credited_nano: _builtins.int = ...,
+        occurred_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_nano", b"added_nano", "book_epoch", b"book_epoch", "credited_nano", b"credited_nano", "event_id", b"event_id", "occurred_at_ms", b"occurred_at_ms", "receipt_id", b"receipt_id", "revision", b"revision", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Credit: _TypeAlias = Credit  # noqa: Y015
+
+@_typing.final
+class ChargedSpan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    FIRST_ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_FIELD_NUMBER: _builtins.int
+    meter_id: _builtins.str
+    epoch: _builtins.int
+    first_sequence: _builtins.int
+    """the charges first_sequence..last_sequence of meter and epoch"""
+    last_sequence: _builtins.int
+    charges: _builtins.int
+    first_account_sequence: _builtins.int
+    last_account_sequence: _builtins.int
+    energy_milli: _builtins.int
+    amount_nano: _builtins.int
+    def __init__(
+        self,
+        *,
+        meter_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        charges: _builtins.int = ...,
+        first_account_sequence: _builtins.int = ...,
+        last_account_sequence: _builtins.int = ...,
+        energy_milli: _builtins.int = ...,
+        amount_nano: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano", b"amount_nano", "charges", b"charges", "energy_milli", b"energy_milli", "epoch", b"epoch", "first_account_sequence", b"first_account_sequence", "first_sequence", b"first_sequence", "last_account_sequence", b"last_account_sequence", "last_sequence", b"last_sequence", "meter_id", b"meter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChargedSpan: _TypeAlias = ChargedSpan  # noqa: Y015
+
+@_typing.final
+class BalanceExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    CREDITED_NANO_FIELD_NUMBER: _builtins.int
+    CHARGED_NANO_FIELD_NUMBER: _builtins.int
+    HELD_NANO_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANO_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    CHARGED_FIELD_NUMBER: _builtins.int
+    CHARGED_BEFORE_NANO_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    currency: _builtins.str
+    minor_decimals: _builtins.int
+    account_sequence: _builtins.int
+    """as of this change of the account's totals"""
+    account_revision: _builtins.int
+    book_epoch: _builtins.int
+    credited_nano: _builtins.int
+    """the last credit's total"""
+    charged_nano: _builtins.int
+    """charged_before_nano + the amounts of `charged`"""
+    held_nano: _builtins.int
+    """Held and available are told of the newest state only; available = credited - charged - held."""
+    available_nano: _builtins.int
+    level: _builtins.str
+    charged_before_nano: _builtins.int
+    """by charges that are kept no longer (400 days)"""
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]: ...
+    @_builtins.property
+    def charged(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargedSpan]: ...
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        minor_decimals: _builtins.int = ...,
+        account_sequence: _builtins.int = ...,
+        account_revision: _builtins.int = ...,
+        book_epoch: _builtins.int = ...,
+        credited_nano: _builtins.int = ...,
+        charged_nano: _builtins.int = ...,
+        held_nano: _builtins.int | None = ...,
+        available_nano: _builtins.int | None = ...,
+        level: _builtins.str = ...,
+        credits: _abc.Iterable[Global___Credit] | None = ...,
+        charged: _abc.Iterable[Global___ChargedSpan] | None = ...,
+        charged_before_nano: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "_held_nano", b"_held_nano", "available_nano", b"available_nano", "held_nano", b"held_nano"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "_held_nano", b"_held_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charged", b"charged", "charged_before_nano", b"charged_before_nano", "charged_nano", b"charged_nano", "credited_nano", b"credited_nano", "credits", b"credits", "currency", b"currency", "held_nano", b"held_nano", "level", b"level", "minor_decimals", b"minor_decimals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_nano: _TypeAlias = _typing.Literal["available_nano"]  # noqa: Y015
+    _WhichOneofArgType__available_nano: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano"]  # noqa: Y015
+    _WhichOneofReturnType__held_nano: _TypeAlias = _typing.Literal["held_nano"]  # noqa: Y015
+    _WhichOneofArgType__held_nano: _TypeAlias = _typing.Literal["_held_nano", b"_held_nano"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_nano) -> _WhichOneofReturnType__available_nano | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_nano) -> _WhichOneofReturnType__held_nano | None: ...
+
+Global___BalanceExplanation: _TypeAlias = BalanceExplanation  # noqa: Y015

@@ -66,6 +66,16 @@ class ReportingServiceStub:
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainCutoffRequest.SerializeToString,
                 response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.CutoffExplanation.FromString,
                 _registered_method=True)
+        self.ExplainCharge = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ExplainCharge',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainChargeRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ChargeExplanation.FromString,
+                _registered_method=True)
+        self.ExplainBalance = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ExplainBalance',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.FromString,
+                _registered_method=True)
 
 
 class ReportingServiceServicer:
@@ -111,6 +121,20 @@ class ReportingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainCharge(self, request, context):
+        """What a charge was computed from: enough to compute it again (docs/explain.md).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainBalance(self, request, context):
+        """What a balance consists of: every credit, and every charge by its sequences.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReportingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +167,16 @@ def add_ReportingServiceServicer_to_server(servicer, server):
                     servicer.ExplainCutoff,
                     request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainCutoffRequest.FromString,
                     response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.CutoffExplanation.SerializeToString,
+            ),
+            'ExplainCharge': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainCharge,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainChargeRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ChargeExplanation.SerializeToString,
+            ),
+            'ExplainBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainBalance,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +343,60 @@ class ReportingService:
             '/wattvend.reporting.v1.ReportingService/ExplainCutoff',
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainCutoffRequest.SerializeToString,
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.CutoffExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainCharge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ExplainCharge',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainChargeRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ChargeExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ExplainBalance',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,10 @@ class ReportingServiceStub:
     """The chain of a cut-off: readings, charge, tariff version, threshold, policy, intent, attempts,
     read-back.
     """
+    ExplainCharge: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ExplainChargeRequest, _reporting_pb2.ChargeExplanation]
+    """What a charge was computed from: enough to compute it again (docs/explain.md)."""
+    ExplainBalance: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ExplainBalanceRequest, _reporting_pb2.BalanceExplanation]
+    """What a balance consists of: every credit, and every charge by its sequences."""
 
 @_typing.type_check_only
 class ReportingServiceAsyncStub(ReportingServiceStub):
@@ -61,6 +65,10 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     """The chain of a cut-off: readings, charge, tariff version, threshold, policy, intent, attempts,
     read-back.
     """
+    ExplainCharge: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ExplainChargeRequest, _reporting_pb2.ChargeExplanation]  # type: ignore[assignment]
+    """What a charge was computed from: enough to compute it again (docs/explain.md)."""
+    ExplainBalance: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ExplainBalanceRequest, _reporting_pb2.BalanceExplanation]  # type: ignore[assignment]
+    """What a balance consists of: every credit, and every charge by its sequences."""
 
 class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
@@ -111,5 +119,21 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         """The chain of a cut-off: readings, charge, tariff version, threshold, policy, intent, attempts,
         read-back.
         """
+
+    @_abc_1.abstractmethod
+    def ExplainCharge(
+        self,
+        request: _reporting_pb2.ExplainChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ChargeExplanation, _abc.Awaitable[_reporting_pb2.ChargeExplanation]]:
+        """What a charge was computed from: enough to compute it again (docs/explain.md)."""
+
+    @_abc_1.abstractmethod
+    def ExplainBalance(
+        self,
+        request: _reporting_pb2.ExplainBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.BalanceExplanation, _abc.Awaitable[_reporting_pb2.BalanceExplanation]]:
+        """What a balance consists of: every credit, and every charge by its sequences."""
 
 def add_ReportingServiceServicer_to_server(servicer: ReportingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

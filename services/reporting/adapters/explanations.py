@@ -1,0 +1,306 @@
+"""Explanations: what a charge, a balance or a cut-off followed from, enough to compute it again.
+
+Each is put together from rows that never change; docs/explain.md says how to compute with it.
+"""
+
+from collections.abc import Iterable
+
+import asyncpg
+
+from services.common.kernel.ids import column_key
+from services.common.kernel.values import value_class
+from services.reporting.adapters import messages
+from services.reporting.adapters.queries import Queries
+from services.reporting.domain.explain import Credit, CutIntent, credits_of
+from services.reporting.domain.projections import CHARGE_KINDS, CLOSING, RESPLIT, USAGE
+from services.reporting.domain.rows import (
+    AlarmRow,
+    ChargeRow,
+    CommandOutcomeRow,
+    PolicyVersionRow,
+    PriceLineRow,
+    TariffVersionRow,
+)
+from wattvend.reporting.v1 import reporting_pb2 as pb
+
+_READ = tuple(kind for kind in CHARGE_KINDS.values() if kind != CLOSING)
+"""Kinds of charges that end with a reading."""
+
+
+@value_class
+class BalanceState:
+    """An account's totals as of `account_sequence`. `held_nano`: None where nothing tells it."""
+
+    account_id: str
+    currency: str
+    account_sequence: int
+    book: tuple[int, int]
+    credited_nano: int
+    charged_nano: int
+    held_nano: int | None
+    level: str
+
+
+async def explain_charge(queries: Queries, charge: ChargeRow) -> pb.ChargeExplanation:
+    """Return what a charge was computed from. Absent: what retention took, or is not here yet."""
+    told = pb.ChargeExplanation(minor_decimals=messages.minor_decimals(charge.currency))
+    lines = await queries.price_lines(charge)
+    versions = {charge.tariff_version, *(line.version for line in lines)}
+    if charge.kind == RESPLIT:
+        corrected = await queries.behind(charge, [USAGE])
+        until = await queries.behind(charge, _READ)
+        if corrected is not None and until is not None:
+            told.corrects_sequence = corrected.sequence
+            told.until_reading.CopyFrom(_to_reading(until))
+            versions.update(line.version for line in await queries.price_lines(corrected))
+    tariffs = await queries.tariff_versions(charge.tariff_id, versions)
+    told.tariffs.extend(map(_tariff, tariffs))
+    policy = await queries.policy_version(charge.policy_id, charge.policy_version)
+    if policy is not None:
+        told.policy.CopyFrom(_policy(policy))
+    received_at_ms = await queries.received_at_ms(charge)
+    told.charge.CopyFrom(_charge(charge, await queries.names(charge), lines, received_at_ms))
+    return told
+
+
+async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanation:
+    """Return what a cut followed from, and what was done about it."""
+    policy = await queries.policy_version(cut.policy_id, cut.policy_version)
+    told = pb.CutoffExplanation(
+        decision=messages.alarm(cut),
+        threshold_nano=cut.threshold_nano or 0,
+        available_nano=cut.available_nano,
+        minor_decimals=messages.minor_decimals(cut.currency),
+        currency=cut.currency,
+        intents=map(_intent, await queries.intents(cut, policy)),
+    )
+    if policy is not None:
+        told.policy.CopyFrom(_policy(policy))
+    charge = None
+    if cut.meter_id is not None and cut.charge_sequence is not None:
+        meter_key = column_key("meter", cut.meter_id)
+        charge = await queries.charge(meter_key, cut.charge_epoch, cut.charge_sequence)
+    if charge is not None:
+        of_charge = await explain_charge(queries, charge)
+        told.charge.CopyFrom(of_charge.charge)
+        told.tariffs.extend(of_charge.tariffs)
+        for tariff in of_charge.tariffs:
+            if tariff.version == charge.tariff_version:
+                told.tariff.CopyFrom(tariff)
+    elif cut.tariff_id is not None and cut.tariff_version is not None:
+        for row in await queries.tariff_versions(cut.tariff_id, [cut.tariff_version]):
+            told.tariff.CopyFrom(_tariff(row))
+    return told
+
+
+async def explain_balance(queries: Queries, state: BalanceState) -> pb.BalanceExplanation:
+    """Return what a balance consists of: every credit, and every charge by its sequences."""
+    credited = credits_of(await queries.book_events(state.account_id), state.book)
+    spans = await queries.charged_spans(
+        column_key("account", state.account_id), state.account_sequence
+    )
+    told = pb.BalanceExplanation(
+        account_id=state.account_id,
+        currency=state.currency,
+        minor_decimals=messages.minor_decimals(state.currency),
+        account_sequence=state.account_sequence,
+        book_epoch=state.book[0],
+        account_revision=state.book[1],
+        credited_nano=state.credited_nano,
+        charged_nano=state.charged_nano,
+        level=state.level,
+        credits=map(_credit, credited),
+        charged=[_span(line) for line in spans],
+        charged_before_nano=state.charged_nano - sum(int(line["amount_nano"]) for line in spans),
+    )
+    if state.held_nano is not None:
+        told.held_nano = state.held_nano
+        told.available_nano = state.credited_nano - state.charged_nano - state.held_nano
+    return told
+
+
+async def balance_state(
+    queries: Queries, account_id: str, sequence: int | None
+) -> BalanceState | None:
+    """Return an account's totals as of a sequence, or of now; None: there is no balance yet.
+
+    A sequence at which credit changed is told as of the charge before it, but for the newest.
+    """
+    newest = await queries.balance(account_id)
+    if newest is None:
+        return None
+    charge = await queries.charge_of_account(column_key("account", account_id), sequence)
+    currency = newest["currency"]
+    if sequence is None or sequence >= newest["account_sequence"]:
+        book = (newest["book_epoch"], newest["account_revision"])
+        if charge is not None:  # charges and balances come by two topics: one may be ahead
+            book = max(book, (charge.book_epoch, charge.account_revision))
+        return BalanceState(
+            account_id,
+            currency,
+            newest["account_sequence"],
+            book,
+            newest["credited_nano"],
+            newest["charged_nano"],
+            newest["held_nano"],
+            newest["level"],
+        )
+    if charge is None:
+        return BalanceState(account_id, currency, 0, (0, -1), 0, 0, None, "")
+    return BalanceState(
+        account_id,
+        currency,
+        charge.account_sequence,
+        (charge.book_epoch, charge.account_revision),
+        charge.account_credited_total_nano,
+        charge.account_charged_total_nano,
+        None,
+        "",
+    )
+
+
+def _charge(
+    charge: ChargeRow,
+    names: tuple[str, str],
+    lines: Iterable[PriceLineRow],
+    from_received_at_ms: int,
+) -> pb.ChargeLine:
+    meter_id, account_id = names
+    return pb.ChargeLine(
+        meter_id=meter_id,
+        epoch=charge.epoch,
+        sequence=charge.sequence,
+        kind=charge.kind,
+        from_reading=pb.Reading(
+            reading_id=str(charge.from_reading_id or ""),
+            device_time_ms=charge.from_time_ms,
+            received_at_ms=from_received_at_ms,
+            register_milli=charge.from_register_milli,
+            quality=charge.from_quality,
+        ),
+        to_reading=_to_reading(charge),
+        ratio=charge.ratio,
+        energy_milli=charge.energy_milli,
+        price_micro=charge.price_micro,
+        amount_nano=charge.amount_nano,
+        meter_energy_total_milli=charge.meter_energy_total_milli,
+        account_id=account_id,
+        account_sequence=charge.account_sequence,
+        account_revision=charge.account_revision,
+        book_epoch=charge.book_epoch,
+        account_charged_total_nano=charge.account_charged_total_nano,
+        account_credited_total_nano=charge.account_credited_total_nano,
+        tariff_id=charge.tariff_id,
+        tariff_version=charge.tariff_version,
+        policy_id=charge.policy_id,
+        policy_version=charge.policy_version,
+        legal_entity=charge.legal_entity,
+        currency=charge.currency,
+        commodity=charge.commodity,
+        shard=charge.shard,
+        log_offset=charge.log_offset,
+        lines=map(_price_line, lines),
+    )
+
+
+def _to_reading(charge: ChargeRow) -> pb.Reading:
+    return pb.Reading(
+        reading_id=str(charge.to_reading_id or ""),
+        device_time_ms=charge.to_time_ms,
+        received_at_ms=charge.to_received_at_ms,
+        register_milli=charge.to_register_milli,
+        quality=charge.to_quality,
+    )
+
+
+def _price_line(line: PriceLineRow) -> pb.PriceLine:
+    return pb.PriceLine(
+        version=line.version,
+        rate=line.rate,
+        basis=line.basis,
+        period=line.period,
+        energy_milli=line.energy_milli,
+        total_milli=line.total_milli,
+        rate_nano=line.rate_nano,
+        surcharge_nano=line.surcharge_nano,
+        ladder_nano=line.ladder_nano,
+        tax_nano=line.tax_nano,
+        base_milli=line.base_milli,
+        days=line.days,
+        days_of=line.days_of,
+    )
+
+
+def _tariff(row: TariffVersionRow) -> pb.TariffVersion:
+    return pb.TariffVersion(
+        tariff_id=row.tariff_id,
+        version=row.version,
+        price_micro=row.price_micro,
+        effective_at_ms=row.effective_at_ms,
+        plan=row.plan,
+        book_epoch=row.book_epoch,
+        revision=row.revision,
+        published_at_ms=row.published_at_ms,
+    )
+
+
+def _policy(row: PolicyVersionRow) -> pb.PolicyVersion:
+    return pb.PolicyVersion(
+        policy_id=row.policy_id,
+        version=row.version,
+        alarm_1_nano=row.alarm_1_nano,
+        alarm_2_nano=row.alarm_2_nano,
+        overdraft_nano=row.overdraft_nano,
+        restore_nano=row.restore_nano,
+        lease_ms=row.lease_ms,
+        max_evidence_age_ms=row.max_evidence_age_ms,
+        book_epoch=row.book_epoch,
+        revision=row.revision,
+        published_at_ms=row.published_at_ms,
+    )
+
+
+def _credit(credit: Credit) -> pb.Credit:
+    event = credit.event
+    return pb.Credit(
+        type=event.type,
+        event_id=str(event.event_id),
+        receipt_id=event.receipt_id,
+        book_epoch=event.book_epoch,
+        revision=event.revision,
+        added_nano=credit.added_nano,
+        credited_nano=credit.credited_nano,
+        occurred_at_ms=event.occurred_at_ms,
+    )
+
+
+def _span(line: asyncpg.Record) -> pb.ChargedSpan:
+    whole = {name: int(line[name]) for name in ("energy_milli", "amount_nano")}
+    return pb.ChargedSpan(**{**dict(line), **whole})
+
+
+def _intent(intent: CutIntent) -> pb.Intent:
+    return pb.Intent(
+        meter_id=intent.meter_id,
+        epoch=intent.epoch,
+        version_offset=intent.version_offset,
+        wanted="open",
+        mode=intent.mode,
+        cause=intent.cause,
+        send_before_ms=intent.send_before_ms,
+        decided_at_ms=intent.decided_at_ms,
+        attempts=[_attempt(step) for step in intent.steps],
+    )
+
+
+def _attempt(step: CommandOutcomeRow) -> pb.Attempt:
+    return pb.Attempt(
+        attempt=step.attempt,
+        result=step.result,
+        detail=step.detail,
+        decided_at_ms=step.decided_at_ms,
+        commanded_at_ms=step.commanded_at_ms,
+        completed_at_ms=step.completed_at_ms,
+        read_back_position=step.read_back_position or "",
+        read_back_began_at_ms=step.read_back_began_at_ms,
+    )

@@ -1,0 +1,124 @@
+"""A calculator of charges that knows nothing but their explanations, as `--json` prints them.
+
+It computes every figure of a charge again: its energy from both readings and the ratio, its lines
+from the plans of the versions it names, their amounts from the ladder's totals it names, and the
+amount from the lines. What plans mean, it takes from the scalar model. Raises AssertionError where
+an explanation does not add up, KeyError where it does not tell enough.
+"""
+
+from typing import Any
+
+from tests.property.metering_tariff_model import (
+    PERIOD_CLOSED,
+    RATES,
+    TOTAL,
+    Accumulation,
+    Tariff,
+    Terms,
+    Where,
+)
+
+Told = dict[str, Any]
+"""A message as JSON: 64-bit integers are texts."""
+
+
+def amount_of(told: Told) -> int:
+    """Return what the charge comes to, in nano."""
+    charge = told["charge"]
+    start, first = _reading(charge["from_reading"])
+    end, last = _reading(charge["to_reading"])
+    energy = 0 if charge["kind"] == "re-split" else (last - first) * int(charge["ratio"])
+    assert energy == int(charge["energy_milli"])
+    if not charge["tariff_id"]:
+        assert not charge["lines"]
+        return 0
+    tariff = _tariff(told)
+    if charge["kind"] == "re-split":
+        parts = _moved(tariff, told, (start, first), (end, last))
+    else:
+        parts = tariff.split(start or end, end, energy)
+    if not charge["lines"] and charge["kind"] != "re-split":
+        ((version, rate, _),) = parts
+        assert version == charge["tariff_version"]
+        price = tariff.terms(version).price(rate)
+        assert price == int(charge["price_micro"])
+        return energy * price
+    return sum(_line_amounts(tariff, charge["lines"], parts))
+
+
+def _moved(
+    tariff: Tariff, told: Told, begin: tuple[int, int], late: tuple[int, int]
+) -> dict[Where, int]:
+    """Return what a late reading moves between the parts of the interval that it lies in."""
+    ratio = int(told["charge"]["ratio"])
+    until = _reading(told["until_reading"])
+    before = tariff.split(begin[0], until[0], (until[1] - begin[1]) * ratio)
+    after: dict[Where, int] = {}
+    for (start, first), (end, last) in ((begin, late), (late, until)):
+        for where, energy in tariff.split(start, end, (last - first) * ratio).items():
+            after[where] = after.get(where, 0) + energy
+    moved = {where: after.get(where, 0) - energy for where, energy in before.items()}
+    return {where: energy for where, energy in moved.items() if energy}
+
+
+def _line_amounts(tariff: Tariff, lines: list[Told], parts: dict[Where, int]) -> list[int]:
+    """Return the amount of each line, once its figures are computed again."""
+    waiting = list(parts.items())
+    amounts = []
+    energy = rate = 0
+    for line in lines:
+        terms = tariff.terms(line["version"])
+        followed = line["rate"] == "none"
+        if not followed:
+            where, energy = waiting.pop(0)
+            rate = where[1]
+            assert (line["version"], RATES.index(line["rate"])) == where[:2]
+            assert line["period"] == where[2] or int(line["basis"]) & PERIOD_CLOSED
+        mine = 0 if followed else energy
+        assert int(line["energy_milli"]) == mine
+        figures = _figures(terms, line, rate, energy, followed=followed)
+        assert figures == tuple(
+            int(line[f"{name}_nano"]) for name in ("rate", "surcharge", "ladder", "tax")
+        )
+        amounts.append(sum(figures))
+    assert not waiting, "a part of the interval has no line"
+    return amounts
+
+
+def _figures(
+    terms: Terms, line: Told, rate: int, energy: int, *, followed: bool
+) -> tuple[int, int, int, int]:
+    ladder = ladder_tax = 0
+    if line["days_of"]:
+        share = Accumulation(0, 0, line["days"], line["days_of"])
+        counted = terms.steps(rate)
+        key = TOTAL if counted and counted[0] == TOTAL else rate
+        total, base = int(line["total_milli"]), int(line["base_milli"])
+        # What the ladder and its tax come to at each total, and with which sign it counts.
+        at = [(1, total), (-1, total - energy)]
+        if followed:  # a lower version's energy raised the base below this one's own
+            at += [(-1, base), (1, base - energy)]
+        for sign, x in at:
+            ladder += sign * terms.ladder_at(key, x, share)[0]
+            ladder_tax += sign * terms.ladder_at(key, x, share)[1]
+    if followed:
+        return 0, 0, ladder, ladder_tax
+    taxed = energy * terms.tax(rate) + ladder_tax
+    return energy * terms.price(rate), energy * terms.surcharge, ladder, taxed
+
+
+def _tariff(told: Told) -> Tariff:
+    return Tariff(
+        {
+            version["version"]: {
+                "price_micro": int(version["price_micro"]),
+                "plan": version.get("plan"),
+                "effective_at_ms": int(version["effective_at_ms"]),
+            }
+            for version in told["tariffs"]
+        }
+    )
+
+
+def _reading(reading: Told) -> tuple[int, int]:
+    return int(reading["device_time_ms"]), int(reading["register_milli"])

@@ -1,0 +1,88 @@
+"""The command line where it explains: what it asks, and what a person gets to read.
+
+Method: as in test_cli.py, the services behind the commands are a script of answers.
+"""
+
+import re
+import shlex
+
+import pytest
+
+from tests.unit.test_cli import ROOT, Vending, wattvend
+from wattvend.reporting.v1 import reporting_pb2 as r
+
+
+def told_charge() -> r.ChargeLine:
+    from_reading = r.Reading(reading_id="", register_milli=4_000, quality="V")
+    to_reading = r.Reading(reading_id="r-1", register_milli=6_500, quality="A")
+    flat = r.PriceLine(version=2, rate="flat", energy_milli=2_500, rate_nano=1_700_000_000, basis=1)
+    return r.ChargeLine(
+        meter_id="M1",
+        epoch=2,
+        sequence=7,
+        kind="re-split",
+        account_id="A1",
+        from_reading=from_reading,
+        to_reading=to_reading,
+        ratio=1,
+        energy_milli=2_500,
+        amount_nano=1_700_000_000,
+        currency="CNY",
+        commodity="electricity",
+        lines=[flat],
+    )
+
+
+TOLD_TARIFF = r.TariffVersion(tariff_id="T", version=2, price_micro=680_000)
+EXPLANATIONS = {
+    "ExplainCharge": r.ChargeExplanation(
+        charge=told_charge(),
+        tariffs=[TOLD_TARIFF],
+        policy=r.PolicyVersion(policy_id="P", version=3),
+        corrects_sequence=5,
+        until_reading=r.Reading(reading_id="r-2", register_milli=9_000),
+        minor_decimals=2,
+    ),
+    "ExplainCutoff": r.CutoffExplanation(
+        decision=r.Alarm(account_id="A1"), charge=told_charge(), currency="CNY"
+    ),
+    "ExplainBalance": r.BalanceExplanation(
+        account_id="A1",
+        currency="CNY",
+        credited_nano=10**10,
+        charged_nano=17 * 10**8,
+        available_nano=83 * 10**8,
+        held_nano=0,
+        credits=[r.Credit(type="credit-sold", receipt_id="R1", added_nano=10**10)],
+        charged=[r.ChargedSpan(meter_id="M1", epoch=2, first_sequence=1, last_sequence=7)],
+    ),
+}
+
+
+def test_the_commands_of_the_page_on_explanations_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/explain.md").read_text(), re.MULTILINE)
+    reporting = Vending(**EXPLANATIONS)
+    for command in commands:
+        for flags in ((), ("--json",)):
+            asked = shlex.split(command, comments=True)
+            result = wattvend(monkeypatch, reporting, *flags, *asked)
+            assert result.exit_code == 0, result.output
+    assert {method for method, _ in reporting.asked} == set(EXPLANATIONS)
+
+
+def test_what_an_explanation_holds_is_shown_to_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    charge = wattvend(monkeypatch, Vending(**EXPLANATIONS), "explain", "charge", "M1").stdout
+    shown = re.sub(r"\s+", " ", charge)
+    for part in ("2.500 kWh", "1.70 CNY", "corrects #5: up to 9.00 kWh", "split by time", "0.68"):
+        assert part in shown
+    balance = wattvend(monkeypatch, Vending(**EXPLANATIONS), "explain", "balance", "A1").stdout
+    assert "available 8.30 CNY" in balance
+    assert "1..7" in balance
+
+
+def test_an_account_alone_asks_for_its_newest_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (("explain", "A1"), ("explain", "cutoff", "A1")):
+        reporting = Vending(**EXPLANATIONS)
+        assert wattvend(monkeypatch, reporting, *command).exit_code == 0
+        assert reporting.asked == [("ExplainCutoff", r.ExplainCutoffRequest(account_id="A1"))]
