@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from services.common.kernel.reasons import Reason
 from services.common.kernel.units import format_scaled
 from tools import mall, sitefile
 from tools.client import Clients, Refused
@@ -203,9 +204,14 @@ class Story:
 
         async def complete() -> bool:
             nonlocal explanation
-            explanation = await self.clients.reporting(
-                "ExplainCutoff", r.ExplainCutoffRequest(account_id=account)
-            )
+            try:
+                explanation = await self.clients.reporting(
+                    "ExplainCutoff", r.ExplainCutoffRequest(account_id=account)
+                )
+            except Refused as refused:
+                if refused.reason != Reason.NO_CUTOFF:
+                    raise
+                return False  # the relay may open before reporting has seen the decision
             attempts = [a for i in explanation.intents for a in i.attempts]
             return any(a.result == "confirmed" for a in attempts)
 
