@@ -177,6 +177,54 @@ def test_the_commands_of_the_page_on_accounts_work(
     ]
 
 
+def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/operations/orders.md").read_text()
+    of_meters = ("ReplaceMeter", "ChangeRatio", "ResolveReading", "ForceRelay")
+    of_accounts = ("KeepPower", "PromisePayment", "RecordNotice")
+    vending = Vending(
+        **dict.fromkeys(of_meters, v.Meter()), **dict.fromkeys(of_accounts, v.Account())
+    )
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result.exit_code == 0, result.output
+    assert {method for method, _ in vending.asked} == {*of_meters, *of_accounts}
+    replaced, ran_over = [r for method, r in vending.asked if method == "ReplaceMeter"][::2]
+    assert (replaced.closing_register_milli, replaced.opening_register_milli) == (48_210_370, 120)
+    assert replaced.serial == "202612010007"
+    assert not any(replaced.HasField(name) for name in ("unit", "profile", "ratio", "max_power_w"))
+    assert (ran_over.closing_register_milli, ran_over.HasField("serial")) == (10**9, False)
+    kept, ended = [r for method, r in vending.asked if method == "KeepPower"][::2]
+    assert kept.until_ms > 0
+    assert not ended.HasField("until_ms")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("meter", "ratio", "M1", "2", "--register", "1.2345"), "no register"),
+        (("meter", "replace", "M1", "--closing", "-1"), "no register"),
+        (("account", "promise", "A1", "--until", "soon"), "no instant"),
+        (("account", "keep-power", "A1"), "--until, or --end"),
+        (("account", "keep-power", "A1", "--end", "--until", "2027-01-01"), "--until, or --end"),
+    ],
+)
+def test_an_order_that_cannot_be_read_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+) -> None:
+    vending = Vending()
+    result = wattvend(monkeypatch, vending, *arguments, "--reason", "why")
+    assert (result.exit_code, vending.asked) == (2, [])
+    assert says in result.stderr
+
+
+def test_an_instant_may_tell_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    vending = Vending(PromisePayment=v.Account())
+    until = ("--until", "2027-01-31T18:00+08:00", "--reason", "why")
+    assert wattvend(monkeypatch, vending, "account", "promise", "A1", *until).exit_code == 0
+    assert vending.asked[0][1].until_ms == 1_801_389_600_000
+
+
 def test_a_receipt_tells_what_was_recovered_and_what_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -15,14 +16,18 @@ from services.common.kernel.ids import house_account_id
 from services.common.kernel.reasons import Reason
 from services.common.runtime.profiles import profiles
 from services.vending.application.book import Outcome
+from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request
 from services.vending.domain.facts import fact_of
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
+from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
 from tests.unit import vending_world
-from tests.unit.test_vending_office import assign_and_crash, refused
-from tests.unit.vending_world import World
+from tests.unit.test_vending_office import assign_and_crash, closing, refused, settle
+from tests.unit.vending_world import T0_MS, World
 
 READING = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
+NOTICE = "7f0c2c6e-58a1-5b0e-8c53-1a2b3c4d5e6f"
+DAY_MS = 86_400_000
 RATED_W = 220 * 100
 """What the profile of these meters says."""
 
@@ -57,6 +62,22 @@ class Desk(World):
 
     async def force(self, position: str, meter_id: str = "M1") -> Outcome[Meter]:
         return await self.office.order(ForceRelay(self.ask(), meter_id, position, "works"))
+
+    async def keep(self, until_ms: int | None, request: Request | None = None) -> Outcome[Account]:
+        asked = request or self.ask(until_ms)
+        return await self.office.order_for(KeepPower(asked, "A1", until_ms, "a lift"))
+
+    async def promise(self, until_ms: int, request: Request | None = None) -> Outcome[Account]:
+        asked = request or self.ask(until_ms)
+        return await self.office.order_for(PromisePayment(asked, "A1", until_ms, "half is paid"))
+
+    async def notice(self, outcome: str, notice_id: str = NOTICE) -> Outcome[Account]:
+        order = RecordNotice(self.ask(), "A1", notice_id, outcome)
+        return await self.office.order_for(order)
+
+    async def told_of_account(self) -> dict[str, Any]:
+        """Return what the newest fact of the account says."""
+        return fact_of(await self.office.account("A1"), book_epoch=1, shards=8).record
 
     async def told(self, meter_id: str = "M1") -> dict[str, Any]:
         """Return what the newest fact of a meter says."""
@@ -263,3 +284,56 @@ async def test_the_newest_fact_of_a_meter_reaches_also_the_shard_that_it_left(de
     state = await desk.office.meter("M1")
     shards = fact_of(state, book_epoch=1, shards=8).shards
     assert set(shards) == {state.house_shard, state.shard}
+
+
+# --- accounts that must not be cut ---------------------------------------------------------------
+
+
+async def test_keep_power_lasts_to_its_end_and_no_order_is_for_good(desk: Desk) -> None:
+    assert (await desk.told_of_account())["keep_power_until_ms"] is None
+    assert await refused(desk.keep(None)) is Reason.NOTHING_CHANGES
+    for until_ms in (T0_MS, T0_MS + 400 * DAY_MS + 1, 0, -1):
+        assert await refused(desk.keep(until_ms)) is Reason.UNTIL_OUT_OF_RANGE
+    for until_ms in (T0_MS + 1, T0_MS + 400 * DAY_MS):
+        await desk.keep(until_ms)
+        assert (await desk.told_of_account())["keep_power_until_ms"] == until_ms
+    await desk.keep(None)
+    assert (await desk.told_of_account())["keep_power_until_ms"] is None
+
+
+async def test_a_promise_lasts_a_month_at_most_and_a_new_one_replaces_it(desk: Desk) -> None:
+    for until_ms in (T0_MS, T0_MS + 31 * DAY_MS + 1):
+        assert await refused(desk.promise(until_ms)) is Reason.UNTIL_OUT_OF_RANGE
+    for until_ms in (T0_MS + 31 * DAY_MS, T0_MS + DAY_MS):
+        await desk.promise(until_ms)
+        assert (await desk.told_of_account())["promise_until_ms"] == until_ms
+
+
+async def test_an_order_that_is_repeated_after_its_end_gets_its_answer(desk: Desk) -> None:
+    keep, promise = desk.ask("keep"), desk.ask("promise")
+    kept = await desk.keep(T0_MS + 1, keep)
+    promised = await desk.promise(T0_MS + 1, promise)
+    desk.clock.at_ms += DAY_MS
+    assert await desk.keep(T0_MS + 1, desk.ask("keep", request_id=UUID(keep.request_id))) == kept
+    again = desk.ask("promise", request_id=UUID(promise.request_id))
+    assert await desk.promise(T0_MS + 1, again) == promised
+
+
+async def test_the_outcome_of_a_notice_is_told_with_its_id_the_last_one_stands(desk: Desk) -> None:
+    for outcome in ("failed", "delivered"):
+        await desk.notice(outcome)
+        told = await desk.told_of_account()
+        assert (told["notice_id"], told["notice_outcome"]) == (NOTICE, outcome)
+    assert await refused(desk.notice("read")) is Reason.INVALID_ARGUMENT
+    assert await refused(desk.notice("failed", "no-uuid")) is Reason.INVALID_ARGUMENT
+
+
+async def test_a_closed_account_takes_no_orders_and_hears_of_its_notices(desk: Desk) -> None:
+    await desk.release()
+    await closing(desk)
+    assert await refused(desk.keep(T0_MS + 1)) is Reason.ACCOUNT_NOT_OPEN
+    await settle(desk, charged_nano=0)
+    assert await refused(desk.promise(T0_MS + 1)) is Reason.ACCOUNT_NOT_OPEN
+    assert (await desk.notice("failed")).state.orders.notice_outcome == "failed"
+    elsewhere = RecordNotice(desk.ask(), "A9", NOTICE, "failed")
+    assert await refused(desk.office.order_for(elsewhere)) is Reason.ACCOUNT_NOT_FOUND

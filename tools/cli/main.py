@@ -32,6 +32,8 @@ DEFAULT_VENDING = "127.0.0.1:27001"
 DEFAULT_REPORTING = "127.0.0.1:27002"
 AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 """What int64 holds in minor units of any currency, with room."""
+REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
+"""A register as a display shows it: units with at most three decimals."""
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
 """gRPC codes after which a command may have been done."""
 
@@ -47,7 +49,10 @@ class CutoffByDefault(TyperGroup):
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, lend, close.")
-meter_app = typer.Typer(no_args_is_help=True, help="Meters: assign to an account, release.")
+meter_app = typer.Typer(
+    no_args_is_help=True, help="Meters: assign, release, replace; orders about relay and readings."
+)
+notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became of them.")
 tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
 explain_app = typer.Typer(
@@ -57,6 +62,7 @@ explain_app = typer.Typer(
 )
 app.add_typer(account_app, name="account")
 app.add_typer(meter_app, name="meter")
+app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
 app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
@@ -80,6 +86,12 @@ err = Console(stderr=True)
 RequestId = Annotated[
     str, typer.Option("--request-id", help="Repeat an earlier request: it is not done twice.")
 ]
+
+
+Reason = Annotated[str, typer.Option(help="why; kept in the book")]
+MeterId = Annotated[str, typer.Argument(help="meter id")]
+Until = Annotated[str, typer.Option(help="this terminal's clock, e.g. '2027-01-31 18:00'")]
+Register = Annotated[str, typer.Option(help="as the display shows it; default: the last charged")]
 
 
 @app.callback()
@@ -175,6 +187,22 @@ def _minor(amount: Decimal, minor_decimals: int) -> int:
         message = f"{amount} has more than {minor_decimals} decimals, those of the currency"
         raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
     return int(scaled)
+
+
+def _register_milli(text: str) -> int:
+    """Return a register as typed, e.g. 1234.56, in thousandths; leaves with what is wrong."""
+    if not REGISTER.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no register; write e.g. 1234.56")
+    return int(Decimal(text) * 1000)
+
+
+def _until_ms(text: str) -> int:
+    """Return an instant as typed, by this terminal's clock or by an offset that it tells."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp()) * 1000
+    except ValueError:
+        example = "write e.g. '2027-01-31 18:00' or '2027-01-31T18:00+08:00'"
+        raise typer.BadParameter(f"{text!r} is no instant; {example}") from None
 
 
 @account_app.command("open")
@@ -296,6 +324,64 @@ def account_debt(
     _run(work, show.account, request)
 
 
+@account_app.command("keep-power")
+def account_keep_power(
+    account: Annotated[str, typer.Argument(help="account id")],
+    reason: Reason,
+    until: Until = "",
+    end: Annotated[bool, typer.Option("--end", help="arrears may cut again")] = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let arrears cut nobody in an account before an instant, at most 400 days ahead."""
+    if bool(until) == end:
+        raise typer.BadParameter("give --until, or --end")
+    request = v.KeepPowerRequest(
+        request_id=request_id or str(uuid4()),
+        account_id=account,
+        until_ms=_until_ms(until) if until else None,
+        reason=reason,
+    )
+    _run(lambda clients: clients.vending("KeepPower", request), show.account, request.request_id)
+
+
+@account_app.command("promise")
+def account_promise(
+    account: Annotated[str, typer.Argument(help="account id")],
+    until: Until,
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Take a promise of payment: no cut before an instant, at most 31 days ahead."""
+    request = v.PromisePaymentRequest(
+        request_id=request_id or str(uuid4()),
+        account_id=account,
+        until_ms=_until_ms(until),
+        reason=reason,
+    )
+    _run(
+        lambda clients: clients.vending("PromisePayment", request),
+        show.account,
+        request.request_id,
+    )
+
+
+@notice_app.command("record")
+def notice_record(
+    account: Annotated[str, typer.Argument(help="account id")],
+    notice: Annotated[str, typer.Argument(help="notice id")],
+    outcome: Annotated[str, typer.Argument(help="delivered, failed")],
+    request_id: RequestId = "",
+) -> None:
+    """Record what became of a notice: a cut may wait for it."""
+    request = v.RecordNoticeRequest(
+        request_id=request_id or str(uuid4()),
+        account_id=account,
+        notice_id=notice,
+        outcome=outcome,
+    )
+    _run(lambda clients: clients.vending("RecordNotice", request), show.account, request.request_id)
+
+
 @account_app.command("close")
 def account_close(
     account: Annotated[str, typer.Argument(help="account id")], request_id: RequestId = ""
@@ -405,24 +491,111 @@ def fleet(
 
 @meter_app.command("assign")
 def meter_assign(
-    meter: Annotated[str, typer.Argument(help="meter id")],
+    meter: MeterId,
     account: Annotated[str, typer.Argument(help="account id")],
+    register: Register = "",
     request_id: RequestId = "",
 ) -> None:
-    """Give a meter to an account, at the register last charged."""
+    """Give a meter to an account, at a register."""
     request = v.AssignMeterRequest(
-        request_id=request_id or str(uuid4()), meter_id=meter, account_id=account
+        request_id=request_id or str(uuid4()),
+        meter_id=meter,
+        account_id=account,
+        register_milli=_register_milli(register) if register else None,
     )
     _run(lambda clients: clients.vending("AssignMeter", request), show.meter, request.request_id)
 
 
 @meter_app.command("release")
-def meter_release(
-    meter: Annotated[str, typer.Argument(help="meter id")], request_id: RequestId = ""
-) -> None:
+def meter_release(meter: MeterId, register: Register = "", request_id: RequestId = "") -> None:
     """Take a meter from its account; the house owns what it uses from there on."""
-    request = v.ReleaseMeterRequest(request_id=request_id or str(uuid4()), meter_id=meter)
+    request = v.ReleaseMeterRequest(
+        request_id=request_id or str(uuid4()),
+        meter_id=meter,
+        register_milli=_register_milli(register) if register else None,
+    )
     _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
+
+
+@meter_app.command("replace")
+def meter_replace(  # noqa: PLR0917 - a command line is parsed by name
+    meter: MeterId,
+    closing: Annotated[str, typer.Option(help="last register of before, e.g. 1234.56")],
+    reason: Reason,
+    opening: Annotated[str, typer.Option(help="first register of now")] = "0",
+    serial: Annotated[str, typer.Option(help="of the new device; default: as it was")] = "",
+    unit: Annotated[int, typer.Option(help="bus address; default: as it was")] = 0,
+    profile: Annotated[str, typer.Option(help="of the new device; default: as it was")] = "",
+    ratio: Annotated[int, typer.Option(help="CT x PT; default: as it was")] = 0,
+    max_power_w: Annotated[int, typer.Option(help="behind the meter; default: as it was")] = 0,
+    request_id: RequestId = "",
+) -> None:
+    """Let another device, or a register that began anew, count on for the same account."""
+    request = v.ReplaceMeterRequest(
+        request_id=request_id or str(uuid4()),
+        meter_id=meter,
+        closing_register_milli=_register_milli(closing),
+        opening_register_milli=_register_milli(opening),
+        reason=reason,
+        serial=serial or None,
+        unit=unit or None,
+        profile=profile or None,
+        ratio=ratio or None,
+        max_power_w=max_power_w or None,
+    )
+    _run(lambda clients: clients.vending("ReplaceMeter", request), show.meter, request.request_id)
+
+
+@meter_app.command("ratio")
+def meter_ratio(
+    meter: MeterId,
+    ratio: Annotated[int, typer.Argument(help="CT x PT")],
+    reason: Reason,
+    register: Register = "",
+    request_id: RequestId = "",
+) -> None:
+    """Give a meter another ratio, from a register on."""
+    request = v.ChangeRatioRequest(
+        request_id=request_id or str(uuid4()),
+        meter_id=meter,
+        ratio=ratio,
+        register_milli=_register_milli(register) if register else None,
+        reason=reason,
+    )
+    _run(lambda clients: clients.vending("ChangeRatio", request), show.meter, request.request_id)
+
+
+@meter_app.command("resolve")
+def meter_resolve(
+    meter: MeterId,
+    reading: Annotated[str, typer.Argument(help="id of the held reading, as its alarm tells it")],
+    resolution: Annotated[str, typer.Argument(help="accept: it is true; reject: it is not")],
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Say what a held reading is."""
+    request = v.ResolveReadingRequest(
+        request_id=request_id or str(uuid4()),
+        meter_id=meter,
+        reading_id=reading,
+        resolution=resolution,
+        reason=reason,
+    )
+    _run(lambda clients: clients.vending("ResolveReading", request), show.meter, request.request_id)
+
+
+@meter_app.command("force")
+def meter_force(
+    meter: MeterId,
+    position: Annotated[str, typer.Argument(help="off, on; prepaid: as the balance says")],
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Force a relay off or on whatever the balance, or let the balance decide again."""
+    request = v.ForceRelayRequest(
+        request_id=request_id or str(uuid4()), meter_id=meter, position=position, reason=reason
+    )
+    _run(lambda clients: clients.vending("ForceRelay", request), show.meter, request.request_id)
 
 
 PlanFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/tariffs.md says")]

@@ -63,6 +63,12 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         owed = format_scaled(answer.debt_minor, decimals)
         share = format_scaled(answer.debt_share_ppm, 4)
         rows.append(("debt owed", f"{owed}, {share} % of each sale goes to it"))
+    if answer.HasField("keep_power_until_ms"):
+        rows.append(("keeps power until", moment(answer.keep_power_until_ms)))
+    if answer.HasField("promise_until_ms"):
+        rows.append(("promised until", moment(answer.promise_until_ms)))
+    if answer.notice_id:
+        rows.append(("last notice", f"{answer.notice_outcome}, {answer.notice_id}"))
     if balance is not None:
         rows += [
             ("used in all", money(balance.charged_nano, answer.currency, exact=True)),
@@ -131,6 +137,8 @@ def meter(answer: v.Meter) -> RenderableType:
             ("account", answer.account_id or "the house's"),
             ("since register", format_scaled(opening, 3, 2) if has_opening else "first reading"),
             ("epoch", str(answer.epoch)),
+            ("ratio", str(answer.ratio)),
+            ("relay", f"forced {answer.forced}" if answer.forced else "as the balance says"),
         ],
     )
 

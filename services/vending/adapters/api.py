@@ -18,6 +18,7 @@ from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
+from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
 from services.vending.domain.policy import Policy, PublishPolicy
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.domain.tariff import PublishTariff, Tariff
@@ -288,6 +289,36 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         outcome = await self._office.close_account(command, max(0.0, wait_s - ANSWER_MARGIN_S))
         return self._account(outcome.state)
 
+    async def KeepPower(self, request: pb.KeepPowerRequest, context: Any) -> pb.Account:
+        """Let arrears cut nobody before an instant, or let them again."""
+        command = KeepPower(
+            await self._request(request, context),
+            request.account_id,
+            _said(request, "until_ms"),
+            request.reason,
+        )
+        return self._account((await self._office.order_for(command)).state)
+
+    async def PromisePayment(self, request: pb.PromisePaymentRequest, context: Any) -> pb.Account:
+        """Let nobody be cut before an instant, for the rest is promised."""
+        command = PromisePayment(
+            await self._request(request, context),
+            request.account_id,
+            request.until_ms,
+            request.reason,
+        )
+        return self._account((await self._office.order_for(command)).state)
+
+    async def RecordNotice(self, request: pb.RecordNoticeRequest, context: Any) -> pb.Account:
+        """Take down what became of a notice."""
+        command = RecordNotice(
+            await self._request(request, context),
+            request.account_id,
+            request.notice_id,
+            request.outcome,
+        )
+        return self._account((await self._office.order_for(command)).state)
+
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
         """Return an account as the book has it now."""
         return self._account(await self._office.account(request.account_id))
@@ -394,6 +425,10 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             emergency_minor=state.owed.emergency_minor,
             debt_minor=state.owed.debt_minor,
             debt_share_ppm=state.owed.debt_share_ppm,
+            keep_power_until_ms=state.orders.keep_power_until_ms,
+            promise_until_ms=state.orders.promise_until_ms,
+            notice_id=state.orders.notice_id or "",
+            notice_outcome=state.orders.notice_outcome or "",
             version=self._version(state.answers.revision),
         )
 

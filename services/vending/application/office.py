@@ -20,7 +20,7 @@ from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.adapters.tables import Tables, Todo
 from services.vending.application.book import Book, Outcome
-from services.vending.domain import account, checks, gateway, meter, policy, site, tariff
+from services.vending.domain import account, checks, gateway, meter, orders, policy, site, tariff
 from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import (
@@ -326,6 +326,11 @@ class Office:
     async def order(self, command: meter.ResolveReading | meter.ForceRelay) -> Outcome[Meter]:
         """Give an order about a meter that stays what and whose it is."""
         return await self._book.submit(Meter, command.meter_id, partial(_on, meter.decide, command))
+
+    async def order_for(self, command: orders.Order) -> Outcome[Account]:
+        """Give an order about an account, or say what became of a notice."""
+        decide = partial(_on, account.decide, command)
+        return await self._book.submit(Account, command.account_id, decide)
 
     # --- what is half done ------------------------------------------------------------------------
 

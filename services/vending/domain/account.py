@@ -40,7 +40,18 @@ from services.vending.domain.events import (
     EmergencyGranted,
     EmergencyRefused,
     Event,
+    NoticeRecorded,
+    PaymentPromised,
+    PowerKept,
     SaleRefused,
+)
+from services.vending.domain.orders import (
+    KeepPower,
+    Order,
+    Orders,
+    PromisePayment,
+    RecordNotice,
+    obeyed,
 )
 from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
@@ -99,6 +110,7 @@ class Account:
     credited_nano: int = 0
     held_nano: int = 0
     owed: Owed = Owed()
+    orders: Orders = Orders()
     meters: tuple[JoinedMeter, ...] = ()
     closing: Closing | None = None
 
@@ -250,6 +262,7 @@ Command = (
     | LeaveMeter
     | CloseAccount
     | SettleClosing
+    | Order
 )
 
 
@@ -311,6 +324,8 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
             return Accepted((_left(command),))
         case CloseAccount():
             return _close(state, command)
+        case KeepPower() | PromisePayment() | RecordNotice():
+            return _obey(state, command)
 
 
 def _open(command: OpenAccount) -> Decision:
@@ -491,6 +506,13 @@ def _debt(state: Account, command: SetDebt) -> DebtSet:
     )
 
 
+def _obey(state: Account, order: Order) -> Decision:
+    # What became of a notice is known whenever it is known.
+    problem = None if isinstance(order, RecordNotice) else not_open(state)
+    said = problem or obeyed(state.orders, order)
+    return said if isinstance(said, Rejection) else Accepted((said,))
+
+
 def _joined(command: JoinMeter) -> AccountMeterJoined:
     return AccountMeterJoined(
         **stamp(command.request),
@@ -606,6 +628,8 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case DebtSet():
             owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=event.share_ppm)
             return changed(state, answers=answers, owed=owed)
+        case PowerKept() | PaymentPromised() | NoticeRecorded():
+            return changed(state, answers=answers, orders=state.orders.after(event))
         case SaleRefused() | EmergencyRefused():
             return changed(state, answers=answers)
         case AccountMeterJoined() | AccountMeterLeft():

@@ -343,6 +343,33 @@ class AccountCloseRefused(Event):
     commodity: str
 
 
+@named_value_class
+class PowerKept(Event):
+    SUBJECT: ClassVar[str] = "power-kept"
+
+    account_id: str
+    until_ms: int | None
+    reason: str
+
+
+@named_value_class
+class PaymentPromised(Event):
+    SUBJECT: ClassVar[str] = "payment-promised"
+
+    account_id: str
+    until_ms: int
+    reason: str
+
+
+@named_value_class
+class NoticeRecorded(Event):
+    SUBJECT: ClassVar[str] = "notice-recorded"
+
+    account_id: str
+    notice_id: str
+    outcome: str
+
+
 EVENTS: dict[str, type[Event]] = {
     kind.SUBJECT: kind
     for kind in (
@@ -369,6 +396,9 @@ EVENTS: dict[str, type[Event]] = {
         AccountClosing,
         AccountClosed,
         AccountCloseRefused,
+        PowerKept,
+        PaymentPromised,
+        NoticeRecorded,
     )
 }
 _FIELDS = {subject: tuple(field.name for field in fields(kind)) for subject, kind in EVENTS.items()}

@@ -172,10 +172,10 @@ def _account(state: Account) -> dict[str, Any]:
     ) | {
         "status": state.status.value,
         "hold_id": state.closing.hold_id if state.closing else None,
-        "keep_power_until_ms": None,
-        "promise_until_ms": None,
-        "notice_id": None,
-        "notice_outcome": None,
+        "keep_power_until_ms": state.orders.keep_power_until_ms,
+        "promise_until_ms": state.orders.promise_until_ms,
+        "notice_id": state.orders.notice_id,
+        "notice_outcome": state.orders.notice_outcome,
     }
 
 

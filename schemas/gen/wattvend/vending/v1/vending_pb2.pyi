@@ -562,6 +562,10 @@ class Account(_message.Message):
     EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
     DEBT_MINOR_FIELD_NUMBER: _builtins.int
     DEBT_SHARE_PPM_FIELD_NUMBER: _builtins.int
+    KEEP_POWER_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    PROMISE_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     site_id: _builtins.str
     subject_id: _builtins.str
@@ -581,6 +585,11 @@ class Account(_message.Message):
     debt_minor: _builtins.int
     debt_share_ppm: _builtins.int
     """of each sale's amount"""
+    keep_power_until_ms: _builtins.int
+    promise_until_ms: _builtins.int
+    notice_id: _builtins.str
+    """of the last notice whose outcome is known; empty: none"""
+    notice_outcome: _builtins.str
     @_builtins.property
     def meters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountMeter]: ...
     @_builtins.property
@@ -606,12 +615,23 @@ class Account(_message.Message):
         emergency_minor: _builtins.int = ...,
         debt_minor: _builtins.int = ...,
         debt_share_ppm: _builtins.int = ...,
+        keep_power_until_ms: _builtins.int | None = ...,
+        promise_until_ms: _builtins.int | None = ...,
+        notice_id: _builtins.str = ...,
+        notice_outcome: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms", "_promise_until_ms", b"_promise_until_ms", "keep_power_until_ms", b"keep_power_until_ms", "promise_until_ms", b"promise_until_ms", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "debt_minor", b"debt_minor", "debt_share_ppm", b"debt_share_ppm", "emergency_minor", b"emergency_minor", "held_nano", b"held_nano", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "policy_id", b"policy_id", "shard", b"shard", "site_id", b"site_id", "status", b"status", "subject_id", b"subject_id", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms", "_promise_until_ms", b"_promise_until_ms", "account_id", b"account_id", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "debt_minor", b"debt_minor", "debt_share_ppm", b"debt_share_ppm", "emergency_minor", b"emergency_minor", "held_nano", b"held_nano", "keep_power_until_ms", b"keep_power_until_ms", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "promise_until_ms", b"promise_until_ms", "shard", b"shard", "site_id", b"site_id", "status", b"status", "subject_id", b"subject_id", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep_power_until_ms: _TypeAlias = _typing.Literal["keep_power_until_ms"]  # noqa: Y015
+    _WhichOneofArgType__keep_power_until_ms: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms"]  # noqa: Y015
+    _WhichOneofReturnType__promise_until_ms: _TypeAlias = _typing.Literal["promise_until_ms"]  # noqa: Y015
+    _WhichOneofArgType__promise_until_ms: _TypeAlias = _typing.Literal["_promise_until_ms", b"_promise_until_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_power_until_ms) -> _WhichOneofReturnType__keep_power_until_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__promise_until_ms) -> _WhichOneofReturnType__promise_until_ms | None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
 
@@ -1072,6 +1092,95 @@ class CloseAccountRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseAccountRequest: _TypeAlias = CloseAccountRequest  # noqa: Y015
+
+@_typing.final
+class KeepPowerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    until_ms: _builtins.int
+    """absent: ends it"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        until_ms: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "until_ms", b"until_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "account_id", b"account_id", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__until_ms: _TypeAlias = _typing.Literal["until_ms"]  # noqa: Y015
+    _WhichOneofArgType__until_ms: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until_ms) -> _WhichOneofReturnType__until_ms | None: ...
+
+Global___KeepPowerRequest: _TypeAlias = KeepPowerRequest  # noqa: Y015
+
+@_typing.final
+class PromisePaymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    until_ms: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        until_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromisePaymentRequest: _TypeAlias = PromisePaymentRequest  # noqa: Y015
+
+@_typing.final
+class RecordNoticeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    notice_id: _builtins.str
+    """UUID, as the notice has it"""
+    outcome: _builtins.str
+    """delivered, failed"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        notice_id: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "notice_id", b"notice_id", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordNoticeRequest: _TypeAlias = RecordNoticeRequest  # noqa: Y015
 
 @_typing.final
 class HoldCutsRequest(_message.Message):

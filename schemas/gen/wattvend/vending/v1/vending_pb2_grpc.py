@@ -120,6 +120,21 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CloseAccountRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.KeepPower = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/KeepPower',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.KeepPowerRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
+        self.PromisePayment = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/PromisePayment',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PromisePaymentRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
+        self.RecordNotice = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/RecordNotice',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RecordNoticeRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
         self.HoldCuts = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/HoldCuts',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.HoldCutsRequest.SerializeToString,
@@ -257,6 +272,27 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepPower(self, request, context):
+        """Arrears cut nobody before an instant, at most 400 days ahead; without one: they may again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromisePayment(self, request, context):
+        """A part was paid, the rest is promised: no cut before an instant, at most 31 days ahead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordNotice(self, request, context):
+        """What became of a notice, said by whoever delivers notices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HoldCuts(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -362,6 +398,21 @@ def add_VendingServiceServicer_to_server(servicer, server):
             'CloseAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseAccount,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CloseAccountRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'KeepPower': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepPower,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.KeepPowerRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'PromisePayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromisePayment,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PromisePaymentRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'RecordNotice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordNotice,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RecordNoticeRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
             ),
             'HoldCuts': grpc.unary_unary_rpc_method_handler(
@@ -822,6 +873,87 @@ class VendingService:
             target,
             '/wattvend.vending.v1.VendingService/CloseAccount',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.CloseAccountRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepPower(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/KeepPower',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.KeepPowerRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromisePayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/PromisePayment',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.PromisePaymentRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordNotice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/RecordNotice',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.RecordNoticeRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
             options,
             channel_credentials,

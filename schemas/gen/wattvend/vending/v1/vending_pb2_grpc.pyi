@@ -66,6 +66,12 @@ class VendingServiceStub:
     """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
     metering's echo confirms.
     """
+    KeepPower: _grpc.UnaryUnaryMultiCallable[_vending_pb2.KeepPowerRequest, _vending_pb2.Account]
+    """Arrears cut nobody before an instant, at most 400 days ahead; without one: they may again."""
+    PromisePayment: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PromisePaymentRequest, _vending_pb2.Account]
+    """A part was paid, the rest is promised: no cut before an instant, at most 31 days ahead."""
+    RecordNotice: _grpc.UnaryUnaryMultiCallable[_vending_pb2.RecordNoticeRequest, _vending_pb2.Account]
+    """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]
     ReleaseCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]
     GetAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]
@@ -109,6 +115,12 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
     metering's echo confirms.
     """
+    KeepPower: _aio.UnaryUnaryMultiCallable[_vending_pb2.KeepPowerRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """Arrears cut nobody before an instant, at most 400 days ahead; without one: they may again."""
+    PromisePayment: _aio.UnaryUnaryMultiCallable[_vending_pb2.PromisePaymentRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """A part was paid, the rest is promised: no cut before an instant, at most 31 days ahead."""
+    RecordNotice: _aio.UnaryUnaryMultiCallable[_vending_pb2.RecordNoticeRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     ReleaseCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     GetAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
@@ -245,6 +257,30 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
         metering's echo confirms.
         """
+
+    @_abc_1.abstractmethod
+    def KeepPower(
+        self,
+        request: _vending_pb2.KeepPowerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """Arrears cut nobody before an instant, at most 400 days ahead; without one: they may again."""
+
+    @_abc_1.abstractmethod
+    def PromisePayment(
+        self,
+        request: _vending_pb2.PromisePaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """A part was paid, the rest is promised: no cut before an instant, at most 31 days ahead."""
+
+    @_abc_1.abstractmethod
+    def RecordNotice(
+        self,
+        request: _vending_pb2.RecordNoticeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """What became of a notice, said by whoever delivers notices."""
 
     @_abc_1.abstractmethod
     def HoldCuts(
