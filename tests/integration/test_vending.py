@@ -10,6 +10,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -317,6 +318,70 @@ async def test_everything_is_published_facts_before_routes_and_tariffs_before_ac
     assert all(
         r.timestamp >= times[e.event_id] - 1000 for r, e, _ in registry if e.event_id in times
     )
+
+
+async def test_orders_reach_the_shard_and_the_registry_as_the_newest_facts(
+    vending: Vending,
+) -> None:
+    name = vending.id
+    reading_id, notice_id = str(uuid4()), str(uuid4())
+    until_ms = time.time_ns() // 1_000_000 + 3_600_000
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+        of_meter: list[tuple[Any, Any]] = [
+            (stub.AssignMeter, pb.AssignMeterRequest(account_id=name("A"), register_milli=4_000)),
+            (
+                stub.ReplaceMeter,
+                pb.ReplaceMeterRequest(
+                    closing_register_milli=5_000,
+                    opening_register_milli=7,
+                    serial=vending.suffix[::-1] + "-new",
+                    reason="display dead",
+                ),
+            ),
+            (
+                stub.ChangeRatio,
+                pb.ChangeRatioRequest(ratio=80, register_milli=9, reason="new transformers"),
+            ),
+            (
+                stub.ResolveReading,
+                pb.ResolveReadingRequest(
+                    reading_id=reading_id, resolution="reject", reason="spike on the line"
+                ),
+            ),
+            (stub.ForceRelay, pb.ForceRelayRequest(position="off", reason="works")),
+        ]
+        for method, message in of_meter:
+            message.meter_id = name("M")
+            meter = await call(method, message)
+        of_account: list[tuple[Any, Any]] = [
+            (stub.KeepPower, pb.KeepPowerRequest(until_ms=until_ms, reason="lift")),
+            (stub.PromisePayment, pb.PromisePaymentRequest(until_ms=until_ms, reason="half paid")),
+            (stub.RecordNotice, pb.RecordNoticeRequest(notice_id=notice_id, outcome="delivered")),
+        ]
+        for method, message in of_account:
+            message.account_id = name("A")
+            account = await call(method, message)
+        ended = pb.KeepPowerRequest(account_id=name("A"), until_ms=1, reason="too late")
+        code, reason, _ = await refusal(call(stub.KeepPower, ended))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNTIL_OUT_OF_RANGE")
+    assert (meter.epoch, meter.ratio, meter.forced) == (4, 80, "off")
+    assert (account.keep_power_until_ms, account.notice_outcome) == (until_ms, "delivered")
+
+    await all_published(vending, events=15)
+    log = await records_of(vending, "shard-log")
+    here = [(e.subject, v) for r, e, v in log if r.partition == account.shard]
+    told = [v for subject, v in here if subject == "meter-fact" and v["epoch"] > 1]
+    registers = [(v["closing_register_milli"], v["opening_register_milli"]) for v in told]
+    assert registers == [(4_000, 4_000), (5_000, 7), (9, 9), (9, 9), (9, 9)]
+    assert (told[-1]["resolves_reading_id"], told[-1]["resolution"]) == (reading_id, "reject")
+    assert (told[-1]["forced"], told[-1]["ratio"], told[-1]["previous_epoch"]) == ("off", 80, 3)
+    of_a = [v for subject, v in here if subject == "account-fact"][-1]
+    assert of_a["keep_power_until_ms"] == of_a["promise_until_ms"] == until_ms
+    assert (of_a["notice_id"], of_a["notice_outcome"]) == (notice_id, "delivered")
+    newest = {(r.key or b"").decode(): v for r, _, v in await records_of(vending, "registry")}
+    assert newest[f"meters/{name('M')}"] == told[-1]
+    assert newest[f"accounts/{name('A')}"] == of_a
 
 
 async def test_a_restart_publishes_again_from_the_checkpoint_the_same_records(

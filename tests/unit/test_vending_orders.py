@@ -4,6 +4,7 @@ Method: the office on a real SQLite file, as in test_vending_office; what meteri
 off the fact of the state, and that of a restart off the same file opened again.
 """
 
+import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +237,15 @@ async def test_three_phases_carry_three_times_as_much(desk: Desk) -> None:
 async def test_what_a_profile_says_of_power_is_said_of_electricity_only(desk: Desk) -> None:
     registered = await desk.meter("W1", unit=5, commodity="water")
     assert registered.state.max_power_w is None
-    assert profiles()["acrel-mqtt"].max_power_w is None
+
+
+async def test_transformers_that_nobody_knows_bound_nothing(path: Path) -> None:
+    primary = dataclasses.replace(profiles()["acrel-ddsy1352"], register_is_primary=True)
+    terms = dataclasses.replace(vending_world.TERMS, profiles={primary.name: primary})
+    async with vending_world.world(path, terms) as opened:
+        await opened.site()
+        await opened.gateway()
+        assert (await opened.meter()).state.max_power_w is None
 
 
 # --- held readings, forced relays ----------------------------------------------------------------

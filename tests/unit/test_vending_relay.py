@@ -25,6 +25,7 @@ from services.vending.application.relay import (
     START,
     BookMismatch,
     Checkpoint,
+    Publisher,
     Relay,
     ToldEvent,
     beginning,
@@ -84,7 +85,7 @@ async def world(path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def relaying(
-    world: World, notebook: Notebook, begin: Root = START, book_epoch: int = 1
+    world: World, notebook: Publisher, begin: Root = START, book_epoch: int = 1
 ) -> AsyncIterator[Relay]:
     relay = Relay(
         world.store,

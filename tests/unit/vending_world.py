@@ -186,12 +186,12 @@ class World:
 
 
 @asynccontextmanager
-async def world(path: Path) -> AsyncIterator[World]:
+async def world(path: Path, terms: Terms = TERMS) -> AsyncIterator[World]:
     """Open the book at `path` as a process would; a second time is a restart."""
     async with SqliteFile(path, SCHEMA) as file:
         kept = Tables(file)
         store = SqliteEventStore(file, [kept])
         book = Book(store, Metrics(CollectorRegistry()))
         clock = FakeClock()
-        yield World(file, store, kept, book, Office(book, kept, clock, TERMS), clock)
+        yield World(file, store, kept, book, Office(book, kept, clock, terms), clock)
         await book.drained()

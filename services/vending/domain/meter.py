@@ -363,11 +363,13 @@ def _cannot_speak(profile: Profile, over_mqtt: bool, unit: int) -> Rejection | N
 def _bound(said_w: int | None, profile: Profile, commodity: str, ratio: int) -> dict[str, Any]:
     """Return the most that flows behind the meter, primary side, and who says so.
 
-    What the caller said, else what the profile states, times the ratio; None where nobody does.
+    What the caller said, else what the profile states, times the ratio; None where nobody does. A
+    register that is primary has ratio 1, whatever the transformers before it.
     """
     if said_w is not None:
         return {"max_power_w": said_w, "max_power_source": COMMAND}
-    if profile.max_power_w is None or commodity != ELECTRICITY:
+    states = commodity == ELECTRICITY and not profile.register_is_primary
+    if profile.max_power_w is None or not states:
         return {"max_power_w": None, "max_power_source": None}
     most_w = min(profile.max_power_w * ratio, POWER_W_MAX)
     return {"max_power_w": most_w, "max_power_source": "profile"}

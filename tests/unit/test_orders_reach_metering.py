@@ -1,0 +1,148 @@
+"""Goal: a held meter goes on by a replacement or a new ratio, and every watt-hour has its owner.
+
+Method: office, relay and metering's `absorb` in one process, without Kafka: what the relay would
+publish to `shard-log` is encoded, decoded and absorbed by its shard; what metering charges is kept
+where vending would read it.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.common.runtime import codec
+from services.common.runtime.kafka import Outgoing
+from services.metering.domain.messages import Absorbed
+from services.metering.domain.shard import ShardState
+from services.vending.application.relay import Relay
+from tests.unit import vending_world
+from tests.unit.metering_log import Log, charges, frame, kinds, reading
+from tests.unit.test_vending_orders import Desk
+from tests.unit.test_vending_relay import SHARDS, relaying
+
+PRICE_MICRO = 800_000
+OPENED_MILLI, LAST_MILLI, JUMPED_MILLI = 1_000, 1_200, 900_000
+MINUTE_MS = 60_000
+
+
+class Shards:
+    """A publisher that hands each shard's records to metering, as the bus would."""
+
+    def __init__(self) -> None:
+        self.logs = [Log(ShardState.empty(shard)) for shard in range(SHARDS)]
+        self.absorbed: list[Absorbed] = []
+
+    async def publish(self, records: Sequence[Outgoing]) -> None:
+        for record in records:
+            if record.topic == "shard-log":
+                assert record.partition is not None
+                value = codec.encode(record.subject, record.record)
+                fact = codec.decode(codec.schema_header(record.subject), value)
+                done = self.logs[record.partition].append(record.subject, fact)
+                self.absorbed.append(done)
+
+
+@dataclass
+class Platform:
+    """Vending and metering. `charged_milli`: what the account was charged for, in order."""
+
+    desk: Desk
+    shards: Shards
+    relay: Relay
+    log: Log
+    charged_milli: list[int]
+
+    async def told(self) -> list[str]:
+        """Let metering absorb what vending decided; return what it decided in turn."""
+        await self.relay.caught_up()
+        done, self.shards.absorbed = self.shards.absorbed, []
+        for absorbed in done:
+            await self.keep(absorbed)
+        return [kind for absorbed in done for kind in kinds(absorbed)]
+
+    async def read(self, register_milli: int, ratio: int = 1) -> Absorbed:
+        """Let the device that hangs there tell its register, a minute later."""
+        meter = await self.desk.office.meter("M1")
+        told = reading(
+            register_milli,
+            at_ms=self.log.later(MINUTE_MS).now_ms,
+            epoch=meter.epoch,
+            serial=meter.serial.encode(),
+            ratio=ratio,
+        )
+        done = self.log.append("reading-frame", frame([told], self.log.state.shard))
+        await self.keep(done)
+        return done
+
+    async def keep(self, done: Absorbed) -> None:
+        for one in charges(done):
+            if one["account_key"] != (await self.desk.office.account("A1")).account_key:
+                continue
+            assert one["amount_nano"] == one["energy_milli"] * PRICE_MICRO
+            self.charged_milli.append(int(one["energy_milli"]))
+            key, epoch, sequence = (int(one[n]) for n in ("meter_key", "epoch", "sequence"))
+            await self.desk.charge(key, epoch, sequence, int(one["to_register_milli"]))
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    """Return both where A1's meter was read once, and is held at a jump."""
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        desk, shards = Desk(**vars(world)), Shards()
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await desk.sell(1_000_000)
+            await desk.assign(register_milli=OPENED_MILLI)
+            log = shards.logs[(await desk.office.account("A1")).shard]
+            made = Platform(desk, shards, relay, log, [])
+            assert await made.told() == ["closed"]
+            await made.read(LAST_MILLI)
+            assert kinds(await made.read(JUMPED_MILLI)) == ["reading-held"]
+            assert made.charged_milli == [LAST_MILLI - OPENED_MILLI]
+            yield made
+
+
+async def test_a_replaced_device_ends_at_its_closing_register_and_the_next_begins_at_its_own(
+    platform: Platform,
+) -> None:
+    await platform.desk.replace(
+        serial="new-1",
+        closing_register_milli=LAST_MILLI + 70,
+        opening_register_milli=30,
+        ratio=10,
+    )
+    assert await platform.told() == ["closed"]
+    await platform.read(35, ratio=10)
+    assert platform.charged_milli == [200, 70, 5 * 10]
+    assert (await platform.desk.office.account("A1")).has("M1")
+
+
+async def test_a_register_that_ran_over_counts_on_from_nothing(platform: Platform) -> None:
+    await platform.desk.replace(closing_register_milli=JUMPED_MILLI, opening_register_milli=0)
+    await platform.told()
+    await platform.read(5)
+    assert platform.charged_milli == [200, JUMPED_MILLI - LAST_MILLI, 5]
+
+
+async def test_a_new_ratio_counts_from_the_register_that_was_charged_last(
+    platform: Platform,
+) -> None:
+    await platform.desk.ratio(10)
+    assert await platform.told() == ["closed"]
+    await platform.read(LAST_MILLI + 4, ratio=10)
+    assert platform.charged_milli == [200, 0, 4 * 10]
+
+
+async def test_an_order_of_an_account_that_is_told_twice_is_obeyed_once(
+    platform: Platform,
+) -> None:
+    """A restart of vending publishes again from its last checkpoint."""
+    await platform.desk.replace(opening_register_milli=30)
+    await platform.told()
+    await platform.read(40)
+    async with relaying(platform.desk, platform.shards) as again:
+        await again.caught_up()
+    assert await platform.told() == []
+    await platform.read(45)
+    assert platform.charged_milli == [200, 7_000 - LAST_MILLI, 10, 5]
