@@ -141,19 +141,30 @@ def test_a_register_beyond_the_scale_is_quarantined_and_never_charged(world: Wor
 
 
 @pytest.mark.parametrize("meter", [CT_METER, OTHER_MQTT_METER], ids=["Modbus", "MQTT"])
-def test_a_jump_beyond_the_meters_power_is_held_with_an_alarm_and_never_charged(
+def test_a_jump_beyond_the_meters_power_is_held_until_a_person_rejects_it(
     world: World, meter: str
 ) -> None:
     absurd = {"kind": "absurd_register", "answers": 2, "register_lsb": 99_999_998}
     world.fleet(f"/meters/{meter}/fault", absurd)
 
-    def alarms() -> set[tuple[str, str]]:
+    def held() -> list[str]:
         request = r.ListAlarmsRequest(account_id=account_of(meter))
-        return {(a.kind, a.reason) for a in world.call("ListAlarms", request).alarms}
+        alarms = world.call("ListAlarms", request).alarms
+        jumps = ("reading-held", "implausible")
+        return [a.to_reading_id for a in alarms if (a.kind, a.reason) == jumps]
 
-    world.wait("the alarm", lambda: ("reading-held", "implausible") in alarms())
+    world.wait("the alarm", lambda: bool(held()))
     outcomes = "wattvend_metering_outcomes_total"
     assert world.metric("metering", outcomes, outcome="implausible") >= 1
+    [reading_id] = held()
+    request = v.ResolveReadingRequest(
+        request_id=str(uuid4()),
+        meter_id=meter,
+        reading_id=reading_id,
+        resolution="reject",
+        reason="the fleet was told to jump",
+    )
+    world.call("ResolveReading", request)
     world.charged_in_full(meter)
 
 

@@ -111,9 +111,10 @@ USES_MILLI = (0, 1, 300, 900, 1_700, 2_500, 9_000)
 AGES_MS = (0, 0, 0, 0, 200, 59_999, 60_000, 60_001, 900_000, 900_001, 900_001, -5_000)
 RELAY_BITS = (RELAY_REPORTED | 7, RELAY_REPORTED | 2, RELAY_REPORTED, 7, 0)
 READING_KINDS = (
-    *("next",) * 30,
+    *("next",) * 60,
     *("duplicate", "late", "negative", "absurd-register", "absurd-time", "unknown-meter"),
     *("other-epoch", "other-serial", "other-ratio", "jump", "huge", "zero-id", "below"),
+    *("tenfold", "tenth", "spike"),
     *("brink", "beyond", "between", "between", "between", "between", "between-odd"),
 )
 
@@ -207,6 +208,8 @@ class Device:
     register_milli: int = 0
     time_ms: int = 0
     last: dict[str, Any] | None = None
+    odd: dict[str, Any] | None = None
+    """The first reading that jumped: what a person is likely asked about."""
     past: list[tuple[int, int]] = field(default_factory=list)
     """(device time, register) of readings that came, in their order."""
     fact: dict[str, Any] | None = None
@@ -446,7 +449,7 @@ class Book:
         before, before_shard, before_epoch = device.owner, device.shard, device.epoch
         device.revision += 1
         device.epoch += before is not None
-        device.owner, device.shard = owner, shard
+        device.owner, device.shard, device.odd = owner, shard, None
         device.fact = {
             "meter_id": device.meter_id,
             "meter_key": column_key("meter", device.meter_id),
@@ -480,6 +483,26 @@ class Book:
         }
         self._fact("meter-fact", device.fact)
 
+    def _resolve(self, op: Op) -> None:
+        """Let a person judge the reading that a meter is likely held for, mostly."""
+        waiting = [device for device in self.devices.values() if device.odd is not None]
+        if not waiting:
+            return
+        device = waiting[op.a % len(waiting)]
+        assert device.fact is not None
+        odd = device.odd if op.c % 6 else device.last
+        resolution = ("accept", "reject", "accept", None)[op.b % 4]
+        device.revision += 1
+        device.fact |= {
+            "revision": device.revision,
+            "resolution": resolution,
+            "resolves_reading_id": odd and str(UUID(bytes=odd["reading_id"])),
+        }
+        self._fact("meter-fact", device.fact)
+        if resolution == "accept" and odd:
+            device.register_milli = max(device.register_milli, odd["register_milli"])
+        device.odd = None
+
     # -- readings ---------------------------------------------------------------------------
 
     def _frame(self, reads: Sequence[Read]) -> None:
@@ -495,6 +518,8 @@ class Book:
         reading = self._honest(device, read)
         if read.kind != "next":
             _ODD[read.kind](reading, device)
+        if device.odd is None and _jumps(reading, device):
+            device.odd = reading
         if read.kind in ("next", "jump", "brink"):
             device.register_milli = reading["register_milli"]
             device.time_ms = reading["device_time_ms"]
@@ -598,11 +623,26 @@ def _jump(reading: dict[str, Any], _device: Device) -> None:
 
 def _brink(reading: dict[str, Any], device: Device) -> None:
     """Let the register rise by the most that the load behind the meter can take (rule 3)."""
+    highest = _highest(reading, device)
+    if highest is not None:
+        reading["register_milli"] = highest
+
+
+def _jumps(reading: dict[str, Any], device: Device) -> bool:
+    if reading["device_time_ms"] <= device.time_ms:
+        return False
+    highest = _highest(reading, device)
+    beyond = highest is not None and reading["register_milli"] > highest
+    return beyond or reading["register_milli"] < device.register_milli
+
+
+def _highest(reading: dict[str, Any], device: Device) -> int | None:
+    """Return the highest register that rule 3 lets a reading have; None: any."""
     if device.max_power_w is None or device.max_power_w > 10**8:
-        return
+        return None
     duration_ms = min(reading["device_time_ms"] - device.time_ms, 2**31)
     allowed_milli = device.max_power_w * duration_ms // 3_000_000 + 100 * device.ratio
-    reading["register_milli"] = device.register_milli + allowed_milli // device.ratio
+    return device.register_milli + allowed_milli // device.ratio
 
 
 def _beyond(reading: dict[str, Any], device: Device) -> None:
@@ -613,6 +653,22 @@ def _beyond(reading: dict[str, Any], device: Device) -> None:
 
 def _huge(reading: dict[str, Any], _device: Device) -> None:
     reading["register_milli"] = 10**15
+
+
+def _tenfold(reading: dict[str, Any], device: Device) -> None:
+    """Let the register be ten times, or a hundred times, what it should."""
+    if device.max_power_w is not None:
+        reading["register_milli"] *= 10 if device.register_milli % 2 else 100
+
+
+def _tenth(reading: dict[str, Any], device: Device) -> None:
+    reading["register_milli"] //= 10 if device.register_milli % 2 else 100
+
+
+def _spike(reading: dict[str, Any], device: Device) -> None:
+    """Let a register jump that no load explains, and not by a scale."""
+    if device.max_power_w is not None:
+        reading["register_milli"] += 777_777_777
 
 
 def _zero_id(reading: dict[str, Any], _device: Device) -> None:
@@ -636,6 +692,9 @@ _ODD = {
     "jump": _jump,
     "huge": _huge,
     "zero-id": _zero_id,
+    "tenfold": _tenfold,
+    "tenth": _tenth,
+    "spike": _spike,
     "below": _below,
     "brink": _brink,
     "beyond": _beyond,
@@ -684,7 +743,7 @@ _small = st.integers(0, 11)
 _which = st.sampled_from((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5))
 _kinds = st.sampled_from(
     (
-        *("sell", "sell", "assign", "wake") * 3,
+        *("sell", "sell", "assign", "wake", "resolve", "resolve", "resolve") * 3,
         *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
         *("tariff", "order"),
         *(
@@ -737,6 +796,34 @@ _shape_ops = st.builds(
     Op, _shape_kinds, st.sampled_from((0, 0, 1, 2, 3, 4)), _small, _small, _small
 )
 _shape_bodies = st.lists(st.one_of(_shape_frames, _shape_frames, _shape_ops), max_size=40)
+
+
+_odd_reads = st.builds(
+    Read,
+    st.sampled_from((0, 0, 0, 2)),
+    st.sampled_from(
+        ("next",) * 8 + ("spike", "tenfold", "tenth", "negative", "below", "beyond", "other-serial")
+    ),
+    st.sampled_from((0, 300, 1_700)),
+    st.just(0),
+    st.sampled_from((RELAY_REPORTED | 7, RELAY_REPORTED)),
+    st.just("A"),
+)
+_odd_frames = st.builds(
+    Frame,
+    st.sampled_from((300_000, 900_000, 3_600_001, 90_000_000)),
+    st.lists(_odd_reads, min_size=1, max_size=4).map(tuple),
+)
+_resolutions = st.builds(
+    Op, st.sampled_from(("resolve",) * 6 + ("assign", "calendar")), _small, _small, _small, _small
+)
+_odd_bodies = st.lists(st.one_of(_odd_frames, _odd_frames, _resolutions), max_size=40)
+
+
+def oddities() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs in which registers jump and people say what is true: what rule 3 is about."""
+    heads = st.sampled_from((SETTLED, *CALENDARED))
+    return st.builds(lambda head, body: Book().play([*head, *body]), heads, _odd_bodies)
 
 
 def shapes() -> st.SearchStrategy[list[LogRecord]]:

@@ -50,7 +50,12 @@ REGISTER_MAX_MILLI = 10**15
 YEAR_2000_MS, YEAR_2100_MS = 946_684_800_000, 4_102_444_800_000
 WINDOWS_MAX = 4
 WINDOW_AGE_MS = 40 * 86_400_000
-HELD = {"other-serial", "absurd", "ratio-mismatch", "negative", "implausible"}
+HOLDS = ("negative", "implausible", "scale", "reset")
+FLAGS = ("other-serial", "absurd", "ratio-mismatch")
+MANUAL = ord("M")
+EVIDENCE = (
+    *("register_milli", "device_time_ms", "last_register_milli", "last_time_ms", "bound_milli"),
+)
 
 Fact = dict[str, Any]
 Reading = dict[str, Any]
@@ -75,12 +80,15 @@ class Meter:
     quality: int = VERIFIED
     sequence: int = 0
     energy_total: int = 0
-    held: bool = False
+    hold: str = ""
+    held: Reading | None = None
+    flags: set[str] = field(default_factory=set)
+    relay_bits: int = 0
     send_before: int | None = None
     windows: list[Window] = field(default_factory=list)
 
     def copy(self) -> "Meter":
-        return replace(self, windows=list(self.windows))
+        return replace(self, windows=list(self.windows), flags=set(self.flags))
 
     def window_of(self, time: int) -> Window | None:
         return next((window for window in self.windows if window[0] < time < window[2]), None)
@@ -277,7 +285,7 @@ class ScalarShard:
         self.work.counts["fact-late"] += 1
         cited = ("charge_epoch", "charge_sequence", "from_reading_id", "to_reading_id")
         record = {
-            **dict.fromkeys((*cited, "reading_received_at_ms")),
+            **dict.fromkeys((*cited, *EVIDENCE, "reading_received_at_ms")),
             "kind": "fact-late",
             "reason": "after-its-instant",
             "account_id": "",
@@ -397,6 +405,7 @@ class ScalarShard:
     def _enter(self, account: Account, fact: Fact) -> None:
         standing = account.meters.get(fact["meter_key"])
         if standing is not None and standing.epoch == fact["epoch"]:
+            self._resolve(account, standing, fact)
             if standing.fact["ratio"] != fact["ratio"]:
                 standing.windows = []
             standing.fact = fact
@@ -410,6 +419,32 @@ class ScalarShard:
         if not account.house and account.level != CUT:
             self._intent(account, meter, "closed", "assigned", Cause(named=fact), None, None)
         self._judge(account, BY_FACT)
+
+    def _resolve(self, account: Account, meter: Meter, fact: Fact) -> None:
+        """Rule 2: a person has judged the reading that the meter is held for."""
+        held, resolution = meter.held, fact["resolution"]
+        if held is None or resolution not in ("accept", "reject"):
+            return
+        if fact["resolves_reading_id"] != str(UUID(bytes=held["reading_id"])):
+            return
+        cause, evidence = Cause(fact, reading=held), self._evidence(meter, held)
+        assert meter.register is not None
+        if resolution == "reject":
+            meter.hold, meter.held = "", None
+            self.work.counts["hold-rejected"] += 1
+            self._tell(account, "hold-resolved", "reject", cause, evidence)
+        elif held["register_milli"] < meter.register or account.frozen:
+            self.work.counts["resolution-refused"] += 1
+            self._tell(account, "resolution-refused", meter.hold, cause, evidence)
+        else:
+            meter.hold, meter.held = "", None
+            charge = self._usage_charge(account, meter, {**held, "quality": MANUAL})
+            self.work.counts["hold-accepted"] += 1
+            told = Cause(fact, charge, held)
+            self._tell(account, "hold-resolved", "accept", told, evidence)
+            correction = Cause(fact, charge)
+            self._warn_of_closed(account, charge, correction)
+            self._judge(account, correction)
 
     def _wake(self, _wake: Fact) -> None:
         for account in self.accounts.values():
@@ -435,12 +470,31 @@ class ScalarShard:
             self._accept(account, meter, reading)
         elif outcome == "re-split":
             self._resplit(account, meter, reading)
-        elif outcome in HELD:
-            if not meter.held and not account.house:
-                cause = Cause(meter.fact, reading=reading)
-                self._alarm(account, "reading-held", outcome, cause, None, account.level)
-            meter.held = True
+        elif outcome in HOLDS or (outcome in FLAGS and outcome not in meter.flags):
+            cause, evidence = Cause(meter.fact, reading=reading), self._evidence(meter, reading)
+            self._tell(account, "reading-held", outcome, cause, evidence)
+            if outcome in HOLDS:
+                meter.hold, meter.held = outcome, reading
+            else:
+                meter.flags.add(outcome)
         self.work.counts[outcome] += 1
+
+    def _tell(self, account: Account, kind: str, reason: str, cause: Cause, evidence: Fact) -> None:
+        """Raise an alarm of a meter with its evidence; house accounts have none."""
+        if not account.house:
+            self._alarm(account, kind, reason, cause, None, account.level, evidence=evidence)
+
+    def _evidence(self, meter: Meter, reading: Reading) -> Fact:
+        time = reading["device_time_ms"]
+        last = (meter.register, meter.time or None, self._bound(meter, time))
+        return dict(zip(EVIDENCE, (reading["register_milli"], time, *last), strict=True))
+
+    def _bound(self, meter: Meter, time: int) -> int | None:
+        """Return by how much the register may have risen; None: unknown."""
+        ratio, power_w = meter.fact["ratio"], meter.fact["max_power_w"]
+        if power_w is None or meter.sequence == 0 or time < meter.time:
+            return None
+        return int(power_w * min(time - meter.time, 2**31) // 3_000_000 + 100 * ratio) // ratio
 
     def _outcome(self, account: Account, meter: Meter, reading: Reading) -> str:
         register, time = reading["register_milli"], reading["device_time_ms"]
@@ -448,6 +502,8 @@ class ScalarShard:
             return "other-epoch"
         if account.frozen:
             return "frozen"
+        if meter.hold:
+            return "meter-held"
         if reading["serial"] != meter.fact["serial"].encode():
             return "other-serial"
         if register < 0 or register > REGISTER_MAX_MILLI:
@@ -464,28 +520,36 @@ class ScalarShard:
 
     def _outcome_after(self, meter: Meter, last: int, reading: Reading) -> str:
         """Return the outcome where a reading was accepted before, in this epoch."""
-        ratio, power_w = meter.fact["ratio"], meter.fact["max_power_w"]
-        duration = reading["device_time_ms"] - meter.time
+        time, register = reading["device_time_ms"], reading["register_milli"]
         if reading["reading_id"] == meter.reading_id:
             return "duplicate"
-        if duration <= 0:
-            window = meter.window_of(reading["device_time_ms"])
+        if time <= meter.time:
+            window = meter.window_of(time)
             if window is None:
                 return "late"
-            within = window[1] <= reading["register_milli"] <= window[3]
+            within = window[1] <= register <= window[3]
             return "re-split" if within else "late-conflict"
-        if reading["register_milli"] < last:
-            return "negative"
-        if power_w is not None:
-            allowed = power_w * min(duration, 2**31) // 3_000_000 + 100 * ratio
-            if reading["register_milli"] - last > allowed // ratio:
-                return "implausible"
-        return "accepted"
+        bound = self._bound(meter, time)
+        if register >= last and (bound is None or register - last <= bound):
+            return "accepted"
+        if bound is not None:
+            for scale in (10, 100):
+                multiple = last <= register // scale <= last + bound
+                if multiple or last // scale <= register <= (last + bound) // scale:
+                    return "scale"
+        if register >= last:
+            return "implausible"
+        return "reset" if 100 * register <= last else "negative"
 
     def _accept(self, account: Account, meter: Meter, reading: Reading) -> None:
+        cleared, evidence = meter.flags, self._evidence(meter, reading)
         charge = self._usage_charge(account, meter, reading)
         account.last_received = reading["received_at_ms"]
-        meter.held = False
+        meter.relay_bits, meter.flags = reading["relay_bits"], set()
+        cause = Cause(meter.fact, charge, reading)
+        for flag in FLAGS:
+            if flag in cleared:
+                self._tell(account, "meter-cleared", flag, cause, evidence)
         if account.fact is None:
             return
         cause = Cause(meter.fact, charge, reading)
@@ -802,7 +866,7 @@ class ScalarShard:
             "book_epoch": account.book_epoch,
             "policy_id": fact and fact["policy_id"],
             "policy_version": policy and policy["version"],
-            "tariff_id": charge and charge["tariff_name"],
+            "tariff_id": (charge and charge["tariff_name"]) or None,
             "tariff_version": charge and charge["tariff_version"],
             "charge_epoch": charge and charge["epoch"],
             "charge_sequence": charge and charge["sequence"],
@@ -824,9 +888,11 @@ class ScalarShard:
         threshold: int | None,
         before: int,
         intent_epoch: int | None = None,
+        evidence: Fact | None = None,
     ) -> None:
         record = {
             **self._citation(account, cause),
+            **(evidence or dict.fromkeys(EVIDENCE)),
             "kind": kind,
             "reason": reason,
             "meter_id": cause.meter and cause.meter["meter_id"],

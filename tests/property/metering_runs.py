@@ -18,7 +18,15 @@ from hypothesis import HealthCheck, settings
 from services.common.kernel.frames import CHARGE_COLUMNS, LINE_COLUMNS, ChargeFrame
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, LogRecord, Output
-from services.metering.domain.rows import NEVER_MS, NO_POWER, WINDOW, parsed_accounts
+from services.metering.domain.rows import (
+    FLAGS,
+    HELD,
+    HOLDS,
+    NEVER_MS,
+    NO_POWER,
+    WINDOW,
+    parsed_accounts,
+)
 from services.metering.domain.shard import NOT_DUE_MS, ShardState
 from tests.property.metering_histories import SHARD
 
@@ -101,15 +109,17 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
                 for each in parsed.accumulations
             },
             "meters": {
-                int(meter["key"]): _meter(meter, windows)
-                for meter, windows in zip(parsed.meters, parsed.windows, strict=True)
+                int(meter["key"]): _meter(meter, windows, held)
+                for meter, windows, held in zip(
+                    parsed.meters, parsed.windows, parsed.held, strict=True
+                )
             },
         }
     return found
 
 
-def _meter(meter: Any, windows: bytes) -> dict[str, Any]:
-    named = ("epoch", "ratio", "serial", "held", "quality", "time_ms", "sequence", "since_ms")
+def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
+    named = ("epoch", "ratio", "serial", "quality", "time_ms", "sequence", "since_ms")
     return {
         **{name: meter[name].item() for name in (*named, "energy_total_milli")},
         "register_milli": meter["register_milli"].item() if meter["opened"] else None,
@@ -117,6 +127,10 @@ def _meter(meter: Any, windows: bytes) -> dict[str, Any]:
         "max_power_w": _or_none(meter["max_power_w"], NO_POWER),
         "send_before_ms": _or_none(meter["send_before_ms"], NEVER_MS),
         "windows": list(WINDOW.iter_unpack(windows)),
+        "hold": HOLDS[meter["hold"]],
+        "held": [*HELD.iter_unpack(held)],
+        "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},
+        "relay_bits": meter["relay_bits"].item(),
     }
 
 

@@ -18,6 +18,7 @@ from tests.property.metering_histories import (
     Reordering,
     arrears,
     histories,
+    oddities,
     reorderings,
     shapes,
 )
@@ -28,7 +29,9 @@ COUNTED = (
     *("unknown-meter", "other-epoch", "frozen", "other-serial", "absurd", "ratio-mismatch"),
     *("below-opening", "duplicate", "late", "negative", "implausible", "accepted"),
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
+    *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
 )
+HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
 
 @examples(300)
@@ -46,6 +49,12 @@ def test_they_agree_on_calendars_ladders_and_late_readings(records: list[LogReco
 @examples(300)
 @given(arrears())
 def test_they_agree_on_who_may_be_cut_and_why_not(records: list[LogRecord]) -> None:
+    check(records)
+
+
+@examples(300)
+@given(oddities())
+def test_they_agree_on_what_is_held_and_what_people_say_of_it(records: list[LogRecord]) -> None:
     check(records)
 
 
@@ -118,7 +127,6 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "epoch": meter.epoch,
         "ratio": meter.fact["ratio"],
         "serial": meter.fact["serial"].encode(),
-        "held": meter.held,
         "quality": meter.quality,
         "time_ms": meter.time,
         "sequence": meter.sequence,
@@ -129,4 +137,8 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "send_before_ms": meter.send_before,
         "since_ms": meter.since,
         "windows": meter.windows,
+        "hold": meter.hold,
+        "held": [tuple(meter.held[name] for name in HELD_COLUMNS)] if meter.held else [],
+        "flags": meter.flags,
+        "relay_bits": meter.relay_bits,
     }

@@ -108,15 +108,6 @@ def test_the_first_reading_opens_a_meter_that_has_no_register() -> None:
     assert (charge["sequence"], charge["energy_milli"]) == (2, 100)
 
 
-def test_a_meter_is_held_once_until_a_reading_is_accepted_again() -> None:
-    log = standing_log()
-    log.use(5_000)
-    assert kinds(log.later(1_000).use(4_000)) == ["reading-held"]
-    assert kinds(log.later(1_000).use(4_500)) == []
-    assert kinds(log.later(1_000).use(5_000)) == []
-    assert kinds(log.later(1_000).use(4_000)) == ["reading-held"]
-
-
 def test_a_power_bound_beyond_int64_products_is_exact() -> None:
     log = standing_log(max_power_w=2**62)
     log.use(0)

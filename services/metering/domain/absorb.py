@@ -12,8 +12,9 @@ import numpy as np
 from services.common.kernel.frames import KIND_CLOSING, READING, ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
-from services.metering.domain.charging import Intervals, bill_of, post, stand
+from services.metering.domain.charging import Intervals, charge_one
 from services.metering.domain.errors import BadRecord
+from services.metering.domain.holds import resolve
 from services.metering.domain.judging import close, judge
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
@@ -213,12 +214,9 @@ def _close_register(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> An
     end["device_time_ms"] = meters["time_ms"]
     end["quality"] = ASSIGNED_QUALITY
     interval = Intervals(meters, state.accounts[slots], slots, meter_slots, end)
-    bill = bill_of(state, interval, KIND_CLOSING)
-    if bill.cannot[0] or closing_milli is None:
+    bill = None if closing_milli is None else charge_one(out, interval, KIND_CLOSING)
+    if bill is None:
         return None
-    out.charge(np.array([0]), bill.charges, bill.names, bill.lines)
-    post(out, interval, bill.charges)
-    stand(state, bill)
     cause = replace(cause, charge=bill.charges[0])
     warn_of_closed(out, slots, bill.lines, lambda _: cause)
     return bill.charges[0]
@@ -239,7 +237,8 @@ def _enter(out: Outbox, fact: Fact) -> None:
         return
     standing = state.meter_in(slot, fact["meter_key"])
     if standing is not None and state.meters["epoch"][standing] == fact["epoch"]:
-        state.describe_meter(standing, fact)
+        if resolve(out, slot, standing, fact):
+            state.describe_meter(standing, fact)
         out.touch(np.array([slot]))
         return
     _stand_nowhere(out, fact["meter_key"])

@@ -231,6 +231,17 @@ def _fits_with(account: Any, amount_nano: int) -> bool:
     return fits_int64(charged_nano) and fits_int64(available_nano)
 
 
+def charge_one(out: Outbox, interval: Intervals, kind: int) -> Bill | None:
+    """Charge an interval (only one) that a fact ends; None where it cannot be charged."""
+    bill = bill_of(out.state, interval, kind)
+    if bill.cannot[0]:
+        return None
+    out.charge(np.array([0]), bill.charges, bill.names, bill.lines)
+    post(out, interval, bill.charges)
+    stand(out.state, bill)
+    return bill
+
+
 def stand(state: ShardState, bill: Bill) -> None:
     """Let what the lines counted stand, once their charges are posted."""
     slots, totals_milli = bill.accumulated
@@ -255,15 +266,14 @@ def post(out: Outbox, intervals: Intervals, charges: Array) -> None:
 
 
 def advance(state: ShardState, intervals: Intervals, charges: Array) -> None:
-    """Let the meters stand at the readings that were charged, and their accounts have heard."""
+    """Let the meters stand at the readings that were charged."""
     meters, readings = intervals.meters, intervals.readings
     meters["opened"] = True
-    meters["held"] = False
     meters["quality"] = readings["quality"]
     meters["register_milli"] = readings["register_milli"]
     meters["time_ms"] = readings["device_time_ms"]
     meters["reading_id"] = readings["reading_id"]
+    meters["relay_bits"] = readings["relay_bits"]
     meters["sequence"] = charges["sequence"]
     meters["energy_total_milli"] = charges["meter_energy_total_milli"]
     state.put_meters(intervals.meter_slots, meters)
-    intervals.accounts["last_received_at_ms"] = readings["received_at_ms"]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,24 @@ class Cause:
     charge: Any = None
     reading: Any = None
     position: int = 0
+
+
+@value_class
+class Evidence:
+    """What a reading that is held, or stands out, is judged by.
+
+    Of the reading, of the meter as it stood (None: it has none), and by how much its register may
+    have risen (None: unknown).
+    """
+
+    register_milli: int
+    device_time_ms: int
+    last_register_milli: int | None
+    last_time_ms: int | None
+    bound_milli: int | None
+
+
+_NO_EVIDENCE = dict.fromkeys(Evidence.__dataclass_fields__)
 
 
 class Outbox:
@@ -80,6 +99,7 @@ class Outbox:
         levels: tuple[int, int] | None = None,
         threshold_nano: int | None = None,
         intent_epoch: int | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         """Raise an alarm for an account. levels: (before, after), by default as it is."""
         state, identity = self.state, self._identity(slot, cause)
@@ -97,6 +117,7 @@ class Outbox:
             "intent_epoch": intent_epoch,
             "intent_offset": None if intent_epoch is None else self.offset,
             "log_offset": self.offset,
+            **(_NO_EVIDENCE if evidence is None else asdict(evidence)),
             **self._standing(slot, identity, cause),
         }
         output = Output("alarms", "alarm", identity["account_id"], record, event_id, state.now_ms)
@@ -131,6 +152,7 @@ class Outbox:
             "commodity": fact["commodity"],
             "decided_at_ms": self.state.now_ms,
             **_cited(Cause()),
+            **_NO_EVIDENCE,
             "tariff_version": fact["version"],
         }
         now_ms = self.state.now_ms

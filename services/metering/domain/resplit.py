@@ -28,6 +28,15 @@ def kept_windows(windows: list[Window]) -> list[Window]:
     return young
 
 
+def leave_windows(state: ShardState, intervals: Intervals, charges: Array, which: Array) -> None:
+    """Keep the intervals that were split by time, for a late reading to split them again."""
+    ends = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
+    meter_slots = intervals.meter_slots[which].tolist()
+    windows = zip(*(charges[name][which].tolist() for name in ends), strict=True)
+    for meter_slot, window in zip(meter_slots, windows, strict=True):
+        state.put_windows(meter_slot, kept_windows([*state.windows_of(meter_slot), window]))
+
+
 def late_outcome(state: ShardState, intervals: Intervals, i: int) -> str:
     """Return what a late reading comes to."""
     reading = intervals.readings[i]

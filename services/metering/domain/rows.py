@@ -10,7 +10,8 @@ f/<entity>                   HEAD, JSON: versions of the fact, oldest first, [[o
                              policies/<policy_id>, tariffs/<tariff_id>/<version>
 a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for each of its meters, in
                              ascending meter_key; its ACCUMULATIONs, in ascending order of their
-                             first four fields; the WINDOWs of each meter, in ascending order
+                             first four fields; the tail of each meter: its WINDOWs, in ascending
+                             order, and the HELD that it waits for, if any
 
 Account rows hold numbers only; names stand in the fact rows. The account row alone is the truth
 about which meters stand in an account.
@@ -97,9 +98,12 @@ METER = np.dtype(
         ("ratio", "<i4"),
         ("serial", "S20"),
         ("opened", "?"),  # it has a register
-        ("held", "?"),
+        ("hold", "u1"),  # number of what a person must resolve, in HOLDS; 0: nothing
         ("quality", "u1"),
         ("windows", "u1"),
+        ("flags", "<u4"),  # bits, in the order of FLAGS: what stands out at the meter
+        ("relay_bits", "u1"),  # of the last accepted reading
+        ("spare", "V3"),
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -110,7 +114,7 @@ METER = np.dtype(
         ("since_ms", "<i8"),  # it entered the account
     ]
 )
-"""A meter as it stands in an account, 120 bytes."""
+"""A meter as it stands in an account, 128 bytes."""
 
 ACCUMULATION = np.dtype(
     [
@@ -130,6 +134,13 @@ ACCUMULATION = np.dtype(
 WINDOW = struct.Struct("<4q")
 """An interval that was split by time (rule 5): from time, register, to time, register."""
 WINDOWS_MAX = 4
+
+HOLDS = ("", "implausible", "negative", "scale", "reset")
+"""Outcomes that hold a meter until a person resolves them (rule 3), by number."""
+HELD = struct.Struct("<16s3q")
+"""The reading that a hold waits for: id, register, device time, time received."""
+FLAGS = ("other-serial", "absurd", "ratio-mismatch")
+"""What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
 
 
 Fact = dict[str, Any]
@@ -221,13 +232,14 @@ def check_drained(values: Iterable[bytes], header_offset: int) -> None:
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    `windows`: of each meter, packed.
+    `windows` and `held`: of each meter, packed.
     """
 
     accounts: npt.NDArray[Any]
     meters: npt.NDArray[Any]
     accumulations: npt.NDArray[Any]
     windows: list[bytes]
+    held: list[bytes]
 
 
 def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
@@ -243,15 +255,19 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
         raise torn
     parts = zip(values, ends.tolist(), strict=True)
     meters = np.frombuffer(b"".join(value[ACCOUNT.itemsize : end] for value, end in parts), METER)
-    counts = meters["windows"].astype(np.int64)
+    windowed = meters["windows"] * np.int64(WINDOW.size)
+    tails = windowed + (meters["hold"] != 0) * np.int64(HELD.size)
     accumulated = ends + accounts["accumulations"] * np.int64(ACCUMULATION.itemsize)
-    window_counts = np.zeros(len(values), np.int64)
-    np.add.at(window_counts, np.repeat(np.arange(len(values)), accounts["meters"]), counts)
-    if (sizes != accumulated + window_counts * WINDOW.size).any():
+    of_accounts = np.zeros(len(values), np.int64)
+    np.add.at(of_accounts, np.repeat(np.arange(len(values)), accounts["meters"]), tails)
+    if (sizes != accumulated + of_accounts).any():
         raise torn
     more = np.flatnonzero(sizes > ends).tolist()
     accumulations = b"".join(values[i][ends[i] : accumulated[i]] for i in more)
     packed = b"".join(values[i][accumulated[i] :] for i in more)
-    stops = (np.cumsum(counts) * WINDOW.size).tolist()
-    windows = [packed[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-    return ParsedAccounts(accounts, meters, np.frombuffer(accumulations, ACCUMULATION), windows)
+    stops = np.cumsum(tails)
+    middles = (stops - tails + windowed).tolist()
+    windows = [packed[a:b] for a, b in zip((stops - tails).tolist(), middles, strict=True)]
+    held = [packed[a:b] for a, b in zip(middles, stops.tolist(), strict=True)]
+    counted = np.frombuffer(accumulations, ACCUMULATION)
+    return ParsedAccounts(accounts, meters, counted, windows, held)

@@ -3,6 +3,7 @@
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from services.metering.domain.rows import (
     ACCUMULATION,
     FACT_PREFIX,
     HEADER_KEY,
+    HELD,
     LAYOUT_VERSION,
     METER,
     NEVER_MS,
@@ -65,6 +67,15 @@ Window = tuple[int, int, int, int]
 """(from time, register, to time, register)."""
 
 
+class Held(NamedTuple):
+    """The reading that a hold waits for."""
+
+    reading_id: bytes
+    register_milli: int
+    time_ms: int
+    received_at_ms: int
+
+
 class ShardState:
     """One shard: what absorb reads and writes. Mutable; owned by one worker."""
 
@@ -89,6 +100,7 @@ class ShardState:
         self._free_accumulations: list[int] = []
         self._accumulations_used = 0
         self._windows: dict[int, bytes] = {}
+        self._held: dict[int, bytes] = {}
         self._meters_of: list[list[int]] = []
         self._row_keys: list[bytes] = []
         self._account_slots: dict[int, int] = {}
@@ -279,6 +291,7 @@ class ShardState:
         self._meters_of[slot].remove(meter_slot)
         self._count_meters(slot)
         self.put_windows(meter_slot, [])
+        self.put_hold(meter_slot, 0)
         ladder = self.ladder_of(slot)
         if ladder.leave(meter_key):
             self.put_ladder(slot, ladder)
@@ -376,6 +389,20 @@ class ShardState:
                 forgot |= len(kept) < len(windows)
         return forgot
 
+    # Holds
+
+    def held_of(self, meter_slot: int) -> Held:
+        """Return the reading that a meter's hold waits for."""
+        return Held(*HELD.unpack(self._held[meter_slot]))
+
+    def put_hold(self, meter_slot: int, hold: int, held: Held | None = None) -> None:
+        """Let a meter be held for a reading; hold 0: for none."""
+        self.meters["hold"][meter_slot] = hold
+        if held is not None:
+            self._held[meter_slot] = HELD.pack(*held)
+        else:
+            self._held.pop(meter_slot, None)
+
     # Rows
 
     def header_row(self) -> Row:
@@ -399,7 +426,7 @@ class ShardState:
         meter_slots = self.account_links["only_meter"][slots]
         accounts = words(self.accounts).take(slots, axis=0)
         meters = words(self.meters).take(meter_slots, axis=0)
-        if not (self._accumulations_of or self._windows):
+        if not (self._accumulations_of or self._windows or self._held):
             return _lines_of_bytes(accounts, meters)
         counts = self.accounts["accumulations"][slots]
         at = self.account_links["accumulation"][slots]
@@ -410,10 +437,13 @@ class ShardState:
         values = _merged(single, more, _lines_of_bytes(accounts[~single], meters[~single]))
         for i in np.flatnonzero((counts > 0) & ~single).tolist():
             values[i] += self._accumulated(int(slots[i]))
-        windowed = np.flatnonzero(self.meters["windows"][meter_slots])
-        for i, meter_slot in zip(windowed.tolist(), meter_slots[windowed].tolist(), strict=True):
-            values[i] += self._windows[meter_slot]
+        tailed = self.meters["windows"][meter_slots] | self.meters["hold"][meter_slots]
+        for i in np.flatnonzero(tailed).tolist():
+            values[i] += self._tail(int(meter_slots[i]))
         return values
+
+    def _tail(self, meter_slot: int) -> bytes:
+        return self._windows.get(meter_slot, b"") + self._held.get(meter_slot, b"")
 
     def _accumulated(self, slot: int) -> bytes:
         return bytes(self.accumulations[self._accumulations_of.get(slot, [])].tobytes())
@@ -425,7 +455,7 @@ class ShardState:
                 self.accounts[slot].tobytes(),
                 self.meters[meter_slots].tobytes(),
                 self._accumulated(slot),
-                *(self._windows.get(meter_slot, b"") for meter_slot in meter_slots),
+                *map(self._tail, meter_slots),
             )
         )
 
@@ -488,6 +518,7 @@ class ShardState:
 
     def _load_shapes(self, parsed: ParsedAccounts) -> None:
         self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
+        self._held = {slot: packed for slot, packed in enumerate(parsed.held) if packed}
         self.accumulations = grown(self.accumulations, len(parsed.accumulations))
         self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
         self._accumulations_used = len(parsed.accumulations)

@@ -1,0 +1,143 @@
+"""Rule 3: what holds a meter, what stands out at it, and what a person says of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from services.common.kernel.frames import KIND_USAGE, READING
+from services.metering.domain.charging import Bill, Intervals, advance, charge_one
+from services.metering.domain.facts import Array
+from services.metering.domain.judging import judge
+from services.metering.domain.outbox import Cause, Evidence, Outbox, freeze, warn_of_closed
+from services.metering.domain.resplit import leave_windows
+from services.metering.domain.rows import FLAGS, HOLDS, Fact
+from services.metering.domain.shard import Held, ShardState
+from services.metering.domain.validation import BITS, IS_HELD, OUTCOMES, bound_milli
+
+QUALITY_MANUAL = ord("M")
+
+Change = tuple[int, str, str, Evidence]
+"""(index, kind of alarm, flag, evidence)."""
+
+
+def hold(
+    out: Outbox, intervals: Intervals, outcomes: Array, cause_of: Callable[[int], Cause]
+) -> None:
+    """Hold the meters of readings whose outcome says so, with an alarm where that is new."""
+    flags = intervals.meters["flags"]
+    newly = IS_HELD[outcomes] & (flags & BITS[outcomes] == 0)
+    for i in np.flatnonzero(newly).tolist():
+        slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
+        outcome, reading = OUTCOMES[outcomes[i]], intervals.readings[i]
+        if outcome in HOLDS:
+            out.state.put_hold(meter_slot, HOLDS.index(outcome), _held(reading))
+        else:
+            out.state.meters["flags"][meter_slot] |= BITS[outcomes[i]]
+        out.touch(np.array([slot]))
+        if not intervals.accounts["house"][i]:
+            evidence = _evidence(intervals.meters[i], reading)
+            out.alarm(slot, "reading-held", outcome, cause_of(i), evidence=evidence)
+
+
+def changed_flags(intervals: Intervals, flags: Array) -> list[Change]:
+    """Return which flags go up or down where meters get `flags`, before they do."""
+    before = intervals.meters["flags"]
+    changed = np.flatnonzero((before != flags) & ~intervals.accounts["house"])
+    return [change for i in changed.tolist() for change in _changes(intervals, i, int(flags[i]))]
+
+
+def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
+    before = int(intervals.meters["flags"][i])
+    evidence = _evidence(intervals.meters[i], intervals.readings[i])
+    for number, name in enumerate(FLAGS):
+        is_up, was_up = flags >> number & 1, before >> number & 1
+        if is_up != was_up:
+            yield i, "meter-flagged" if is_up else "meter-cleared", name, evidence
+
+
+def resolve(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool:
+    """Do what a meter-fact says of the reading that the meter is held for.
+
+    Returns False where that could not be charged: the account froze.
+    """
+    state = out.state
+    meter, resolution = state.meters[meter_slot].copy(), fact["resolution"]
+    if not meter["hold"] or resolution not in ("accept", "reject"):
+        return True
+    reading = _held_reading(state, meter_slot)
+    if fact["resolves_reading_id"] != str(UUID(bytes=reading["reading_id"].tobytes())):
+        return True
+    cause = Cause(meter=fact, reading=reading)
+    kind, reason, bill = "hold-resolved", resolution, None
+    if resolution == "reject":
+        state.put_hold(meter_slot, 0)
+        out.count("hold-rejected")
+    elif reading["register_milli"] < meter["register_milli"] or state.accounts["frozen"][slot]:
+        kind, reason = "resolution-refused", HOLDS[meter["hold"]]
+        out.count("resolution-refused")
+    else:
+        bill = _charge_held(out, slot, meter_slot, reading)
+        if bill is None:
+            freeze(out, slot, Cause(meter=fact))
+            return False
+        cause = replace(cause, charge=bill.charges[0])
+        out.count("hold-accepted")
+    if not state.accounts["house"][slot]:
+        out.alarm(slot, kind, reason, cause, evidence=_evidence(meter, reading))
+    if bill is not None:
+        correction, slots = replace(cause, reading=None), np.array([slot])
+        warn_of_closed(out, slots, bill.lines, lambda _: correction)
+        judge(out, slots, lambda _: correction)
+    return True
+
+
+def _charge_held(out: Outbox, slot: int, meter_slot: int, reading: Any) -> Bill | None:
+    """Charge to the reading that a meter is held for, at its own time; None where it cannot be."""
+    state = out.state
+    slots, meter_slots = np.array([slot]), np.array([meter_slot])
+    meters = state.meters[meter_slots]
+    interval = Intervals(meters, state.accounts[slots], slots, meter_slots, reading.reshape(1))
+    bill = charge_one(out, interval, KIND_USAGE)
+    if bill is None:
+        return None
+    meters["hold"] = 0
+    advance(state, interval, bill.charges)
+    state.put_hold(meter_slot, 0)
+    if bill.straddles[0]:
+        leave_windows(state, interval, bill.charges, np.array([0]))
+    return bill
+
+
+def _held(reading: Any) -> Held:
+    return Held(
+        reading["reading_id"].tobytes(),
+        int(reading["register_milli"]),
+        int(reading["device_time_ms"]),
+        int(reading["received_at_ms"]),
+    )
+
+
+def _held_reading(state: ShardState, meter_slot: int) -> Any:
+    """Return the reading that a meter is held for, as a person has judged it (dtype READING)."""
+    held, reading = state.held_of(meter_slot), np.zeros((), READING)
+    reading["reading_id"] = np.void(held.reading_id)
+    reading["register_milli"] = held.register_milli
+    reading["device_time_ms"] = held.time_ms
+    reading["received_at_ms"] = held.received_at_ms
+    reading["quality"] = QUALITY_MANUAL
+    reading["relay_bits"] = state.meters["relay_bits"][meter_slot]
+    return reading
+
+
+def _evidence(meter: Any, reading: Any) -> Evidence:
+    time_ms = int(reading["device_time_ms"])
+    return Evidence(
+        register_milli=int(reading["register_milli"]),
+        device_time_ms=time_ms,
+        last_register_milli=int(meter["register_milli"]) if meter["opened"] else None,
+        last_time_ms=int(meter["time_ms"]) or None,
+        bound_milli=bound_milli(meter, time_ms),
+    )

@@ -1,0 +1,237 @@
+"""absorb: rule 3, what is held, what stands out, and what a person says of it.
+
+Method: a meter with a bound of 10 kW that was read at 5 kWh, one reading more or two, and what it
+caused. The rows V1 to V17 of docs/validation.md name the test that shows them.
+"""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.common.kernel.units import INT64_MAX
+from services.metering.domain.messages import Absorbed
+from services.metering.domain.shard import ShardState
+from tests.unit.metering_log import (
+    KWH_MILLI,
+    START_MS,
+    Log,
+    charges,
+    house,
+    kinds,
+    meter,
+    moved,
+    of,
+    reading,
+    standing_log,
+    tariff,
+)
+
+POWER_W = 10_000
+QUARTER_MS = 900_000
+LAST_MILLI = 5 * KWH_MILLI
+
+
+def read_log(credit: int = 100, **meter_changes: Any) -> Log:
+    """Return a log whose meter was read at LAST_MILLI, a quarter of an hour ago."""
+    log = standing_log(credit, **{"max_power_w": POWER_W, **meter_changes})
+    log.use(LAST_MILLI)
+    return log.later(QUARTER_MS)
+
+
+def told(done: Absorbed) -> list[tuple[str, str]]:
+    return [(alarm["kind"], alarm["reason"]) for alarm in of(done, "alarm")]
+
+
+def judged(log: Log, done: Absorbed, said: str | None, **changes: Any) -> Absorbed:
+    """Let a person judge the reading that was held when `done` was absorbed."""
+    (alarm,) = of(done, "alarm")
+    fact = meter(
+        max_power_w=POWER_W,
+        resolves_reading_id=alarm["to_reading_id"],
+        resolution=said,
+        revision=1,
+    )
+    return log.fact({**fact, **changes})
+
+
+# What holds a meter
+
+
+@pytest.mark.parametrize(
+    ("outcome", "register_milli"),
+    [
+        ("implausible", 10**9),
+        ("implausible", LAST_MILLI + 3_101),  # 10 kW by 1.2 for a quarter are 3,000 Wh, and 100
+        ("negative", 4_999),
+        ("negative", 82),
+        ("reset", 0),
+        ("reset", 49),
+        ("scale", 10 * (LAST_MILLI + 300)),
+        ("scale", 100 * (LAST_MILLI + 300) + 99),
+        ("scale", (LAST_MILLI + 300) // 10),
+        ("scale", (LAST_MILLI + 300) // 100),
+    ],
+)
+def test_a_jump_is_held_under_its_name(outcome: str, register_milli: int) -> None:
+    log = read_log()
+    done = log.use(register_milli)
+    assert (dict(done.counts), told(done)) == ({outcome: 1}, [("reading-held", outcome)])
+    assert charges(done) == []
+    assert len(done.account_rows) == 1
+
+
+def test_time_alone_makes_no_jump_plausible() -> None:
+    log = read_log()
+    log.use(LAST_MILLI + 9_000)
+    for days in range(3):
+        done = log.later(86_400_000).use(LAST_MILLI + 9_000 + days)
+        assert (dict(done.counts), done.outputs) == ({"meter-held": 1}, ())
+
+
+def test_what_is_held_is_told_with_its_evidence() -> None:
+    log = read_log()
+    last_ms = log.now_ms - QUARTER_MS
+    jump = reading(10**9, at_ms=log.now_ms)
+    (alarm,) = of(log.read(jump), "alarm")
+    assert alarm["to_reading_id"] == str(UUID(bytes=jump["reading_id"]))
+    assert (alarm["register_milli"], alarm["device_time_ms"]) == (10**9, log.now_ms)
+    assert (alarm["last_register_milli"], alarm["last_time_ms"]) == (LAST_MILLI, last_ms)
+    assert (alarm["bound_milli"], alarm["reading_received_at_ms"]) == (3_100, log.now_ms)
+
+
+def test_a_hold_outlives_a_restart() -> None:
+    log = read_log()
+    done = log.use(10**9)
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    again.later(log.now_ms - START_MS + 1_000)
+    assert dict(again.use(LAST_MILLI).counts) == {"meter-held": 1}
+    (charge,) = charges(judged(again, done, "accept"))
+    assert (charge["to_register_milli"], charge["to_time_ms"]) == (10**9, log.now_ms)
+
+
+# What a person says of it
+
+
+def test_an_accepted_jump_is_charged_at_its_own_time_and_cuts_nobody() -> None:
+    log = read_log(credit=100)
+    done = log.use(LAST_MILLI + 200 * KWH_MILLI)
+    held_at_ms = log.now_ms
+    done = judged(log.later(3_600_000), done, "accept")
+    (charge,) = charges(done)
+    assert (charge["kind"], charge["energy_milli"]) == (0, 200 * KWH_MILLI)
+    assert (charge["to_time_ms"], charge["to_received_at_ms"]) == (held_at_ms, held_at_ms)
+    assert (charge["from_quality"], charge["to_quality"]) == (ord("A"), ord("M"))
+    assert dict(done.counts) == {"hold-accepted": 1}
+    assert told(done) == [("hold-resolved", "accept"), ("alarm-2", "threshold-reached")]
+    assert of(done, "relay-intent") == []
+    assert kinds(log.later(1_000).use(LAST_MILLI + 200 * KWH_MILLI)) == ["cut", "open"]
+
+
+def test_after_a_rejected_jump_the_meter_goes_on_from_where_it_stood() -> None:
+    log = read_log()
+    done = log.use(10**9)
+    done = judged(log, done, "reject")
+    assert (dict(done.counts), told(done)) == ({"hold-rejected": 1}, [("hold-resolved", "reject")])
+    (charge,) = charges(log.later(1_000).use(LAST_MILLI + 300))
+    assert (charge["from_register_milli"], charge["energy_milli"]) == (LAST_MILLI, 300)
+
+
+@pytest.mark.parametrize("register_milli", [4_000, 0])
+def test_a_register_that_fell_cannot_be_accepted_only_replaced(register_milli: int) -> None:
+    log = read_log()
+    held = log.use(register_milli)
+    (outcome,) = held.counts
+    done = judged(log, held, "accept")
+    assert (dict(done.counts), charges(done)) == ({"resolution-refused": 1}, [])
+    assert told(done) == [("resolution-refused", outcome)]
+    assert dict(log.later(1_000).use(register_milli).counts) == {"meter-held": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"), [("accept", {"resolves_reading_id": str(UUID(int=1))}), (None, {})]
+)
+def test_a_judgement_of_another_reading_is_no_judgement(
+    said: str | None, changes: dict[str, Any]
+) -> None:
+    log = read_log()
+    done = judged(log, log.use(10**9), said, **changes)
+    assert (dict(done.counts), done.outputs) == ({}, ())
+    assert dict(log.later(1_000).use(LAST_MILLI).counts) == {"meter-held": 1}
+
+
+def test_an_accepted_jump_that_cannot_be_charged_freezes_its_account() -> None:
+    log = read_log()
+    log.fact(tariff(version=2, price_micro=INT64_MAX, effective_at_ms=START_MS))
+    done = judged(log, log.use(10**9), "accept")
+    assert (told(done), charges(done)) == ([("frozen", "cannot-charge")], [])
+
+
+def test_a_replaced_meter_closes_and_opens_within_its_account() -> None:
+    """The same holds of a reset register: its meter is replaced by itself."""
+    log = read_log()
+    log.use(0)
+    new = moved(meter(), "A1", 0, serial="SN-NEW", closing_register_milli=5_250)
+    done = log.fact(new)
+    (closing,) = charges(done)
+    assert (closing["kind"], closing["energy_milli"], closing["epoch"]) == (1, 250, 1)
+    (intent,) = of(done, "relay-intent")
+    assert (intent["wanted"], intent["cause"], intent["epoch"]) == ("closed", "assigned", 2)
+    log.later(QUARTER_MS)
+    assert dict(log.use(5_500).counts) == {"other-epoch": 1}
+    assert dict(log.use(60, epoch=2).counts) == {"other-serial": 1}
+    (charge,) = charges(log.use(60, epoch=2, serial=b"SN-NEW"))
+    assert (charge["sequence"], charge["energy_milli"]) == (1, 60)
+    assert charge["meter_energy_total_milli"] == 60
+    assert charge["account_charged_total_nano"] == (5_250 + 60) * 10**6
+
+
+def test_a_new_ratio_counts_from_the_register_at_which_it_was_set() -> None:
+    log = read_log()
+    assert told(log.use(5_100, ratio=40)) == [("reading-held", "ratio-mismatch")]
+    done = log.fact(moved(meter(), "A1", 5_100, ratio=40))
+    assert [charge["energy_milli"] for charge in charges(done)] == [100]
+    (charge,) = charges(log.later(QUARTER_MS).use(5_110, epoch=2, ratio=40))
+    assert (charge["ratio"], charge["energy_milli"]) == (40, 400)
+    assert charge["account_charged_total_nano"] == (5_100 + 400) * 10**6
+
+
+def test_a_meter_replaced_while_its_account_is_cut_gets_no_power_and_is_cut_anew() -> None:
+    log = read_log(credit=4)
+    done = log.fact(moved(meter(), "A1", 0, closing_register_milli=LAST_MILLI))
+    assert of(done, "relay-intent") == []
+    (intent,) = of(log.later(1_000).use(0, epoch=2), "relay-intent")
+    assert (intent["wanted"], intent["cause"], intent["epoch"]) == ("open", "lease-renewed", 2)
+
+
+# What holds a reading while it lasts
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [
+        ("other-serial", {"serial": b"SN-OTHER"}),
+        ("ratio-mismatch", {"ratio": 40}),
+        ("absurd", {"device_time_ms": 0}),
+    ],
+)
+def test_a_reading_that_is_not_the_meters_is_told_once_and_cleared_by_the_next_that_is(
+    flag: str, changes: dict[str, Any]
+) -> None:
+    log = read_log()
+    assert told(log.use(5_100, **changes)) == [("reading-held", flag)]
+    assert told(log.later(1_000).use(5_200, **changes)) == []
+    done = log.later(1_000).use(5_300)
+    assert told(done) == [("meter-cleared", flag)]
+    assert [charge["energy_milli"] for charge in charges(done)] == [300]
+    assert told(log.later(1_000).use(5_400, **changes)) == [("reading-held", flag)]
+
+
+def test_a_house_meter_is_held_without_alarms() -> None:
+    log = Log()
+    log.fact(meter("M1", house("M1"), max_power_w=POWER_W))
+    log.later(1_000).use(LAST_MILLI)
+    done = log.later(QUARTER_MS).use(10**9)
+    assert (dict(done.counts), done.outputs) == ({"implausible": 1}, ())
+    assert dict(log.later(1_000).use(LAST_MILLI).counts) == {"meter-held": 1}
