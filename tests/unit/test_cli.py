@@ -179,7 +179,7 @@ def test_the_commands_of_the_page_on_accounts_work(
 
 def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/operations/orders.md").read_text()
-    of_meters = ("ReplaceMeter", "ChangeRatio", "ResolveReading", "ForceRelay")
+    of_meters = ("ReplaceMeter", "ChangeRatio", "ResolveReading", "ForceRelay", "GetMeter")
     of_accounts = ("KeepPower", "PromisePayment", "RecordNotice")
     vending = Vending(
         **dict.fromkeys(of_meters, v.Meter()), **dict.fromkeys(of_accounts, v.Account())

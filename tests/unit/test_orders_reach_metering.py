@@ -1,8 +1,8 @@
-"""Goal: a held meter goes on by a replacement or a new ratio, and every watt-hour has its owner.
+"""Goal: a held meter goes on by each of the four orders, and every watt-hour has its owner.
 
 Method: office, relay and metering's `absorb` in one process, without Kafka: what the relay would
 publish to `shard-log` is encoded, decoded and absorbed by its shard; what metering charges is kept
-where vending would read it.
+where vending would read it; the held reading's id is taken off the alarm, as an operator would.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,8 +17,8 @@ from services.metering.domain.messages import Absorbed
 from services.metering.domain.shard import ShardState
 from services.vending.application.relay import Relay
 from tests.unit import vending_world
-from tests.unit.metering_log import Log, charges, frame, kinds, reading
-from tests.unit.test_vending_orders import Desk
+from tests.unit.metering_log import Log, charges, frame, kinds, of, reading
+from tests.unit.test_vending_orders import READING, Desk
 from tests.unit.test_vending_relay import SHARDS, relaying
 
 PRICE_MICRO = 800_000
@@ -45,13 +45,17 @@ class Shards:
 
 @dataclass
 class Platform:
-    """Vending and metering. `charged_milli`: what the account was charged for, in order."""
+    """Vending and metering. `charged_milli`: what the account was charged for, in order.
+
+    `held_id`: the reading at which the meter is held.
+    """
 
     desk: Desk
     shards: Shards
     relay: Relay
     log: Log
     charged_milli: list[int]
+    held_id: str = ""
 
     async def told(self) -> list[str]:
         """Let metering absorb what vending decided; return what it decided in turn."""
@@ -98,9 +102,36 @@ async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
             made = Platform(desk, shards, relay, log, [])
             assert await made.told() == ["closed"]
             await made.read(LAST_MILLI)
-            assert kinds(await made.read(JUMPED_MILLI)) == ["reading-held"]
+            held = await made.read(JUMPED_MILLI)
+            assert kinds(held) == ["reading-held"]
+            made.held_id = of(held, "alarm")[0]["to_reading_id"]
             assert made.charged_milli == [LAST_MILLI - OPENED_MILLI]
             yield made
+
+
+async def test_an_accepted_reading_is_charged_and_the_next_one_counts_from_it(
+    platform: Platform,
+) -> None:
+    await platform.desk.resolve("accept", platform.held_id)
+    assert "hold-resolved" in await platform.told()
+    await platform.read(JUMPED_MILLI + 50)
+    assert platform.charged_milli == [200, JUMPED_MILLI - LAST_MILLI, 50]
+
+
+async def test_a_rejected_reading_is_charged_to_nobody_and_the_next_one_counts_from_before_it(
+    platform: Platform,
+) -> None:
+    await platform.desk.resolve("reject", platform.held_id)
+    assert await platform.told() == ["hold-resolved"]
+    await platform.read(LAST_MILLI + 50)
+    assert platform.charged_milli == [200, 50]
+
+
+async def test_a_judgement_of_another_reading_resolves_nothing(platform: Platform) -> None:
+    await platform.desk.resolve("accept", READING)
+    assert await platform.told() == []
+    await platform.read(LAST_MILLI + 50)
+    assert platform.charged_milli == [200]
 
 
 async def test_a_replaced_device_ends_at_its_closing_register_and_the_next_begins_at_its_own(

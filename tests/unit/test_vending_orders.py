@@ -186,6 +186,19 @@ async def test_a_replacement_waits_until_its_meter_has_arrived(path: Path) -> No
         assert (await desk.office.meter("M1")).epoch == 4
 
 
+async def test_a_meter_that_must_go_home_again_does_so_before_it_is_replaced(path: Path) -> None:
+    async with vending_world.world(path) as first:
+        await first.mall()
+        await assign_and_crash(first, first.ask("M1", "A1", 1000))
+        await closing(first)
+        await settle(first, charged_nano=0)
+    async with vending_world.world(path) as second:
+        desk = Desk(**vars(second))
+        state = (await desk.replace()).state
+        assert (state.account_id, state.epoch) == (house_account_id("M1"), 4)
+        assert desk.tables.todos() == []
+
+
 async def test_an_order_is_obeyed_once_and_its_answer_survives_a_restart(path: Path) -> None:
     async with vending_world.world(path) as opened:
         desk = Desk(**vars(opened))

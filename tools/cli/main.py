@@ -517,6 +517,13 @@ def meter_release(meter: MeterId, register: Register = "", request_id: RequestId
     _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
 
 
+@meter_app.command("show")
+def meter_show(meter: MeterId) -> None:
+    """Show what the book says of a meter."""
+    request = v.GetMeterRequest(meter_id=meter)
+    _run(lambda clients: clients.vending("GetMeter", request), show.meter)
+
+
 @meter_app.command("replace")
 def meter_replace(  # noqa: PLR0917 - a command line is parsed by name
     meter: MeterId,

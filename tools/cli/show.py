@@ -138,6 +138,7 @@ def meter(answer: v.Meter) -> RenderableType:
             ("since register", format_scaled(opening, 3, 2) if has_opening else "first reading"),
             ("epoch", str(answer.epoch)),
             ("ratio", str(answer.ratio)),
+            ("power at most", f"{answer.max_power_w} W" if answer.max_power_w else "-"),
             ("relay", f"forced {answer.forced}" if answer.forced else "as the balance says"),
         ],
     )

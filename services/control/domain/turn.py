@@ -182,7 +182,7 @@ class _Turn:
         if meter is not None and intent.epoch < meter.epoch:
             self._note(
                 Result.SUPERSEDED,
-                f"the meter is at epoch {meter.epoch}: another account owns it now",
+                f"the meter is at epoch {meter.epoch}: it was assigned or replaced since",
             )
             return
         if self._is_proven(intent):
