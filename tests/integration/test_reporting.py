@@ -5,6 +5,7 @@ real service reads it and is asked over gRPC; tables are compared whole, ordered
 """
 
 import asyncio
+import json
 import os
 import random
 import subprocess
@@ -357,6 +358,7 @@ async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
     why = await eventually(cut_is_confirmed)
     assert_recomputable(story, why)
     await assert_explained(reporting, story, why)
+    await assert_previewed(reporting, story)
     await assert_lists(reporting, story)
 
 
@@ -404,6 +406,32 @@ async def assert_explained(reporting: Reporting, story: Story, why: Any) -> None
     before = await reporting.ask("ExplainBalance", request)
     assert (before.account_sequence, before.charged_nano) == (3, 2_500 * PRICE_MICRO)
     assert [credit.revision for credit in before.credits] == [1]
+
+
+async def assert_previewed(reporting: Reporting, story: Story) -> None:
+    """Ask what the story's energy would have cost: at its own price, and up a ladder."""
+    period = {"from_ms": T0 + 1_000, "to_ms": T0 + 3_001}
+    mine = {"account_ids": [story.account], "site_id": story.site, "tariff_id": story.tariff}
+    same = await reporting.ask(
+        "PreviewTariff", pb.PreviewTariffRequest(price_micro=PRICE_MICRO, **period, **mine)
+    )
+    (line,) = same.accounts
+    assert line.charged_nano == line.draft_nano == str(12_500 * PRICE_MICRO)
+    assert (line.account_id, line.energy_milli, same.charges) == (story.account, "12500", 3)
+    ladder = {"period": "month", "steps": [{"above_milli": 10_000, "add_micro": 7}]}
+    plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "ladder": ladder})
+    period["from_ms"] += 1
+    dearer = await reporting.ask(
+        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, site_id=story.site)
+    )
+    # The first 1 000 are not asked for, but they have climbed.
+    assert (dearer.total.rate_nano, dearer.total.ladder_nano) == ("115000", str(2_500 * 7))
+    ladder["scope"] = "meter"
+    plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "ladder": ladder})
+    by_meter = await reporting.ask(
+        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, tariff_id=story.tariff)
+    )
+    assert by_meter == dearer
 
 
 async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any]:

@@ -877,6 +877,17 @@ def arrears() -> st.SearchStrategy[list[LogRecord]]:
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _arrears_bodies)
 
 
+_steady_kinds = st.sampled_from(("calendar", "calendar", "assign", "sell"))
+_steady_ops = st.builds(Op, _steady_kinds, st.sampled_from((0, 1, 2)), _small, _small, _small)
+_steady_bodies = st.lists(st.one_of(_shape_frames, _shape_frames, _steady_ops), max_size=40)
+
+
+def steady() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs like `shapes` in which no account gets another tariff, nor a tariff a version."""
+    heads = st.sampled_from(CALENDARED)
+    return st.builds(lambda head, body: Book().play([*head, *body]), heads, _steady_bodies)
+
+
 def histories() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs of some thirty records, at most about eighty."""
     heads = st.sampled_from((SETTLED,) * 5 + CALENDARED + ((),))

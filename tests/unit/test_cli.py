@@ -34,7 +34,7 @@ class Vending:
         self.answers = {"GetAccount": ACCOUNT, "OpenAccount": ACCOUNT, **answers}
         self.asked: list[tuple[str, Any]] = []
 
-    async def __call__(self, method: str, request: Any) -> Any:
+    async def __call__(self, method: str, request: Any, **_: float) -> Any:
         self.asked.append((method, request))
         answer = self.answers[method]
         if isinstance(answer, Exception):

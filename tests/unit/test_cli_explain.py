@@ -56,6 +56,26 @@ EXPLANATIONS = {
         credits=[r.Credit(type="credit-sold", receipt_id="R1", added_nano=10**10)],
         charged=[r.ChargedSpan(meter_id="M1", epoch=2, first_sequence=1, last_sequence=7)],
     ),
+    "PreviewTariff": r.TariffPreview(
+        accounts=[
+            r.PreviewedAccount(
+                account_id="A1",
+                energy_milli="1000000",
+                charged_nano="800000000000",
+                draft_nano="900000000000",
+                difference_nano="100000000000",
+            )
+        ],
+        total=r.PreviewedAccount(
+            energy_milli="30000000",
+            charged_nano="24000000000000000000",
+            draft_nano="12000000000000000000",
+            difference_nano="-12000000000000000000",
+        ),
+        currency="CNY",
+        commodity="electricity",
+        charges=96,
+    ),
 }
 
 
@@ -79,6 +99,19 @@ def test_what_an_explanation_holds_is_shown_to_a_person(monkeypatch: pytest.Monk
     balance = wattvend(monkeypatch, Vending(**EXPLANATIONS), "explain", "balance", "A1").stdout
     assert "available 8.30 CNY" in balance
     assert "1..7" in balance
+
+
+def test_a_preview_shows_accounts_and_sums_beyond_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporting = Vending(**EXPLANATIONS)
+    command = ("tariff", "what-if", "docs/examples/commercial-time-of-use.yaml", "--site", "S")
+    period = ("--from", "2027-01-01 00:00", "--to", "2027-02-01 00:00")
+    monkeypatch.chdir(ROOT)
+    shown = wattvend(monkeypatch, reporting, *command, *period).stdout
+    assert re.search(r"A1 +1000\.0 +800\.00 +900\.00 +100\.00 +12\.5", shown), shown
+    assert re.search(r"in all .*-12000000000\.00", shown), shown
+    ((_, asked),) = reporting.asked
+    assert (asked.site_id, asked.to_ms - asked.from_ms) == ("S", 31 * 86_400_000)
+    assert asked.from_ms == 1_798_732_800_000  # New Year in Shanghai
 
 
 def test_an_account_alone_asks_for_its_newest_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

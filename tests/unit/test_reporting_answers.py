@@ -208,6 +208,10 @@ async def refused(call: Any) -> InvalidInput:
     return error.value
 
 
+def preview_of(**fields: Any) -> pb.PreviewTariffRequest:
+    return pb.PreviewTariffRequest(**{"from_ms": 1, "to_ms": 2, **fields})
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "field"),
     [
@@ -236,6 +240,15 @@ async def refused(call: Any) -> InvalidInput:
         ("ExplainCharge", pb.ExplainChargeRequest(), "meter_id"),
         ("ExplainCharge", pb.ExplainChargeRequest(meter_id="M", sequence=1), "sequence"),
         ("ExplainBalance", pb.ExplainBalanceRequest(), "account_id"),
+        ("PreviewTariff", pb.PreviewTariffRequest(from_ms=1, to_ms=2), "plan"),
+        ("PreviewTariff", preview_of(plan="{}", price_micro=1), "plan"),
+        ("PreviewTariff", preview_of(plan="{}"), "plan"),
+        ("PreviewTariff", preview_of(price_micro=-1), "price_micro"),
+        ("PreviewTariff", preview_of(price_micro=1, to_ms=1), "from_ms"),
+        ("PreviewTariff", preview_of(price_micro=1, to_ms=401 * 86_400_000), "from_ms"),
+        ("PreviewTariff", preview_of(price_micro=1, from_ms=-1), "from_ms"),
+        ("PreviewTariff", preview_of(price_micro=1, account_ids=["?"]), "account_ids"),
+        ("PreviewTariff", preview_of(price_micro=1), "account_ids"),
     ],
 )
 async def test_odd_requests_name_the_field_that_is_wrong(

@@ -1,4 +1,4 @@
-"""Explanations for a person: what a charge, a balance or a cut-off followed from."""
+"""Explanations for a person: what a charge, a balance or a cut-off followed from; previews."""
 
 from collections.abc import Iterable
 
@@ -91,6 +91,31 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
                 text += f" — read back [bold]{attempt.read_back_position}[/]"
             branch.add(text)
     return tree
+
+
+def preview(answer: r.TariffPreview) -> RenderableType:
+    """Show what a draft would have charged, account by account and in all."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("account")
+    unit, code = UNITS.get(answer.commodity, "units"), answer.currency
+    for name in (unit, f"charged, {code}", f"draft, {code}", "difference", "%"):
+        table.add_column(name, justify="right")
+    for account in answer.accounts:
+        table.add_row(account.account_id, *_previewed(account, code))
+    table.add_section()
+    table.add_row("[bold]in all[/]", *_previewed(answer.total, code))
+    return Group(table, f"{len(answer.accounts)} accounts, {answer.charges} charges")
+
+
+def _previewed(account: r.PreviewedAccount, code: str) -> list[str]:
+    charged, draft = int(account.charged_nano), int(account.draft_nano)
+    difference = int(account.difference_nano)
+    percent = format_scaled(difference * 1000 // charged, 1) if charged else "-"
+    colour = "red" if difference > 0 else "green"
+    shown = [money(nano, code).removesuffix(f" {code}") for nano in (charged, draft, difference)]
+    if difference:
+        shown[2] = f"[{colour}]{shown[2]}[/]"
+    return [format_scaled(int(account.energy_milli), 3, 1), *shown, percent]
 
 
 def _as_of(answer: r.BalanceExplanation) -> str:

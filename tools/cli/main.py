@@ -34,6 +34,8 @@ AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 """What int64 holds in minor units of any currency, with room."""
 REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
 """A register as a display shows it: units with at most three decimals."""
+PREVIEW_TIMEOUT_S = 600.0
+"""A year of a thousand accounts takes minutes."""
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
 """gRPC codes after which a command may have been done."""
 
@@ -653,6 +655,36 @@ def tariff_publish(  # noqa: PLR0917 - a command line is parsed by name
         return answer
 
     _run(work, show.tariff, request)
+
+
+@tariff_app.command("what-if")
+def tariff_what_if(  # noqa: PLR0917 - a command line is parsed by name
+    file: PlanFile,
+    begin: Annotated[str, typer.Option("--from", help="wall clock of the plan's zone")],
+    end: Annotated[str, typer.Option("--to", help="that of the end, e.g. '2027-01-01 00:00'")],
+    account: Annotated[list[str], typer.Option(help="an account; may be repeated")] = [],  # noqa: B006
+    site: Annotated[str, typer.Option(help="accounts of this site")] = "",
+    tariff: Annotated[str, typer.Option(help="accounts that are on this tariff now")] = "",
+) -> None:
+    """Show what a plan would have charged for what was recorded. Nothing changes."""
+
+    async def work(clients: Clients) -> r.TariffPreview:
+        plan = plans.read(file)
+        answer: r.TariffPreview = await clients.reporting(
+            "PreviewTariff",
+            r.PreviewTariffRequest(
+                plan=plan.text(),
+                from_ms=_local_ms(begin, plan.zone),
+                to_ms=_local_ms(end, plan.zone),
+                account_ids=account,
+                site_id=site,
+                tariff_id=tariff,
+            ),
+            timeout_s=PREVIEW_TIMEOUT_S,
+        )
+        return answer
+
+    _run(work, explained.preview)
 
 
 def _price_decimals(currency: str) -> int:

@@ -4,7 +4,7 @@ Taxes are folded into prices a unit when a tariff is published, so that no inter
 tax on a price of p is half-up(p x ppm / 10^6), to the resolution of prices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from services.common.kernel.frames import RATES
 from services.common.kernel.values import value_class
@@ -85,6 +85,23 @@ def terms_of(plan: Plan) -> Terms:
         ladders,
         ladder is not None and ladder.scope == "meter",
     )
+
+
+def climbed(
+    rises: Iterable[Rise], share: tuple[int, int], from_milli: int, to_milli: int
+) -> tuple[int, int]:
+    """Return (what a ladder adds to the energy between two totals of its period, the tax on it).
+
+    `share`: (days, days of the period) that count; each step is as high as their share.
+    """
+    days, days_of = share
+    ladder_nano = tax_nano = 0
+    for rise in rises:
+        above_milli = rise.above_milli * days // days_of
+        steps_milli = max(0, to_milli - above_milli) - max(0, from_milli - above_milli)
+        ladder_nano += steps_milli * rise.price_micro
+        tax_nano += steps_milli * rise.tax_micro
+    return ladder_nano, tax_nano
 
 
 def foldings(plan: Plan) -> Iterator[Folding]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from services.common.kernel.frames import BASIS_CLOSED, NO_RATE
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import days_left
-from services.common.tariffs.pricing import TOTAL, Rise
+from services.common.tariffs.pricing import TOTAL, Rise, climbed
 from services.metering.domain.tariffs import Tariffs, Version
 
 Key = tuple[int, int, int, int]
@@ -41,14 +41,8 @@ class Accumulation:
 
     def _steps(self, rises: tuple[Rise, ...]) -> tuple[int, int]:
         """Return (L, its tax) of what `total` adds to `base`."""
-        ladder_nano = tax_nano = 0
-        for rise in rises:
-            above_milli = rise.above_milli * self.days // self.days_of
-            passed = self.base_milli + self.total_milli - above_milli
-            steps_milli = max(0, passed) - max(0, self.base_milli - above_milli)
-            ladder_nano += steps_milli * rise.price_micro
-            tax_nano += steps_milli * rise.tax_micro
-        return ladder_nano, tax_nano
+        after_milli = self.base_milli + self.total_milli
+        return climbed(rises, (self.days, self.days_of), self.base_milli, after_milli)
 
 
 @value_class

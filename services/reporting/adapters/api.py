@@ -10,6 +10,7 @@ import asyncpg
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import ID_PATTERN, column_key
 from services.common.kernel.reasons import Reason
+from services.common.tariffs import plan as plans
 from services.reporting.adapters import messages
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.explanations import (
@@ -18,13 +19,22 @@ from services.reporting.adapters.explanations import (
     explain_charge,
     explain_cutoff,
 )
+from services.reporting.adapters.previews import (
+    ACCOUNTS_MAX,
+    PERIOD_MS_MAX,
+    TIME_MS_MAX,
+    preview,
+)
 from services.reporting.adapters.queries import Queries
 from services.reporting.domain.paging import cursor_of, page_size_of, token_of
+from services.reporting.domain.whatif import Draft
 from wattvend.reporting.v1 import reporting_pb2 as pb
 from wattvend.reporting.v1 import reporting_pb2_grpc
 
 VISIBLE_WITHIN_S = 2.0
 """How long GetBalance waits for min_revision."""
+PREVIEWS_MAX = 2
+"""Previews at once, the others wait: each has a reader's connection for long."""
 
 _ID = re.compile(rf"(house:)?{ID_PATTERN}")
 
@@ -35,6 +45,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
     def __init__(self, queries: Queries, commits: Commits) -> None:
         self._queries = queries
         self._commits = commits
+        self._previews = asyncio.Semaphore(PREVIEWS_MAX)
 
     async def GetBalance(  # noqa: N802 - the method's name in the proto
         self, request: pb.GetBalanceRequest, _: Any
@@ -193,6 +204,30 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
             raise _not_yet(f"metering has not published a balance of account {account_id} yet")
         return await explain_balance(self._queries, state)
 
+    async def PreviewTariff(  # noqa: N802
+        self, request: pb.PreviewTariffRequest, _: Any
+    ) -> pb.TariffPreview:
+        """Return what a draft would have charged for what was recorded."""
+        draft = Draft(_drafted(request), request.from_ms, request.to_ms)
+        if not (
+            0 <= request.from_ms < request.to_ms <= TIME_MS_MAX
+            and request.to_ms - request.from_ms <= PERIOD_MS_MAX
+        ):
+            days = PERIOD_MS_MAX // 86_400_000
+            raise _wrong(f"from_ms lies before to_ms (ms UTC), by at most {days} days", "from_ms")
+        account_ids = [_id(name, "account_ids") for name in request.account_ids]
+        site_id = _id(request.site_id, "site_id", required=False)
+        tariff_id = _id(request.tariff_id, "tariff_id", required=False)
+        if not (account_ids or site_id or tariff_id):
+            raise _wrong("name accounts, a site or a tariff", "account_ids")
+        accounts = await self._queries.previewed(account_ids, site_id, tariff_id, ACCOUNTS_MAX + 1)
+        if len(accounts) > ACCOUNTS_MAX:
+            raise _wrong(f"more than {ACCOUNTS_MAX} accounts: ask for fewer", "account_ids")
+        for missing in sorted(set(account_ids) - {account.account_id for account in accounts}):
+            await self._account_must_be_known(missing)
+        async with self._previews:
+            return await preview(self._queries, draft, accounts)
+
     async def _meter_must_be_known(self, meter_id: str) -> None:
         if not await self._queries.meter_is_known(meter_id):
             raise InvalidInput(
@@ -208,6 +243,16 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
 
 def _wrong(message: str, field: str) -> InvalidInput:
     return InvalidInput(Reason.INVALID_ARGUMENT, message, field=field)
+
+
+def _drafted(request: pb.PreviewTariffRequest) -> plans.Plan:
+    if request.HasField("plan") == request.HasField("price_micro"):
+        raise _wrong("give a plan or a price_micro, one of the two", "plan")
+    if request.HasField("plan"):
+        return plans.read(request.plan)
+    if not 0 <= request.price_micro <= plans.PRICE_MICRO_MAX:
+        raise _wrong(f"a price lies in 0..{plans.PRICE_MICRO_MAX}", "price_micro")
+    return plans.flat(request.price_micro)
 
 
 def _not_yet(message: str) -> InvalidInput:

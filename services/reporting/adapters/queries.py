@@ -19,6 +19,7 @@ from services.reporting.domain.explain import (
 )
 from services.reporting.domain.rows import (
     TABLES,
+    AccountRow,
     AlarmRow,
     ChargeRow,
     CommandOutcomeRow,
@@ -28,8 +29,11 @@ from services.reporting.domain.rows import (
     Row,
     TariffVersionRow,
 )
+from services.reporting.domain.whatif import Recorded
 
 QUERY_TIMEOUT_S = 10.0
+RECORDED_AT_ONCE = 2_000
+"""Charges that a preview has in memory: some ten milliseconds of its work."""
 
 
 @asynccontextmanager
@@ -312,6 +316,73 @@ class Queries:
             [CommandOutcomeRow(*line) for line in outcomes],
             [RelayIntentRow(*line) for line in newest],
         )
+
+    async def previewed(
+        self, account_ids: Sequence[str], site_id: str, tariff_id: str, limit: int
+    ) -> list[AccountRow]:
+        """Return accounts in order of their ids. Empty filters: any."""
+        found = await self._all(
+            f"{_select(AccountRow)}WHERE ($1::text[] = '{{}}' OR account_id = ANY($1)) "
+            "AND ($2 = '' OR site_id = $2) AND ($3 = '' OR tariff_id = $3) "
+            "ORDER BY account_id LIMIT $4",
+            list(account_ids),
+            site_id,
+            tariff_id,
+            limit,
+        )
+        return [AccountRow(*line) for line in found]
+
+    async def first_begin_ms(self, account_key: int, from_ms: int, to_ms: int) -> int | None:
+        """Return when the first interval begins that ends in [from, to); None: there is none."""
+        found = await self._one(
+            "SELECT min(CASE from_time_ms WHEN 0 THEN to_time_ms ELSE from_time_ms END) AS at_ms "
+            "FROM charges WHERE account_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3",
+            account_key,
+            from_ms,
+            to_ms,
+        )
+        return None if found is None else found["at_ms"]
+
+    async def began_ms(self, account_id: str) -> int:
+        """Return when an account was opened; 0 where the ledger does not tell."""
+        found = await self._one(
+            "SELECT min(occurred_at_ms) AS at_ms FROM ledger "
+            "WHERE stream = 'account-' || $1 AND type = 'account-opened'",
+            account_id,
+        )
+        return (found and found["at_ms"]) or 0
+
+    async def meters_began_ms(self, account_key: int) -> dict[tuple[int, int], int]:
+        """Return (meter_key, epoch) → when the meter came to an account, as the ledger tells."""
+        found = await self._all(
+            "SELECT c.meter_key, c.epoch, min(l.occurred_at_ms) AS at_ms "
+            "FROM (SELECT DISTINCT meter_key, epoch FROM charges WHERE account_key = $1) c "
+            "JOIN meters m ON m.meter_key = c.meter_key "
+            "JOIN ledger l ON l.stream = 'meter-' || m.meter_id "
+            "AND (l.data ->> 'epoch')::integer = c.epoch GROUP BY c.meter_key, c.epoch",
+            account_key,
+        )
+        return {(line["meter_key"], line["epoch"]): line["at_ms"] for line in found}
+
+    async def recorded(
+        self, account_key: int, reads_from_ms: int, to_ms: int
+    ) -> AsyncIterator[Recorded]:
+        """Yield an account's charges that end in [reads_from, to), and every re-split before.
+
+        In the order in which a preview adds them up, some at a time: there may be millions.
+        """
+        async with self._connection() as connection, connection.transaction():
+            async for line in connection.cursor(
+                f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
+                "WHERE account_key = $1 AND account_revision <> -1 AND to_time_ms < $3 "
+                "AND (to_time_ms >= $2 OR kind = 're-split') "
+                "ORDER BY meter_key, epoch, to_time_ms, sequence",
+                account_key,
+                reads_from_ms,
+                to_ms,
+                prefetch=RECORDED_AT_ONCE,
+            ):
+                yield Recorded(*line)
 
     async def _one(self, query: str, *values: Any) -> asyncpg.Record | None:
         async with self._connection() as connection:

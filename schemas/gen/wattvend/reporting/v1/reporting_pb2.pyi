@@ -1275,3 +1275,141 @@ class BalanceExplanation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__held_nano) -> _WhichOneofReturnType__held_nano | None: ...
 
 Global___BalanceExplanation: _TypeAlias = BalanceExplanation  # noqa: Y015
+
+@_typing.final
+class PreviewTariffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    PRICE_MICRO_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    TO_MS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    plan: _builtins.str
+    """One of the two: a plan (JSON, docs/tariffs.md), or a flat price."""
+    price_micro: _builtins.int
+    from_ms: _builtins.int
+    """Intervals that end in [from, to): at most 400 days."""
+    to_ms: _builtins.int
+    site_id: _builtins.str
+    tariff_id: _builtins.str
+    """accounts that are on this tariff now"""
+    @_builtins.property
+    def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one of the three; an account must fit all that are given. At most 10000 accounts."""
+
+    def __init__(
+        self,
+        *,
+        plan: _builtins.str | None = ...,
+        price_micro: _builtins.int | None = ...,
+        from_ms: _builtins.int = ...,
+        to_ms: _builtins.int = ...,
+        account_ids: _abc.Iterable[_builtins.str] | None = ...,
+        site_id: _builtins.str = ...,
+        tariff_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_price_micro", b"_price_micro", "plan", b"plan", "price_micro", b"price_micro"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_price_micro", b"_price_micro", "account_ids", b"account_ids", "from_ms", b"from_ms", "plan", b"plan", "price_micro", b"price_micro", "site_id", b"site_id", "tariff_id", b"tariff_id", "to_ms", b"to_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
+    _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    _WhichOneofReturnType__price_micro: _TypeAlias = _typing.Literal["price_micro"]  # noqa: Y015
+    _WhichOneofArgType__price_micro: _TypeAlias = _typing.Literal["_price_micro", b"_price_micro"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_micro) -> _WhichOneofReturnType__price_micro | None: ...
+
+Global___PreviewTariffRequest: _TypeAlias = PreviewTariffRequest  # noqa: Y015
+
+@_typing.final
+class PreviewedAccount(_message.Message):
+    """Sums are decimal texts: over accounts they need not fit 64 bits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    CHARGED_NANO_FIELD_NUMBER: _builtins.int
+    DRAFT_NANO_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_NANO_FIELD_NUMBER: _builtins.int
+    RATE_NANO_FIELD_NUMBER: _builtins.int
+    SURCHARGE_NANO_FIELD_NUMBER: _builtins.int
+    LADDER_NANO_FIELD_NUMBER: _builtins.int
+    TAX_NANO_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """empty: the total"""
+    energy_milli: _builtins.str
+    charged_nano: _builtins.str
+    """as recorded"""
+    draft_nano: _builtins.str
+    """under the draft: the four below"""
+    difference_nano: _builtins.str
+    """draft - charged"""
+    rate_nano: _builtins.str
+    surcharge_nano: _builtins.str
+    ladder_nano: _builtins.str
+    tax_nano: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        energy_milli: _builtins.str = ...,
+        charged_nano: _builtins.str = ...,
+        draft_nano: _builtins.str = ...,
+        difference_nano: _builtins.str = ...,
+        rate_nano: _builtins.str = ...,
+        surcharge_nano: _builtins.str = ...,
+        ladder_nano: _builtins.str = ...,
+        tax_nano: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewedAccount: _TypeAlias = PreviewedAccount  # noqa: Y015
+
+@_typing.final
+class TariffPreview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    COMMODITY_FIELD_NUMBER: _builtins.int
+    MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    commodity: _builtins.str
+    minor_decimals: _builtins.int
+    charges: _builtins.int
+    """that were counted"""
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewedAccount]:
+        """in ascending order of their ids"""
+
+    @_builtins.property
+    def total(self) -> Global___PreviewedAccount: ...
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___PreviewedAccount] | None = ...,
+        total: Global___PreviewedAccount | None = ...,
+        currency: _builtins.str = ...,
+        commodity: _builtins.str = ...,
+        minor_decimals: _builtins.int = ...,
+        charges: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "charges", b"charges", "commodity", b"commodity", "currency", b"currency", "minor_decimals", b"minor_decimals", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TariffPreview: _TypeAlias = TariffPreview  # noqa: Y015

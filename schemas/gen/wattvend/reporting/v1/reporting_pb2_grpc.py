@@ -76,6 +76,11 @@ class ReportingServiceStub:
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.SerializeToString,
                 response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.FromString,
                 _registered_method=True)
+        self.PreviewTariff = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/PreviewTariff',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.PreviewTariffRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.TariffPreview.FromString,
+                _registered_method=True)
 
 
 class ReportingServiceServicer:
@@ -135,6 +140,13 @@ class ReportingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewTariff(self, request, context):
+        """What a draft of a tariff would have charged for recorded intervals. It changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReportingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +189,11 @@ def add_ReportingServiceServicer_to_server(servicer, server):
                     servicer.ExplainBalance,
                     request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.FromString,
                     response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.SerializeToString,
+            ),
+            'PreviewTariff': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewTariff,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.PreviewTariffRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.TariffPreview.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -397,6 +414,33 @@ class ReportingService:
             '/wattvend.reporting.v1.ReportingService/ExplainBalance',
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainBalanceRequest.SerializeToString,
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.BalanceExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewTariff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/PreviewTariff',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.PreviewTariffRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.TariffPreview.FromString,
             options,
             channel_credentials,
             insecure,

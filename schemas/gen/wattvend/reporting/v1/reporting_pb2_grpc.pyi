@@ -48,6 +48,8 @@ class ReportingServiceStub:
     """What a charge was computed from: enough to compute it again (docs/explain.md)."""
     ExplainBalance: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ExplainBalanceRequest, _reporting_pb2.BalanceExplanation]
     """What a balance consists of: every credit, and every charge by its sequences."""
+    PreviewTariff: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.PreviewTariffRequest, _reporting_pb2.TariffPreview]
+    """What a draft of a tariff would have charged for recorded intervals. It changes nothing."""
 
 @_typing.type_check_only
 class ReportingServiceAsyncStub(ReportingServiceStub):
@@ -69,6 +71,8 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     """What a charge was computed from: enough to compute it again (docs/explain.md)."""
     ExplainBalance: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ExplainBalanceRequest, _reporting_pb2.BalanceExplanation]  # type: ignore[assignment]
     """What a balance consists of: every credit, and every charge by its sequences."""
+    PreviewTariff: _aio.UnaryUnaryMultiCallable[_reporting_pb2.PreviewTariffRequest, _reporting_pb2.TariffPreview]  # type: ignore[assignment]
+    """What a draft of a tariff would have charged for recorded intervals. It changes nothing."""
 
 class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
@@ -135,5 +139,13 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reporting_pb2.BalanceExplanation, _abc.Awaitable[_reporting_pb2.BalanceExplanation]]:
         """What a balance consists of: every credit, and every charge by its sequences."""
+
+    @_abc_1.abstractmethod
+    def PreviewTariff(
+        self,
+        request: _reporting_pb2.PreviewTariffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.TariffPreview, _abc.Awaitable[_reporting_pb2.TariffPreview]]:
+        """What a draft of a tariff would have charged for recorded intervals. It changes nothing."""
 
 def add_ReportingServiceServicer_to_server(servicer: ReportingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,85 @@
+"""Previews of a tariff: recorded intervals, account by account, under a draft."""
+
+from collections.abc import Sequence
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.common.tariffs.shape import Timeline
+from services.reporting.adapters import messages
+from services.reporting.adapters.queries import Queries
+from services.reporting.domain.rows import AccountRow
+from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Sums
+from wattvend.reporting.v1 import reporting_pb2 as pb
+
+PERIOD_MS_MAX = 400 * 86_400_000
+"""As far back as charges are kept."""
+TIME_MS_MAX = 4_102_444_800_000
+"""The year 2100: no reading is from then."""
+ACCOUNTS_MAX = 10_000
+"""What an answer has room for."""
+_TIMELINE_STEP_MS = 64 * 86_400_000
+"""Accounts whose first intervals begin about the same time share a timeline."""
+
+
+async def preview(
+    queries: Queries, draft: Draft, accounts: Sequence[AccountRow]
+) -> pb.TariffPreview:
+    """Return what accounts were charged, and would have been. Raises InvalidInput."""
+    units = {(account.commodity, account.currency) for account in accounts}
+    if len(units) > 1:
+        raise InvalidInput(
+            Reason.CURRENCY_MISMATCH,
+            f"the accounts are charged in {', '.join(' '.join(unit) for unit in sorted(units))}, "
+            "which have no sum: ask for fewer",
+            field="account_ids",
+        )
+    commodity, currency = next(iter(units), ("", ""))
+    total, count = Sums(), 0
+    timelines: dict[int, Timeline] = {}
+    told = pb.TariffPreview(
+        currency=currency,
+        commodity=commodity,
+        minor_decimals=messages.minor_decimals(currency),
+    )
+    for account in accounts:
+        key = account.account_key
+        begins_ms = await queries.first_begin_ms(key, draft.from_ms, draft.to_ms)
+        sums = Sums()
+        if begins_ms is not None:
+            reads_from_ms = draft.reads_from_ms(begins_ms)
+            step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
+            if step not in timelines:
+                timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
+            of_account = Preview(draft, timelines[step], await _since_ms(queries, draft, account))
+            async for charge in queries.recorded(key, reads_from_ms, draft.to_ms):
+                of_account.add(charge)
+                count += 1
+            sums = of_account.sums()
+        total.add(sums)
+        told.accounts.append(_line(account.account_id, sums))
+    told.total.CopyFrom(_line("", total))
+    told.charges = count
+    return told
+
+
+async def _since_ms(queries: Queries, draft: Draft, account: AccountRow) -> dict[Owner, int]:
+    ladder = draft.plan.ladder
+    if ladder is None:
+        return {}
+    if ladder.scope == "meter":
+        return await queries.meters_began_ms(account.account_key)
+    return {ACCOUNT: await queries.began_ms(account.account_id)}
+
+
+def _line(account_id: str, sums: Sums) -> pb.PreviewedAccount:
+    return pb.PreviewedAccount(
+        account_id=account_id,
+        energy_milli=str(sums.energy_milli),
+        charged_nano=str(sums.charged_nano),
+        draft_nano=str(sums.draft_nano),
+        difference_nano=str(sums.draft_nano - sums.charged_nano),
+        rate_nano=str(sums.rate_nano),
+        surcharge_nano=str(sums.surcharge_nano),
+        ladder_nano=str(sums.ladder_nano),
+        tax_nano=str(sums.tax_nano),
+    )

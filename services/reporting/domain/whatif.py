@@ -1,0 +1,163 @@
+"""What a draft of a tariff would have charged for what was recorded. It has no effect on anything.
+
+A charge of a period is a function of its totals (services/metering/README.md, rule 4), so an
+account's energy is added up by rate and by ladder's period, before and within the time that is
+asked for, and priced once at the end. An interval belongs to the time in which it ends; a late
+reading refines the interval that it lies in, and its correction belongs there too.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from services.common.kernel.values import value_class
+from services.common.kernel.zones import zone_named
+from services.common.tariffs.calendar import days_left, local_date, period_days, period_of
+from services.common.tariffs.plan import Plan
+from services.common.tariffs.pricing import TOTAL, climbed, terms_of
+from services.common.tariffs.shape import Timeline
+from services.reporting.domain.projections import RESPLIT
+
+ACCOUNT = (0, 0)
+"""The owner of a ladder of the account; one of a meter is (meter_key, epoch)."""
+
+Owner = tuple[int, int]
+Step = tuple[Owner, int, int]
+"""(owner, period, rate or TOTAL): whose energy climbs which ladder."""
+
+
+class Recorded(NamedTuple):
+    """What the preview reads of a charge."""
+
+    meter_key: int
+    epoch: int
+    kind: str
+    from_time_ms: int
+    from_register_milli: int
+    to_time_ms: int
+    to_register_milli: int
+    ratio: int
+    energy_milli: int
+    amount_nano: int
+
+
+@value_class
+class Draft:
+    """A plan, and the time [from_ms, to_ms) for which it is tried."""
+
+    plan: Plan
+    from_ms: int
+    to_ms: int
+
+    def reads_from_ms(self, begins_ms: int) -> int:
+        """Return from where on charges must be read, where intervals begin at `begins_ms`.
+
+        A ladder climbs from the beginning of its period: the day before it is early enough.
+        """
+        if self.plan.ladder is None:
+            return self.from_ms
+        zone = zone_named(self.plan.zone)
+        first = min(begins_ms, self.from_ms)
+        begins, _ = period_days(self.plan, period_of(self.plan, local_date(zone, first)))
+        day_before = datetime(begins.year, begins.month, begins.day, tzinfo=UTC) - timedelta(days=2)
+        return min(self.from_ms, int(day_before.timestamp()) * 1000)
+
+
+@dataclass(slots=True)
+class Sums:
+    """What accounts used and paid, and would have paid. Integers without end."""
+
+    energy_milli: int = 0
+    charged_nano: int = 0
+    rate_nano: int = 0
+    surcharge_nano: int = 0
+    ladder_nano: int = 0
+    tax_nano: int = 0
+
+    @property
+    def draft_nano(self) -> int:
+        """All that the draft would have charged."""
+        return self.rate_nano + self.surcharge_nano + self.ladder_nano + self.tax_nano
+
+    def add(self, other: "Sums") -> None:
+        """Add another account's."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass
+class Preview:
+    """One account under a draft. `since_ms`: when each owner of a ladder began; else long ago.
+
+    Charges are added in ascending order of (meter_key, epoch, to_time_ms, sequence).
+    """
+
+    draft: Draft
+    timeline: Timeline
+    since_ms: Mapping[Owner, int]
+    _sums: Sums = field(default_factory=Sums)
+    _rates: Counter[int] = field(default_factory=Counter)
+    _before: Counter[Step] = field(default_factory=Counter)
+    _within: Counter[Step] = field(default_factory=Counter)
+    _late: list[Recorded] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Work out what every interval is asked."""
+        self._terms = terms_of(self.draft.plan)
+
+    def add(self, charge: Recorded) -> None:
+        """Count a charge."""
+        if charge.kind == RESPLIT:
+            self._late.append(charge)
+            return
+        late = [each for each in self._late if _lies_in(each, charge)]
+        self._late.clear()
+        within = charge.to_time_ms >= self.draft.from_ms
+        if within:
+            self._sums.energy_milli += charge.energy_milli
+            self._sums.charged_nano += charge.amount_nano + sum(each.amount_nano for each in late)
+        begins_ms, register_milli = charge.from_time_ms, charge.from_register_milli
+        left_milli = charge.energy_milli
+        for each in late:
+            energy_milli = (each.to_register_milli - register_milli) * charge.ratio
+            self._split(charge, begins_ms, each.to_time_ms, energy_milli, within=within)
+            begins_ms, register_milli = each.to_time_ms, each.to_register_milli
+            left_milli -= energy_milli
+        self._split(charge, begins_ms, charge.to_time_ms, left_milli, within=within)
+
+    def _split(
+        self, charge: Recorded, begins_ms: int, ends_ms: int, energy_milli: int, *, within: bool
+    ) -> None:
+        ladders = self._terms.ladders
+        owner = (charge.meter_key, charge.epoch) if self._terms.by_meter else ACCOUNT
+        for share in self.timeline.shares(begins_ms, ends_ms, energy_milli):
+            if within:
+                self._rates[share.rate] += share.energy_milli
+            rate = TOTAL if TOTAL in ladders else share.rate
+            if rate in ladders:
+                steps = self._within if within else self._before
+                steps[owner, share.period, rate] += share.energy_milli
+
+    def sums(self) -> Sums:
+        """Return what it comes to, once all is added."""
+        terms, sums = self._terms, replace(self._sums)
+        for rate, energy_milli in self._rates.items():
+            sums.rate_nano += energy_milli * terms.rate_micro[rate]
+            sums.surcharge_nano += energy_milli * terms.surcharge_micro
+            sums.tax_nano += energy_milli * terms.tax_micro[rate]
+        for step, energy_milli in self._within.items():
+            owner, period, rate = step
+            share = days_left(self.draft.plan, period, self.since_ms.get(owner, 0))
+            before_milli = self._before[step]
+            after_milli = before_milli + energy_milli
+            ladder_nano, tax_nano = climbed(terms.ladders[rate], share, before_milli, after_milli)
+            sums.ladder_nano += ladder_nano
+            sums.tax_nano += tax_nano
+        return sums
+
+
+def _lies_in(late: Recorded, charge: Recorded) -> bool:
+    place = (charge.meter_key, charge.epoch) == (late.meter_key, late.epoch)
+    return place and charge.from_time_ms < late.to_time_ms < charge.to_time_ms

@@ -1,0 +1,125 @@
+"""Goal: a preview of the tariff that was in force is what was charged, to the last unit.
+
+Method: metering's engine charges a history; its charges become reporting's rows, and the preview
+adds them up under the plan that charged them. It knows neither versions nor accumulations nor the
+order of arrival: so whatever both agree on, each of them is right about.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from services.common.kernel.frames import BASIS_CLOSED
+from services.common.kernel.ids import column_key
+from services.common.tariffs import plan as plans
+from services.common.tariffs.shape import Timeline
+from services.metering.domain.messages import LogRecord
+from services.reporting.domain.rows import ChargeRow, PriceLineRow
+from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Recorded, Sums
+from tests.property.metering_histories import ACCOUNTS, METERS, steady
+from tests.property.metering_runs import examples, fresh_run
+from tests.unit.reporting_tables import Tables
+
+
+def all_of(charges: Iterable[ChargeRow]) -> tuple[int, int]:
+    """Return the time in which charges end."""
+    ends_ms = [charge.to_time_ms for charge in charges]
+    return min(ends_ms), max(ends_ms) + 1
+
+
+class History:
+    """What reporting has of a log, and when accounts and meters began."""
+
+    def __init__(self, records: list[LogRecord]) -> None:
+        self.tables = Tables((*ACCOUNTS, *METERS))
+        self.since_ms: dict[Any, int] = {}
+        self.facts: dict[str, Any] = {}
+        _, done = fresh_run(records)
+        now_ms = 0
+        for record, absorbed in zip(records, done, strict=True):
+            now_ms = max(now_ms, record.timestamp_ms)
+            self._began(record, now_ms)
+            self.tables.sent(absorbed.outputs)
+
+    def _began(self, record: LogRecord, now_ms: int) -> None:
+        fact: Any = record.value
+        if record.subject == "account-fact":
+            self.since_ms.setdefault(fact["account_key"], now_ms)
+            self.facts[fact["account_id"]] = fact
+        elif record.subject == "meter-fact":
+            self.since_ms.setdefault((fact["meter_key"], fact["epoch"]), now_ms)
+        elif record.subject == "tariff-fact":
+            self.facts[fact["tariff_id"]] = fact
+
+    def charges(self, account_id: str) -> list[ChargeRow]:
+        key = column_key("account", account_id)
+        found = [row for row in self.tables.of(ChargeRow) if row.account_key == key]
+        return [row for row in found if row.account_revision != -1 and row.to_time_ms]
+
+    def has_closed(self, charges: Iterable[ChargeRow]) -> bool:
+        """Say whether energy was moved out of the period that it belongs to."""
+        keys = {charge[:3] for charge in charges}
+        lines = self.tables.of(PriceLineRow)
+        return any(line.basis & BASIS_CLOSED for line in lines if line[:3] in keys)
+
+    def plan_of(self, account_id: str) -> plans.Plan:
+        fact = self.facts[self.facts[account_id]["tariff_id"]]
+        return plans.flat(fact["price_micro"]) if fact["plan"] is None else plans.read(fact["plan"])
+
+    def since(self, account_id: str) -> dict[Owner, int]:
+        meters = {key: at for key, at in self.since_ms.items() if isinstance(key, tuple)}
+        return {**meters, ACCOUNT: self.since_ms[column_key("account", account_id)]}
+
+    def preview(self, account_id: str, draft: Draft) -> Sums:
+        """Return what the service would answer for an account, by the same steps."""
+        charges = self.charges(account_id)
+        within = [c for c in charges if draft.from_ms <= c.to_time_ms < draft.to_ms]
+        begins_ms = min((c.from_time_ms or c.to_time_ms for c in within), default=draft.from_ms)
+        reads_ms = draft.reads_from_ms(begins_ms)
+        timeline = Timeline(draft.plan, min(begins_ms, reads_ms), draft.to_ms)
+        preview = Preview(draft, timeline, self.since(account_id))
+        for charge in sorted(charges, key=lambda c: (c.meter_key, c.epoch, c.to_time_ms, c[2])):
+            if charge.to_time_ms < draft.to_ms and (
+                charge.to_time_ms >= reads_ms or charge.kind == "re-split"
+            ):
+                preview.add(Recorded(*(getattr(charge, name) for name in Recorded._fields)))
+        return preview.sums()
+
+
+@examples(200)
+@given(steady())
+def test_the_tariff_in_force_would_have_charged_what_it_charged(records: list[LogRecord]) -> None:
+    history = History(records)
+    for account_id in ACCOUNTS:
+        charges = history.charges(account_id)
+        if not charges or history.has_closed(charges):
+            event("nothing to compare")
+            continue
+        event("re-split" if any(c.kind == "re-split" for c in charges) else "as it came")
+        sums = history.preview(account_id, Draft(history.plan_of(account_id), *all_of(charges)))
+        charged_nano = sum(charge.amount_nano for charge in charges)
+        assert sums.charged_nano == sums.draft_nano == charged_nano
+        assert sums.energy_milli == sum(charge.energy_milli for charge in charges)
+
+
+@examples(100)
+@given(steady(), st.integers(0, 40))
+def test_two_halves_of_time_come_to_the_whole(records: list[LogRecord], cut: int) -> None:
+    history = History(records)
+    for account_id in ACCOUNTS:
+        charges = history.charges(account_id)
+        if not charges:
+            continue
+        from_ms, to_ms = all_of(charges)
+        middle_ms = charges[cut % len(charges)].to_time_ms
+        plan = history.plan_of(account_id)
+        halves = [
+            history.preview(account_id, Draft(plan, *period))
+            for period in ((from_ms, middle_ms), (middle_ms, to_ms))
+        ]
+        whole = Sums()
+        for half in halves:
+            whole.add(half)
+        assert whole == history.preview(account_id, Draft(plan, from_ms, to_ms))
