@@ -410,15 +410,19 @@ async def assert_explained(reporting: Reporting, story: Story, why: Any) -> None
 
 async def assert_previewed(reporting: Reporting, story: Story) -> None:
     """Ask what the story's energy would have cost: at its own price, and up a ladder."""
-    period = {"from_ms": T0 + 1_000, "to_ms": T0 + 3_001}
-    mine = {"account_ids": [story.account], "site_id": story.site, "tariff_id": story.tariff}
+    period: dict[str, Any] = {"from_ms": T0 + 1_000, "to_ms": T0 + 3_001}
+    mine: dict[str, Any] = {
+        "account_ids": [story.account],
+        "site_id": story.site,
+        "tariff_id": story.tariff,
+    }
     same = await reporting.ask(
         "PreviewTariff", pb.PreviewTariffRequest(price_micro=PRICE_MICRO, **period, **mine)
     )
     (line,) = same.accounts
     assert line.charged_nano == line.draft_nano == str(12_500 * PRICE_MICRO)
     assert (line.account_id, line.energy_milli, same.charges) == (story.account, "12500", 3)
-    ladder = {"period": "month", "steps": [{"above_milli": 10_000, "add_micro": 7}]}
+    ladder: dict[str, Any] = {"period": "month", "steps": [{"above_milli": 10_000, "add_micro": 7}]}
     plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "ladder": ladder})
     period["from_ms"] += 1
     dearer = await reporting.ask(

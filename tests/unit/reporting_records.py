@@ -408,6 +408,11 @@ class Story:
                     "reading_received_at_ms",
                     "intent_epoch",
                     "intent_offset",
+                    "register_milli",
+                    "device_time_ms",
+                    "last_register_milli",
+                    "last_time_ms",
+                    "bound_milli",
                 )
             ),
             "account_id": self.account,
