@@ -29,12 +29,12 @@ from prometheus_client import CollectorRegistry
 from services.common.runtime import kafka, topics
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.http import Health
-from services.reporting.adapters import database, log
+from services.reporting.adapters import database, log, queries
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
 from services.reporting.adapters.rebuild import REBUILD
-from services.reporting.domain.rows import TABLES, Table
+from services.reporting.domain.rows import TABLES, ChargeRow, Row, Table, newest
 from services.reporting.errors import Moved
 from tests.conftest import RunService
 from tests.unit.reporting_records import (
@@ -46,6 +46,7 @@ from tests.unit.reporting_records import (
     Sent,
     Story,
     consumed,
+    record_of,
 )
 from tools.stack.background import BackgroundStack, RunningService
 from tools.stack.errors import StackError
@@ -316,6 +317,64 @@ async def test_whoever_wrote_other_tables_writes_no_more_after_a_swap(
             await writer.write(batch.rows, batch.advanced)
         fresh = await Writer.opened(connection)
         await fresh.write(batch.rows, batch.advanced)
+
+
+async def test_an_exception_stays_until_something_ends_it(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    """Let alarms come as metering tells them; ask after each which of them are still so."""
+    reading, other = str(uuid4()), str(uuid4())
+    held: dict[str, Any] = {"threshold": None, "meter_id": story.meter, "to_reading_id": reading}
+    negative = {**held, "reason": "negative", "register_milli": 7, "bound_milli": 3}
+    told: list[tuple[Sent, set[str]]] = [
+        (story.registry()[2], set()),
+        (story.registry()[3], set()),
+        (story.alarm("reading-held", 120, **negative), {"negative"}),
+        (story.alarm("meter-cleared", 121, **held, reason="absurd"), {"negative"}),
+        (story.alarm("hold-resolved", 122, **{**held, "to_reading_id": other}), {"negative"}),
+        (story.alarm("hold-resolved", 123, **held), set()),
+        (story.alarm("meter-flagged", 124, **held, reason="reverse"), {"reverse"}),
+        # One record: the flag goes down and up again.
+        (story.alarm("meter-cleared", 125, **held, reason="reverse", account_sequence=8), set()),
+        (
+            story.alarm("meter-flagged", 125, **held, reason="reverse", account_sequence=9),
+            {"reverse"},
+        ),
+        (story.alarm("not-cut", 126, threshold=0, reason="grace"), {"reverse", "grace"}),
+        (
+            story.alarm("not-cut", 127, threshold=0, reason="evidence-old"),
+            {"reverse", "evidence-old"},
+        ),
+        (story.alarm("cut", 128, threshold=0), {"reverse"}),
+        (story.alarm("fact-late", 129, threshold=0, reason="late"), {"reverse", "late"}),
+    ]
+    async with migrated(stack, schema) as connection:
+        for sent, still in told:
+            await put(connection, log.rows_of(record_of(sent, 0)))
+            found = await connection.fetch("SELECT * FROM exceptions")
+            assert {line["reason"] for line in found if line["ended_at_ms"] is None} == still, sent
+    async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
+        asked = queries.Queries(connections)
+        everything = {"site_id": story.site, "account_id": story.account, "meter_id": ""}
+        newest_first = await asked.exceptions(everything, None, 2, ended=True)
+        assert [line["reason"] for line in newest_first] == ["late", "evidence-old"]
+        after = (newest_first[0]["since_ms"], newest_first[0]["exception_id"])
+        of_meter = {**everything, "meter_id": story.meter}
+        (reverse,) = await asked.exceptions(of_meter, after, 9, ended=False)
+        assert (reverse["kind"], reverse["ended_by"]) == ("meter-flagged", None)
+        charge, *_ = log.rows_of(record_of(story.charge(3), 0))
+        assert isinstance(charge, ChargeRow)
+        async with connected(stack, schema) as connection:
+            closing = charge._replace(kind="closing", log_offset=130)
+            await put(connection, [closing])
+        (reverse,) = await asked.exceptions(of_meter, after, 1, ended=True)
+        assert (reverse["ended_by"], reverse["ended_at_ms"]) == ("meter-left", closing.to_time_ms)
+
+
+async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:
+    for table, standing in newest(rows).items():
+        columns = (list(column) for column in zip(*standing, strict=True))
+        await connection.execute(database.upsert(table), *columns)
 
 
 async def test_a_lock_names_who_holds_it(stack: BackgroundStack, schema: str) -> None:

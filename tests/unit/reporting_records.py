@@ -393,7 +393,7 @@ class Story:
             intent_offset=CUT_OFFSET,
         )
 
-    def alarm(self, kind: str, log_offset: int, *, threshold: int, **other: Any) -> Sent:
+    def alarm(self, kind: str, log_offset: int, *, threshold: int | None, **other: Any) -> Sent:
         value = {
             "alarm_id": str(self.alarm_id(kind, log_offset)),
             "kind": kind,

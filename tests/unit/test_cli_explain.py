@@ -76,6 +76,22 @@ EXPLANATIONS = {
         commodity="electricity",
         charges=96,
     ),
+    "ListExceptions": r.ListExceptionsResponse(
+        exceptions=[
+            r.ExceptionState(
+                kind="reading-held",
+                reason="implausible",
+                meter_id="M1",
+                register_milli=9_999_000,
+                last_register_milli=1_000,
+                bound_milli=500,
+            ),
+            r.ExceptionState(
+                kind="not-cut", threshold_nano=0, available_nano=-(10**9), currency="CNY"
+            ),
+            r.ExceptionState(kind="fact-late", ended_at_ms=1, ended_by="cleared"),
+        ]
+    ),
 }
 
 
@@ -99,6 +115,18 @@ def test_what_an_explanation_holds_is_shown_to_a_person(monkeypatch: pytest.Monk
     balance = wattvend(monkeypatch, Vending(**EXPLANATIONS), "explain", "balance", "A1").stdout
     assert "available 8.30 CNY" in balance
     assert "1..7" in balance
+
+
+def test_exceptions_are_shown_with_their_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporting = Vending(**EXPLANATIONS)
+    result = wattvend(monkeypatch, reporting, "exceptions", "--site", "S", "--ended")
+    shown = re.sub(r"[\s│]+", " ", result.stdout)
+    for part in ("9999.00", "1.00", "0.50", "-1.00", "cleared"):
+        assert part in shown, result.stdout
+    ((_, asked),) = reporting.asked
+    assert (asked.site_id, asked.ended, asked.page_size) == ("S", True, 50)
+    nothing = Vending(ListExceptions=r.ListExceptionsResponse())
+    assert "nothing to look at" in wattvend(monkeypatch, nothing, "exceptions").stdout
 
 
 def test_a_preview_shows_accounts_and_sums_beyond_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,8 @@ def preview_of(**fields: Any) -> pb.PreviewTariffRequest:
             pb.ListAlarmsRequest(page_token=token_of(("alarms", "", ""), (1, "no uuid"))),
             "page_token",
         ),
+        ("ListExceptions", pb.ListExceptionsRequest(meter_id="?"), "meter_id"),
+        ("ListExceptions", pb.ListExceptionsRequest(page_token="zzz"), "page_token"),
         ("ListMeters", pb.ListMetersRequest(page_size=1001), "page_size"),
         ("ListLostMeters", pb.ListLostMetersRequest(page_token="!"), "page_token"),
         ("ExplainCutoff", pb.ExplainCutoffRequest(), "account_id"),

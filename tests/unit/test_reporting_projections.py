@@ -292,18 +292,8 @@ def test_the_rows_of_a_fact_are_the_fields_of_its_schema() -> None:
             "previous_shard",
             "previous_epoch",
             "closing_register_milli",
-            "register_max_milli",
-            "forced",
-            "resolves_reading_id",
-            "resolution",
         },
-        "accounts": {
-            "hold_id",
-            "keep_power_until_ms",
-            "promise_until_ms",
-            "notice_id",
-            "notice_outcome",
-        },
+        "accounts": {"hold_id"},
     }
     facts = {"sites": "site-fact", "meters": "meter-fact", "accounts": "account-fact"}
     for table in TABLES.values():

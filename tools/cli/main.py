@@ -466,6 +466,21 @@ def alarms(
 
 
 @app.command()
+def exceptions(
+    site: Annotated[str, typer.Option(help="only of this site")] = "",
+    account: Annotated[str, typer.Option(help="only of this account")] = "",
+    meter: Annotated[str, typer.Option(help="only of this meter")] = "",
+    ended: Annotated[bool, typer.Option("--ended", help="also those that ended")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many, newest first")] = 50,
+) -> None:
+    """List what a person has to look at: held readings, flags, cuts that did not follow."""
+    request = r.ListExceptionsRequest(
+        site_id=site, account_id=account, meter_id=meter, ended=ended, page_size=limit
+    )
+    _run(lambda clients: clients.reporting("ListExceptions", request), show.exceptions)
+
+
+@app.command()
 def fleet(
     site: Annotated[str, typer.Option(help="only of this site")] = "",
     lost: Annotated[bool, typer.Option("--lost", help="only what is offline or unknown")] = False,

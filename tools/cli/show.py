@@ -172,6 +172,40 @@ def alarms(answer: r.ListAlarmsResponse) -> RenderableType:
     return table if answer.alarms else "[green]no alarms[/]"
 
 
+def exceptions(answer: r.ListExceptionsResponse) -> RenderableType:
+    """Show what a person has to look at, newest first."""
+    table = Table(header_style="bold")
+    for name in ("since", "account", "meter", "what", "evidence", "ended"):
+        table.add_column(name)
+    for each in answer.exceptions:
+        ended = f"{moment(each.ended_at_ms)} {each.ended_by}"
+        table.add_row(
+            moment(each.since_ms),
+            each.account_id,
+            each.meter_id or "-",
+            f"[yellow]{each.kind}[/]: {each.reason}",
+            _evidence(each),
+            ended if each.HasField("ended_at_ms") else "[red]no[/]",
+        )
+    return table if answer.exceptions else "[green]nothing to look at[/]"
+
+
+def _evidence(each: r.ExceptionState) -> str:
+    """Return the figures of an exception in words, as many as it has."""
+    if not each.HasField("register_milli"):
+        if each.HasField("threshold_nano"):
+            return f"available {money(each.available_nano, each.currency)}"
+        return "-"
+    parts = [f"{format_scaled(each.register_milli, 3, 2)} at {moment(each.device_time_ms)}"]
+    if each.HasField("last_register_milli"):
+        parts.append(f"stood at {format_scaled(each.last_register_milli, 3, 2)}")
+    if each.HasField("last_time_ms"):
+        parts.append(f"since {moment(each.last_time_ms)}")
+    if each.HasField("bound_milli"):
+        parts.append(f"at most {format_scaled(each.bound_milli, 3, 2)} more")
+    return f"{', '.join(parts)} [dim]{each.reading_id}[/]"
+
+
 def meters(answer: r.ListMetersResponse) -> RenderableType:
     """Show the fleet."""
     table = Table(header_style="bold")

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -106,11 +107,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         site_id = _id(request.site_id, "site_id", required=False)
         account_id = _id(request.account_id, "account_id", required=False)
         listed = ("alarms", site_id, account_id)
-        cursor = cursor_of(listed, request.page_token, (int, str))
-        after = None
-        if cursor is not None:
-            decided_at_ms, alarm_id = cursor
-            after = (int(decided_at_ms), _uuid(str(alarm_id), "page_token"))
+        after = _after(listed, request.page_token)
         found = await self._queries.alarms(site_id, account_id, after, size + 1)
         more = len(found) > size
         last = found[size - 1] if more else None
@@ -119,6 +116,26 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
             next_page_token=token_of(listed, (last.decided_at_ms, str(last.alarm_id)))
             if last
             else "",
+        )
+
+    async def ListExceptions(  # noqa: N802
+        self, request: pb.ListExceptionsRequest, _: Any
+    ) -> pb.ListExceptionsResponse:
+        """Return what a person has to look at, newest first."""
+        size = page_size_of(request.page_size)
+        filters = {
+            name: _id(getattr(request, name), name, required=False)
+            for name in ("site_id", "account_id", "meter_id")
+        }
+        listed = ("exceptions", *filters.values(), str(request.ended))
+        after = _after(listed, request.page_token)
+        found = await self._queries.exceptions(filters, after, size + 1, ended=request.ended)
+        token = ""
+        if len(found) > size:
+            last = found[size - 1]
+            token = token_of(listed, (last["since_ms"], str(last["exception_id"])))
+        return pb.ListExceptionsResponse(
+            exceptions=map(messages.exception, found[:size]), next_page_token=token
         )
 
     async def ListMeters(  # noqa: N802
@@ -266,6 +283,12 @@ def _id(value: str, field: str, *, required: bool = True) -> str:
     if not _ID.fullmatch(value):
         raise _wrong(f"{field} must be an id ({ID_PATTERN}), not {value[:80]!r}", field)
     return value
+
+
+def _after(listed: Sequence[str], token: str) -> tuple[int, UUID] | None:
+    """Return what a page of decisions begins after: (decided_at_ms, alarm id)."""
+    cursor = cursor_of(listed, token, (int, str))
+    return None if cursor is None else (int(cursor[0]), _uuid(str(cursor[1]), "page_token"))
 
 
 def _uuid(value: str, field: str) -> UUID:

@@ -110,6 +110,15 @@ def alarm(row: AlarmRow) -> pb.Alarm:
     )
 
 
+def exception(line: asyncpg.Record) -> pb.ExceptionState:
+    """Return a line of the view exceptions as a message."""
+    texts = {name: str(line[name] or "") for name in _EXCEPTION_TEXTS}
+    return pb.ExceptionState(**{**dict(line), **texts})
+
+
+_EXCEPTION_TEXTS = ("exception_id", "account_id", "meter_id", "reading_id", "ended_by")
+
+
 def meter(line: asyncpg.Record) -> pb.MeterStatus:
     """Return a line of the view meter_status as a message."""
     return pb.MeterStatus(

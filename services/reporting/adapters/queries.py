@@ -1,6 +1,6 @@
 """What is asked of the read models: SQL in, plain values out."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -131,6 +131,32 @@ class Queries:
             *values,
         )
         return [AlarmRow(*line) for line in found]
+
+    async def exceptions(
+        self,
+        filters: Mapping[str, str],
+        after: tuple[int, UUID] | None,
+        limit: int,
+        *,
+        ended: bool,
+    ) -> list[asyncpg.Record]:
+        """Return lines of the view exceptions, newest first, from after one on.
+
+        `filters`: site_id, account_id, meter_id; empty: any. `ended`: also those that ended.
+        """
+        return await self._all(
+            "SELECT * FROM exceptions WHERE ($1 = '' OR site_id = $1) "
+            "AND ($2 = '' OR account_id = $2) AND ($3 = '' OR meter_id = $3) "
+            "AND ($4 OR ended_at_ms IS NULL) "
+            "AND ($5::bigint IS NULL OR (since_ms, exception_id) < ($5, $6::uuid)) "
+            "ORDER BY since_ms DESC, exception_id DESC LIMIT $7",
+            filters["site_id"],
+            filters["account_id"],
+            filters["meter_id"],
+            ended,
+            *(after or (None, None)),
+            limit,
+        )
 
     async def meters(self, site_id: str, after: str, limit: int) -> list[asyncpg.Record]:
         """Return lines of the view meter_status in order of meter_id, from after one on."""

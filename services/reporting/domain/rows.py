@@ -65,6 +65,10 @@ class MeterRow(NamedTuple):
     opening_register_milli: int | None
     book_epoch: int
     revision: int
+    register_max_milli: int | None
+    forced: str | None
+    resolves_reading_id: str | None
+    resolution: str | None
 
 
 class AccountRow(NamedTuple):
@@ -83,6 +87,10 @@ class AccountRow(NamedTuple):
     held_nano: int
     book_epoch: int
     revision: int
+    keep_power_until_ms: int | None
+    promise_until_ms: int | None
+    notice_id: str | None
+    notice_outcome: str | None
 
 
 class TariffVersionRow(NamedTuple):
@@ -233,6 +241,11 @@ class AlarmRow(NamedTuple):
     intent_offset: int | None
     decided_at_ms: int
     log_offset: int
+    register_milli: int | None
+    device_time_ms: int | None
+    last_register_milli: int | None
+    last_time_ms: int | None
+    bound_milli: int | None
 
 
 class RelayIntentRow(NamedTuple):

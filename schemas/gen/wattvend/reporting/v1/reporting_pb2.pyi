@@ -358,6 +358,172 @@ class ListAlarmsResponse(_message.Message):
 Global___ListAlarmsResponse: _TypeAlias = ListAlarmsResponse  # noqa: Y015
 
 @_typing.final
+class ListExceptionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    site_id: _builtins.str
+    """empty: all"""
+    account_id: _builtins.str
+    """empty: all"""
+    meter_id: _builtins.str
+    """empty: all"""
+    ended: _builtins.bool
+    """also those that ended"""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        site_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        ended: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "ended", b"ended", "meter_id", b"meter_id", "page_size", b"page_size", "page_token", b"page_token", "site_id", b"site_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExceptionsRequest: _TypeAlias = ListExceptionsRequest  # noqa: Y015
+
+@_typing.final
+class ExceptionState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCEPTION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SITE_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    READING_ID_FIELD_NUMBER: _builtins.int
+    REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    DEVICE_TIME_MS_FIELD_NUMBER: _builtins.int
+    LAST_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    LAST_TIME_MS_FIELD_NUMBER: _builtins.int
+    BOUND_MILLI_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANO_FIELD_NUMBER: _builtins.int
+    THRESHOLD_NANO_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    ENDED_AT_MS_FIELD_NUMBER: _builtins.int
+    ENDED_BY_FIELD_NUMBER: _builtins.int
+    exception_id: _builtins.str
+    """of the alarm that raised it"""
+    kind: _builtins.str
+    reason: _builtins.str
+    account_id: _builtins.str
+    site_id: _builtins.str
+    meter_id: _builtins.str
+    """empty: of no meter"""
+    since_ms: _builtins.int
+    reading_id: _builtins.str
+    """Evidence: the reading that is held or stands out, where the meter stood, and by how much its
+    register may have risen.
+    """
+    register_milli: _builtins.int
+    device_time_ms: _builtins.int
+    last_register_milli: _builtins.int
+    last_time_ms: _builtins.int
+    bound_milli: _builtins.int
+    available_nano: _builtins.int
+    """What was available when a cut did not follow, and from where on it would."""
+    threshold_nano: _builtins.int
+    currency: _builtins.str
+    ended_at_ms: _builtins.int
+    """absent: it is still so"""
+    ended_by: _builtins.str
+    """kind of the alarm that ended it, meter-left, credit"""
+    def __init__(
+        self,
+        *,
+        exception_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        site_id: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+        reading_id: _builtins.str = ...,
+        register_milli: _builtins.int | None = ...,
+        device_time_ms: _builtins.int | None = ...,
+        last_register_milli: _builtins.int | None = ...,
+        last_time_ms: _builtins.int | None = ...,
+        bound_milli: _builtins.int | None = ...,
+        available_nano: _builtins.int = ...,
+        threshold_nano: _builtins.int | None = ...,
+        currency: _builtins.str = ...,
+        ended_at_ms: _builtins.int | None = ...,
+        ended_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_threshold_nano", b"_threshold_nano", "bound_milli", b"bound_milli", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "register_milli", b"register_milli", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "available_nano", b"available_nano", "bound_milli", b"bound_milli", "currency", b"currency", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "ended_by", b"ended_by", "exception_id", b"exception_id", "kind", b"kind", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "register_milli", b"register_milli", "since_ms", b"since_ms", "site_id", b"site_id", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bound_milli: _TypeAlias = _typing.Literal["bound_milli"]  # noqa: Y015
+    _WhichOneofArgType__bound_milli: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli"]  # noqa: Y015
+    _WhichOneofReturnType__device_time_ms: _TypeAlias = _typing.Literal["device_time_ms"]  # noqa: Y015
+    _WhichOneofArgType__device_time_ms: _TypeAlias = _typing.Literal["_device_time_ms", b"_device_time_ms"]  # noqa: Y015
+    _WhichOneofReturnType__ended_at_ms: _TypeAlias = _typing.Literal["ended_at_ms"]  # noqa: Y015
+    _WhichOneofArgType__ended_at_ms: _TypeAlias = _typing.Literal["_ended_at_ms", b"_ended_at_ms"]  # noqa: Y015
+    _WhichOneofReturnType__last_register_milli: _TypeAlias = _typing.Literal["last_register_milli"]  # noqa: Y015
+    _WhichOneofArgType__last_register_milli: _TypeAlias = _typing.Literal["_last_register_milli", b"_last_register_milli"]  # noqa: Y015
+    _WhichOneofReturnType__last_time_ms: _TypeAlias = _typing.Literal["last_time_ms"]  # noqa: Y015
+    _WhichOneofArgType__last_time_ms: _TypeAlias = _typing.Literal["_last_time_ms", b"_last_time_ms"]  # noqa: Y015
+    _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
+    _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
+    _WhichOneofReturnType__threshold_nano: _TypeAlias = _typing.Literal["threshold_nano"]  # noqa: Y015
+    _WhichOneofArgType__threshold_nano: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bound_milli) -> _WhichOneofReturnType__bound_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_time_ms) -> _WhichOneofReturnType__device_time_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_at_ms) -> _WhichOneofReturnType__ended_at_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_register_milli) -> _WhichOneofReturnType__last_register_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_time_ms) -> _WhichOneofReturnType__last_time_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__register_milli) -> _WhichOneofReturnType__register_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_nano) -> _WhichOneofReturnType__threshold_nano | None: ...
+
+Global___ExceptionState: _TypeAlias = ExceptionState  # noqa: Y015
+
+@_typing.final
+class ListExceptionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCEPTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def exceptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExceptionState]: ...
+    def __init__(
+        self,
+        *,
+        exceptions: _abc.Iterable[Global___ExceptionState] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exceptions", b"exceptions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExceptionsResponse: _TypeAlias = ListExceptionsResponse  # noqa: Y015
+
+@_typing.final
 class MeterStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

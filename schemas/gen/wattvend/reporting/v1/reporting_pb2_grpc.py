@@ -51,6 +51,11 @@ class ReportingServiceStub:
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsRequest.SerializeToString,
                 response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsResponse.FromString,
                 _registered_method=True)
+        self.ListExceptions = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ListExceptions',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsResponse.FromString,
+                _registered_method=True)
         self.ListLostMeters = channel.unary_unary(
                 '/wattvend.reporting.v1.ReportingService/ListLostMeters',
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListLostMetersRequest.SerializeToString,
@@ -102,6 +107,13 @@ class ReportingServiceServicer:
 
     def ListAlarms(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExceptions(self, request, context):
+        """What a person has to look at, with its evidence; newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -164,6 +176,11 @@ def add_ReportingServiceServicer_to_server(servicer, server):
                     servicer.ListAlarms,
                     request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsRequest.FromString,
                     response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsResponse.SerializeToString,
+            ),
+            'ListExceptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExceptions,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsResponse.SerializeToString,
             ),
             'ListLostMeters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLostMeters,
@@ -279,6 +296,33 @@ class ReportingService:
             '/wattvend.reporting.v1.ReportingService/ListAlarms',
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsRequest.SerializeToString,
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExceptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ListExceptions',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListExceptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class ReportingServiceStub:
     GetBalance: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.GetBalanceRequest, _reporting_pb2.Balance]
     GetConsumption: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.GetConsumptionRequest, _reporting_pb2.Consumption]
     ListAlarms: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListAlarmsRequest, _reporting_pb2.ListAlarmsResponse]
+    ListExceptions: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListExceptionsRequest, _reporting_pb2.ListExceptionsResponse]
+    """What a person has to look at, with its evidence; newest first."""
     ListLostMeters: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListLostMetersRequest, _reporting_pb2.ListLostMetersResponse]
     ListMeters: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListMetersRequest, _reporting_pb2.ListMetersResponse]
     ExplainCutoff: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ExplainCutoffRequest, _reporting_pb2.CutoffExplanation]
@@ -61,6 +63,8 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     GetBalance: _aio.UnaryUnaryMultiCallable[_reporting_pb2.GetBalanceRequest, _reporting_pb2.Balance]  # type: ignore[assignment]
     GetConsumption: _aio.UnaryUnaryMultiCallable[_reporting_pb2.GetConsumptionRequest, _reporting_pb2.Consumption]  # type: ignore[assignment]
     ListAlarms: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListAlarmsRequest, _reporting_pb2.ListAlarmsResponse]  # type: ignore[assignment]
+    ListExceptions: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListExceptionsRequest, _reporting_pb2.ListExceptionsResponse]  # type: ignore[assignment]
+    """What a person has to look at, with its evidence; newest first."""
     ListLostMeters: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListLostMetersRequest, _reporting_pb2.ListLostMetersResponse]  # type: ignore[assignment]
     ListMeters: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListMetersRequest, _reporting_pb2.ListMetersResponse]  # type: ignore[assignment]
     ExplainCutoff: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ExplainCutoffRequest, _reporting_pb2.CutoffExplanation]  # type: ignore[assignment]
@@ -99,6 +103,14 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reporting_pb2.ListAlarmsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reporting_pb2.ListAlarmsResponse, _abc.Awaitable[_reporting_pb2.ListAlarmsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListExceptions(
+        self,
+        request: _reporting_pb2.ListExceptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ListExceptionsResponse, _abc.Awaitable[_reporting_pb2.ListExceptionsResponse]]:
+        """What a person has to look at, with its evidence; newest first."""
 
     @_abc_1.abstractmethod
     def ListLostMeters(
