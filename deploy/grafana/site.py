@@ -159,6 +159,16 @@ WHERE a.site_id = ${site:sqlstring} AND a.decided_at_ms BETWEEN $__from AND $__t
 ORDER BY a.decided_at_ms DESC, a.alarm_id
 LIMIT 500"""
 
+EXCEPTIONS = """\
+SELECT to_timestamp(e.since_ms / 1000.0) AS "since", e.kind, e.reason,
+       e.account_id AS "account", e.meter_id AS "meter", e.reading_id::text AS "reading",
+       e.register_milli / 1000.0 AS "register", e.last_register_milli / 1000.0 AS "stood at",
+       e.bound_milli / 1000.0 AS "at most more"
+FROM reporting.exceptions e
+WHERE e.site_id = ${site:sqlstring} AND e.ended_at_ms IS NULL
+ORDER BY e.since_ms DESC, e.exception_id
+LIMIT 500"""
+
 CONSUMPTION = """\
 SELECT to_timestamp(c.to_time_ms / $__interval_ms * $__interval_ms / 1000.0) AS "time",
        m.commodity || CASE m.commodity WHEN 'electricity' THEN ', kWh' ELSE ', m³' END AS "metric",
@@ -360,6 +370,7 @@ def dashboard() -> Dashboard:
             {**colored("kind"), **money("available", "threshold")},
             span=FULL,
         ),
+        listing("Exceptions that last, newest first", EXCEPTIONS, colored("kind"), span=FULL),
         bars("Consumption", CONSUMPTION),
         bars("Sales, $currency", SALES),
         listing("Receipts, newest first, $currency", RECEIPTS, money("amount"), span=FULL),
