@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput
@@ -21,6 +21,7 @@ from services.vending.domain.events import MeterAssigned, MeterRatioChanged, Met
 from services.vending.domain.facts import fact_of
 from services.vending.domain.meter import Meter
 from services.vending.domain.streams import evolve_of, stream_of
+from tests.property.metering_runs import examples
 from tests.unit import vending_world
 from tests.unit.test_vending_office import assign_and_crash
 from tests.unit.test_vending_orders import Desk
@@ -170,7 +171,7 @@ def any_step() -> st.SearchStrategy[Step]:
 
 
 @given(st.lists(any_step(), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_meter_has_one_owner_and_dense_epochs_whatever_is_ordered(history: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(follow(history, Path(directory) / "events.sqlite"))
