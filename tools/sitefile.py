@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.common.policies.rules import Rules
 from services.common.tariffs.plan import Plan
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
@@ -76,15 +77,39 @@ class Tariff(_Part):
         return self
 
 
-class Policy(_Part):
-    """Thresholds in minor currency units."""
+class Terms(_Part):
+    """What a policy says: thresholds in minor currency units, rules as in docs/policies.md."""
 
-    id: str
     alarm_1_minor: int
     alarm_2_minor: int
     overdraft_minor: int = 0
     restore_minor: int
     emergency_minor: int = 0
+    lease_ms: int | None = None
+    max_evidence_age_ms: int | None = None
+    rules: Rules | None = None
+
+    def request(self, request_id: str, policy_id: str, currency: str) -> v.PublishPolicyRequest:
+        """Return what publishes them as the next version of a policy."""
+        return v.PublishPolicyRequest(
+            request_id=request_id,
+            policy_id=policy_id,
+            currency=currency,
+            alarm_1_minor=self.alarm_1_minor,
+            alarm_2_minor=self.alarm_2_minor,
+            overdraft_minor=self.overdraft_minor,
+            restore_minor=self.restore_minor,
+            emergency_minor=self.emergency_minor,
+            lease_ms=self.lease_ms or 0,
+            max_evidence_age_ms=self.max_evidence_age_ms or 0,
+            rules=None if self.rules is None else self.rules.text(),
+        )
+
+
+class Policy(Terms):
+    """A policy by its id."""
+
+    id: str
 
 
 class SiteFile(_Part):
@@ -190,16 +215,8 @@ def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
 
 
 def _policy(policy: Policy, site: Site) -> v.PublishPolicyRequest:
-    return v.PublishPolicyRequest(
-        request_id=request_id("policy", site.id, policy.model_dump_json()),
-        policy_id=policy.id,
-        currency=site.currency,
-        alarm_1_minor=policy.alarm_1_minor,
-        alarm_2_minor=policy.alarm_2_minor,
-        overdraft_minor=policy.overdraft_minor,
-        restore_minor=policy.restore_minor,
-        emergency_minor=policy.emergency_minor,
-    )
+    request = request_id("policy", site.id, policy.model_dump_json(exclude_none=True))
+    return policy.request(request, policy.id, site.currency)
 
 
 async def _named(what: str, answer: Awaitable[object]) -> None:

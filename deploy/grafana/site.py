@@ -54,6 +54,7 @@ COLORS = {
     "restored": "green",
     "cleared": "green",
     "not-cut": "orange",
+    "not-restored": "orange",
     "frozen": "purple",
     "reading-held": "purple",
     "as wanted": "green",

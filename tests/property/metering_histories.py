@@ -27,7 +27,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.ids import column_key, house_account_id, name_uuid, reading_id
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import LogRecord
-from tests.property.metering_model import WINDOWS_MAX
+from tests.property.metering_model import WINDOWS_MAX, ScalarShard
 from tests.property.metering_plans import (
     EVERY_DAY,
     FIVE,
@@ -73,6 +73,8 @@ RULES = (
     None,
     {"hysteresis_nano": KWH_NANO, "grace_minutes": 1},
     {"grace_minutes": 3, "qualities": "AM"},
+    {"notice": {"lead_minutes": 1, "required": True}},
+    {"notice": {"lead_minutes": 2}, "grace_minutes": 3, "qualities": "AVME"},
     {
         "zone": "Asia/Shanghai",  # where histories begin on a Friday at 16:00
         "no_cut": [
@@ -210,6 +212,7 @@ class Device:
     last: dict[str, Any] | None = None
     odd: dict[str, Any] | None = None
     """The first reading that jumped: what a person is likely asked about."""
+    forced: str | None = None
     past: list[tuple[int, int]] = field(default_factory=list)
     """(device time, register) of readings that came, in their order."""
     fact: dict[str, Any] | None = None
@@ -377,8 +380,8 @@ class Book:
             "hold_id": None,
             "keep_power_until_ms": fact.get("keep_power_until_ms"),
             "promise_until_ms": fact.get("promise_until_ms"),
-            "notice_id": None,
-            "notice_outcome": None,
+            "notice_id": fact.get("notice_id"),
+            "notice_outcome": fact.get("notice_outcome"),
             "revision": fact["revision"] + 1,
         }
         self._fact("account-fact", self.accounts[name])
@@ -408,6 +411,22 @@ class Book:
             self._account(op, keep_power_until_ms=until_ms)
         else:
             self._account(op, promise_until_ms=until_ms)
+
+    def _outcome(self, op: Op) -> None:
+        """Let it be known what became of the notice that stands, or of one that does not.
+
+        Which one stands the log alone decides, so the model is asked.
+        """
+        name, model = ACCOUNTS[op.a % len(ACCOUNTS)], ScalarShard(SHARD)
+        for record in self.records:
+            model.absorb(record)
+        account = model.accounts.get(column_key("account", name))
+        notice_id = account and model.notice_of(account)[0]
+        self._account(
+            op,
+            notice_id=notice_id or str(name_uuid("notice", name, op.b)),
+            notice_outcome=("delivered", "delivered", "failed")[op.c % 3],
+        )
 
     def _status(self, op: Op) -> None:
         self._account(op, status=("open", "closing", "closed")[op.b % 3])
@@ -476,7 +495,7 @@ class Book:
             "previous_epoch": None if before is None else before_epoch,
             "closing_register_milli": None if before is None else closing,
             "register_max_milli": None,
-            "forced": None,
+            "forced": device.forced,
             "resolves_reading_id": None,
             "resolution": None,
             "revision": device.revision,
@@ -502,6 +521,15 @@ class Book:
         if resolution == "accept" and odd:
             device.register_milli = max(device.register_milli, odd["register_milli"])
         device.odd = None
+
+    def _force(self, op: Op) -> None:
+        """Let a person hold a relay in a position, or end that."""
+        device = self.devices.get(METERS[op.a % len(METERS)])
+        if device is not None and device.fact is not None:
+            device.forced = ("off", "on", None, None)[op.b % 4]
+            device.revision += 1
+            device.fact = {**device.fact, "forced": device.forced, "revision": device.revision}
+            self._fact("meter-fact", device.fact)
 
     # -- readings ---------------------------------------------------------------------------
 
@@ -745,7 +773,7 @@ _kinds = st.sampled_from(
     (
         *("sell", "sell", "assign", "wake", "resolve", "resolve", "resolve") * 3,
         *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
-        *("tariff", "order"),
+        *("tariff", "order", "force"),
         *(
             "overtake",
             "overtake",
@@ -859,7 +887,9 @@ _arrears_frames = st.builds(
 )
 _arrears_ops = st.builds(
     Op,
-    st.sampled_from((*("sell", "order") * 4, "hold", "policy", "calendar", "assign")),
+    st.sampled_from(
+        (*("sell", "order", "outcome", "force") * 3, "hold", "policy", "calendar", "assign")
+    ),
     st.sampled_from((0, 0, 0, 1, 2)),
     _small,
     _small,

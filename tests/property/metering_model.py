@@ -20,9 +20,12 @@ from services.common.kernel.frames import (
     READING_COLUMNS,
     RELAY_REPORTED,
 )
+from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.metering.domain.messages import LogRecord
 from tests.property.metering_policy_model import (
+    Standing,
+    cut_not_before,
     first_no_cut,
     hysteresis,
     keeping_order,
@@ -53,6 +56,7 @@ WINDOW_AGE_MS = 40 * 86_400_000
 HOLDS = ("negative", "implausible", "scale", "reset")
 FLAGS = ("other-serial", "absurd", "ratio-mismatch")
 MANUAL = ord("M")
+NOTICE = ("notice_id", "notice_outcome")
 EVIDENCE = (
     *("register_milli", "device_time_ms", "last_register_milli", "last_time_ms", "bound_milli"),
 )
@@ -85,6 +89,8 @@ class Meter:
     flags: set[str] = field(default_factory=set)
     relay_bits: int = 0
     send_before: int | None = None
+    relay: str = ""
+    """Rule 7: not known, closed or tripped."""
     windows: list[Window] = field(default_factory=list)
 
     def copy(self) -> "Meter":
@@ -106,6 +112,10 @@ class Meter:
         return int(self.fact["meter_key"])
 
     @property
+    def forced(self) -> str | None:
+        return self.fact["forced"]
+
+    @property
     def epoch(self) -> int:
         return int(self.fact["epoch"])
 
@@ -125,6 +135,8 @@ class Account:
     sequence: int = 0
     refusal: str = ""
     arrears_since: int | None = None
+    notice: tuple[int, int] | None = None
+    """(sent at, account sequence then)."""
     frozen: bool = False
     echoed: str | None = None
     published_at: int | None = None
@@ -285,7 +297,7 @@ class ScalarShard:
         self.work.counts["fact-late"] += 1
         cited = ("charge_epoch", "charge_sequence", "from_reading_id", "to_reading_id")
         record = {
-            **dict.fromkeys((*cited, *EVIDENCE, "reading_received_at_ms")),
+            **dict.fromkeys((*cited, *EVIDENCE, "reading_received_at_ms", *NOTICE)),
             "kind": "fact-late",
             "reason": "after-its-instant",
             "account_id": "",
@@ -408,7 +420,9 @@ class ScalarShard:
             self._resolve(account, standing, fact)
             if standing.fact["ratio"] != fact["ratio"]:
                 standing.windows = []
-            standing.fact = fact
+            forced, standing.fact = standing.forced, fact
+            if forced != fact["forced"]:
+                self._obey(account, standing, Cause(named=fact))
             return
         for other in self.accounts.values():
             self._remove(other, fact["meter_key"])
@@ -416,7 +430,9 @@ class ScalarShard:
             raise Raised
         meter = Meter(fact, fact["opening_register_milli"], self.now)
         account.meters[meter.key] = meter
-        if not account.house and account.level != CUT:
+        if meter.forced:
+            self._obey(account, meter, Cause(named=fact))
+        elif not account.house and account.level != CUT:
             self._intent(account, meter, "closed", "assigned", Cause(named=fact), None, None)
         self._judge(account, BY_FACT)
 
@@ -545,6 +561,7 @@ class ScalarShard:
         cleared, evidence = meter.flags, self._evidence(meter, reading)
         charge = self._usage_charge(account, meter, reading)
         account.last_received = reading["received_at_ms"]
+        self._see_relay(account, meter, reading["relay_bits"])
         meter.relay_bits, meter.flags = reading["relay_bits"], set()
         cause = Cause(meter.fact, charge, reading)
         for flag in FLAGS:
@@ -559,11 +576,19 @@ class ScalarShard:
         if was_cut and account.level == CUT and account.fact["status"] != "closed":
             self._renew(account, meter, cause, self._policy(account))
 
+    def _see_relay(self, account: Account, meter: Meter, bits: int) -> None:
+        """Rule 7: seen closed, then tripped, while no cut stands."""
+        if account.level != CUT and bits & RELAY_REPORTED:
+            if bits & 0b111:
+                meter.relay = "closed"
+            elif meter.relay == "closed":
+                meter.relay = "tripped"
+
     def _renew(self, account: Account, meter: Meter, cause: Cause, policy: Fact) -> None:
         """Rule 7, renewal."""
         assert cause.reading is not None
         bits = cause.reading["relay_bits"]
-        if not (bits & RELAY_REPORTED and bits & 0b111):
+        if not (bits & RELAY_REPORTED and bits & 0b111) or meter.forced:
             return
         lease = policy["lease_ms"]
         if meter.send_before is not None and self.now <= meter.send_before - lease // 2:
@@ -782,7 +807,7 @@ class ScalarShard:
         else:
             self._move(account, counted, thresholds, cause)
         if target != CUT and account.level != CUT:
-            account.arrears_since, account.refusal = None, ""
+            account.arrears_since, account.notice, account.refusal = None, None, ""
 
     def _judge_cut(self, account: Account, counted: int, cause: Cause) -> None:
         assert account.fact is not None
@@ -794,11 +819,31 @@ class ScalarShard:
             if cause.reading is not None or not order:
                 return
             reason = why = order
-            restore = None
+            restore = account.notice = None
         self._set_level(account, counted)
-        epoch = account.meters[min(account.meters)].epoch
+        free = self._free_meters(account)
+        epochs = [meter.epoch for meter in free if meter.relay != "tripped"]
+        epoch = epochs[0] if epochs else None
         self._alarm(account, "restored", reason, cause, restore, CUT, epoch)
-        self._intents(account, "closed", why, cause, restore, None)
+        for meter in free:
+            if meter.relay == "tripped":
+                by = Cause(meter.fact)
+                self._alarm(account, "not-restored", "tripped", by, None, account.level)
+            else:
+                self._intent(account, meter, "closed", why, cause, restore, None)
+
+    def _free_meters(self, account: Account) -> list[Meter]:
+        meters = [account.meters[key] for key in sorted(account.meters)]
+        return [meter for meter in meters if not meter.forced]
+
+    def _obey(self, account: Account, meter: Meter, cause: Cause) -> None:
+        """Rule 7: a person's order, or its end."""
+        if meter.forced == "off":
+            self._intent(account, meter, "open", "forced", cause, None, None, "forced-off")
+        elif meter.forced == "on":
+            self._intent(account, meter, "closed", "forced", cause, None, None, "forced-on")
+        elif account.level != CUT:
+            self._intent(account, meter, "closed", "released", cause, None, None)
 
     def _judge_arrears(self, account: Account, counted: int, cause: Cause) -> None:
         policy, before = self._policy(account), account.level
@@ -814,24 +859,65 @@ class ScalarShard:
         account.refusal = ""
         self._set_level(account, CUT)
         assert cause.charge is not None
-        epoch = cause.charge["epoch"]
+        free = self._free_meters(account)
+        named = cause.charge["meter_key"] in [meter.key for meter in free]
+        epoch = cause.charge["epoch"] if named else None
         self._alarm(account, "cut", "threshold-reached", cause, floor, before, epoch)
-        send_before = self._send_before(cause, policy)
-        self._intents(account, "open", "arrears", cause, floor, send_before)
+        for meter in free:
+            tripped = meter.relay == "tripped"
+            send_before = self._send_before(cause, policy)
+            self._intent(account, meter, "open", "arrears", cause, floor, send_before)
+            if tripped:
+                meter.relay = "tripped"
 
     def _refusal(self, account: Account, cause: Cause) -> str:
         assert account.fact is not None
         assert account.arrears_since is not None
         assert cause.reading is not None
-        return refusal(
-            self._policy(account), account.fact, cause.reading, account.arrears_since, self.now
+        standing = Standing(
+            account.arrears_since,
+            not self._free_meters(account),
+            account.notice and account.notice[0],
+            self.notice_of(account)[1],
         )
+        return refusal(self._policy(account), account.fact, cause.reading, standing, self.now)
 
     def _tell_refusal(self, account: Account, reason: str, cause: Cause) -> None:
+        floor = -self._policy(account)["overdraft_nano"]
         if account.refusal != reason:
             account.refusal = reason
-            floor = -self._policy(account)["overdraft_nano"]
             self._alarm(account, "not-cut", reason, cause, floor, account.level)
+        if reason in {"keep-power", "promised", "forced"}:
+            account.notice = None
+        if reason == "notice-pending":
+            self._give_notice(account, cause, floor)
+
+    def _give_notice(self, account: Account, cause: Cause, floor: int) -> None:
+        assert account.fact is not None
+        assert account.arrears_since is not None
+        account.notice = (self.now, account.sequence)
+        record = {
+            **self._citation(account, cause),
+            "notice_id": self.notice_of(account)[0],
+            "kind": "cut-off",
+            "threshold_nano": floor,
+            "cut_not_before_ms": cut_not_before(
+                self._policy(account), account.arrears_since, self.now
+            ),
+            "log_offset": self.work.offset,
+        }
+        self.work.others.append(Sent("notices", account.account_id, record))
+
+    def notice_of(self, account: Account) -> tuple[str | None, str | None]:
+        """Return (id, outcome) of the notice that stands."""
+        if account.notice is None or account.fact is None:
+            return None, None
+        notice_id = str(name_uuid("notice", account.account_id, account.notice[1]))
+        known = account.fact["notice_id"] == notice_id
+        return notice_id, account.fact["notice_outcome"] if known else None
+
+    def _cited_notice(self, account: Account) -> dict[str, str | None]:
+        return dict(zip(NOTICE, self.notice_of(account), strict=True))
 
     def _move(
         self, account: Account, target: int, thresholds: tuple[int, ...], cause: Cause
@@ -893,6 +979,7 @@ class ScalarShard:
         record = {
             **self._citation(account, cause),
             **(evidence or dict.fromkeys(EVIDENCE)),
+            **self._cited_notice(account),
             "kind": kind,
             "reason": reason,
             "meter_id": cause.meter and cause.meter["meter_id"],
@@ -913,19 +1000,6 @@ class ScalarShard:
         until = min(self.now + policy["lease_ms"], evidence_ends)
         return first_no_cut(policy, self.now, until)
 
-    def _intents(
-        self,
-        account: Account,
-        wanted: str,
-        why: str,
-        cause: Cause,
-        threshold: int | None,
-        send_before: int | None,
-    ) -> None:
-        for key in sorted(account.meters):
-            meter = account.meters[key]
-            self._intent(account, meter, wanted, why, cause, threshold, send_before)
-
     def _intent(
         self,
         account: Account,
@@ -935,9 +1009,11 @@ class ScalarShard:
         cause: Cause,
         threshold: int | None,
         send_before: int | None,
+        mode: str = "prepaid",
     ) -> None:
         record = {
             **self._citation(account, cause),
+            **self._cited_notice(account),
             "meter_id": meter.fact["meter_id"],
             "meter_key": meter.key,
             "line_id": meter.fact["line_id"],
@@ -945,13 +1021,14 @@ class ScalarShard:
             "version_offset": self.work.offset,
             "shard": self.shard,
             "wanted": wanted,
-            "mode": "prepaid",
+            "mode": mode,
             "cause": why,
             "send_before_ms": send_before,
             "cause_meter_id": cause.charge and cause.meter and cause.meter["meter_id"],
             "threshold_nano": threshold,
         }
         meter.send_before = send_before
+        meter.relay = ""
         meter_id, site_id = meter.fact["meter_id"], record["site_id"]
         self.work.others.append(Sent("relay-intents", meter_id, record, site_id))
 

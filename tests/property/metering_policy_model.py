@@ -6,7 +6,7 @@ wall clock minute by minute.
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 MINUTE_MS = 60_000
@@ -31,19 +31,55 @@ def keeping_order(account: Fact, now: int) -> str:
     return ""
 
 
-def refusal(policy: Fact, account: Fact, reading: Fact, arrears_since: int, now: int) -> str:
+class Standing(NamedTuple):
+    """Since when an account is in arrears; whether a person's order holds all its relays.
+
+    And when its notice went out, and what became of it.
+    """
+
+    arrears_since: int
+    is_forced: bool
+    notice_at: int | None
+    notice_outcome: str | None
+
+
+def cut_not_before(policy: Fact, arrears_since: int, now: int) -> int:
+    """Return until when lead and grace last of a notice that goes out now."""
+    rules = rules_of(policy)
+    lead, grace = rules["notice"]["lead_minutes"], rules.get("grace_minutes", 0)
+    return int(max(now + lead * MINUTE_MS, arrears_since + grace * MINUTE_MS))
+
+
+def refusal(policy: Fact, account: Fact, reading: Fact, standing: Standing, now: int) -> str:
     """Return the first reason in the rule's order not to cut, or nothing."""
     rules = rules_of(policy)
     if order := keeping_order(account, now):
         return order
+    if standing.is_forced:
+        return "forced"
     if now - reading["received_at_ms"] > policy["max_evidence_age_ms"]:
         return "evidence-old"
     if chr(reading["quality"]) not in rules.get("qualities", "AVM"):
         return "evidence-quality"
-    if now - arrears_since < rules.get("grace_minutes", 0) * MINUTE_MS:
+    if reason := notice_refusal(rules, standing, now):
+        return reason
+    if now - standing.arrears_since < rules.get("grace_minutes", 0) * MINUTE_MS:
         return "grace"
     if is_no_cut(rules, now):
         return "no-cut-window"
+    return ""
+
+
+def notice_refusal(rules: Rules, standing: Standing, now: int) -> str:
+    notice = rules.get("notice")
+    if not notice:
+        return ""
+    if standing.notice_at is None:
+        return "notice-pending"
+    if now - standing.notice_at < notice["lead_minutes"] * MINUTE_MS:
+        return "notice-running"
+    if notice.get("required") and standing.notice_outcome != "delivered":
+        return "notice-failed"
     return ""
 
 

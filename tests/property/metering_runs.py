@@ -102,6 +102,7 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
             "last_received_at_ms": _or_none(account["last_received_at_ms"], NEVER_MS),
             "since_ms": _or_none(account["since_ms"], NEVER_MS),
             "arrears_since_ms": _or_none(account["arrears_since_ms"], NEVER_MS),
+            "notice_at_ms": _or_none(account["notice_at_ms"], NEVER_MS),
             "accumulations": {
                 tuple(int(each[name]) for name in ("owner", "period", "version", "rate")): tuple(
                     int(each[name]) for name in ("base_milli", "total_milli", "days", "days_of")
@@ -120,8 +121,9 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
 
 def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
     named = ("epoch", "ratio", "serial", "quality", "time_ms", "sequence", "since_ms")
+    orders = ("forced", "relay")
     return {
-        **{name: meter[name].item() for name in (*named, "energy_total_milli")},
+        **{name: meter[name].item() for name in (*named, *orders, "energy_total_milli")},
         "register_milli": meter["register_milli"].item() if meter["opened"] else None,
         "reading_id": meter["reading_id"].tobytes(),
         "max_power_w": _or_none(meter["max_power_w"], NO_POWER),

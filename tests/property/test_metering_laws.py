@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.kernel.frames import KIND_RESPLIT
+from services.common.policies.rules import read
+from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord, Output, Row
 from services.metering.domain.shard import ShardState
@@ -25,6 +27,7 @@ from tests.property.metering_histories import (
     Frame,
     Op,
     Read,
+    arrears,
     histories,
 )
 from tests.property.metering_runs import (
@@ -256,6 +259,58 @@ def check_handovers(
             assert left[-1]["to_register_milli"] == fact["closing_register_milli"]
         if entered and fact["opening_register_milli"] is not None:
             assert entered[0]["from_register_milli"] == fact["opening_register_milli"]
+
+
+# -- who may be cut --------------------------------------------------------------------------
+
+
+@examples(100)
+@given(arrears())
+def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
+    records: list[LogRecord],
+) -> None:
+    _, done = fresh_run(records)
+    facts: dict[tuple[str, str], dict[str, Any]] = {}
+    noticed_at_ms: dict[str, int] = {}
+    for record, absorbed in zip(records, done, strict=True):
+        if record.subject in {"policy-fact", "account-fact"} and isinstance(record.value, dict):
+            keep_newest(facts, record.subject.removesuffix("-fact"), record.value)
+        for output in absorbed.outputs:
+            if output.subject == "notice":
+                noticed_at_ms[output.record["notice_id"]] = output.record["decided_at_ms"]
+            if output.subject == "relay-intent" and output.record["wanted"] == "open":
+                assert record.subject == "reading-frame", "a fact, or a wake, never cuts"
+                check_cut(output.record, facts, noticed_at_ms)
+
+
+def keep_newest(
+    facts: dict[tuple[str, str], dict[str, Any]], kind: str, fact: dict[str, Any]
+) -> None:
+    key = (kind, fact[f"{kind}_id"])
+    version = (fact["book_epoch"], fact["revision"])
+    if key not in facts or version > (facts[key]["book_epoch"], facts[key]["revision"]):
+        facts[key] = fact
+
+
+def check_cut(
+    intent: dict[str, Any],
+    facts: dict[tuple[str, str], dict[str, Any]],
+    noticed_at_ms: dict[str, int],
+) -> None:
+    """Fail where something stands against a cut, now or at any instant that it may be sent at."""
+    now_ms, until_ms = intent["decided_at_ms"], intent["send_before_ms"]
+    account = facts["account", intent["account_id"]]
+    policy = facts["policy", account["policy_id"]]
+    rules = read(policy["rules"])
+    for order in ("keep_power_until_ms", "promise_until_ms"):
+        assert account[order] is None or account[order] <= now_ms
+    received_at_ms = intent["reading_received_at_ms"]
+    assert until_ms <= received_at_ms + policy["max_evidence_age_ms"]
+    assert now_ms <= until_ms <= now_ms + policy["lease_ms"]
+    assert first_no_cut_ms(rules, now_ms, max(until_ms, now_ms + 1)) is None
+    if rules.notice is not None:
+        assert noticed_at_ms[intent["notice_id"]] + rules.notice.lead_ms <= now_ms
+        assert intent["notice_outcome"] == "delivered" or not rules.notice.required
 
 
 # -- order of facts ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import currently_in_test_context, given, note
 
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord
+from services.metering.domain.rows import FORCED
 from services.metering.domain.shard import ShardState
 from services.metering.domain.verdict import REFUSALS
 from tests.property.metering_histories import (
@@ -104,6 +105,7 @@ def _account(account: Account) -> dict[str, Any]:
         "closed": fact is not None and fact["status"] == "closed",
         "refusal": REFUSALS.index(account.refusal),
         "arrears_since_ms": account.arrears_since,
+        "notice_at_ms": account.notice and account.notice[0],
         "revision": account.revision,
         "book_epoch": account.book_epoch,
         "credited_nano": account.credited,
@@ -135,6 +137,8 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "reading_id": meter.reading_id,
         "max_power_w": meter.fact["max_power_w"],
         "send_before_ms": meter.send_before,
+        "forced": FORCED.index(meter.forced or ""),
+        "relay": ("", "closed", "tripped").index(meter.relay),
         "since_ms": meter.since,
         "windows": meter.windows,
         "hold": meter.hold,

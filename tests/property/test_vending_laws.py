@@ -47,7 +47,7 @@ NANO = 10**7
 SITE = Site(Answers(), "S1", "Mall", "UTC", "CNY", 9, 2, "LE1", 10)
 TARIFF = Tariff(Answers(), "T1", 1, "flat", "electricity", "CNY", "LE1", 1, None, 0, 1)
 EMERGENCY_MINOR = 300
-POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1, EMERGENCY_MINOR * NANO)
+POLICY = Policy(Answers(), "P1", 1, "CNY", 2, 1, 0, 1, 1, 1, 1, EMERGENCY_MINOR * NANO, None)
 
 Key = tuple[str, int]
 Content = tuple[str, str, int, int]

@@ -397,6 +397,8 @@ class Desk:
                 "from_reading_id",
                 "to_reading_id",
                 "reading_received_at_ms",
+                "notice_id",
+                "notice_outcome",
             )
         )
         return {

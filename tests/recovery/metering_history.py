@@ -215,7 +215,7 @@ def policy(*, version: int, alarm_1_nano: int) -> dict[str, Any]:
         "restore_nano": NANO // 2,
         "lease_ms": 300_000,
         "max_evidence_age_ms": 3_600_000,
-        "rules": None,
+        "rules": '{"notice": {"lead_minutes": 0}}',
         "published_at_ms": 0,
         "book_epoch": 0,
         "revision": version,

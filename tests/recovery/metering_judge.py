@@ -24,7 +24,7 @@ from tests.recovery.metering_history import SHARDS
 
 LOG = decoding.TOPIC
 CHANGELOG = changelog.TOPIC
-OUTPUTS = ("charges", "balances", "alarms", "echoes", "relay-intents")
+OUTPUTS = ("charges", "balances", "alarms", "echoes", "notices", "relay-intents")
 
 Said = tuple[bytes, bytes]
 """Key and value of a record."""

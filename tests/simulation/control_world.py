@@ -373,9 +373,10 @@ class World:
             online = self.status_known.get(f"meters/{meter_id}") is not None
             assert online, "an MQTT command went to a device that was never seen"
         if _position_of(command) == "open":
-            assert command.intent.send_before_ms is not None
-            assert now_ms <= command.intent.send_before_ms + STEP_MS
-            assert command.not_after_ms <= command.intent.send_before_ms
+            if command.intent.mode != "forced-off":  # what a person orders does not expire
+                assert command.intent.send_before_ms is not None
+                assert now_ms <= command.intent.send_before_ms + STEP_MS
+                assert command.not_after_ms <= command.intent.send_before_ms
             assert not self.is_held_known, "a cut was sent while cuts were held"
 
     def _judge_move(self, device: Device, command: LineRequest | MqttCommand) -> None:

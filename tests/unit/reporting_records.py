@@ -146,6 +146,7 @@ class Story:
             "lease_ms": LEASE_MS,
             "max_evidence_age_ms": EVIDENCE_MS,
             "emergency_nano": 0,
+            "rules": None,
         }
         return [
             self.event(f"tariff-{self.tariff}", 0, "tariff-published", tariff),
@@ -413,6 +414,8 @@ class Story:
                     "last_register_milli",
                     "last_time_ms",
                     "bound_milli",
+                    "notice_id",
+                    "notice_outcome",
                 )
             ),
             "account_id": self.account,
@@ -471,6 +474,8 @@ class Story:
                     "from_reading_id",
                     "to_reading_id",
                     "reading_received_at_ms",
+                    "notice_id",
+                    "notice_outcome",
                 )
             ),
             "currency": "CNY",

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner, Result
 
+from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tools.cli import main as cli
 from tools.client import Clients, Refused
@@ -152,6 +153,36 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
     # New Year in Shanghai: eight hours before it in UTC.
     assert asked.effective_at_ms == 1_798_732_800_000
     assert plans.read(asked.plan).zone == "Asia/Shanghai"
+
+
+def test_the_commands_of_the_page_on_policies_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/policies.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    published = v.Policy(policy_id="homes", currency="CNY", rules='{"grace_minutes": 240}')
+    vending = Vending(PublishPolicy=published)
+    for command in commands:
+        result = wattvend(monkeypatch, vending, *shlex.split(command))
+        assert result.exit_code == 0, result.output
+        assert "240 min after nothing was left" in result.stdout
+    (asked,) = [request for _, request in vending.asked]
+    assert (asked.policy_id, asked.overdraft_minor) == ("homes", 1000)
+    rules = read_rules(asked.rules)
+    assert (rules.zone, len(rules.no_cut)) == ("Asia/Shanghai", 3)
+    assert rules.notice is not None
+    assert rules.notice.required
+
+
+def test_what_is_wrong_with_a_policy_is_said_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/examples/homes-policy.yaml").read_text()
+    (tmp_path / "policy.yaml").write_text(text.replace("Asia/Shanghai", "Asia/Atlantis"))
+    result = wattvend(monkeypatch, Vending(), "policy", "check", str(tmp_path / "policy.yaml"))
+    assert result.exit_code == 1
+    said = re.sub(r"\s+", " ", result.stderr)
+    assert "policy, rules: " in said
+    assert "there is no IANA time zone" in said
 
 
 def test_the_commands_of_the_page_on_accounts_work(

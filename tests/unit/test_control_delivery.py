@@ -558,6 +558,34 @@ def test_a_forced_position_is_commanded_even_if_the_relay_stands_there(world: Wo
     assert [write.values for write in writes(world, "M0")] == [(1, 0)]
 
 
+def test_the_end_of_a_forced_position_is_commanded_too(world: World) -> None:
+    world.stalled.add("relay-intents")
+    intent = world.intend("M0", "closed")
+    world.undelivered["relay-intents"].clear()
+    world.publish("relay-intents", replace(intent, cause="released"))
+    world.run(100)
+    world.poll("M0")
+    world.run(100)
+    world.stalled.clear()
+    world.run(1_000)
+    assert [write.values for write in writes(world, "M0")] == [(0, 0)]
+
+
+def test_what_a_person_forced_off_has_no_lease_and_is_tried_for_ever(world: World) -> None:
+    world.devices["M0"].answer = "exception"
+    world.stalled.add("relay-intents")
+    intent = world.intend("M0", "open")
+    world.undelivered["relay-intents"].clear()
+    forced = replace(intent, mode="forced-off", cause="forced", send_before_ms=None)
+    world.publish("relay-intents", forced)
+    world.stalled.clear()
+    world.run(10 * MINUTE_MS)
+    assert len(writes(world, "M0")) > LIMITS.attempts_per_burst
+    world.devices["M0"].answer = "ok"
+    world.run(2 * MINUTE_MS)
+    assert world.told("M0")[-1][0] == "confirmed"
+
+
 def test_a_restored_relay_that_somebody_opens_is_closed_again(world: World) -> None:
     world.intend("M0", "closed")
     world.run(1_000)

@@ -87,7 +87,18 @@ IDENTITIES: dict[str, dict[str, set[str]]] = {
         "charge-frame": {"book_epochs", "account_revisions"},
     },
     "request": {subject: {"caller", "request_id"} for subject in EVENTS | {"ledger-event"}},
-    "cause of a decision": {"alarm": CAUSE, "relay-intent": CAUSE | {"cause", "cause_meter_id"}},
+    "cause of a decision": {
+        "alarm": CAUSE,
+        "notice": CAUSE,
+        "relay-intent": CAUSE | {"cause", "cause_meter_id"},
+    },
+    "notice": {
+        "notice": {"notice_id"},
+        **{
+            subject: {"notice_id", "notice_outcome"}
+            for subject in ("alarm", "relay-intent", "account-fact")
+        },
+    },
     "currency, commodity and legal entity": {
         subject: {"currency", "commodity", "legal_entity"}
         for subject in (
@@ -99,6 +110,7 @@ IDENTITIES: dict[str, dict[str, set[str]]] = {
             "tariff-fact",
             "balance",
             "alarm",
+            "notice",
             "relay-intent",
         )
     }

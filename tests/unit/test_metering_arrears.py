@@ -8,16 +8,20 @@ test_policy_rules.py's affair.
 import json
 from typing import Any
 
+from services.common.runtime.codec import decode, encode, schema_header
 from services.metering.domain.messages import Absorbed
 from tests.unit.metering_log import (
     CREDIT_NANO,
+    EVIDENCE_AGE_MS,
     KWH_MILLI,
     LEASE_MS,
     OPEN,
     Log,
     account,
+    house,
     kinds,
     meter,
+    moved,
     of,
     policy,
     reading,
@@ -138,6 +142,162 @@ def test_a_lease_is_not_renewed_while_a_rule_forbids_the_cut() -> None:
     assert (told(done), kinds(done)) == ([("not-cut", "evidence-quality")], ["not-cut"])
     assert kinds(log.later(1).use(3 * KWH_MILLI + 1, quality=ord("V"))) == ["open"]
     assert kinds(log.later(LEASE_MS).use(4 * KWH_MILLI, relay_bits=OPEN)) == []
+
+
+def test_a_notice_goes_out_and_the_cut_after_its_lead_cites_it() -> None:
+    log = ruled_log(notice={"lead_minutes": 30}, grace_minutes=45)
+    done = log.use(2 * KWH_MILLI)
+    (notice,) = of(done, "notice")
+    assert told(done) == [("not-cut", "notice-pending")]
+    assert (notice["kind"], notice["threshold_nano"]) == ("cut-off", -CREDIT_NANO)
+    assert notice["cut_not_before_ms"] == log.now_ms + 45 * MINUTE_MS
+    assert decode(schema_header("notice"), encode("notice", notice)) == notice
+    done = log.later(1).use(3 * KWH_MILLI)
+    assert (told(done), of(done, "notice")) == ([("not-cut", "notice-running")], [])
+    assert told(log.later(30 * MINUTE_MS - 1).use(4 * KWH_MILLI)) == [("not-cut", "grace")]
+    done = log.later(15 * MINUTE_MS).use(5 * KWH_MILLI)
+    for cited in (*of(done, "alarm"), *of(done, "relay-intent")):
+        assert (cited["notice_id"], cited["notice_outcome"]) == (notice["notice_id"], None)
+    assert kinds(done) == ["cut", "open"]
+
+
+def test_a_required_notice_that_failed_or_is_not_known_cuts_nobody() -> None:
+    log = ruled_log(notice={"lead_minutes": 1, "required": True})
+    (notice,) = of(log.use(2 * KWH_MILLI), "notice")
+    assert told(log.later(MINUTE_MS).use(3 * KWH_MILLI)) == [("not-cut", "notice-failed")]
+    outcome = {"notice_id": notice["notice_id"], "notice_outcome": "failed"}
+    log.fact(account(credit=1, revision=1, **outcome))
+    assert told(log.later(1).use(4 * KWH_MILLI)) == []
+    outcome["notice_outcome"] = "delivered"
+    assert kinds(log.fact(account(credit=1, revision=2, **outcome))) == []
+    done = log.later(1).use(5 * KWH_MILLI)
+    assert kinds(done) == ["cut", "open"]
+    assert of(done, "relay-intent")[0]["notice_outcome"] == "delivered"
+
+
+def test_who_leaves_arrears_gets_a_new_notice_the_next_time() -> None:
+    log = ruled_log(notice={"lead_minutes": 1})
+    (first,) = of(log.use(2 * KWH_MILLI), "notice")
+    log.fact(account(credit=2, revision=1))
+    (second,) = of(log.later(MINUTE_MS).use(4 * KWH_MILLI), "notice")
+    assert first["notice_id"] != second["notice_id"]
+
+
+def test_a_notice_is_void_once_an_order_keeps_the_account_on_power() -> None:
+    log = ruled_log(notice={"lead_minutes": 1})
+    log.use(2 * KWH_MILLI)
+    log.fact(account(credit=1, revision=1, keep_power_until_ms=log.now_ms + 60 * MINUTE_MS))
+    log.later(MINUTE_MS).use(3 * KWH_MILLI)
+    done = log.later(60 * MINUTE_MS).use(4 * KWH_MILLI)
+    assert (told(done), len(of(done, "notice"))) == ([("not-cut", "notice-pending")], 1)
+
+
+def test_old_evidence_gives_no_notice() -> None:
+    log = ruled_log(notice={"lead_minutes": 1})
+    received_at_ms = log.later(EVIDENCE_AGE_MS + 1).now_ms - EVIDENCE_AGE_MS - 1
+    done = log.use(2 * KWH_MILLI, received_at_ms=received_at_ms)
+    assert (told(done), of(done, "notice")) == ([("not-cut", "evidence-old")], [])
+
+
+# Forced positions
+
+
+def positions(done: Absorbed) -> list[tuple[str, str, str]]:
+    intents = of(done, "relay-intent")
+    assert all(one["send_before_ms"] is None for one in intents)
+    return [(one["wanted"], one["mode"], one["cause"]) for one in intents]
+
+
+def test_a_person_forces_a_relay_off_and_on_and_ends_it_without_a_lease() -> None:
+    log = standing_log()
+    told_of = [
+        positions(log.fact(meter(revision=revision, forced=forced)))
+        for revision, forced in enumerate(("off", "off", "on", None), 1)
+    ]
+    assert told_of == [
+        [("open", "forced-off", "forced")],
+        [],
+        [("closed", "forced-on", "forced")],
+        [("closed", "prepaid", "released")],
+    ]
+
+
+def test_a_meter_that_moves_is_forced_in_its_new_place_too_and_at_home() -> None:
+    log = standing_log()
+    log.fact(account("A2"))
+    forced = meter(revision=1, forced="on")
+    log.fact(forced)
+    second = moved(forced, "A2", 0)
+    assert positions(log.fact(second)) == [("closed", "forced-on", "forced")]
+    third = moved(second, house("M1"), 0)
+    assert positions(log.fact(third)) == [("closed", "forced-on", "forced")]
+
+
+def test_arrears_never_touch_a_forced_meter() -> None:
+    log = standing_log(credit=1)
+    log.fact(meter("M2", forced="on"))
+    done = log.use(2 * KWH_MILLI)
+    assert [one["meter_id"] for one in of(done, "relay-intent")] == ["M1"]
+    used = reading(1, at_ms=log.later(LEASE_MS).now_ms, meter_id="M2")
+    assert kinds(log.read(used)) == []
+    done = log.fact(account(credit=9, revision=1))
+    assert [one["meter_id"] for one in of(done, "relay-intent")] == ["M1"]
+
+
+def test_an_account_whose_relays_a_person_holds_is_not_cut_and_the_end_of_it_cuts_nobody() -> None:
+    log = standing_log(credit=1)
+    log.fact(meter(revision=1, forced="on"))
+    assert told(log.use(2 * KWH_MILLI)) == [("not-cut", "forced")]
+    assert positions(log.fact(meter(revision=2))) == [("closed", "prepaid", "released")]
+    assert kinds(log.later(1).use(3 * KWH_MILLI)) == ["cut", "open"]
+
+
+def test_a_meter_that_is_released_while_its_account_is_cut_waits_for_a_reading() -> None:
+    log = standing_log(credit=1)
+    log.fact(meter("M2", forced="on"))
+    log.use(2 * KWH_MILLI)
+    assert positions(log.fact(meter("M2", revision=1))) == []
+    done = log.read(reading(1, at_ms=log.now_ms, meter_id="M2"))
+    (intent,) = of(done, "relay-intent")
+    assert (intent["wanted"], intent["cause"]) == ("open", "lease-renewed")
+
+
+# Restoring is symmetrical
+
+
+def test_money_closes_no_relay_that_the_arrears_did_not_open() -> None:
+    log = standing_log(credit=2)
+    log.fact(meter("M2"))
+    at_ms = log.now_ms
+    log.read(reading(1, at_ms=at_ms), reading(1, at_ms=at_ms, meter_id="M2"))
+    log.later(1_000).read(reading(2, at_ms=log.now_ms, meter_id="M2", relay_bits=OPEN))  # a trip
+    assert kinds(log.later(1_000).use(4 * KWH_MILLI)) == ["cut", "open", "open"]
+    done = log.fact(account(credit=20, revision=1))
+    assert sorted(told(done)) == [
+        ("not-restored", "tripped"),
+        ("restored", "credit-restored"),
+    ]
+    assert [one["meter_id"] for one in of(done, "relay-intent")] == ["M1"]
+    assert next(one for one in of(done, "alarm") if one["reason"] == "tripped")["meter_id"] == "M2"
+
+
+def test_a_relay_that_was_not_seen_closed_since_it_was_restored_is_no_trip() -> None:
+    log = standing_log(credit=2)
+    log.use(4 * KWH_MILLI)
+    log.fact(account(credit=5, revision=1))
+    log.later(1).use(4 * KWH_MILLI + 1, relay_bits=OPEN)  # the command is still on its way
+    log.later(1).use(9 * KWH_MILLI, relay_bits=OPEN)
+    assert kinds(log.fact(account(credit=50, revision=2))) == ["restored", "closed"]
+
+
+def test_a_relay_that_closed_while_its_account_was_cut_and_was_cut_again_is_restored() -> None:
+    log = standing_log(credit=2)
+    log.use(KWH_MILLI)
+    log.later(1).use(KWH_MILLI + 1, relay_bits=OPEN)
+    log.later(1).use(9 * KWH_MILLI, relay_bits=OPEN)
+    assert kinds(log.later(1).use(10 * KWH_MILLI, relay_bits=OPEN)) == []
+    assert kinds(log.later(LEASE_MS).use(11 * KWH_MILLI)) == ["open"]
+    assert kinds(log.fact(account(credit=50, revision=2))) == ["restored", "closed"]
 
 
 def test_a_correction_alone_cuts_nobody() -> None:

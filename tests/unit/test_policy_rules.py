@@ -144,11 +144,13 @@ def test_the_first_instant_of_a_window_is_found_in_a_span_and_not_at_its_end() -
 # The verdict
 
 NOW_MS = at("2026-09-22 23:00:00")
-STRICT = rules(NIGHTS, grace_minutes=10)
+NOTICE = {"lead_minutes": 30, "required": True}
+STRICT = rules(NIGHTS, grace_minutes=10, notice=NOTICE)
 ALL_AGAINST: dict[str, Any] = {
     "now_ms": NOW_MS,
     "keep_power_until_ms": NOW_MS + 1,
     "promise_until_ms": NOW_MS + 1,
+    "is_forced": True,
     "received_at_ms": NOW_MS - 900_001,
     "max_evidence_age_ms": 900_000,
     "quality": "E",
@@ -157,8 +159,12 @@ ALL_AGAINST: dict[str, Any] = {
 MENDED: list[tuple[str, dict[str, Any]]] = [
     ("keep-power", {"keep_power_until_ms": NOW_MS}),
     ("promised", {"promise_until_ms": NOW_MS}),
+    ("forced", {"is_forced": False}),
     ("evidence-old", {"received_at_ms": NOW_MS - 900_000}),
     ("evidence-quality", {"quality": "V"}),
+    ("notice-pending", {"notice_at_ms": NOW_MS - 30 * MINUTE_MS + 1}),
+    ("notice-running", {"notice_at_ms": NOW_MS - 30 * MINUTE_MS, "notice_outcome": "failed"}),
+    ("notice-failed", {"notice_outcome": "delivered"}),
     ("grace", {"arrears_since_ms": NOW_MS - 10 * MINUTE_MS}),
 ]
 
@@ -170,6 +176,15 @@ def test_of_all_reasons_against_a_cut_the_first_is_told_and_the_last_to_go_lets_
         assert told[-1] == Verdict(cut=False, reason=reason)
         grounds |= mended
     assert verdict(STRICT, Grounds(**grounds)) == Verdict(cut=False, reason="no-cut-window")
-    free = rules(grace_minutes=10)
+    free = rules(grace_minutes=10, notice=NOTICE)
     assert verdict(free, Grounds(**grounds)) == Verdict(cut=True, reason="threshold-reached")
     assert {one.reason for one in told} | {"no-cut-window"} == set(REFUSALS) - {""}
+
+
+def test_a_notice_whose_delivery_is_not_required_needs_its_lead_alone() -> None:
+    held = rules(notice={"lead_minutes": 30})
+    free = {**ALL_AGAINST, "keep_power_until_ms": None, "promise_until_ms": None}
+    free["is_forced"] = False
+    free |= {"received_at_ms": NOW_MS, "quality": "A", "notice_at_ms": NOW_MS - 30 * MINUTE_MS}
+    for outcome in (None, "failed", "delivered"):
+        assert verdict(held, Grounds(**free, notice_outcome=outcome)).cut

@@ -91,6 +91,7 @@ class World:
             "lease_ms": 0,
             "max_evidence_age_ms": 0,
             "emergency_minor": 0,
+            "rules": None,
         }
         return await self.office.publish_policy(
             PublishPolicy(self.ask(), policy_id, **(content | changed))

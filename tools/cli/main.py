@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
-from tools.cli import explained, plans, show
+from tools.cli import explained, plans, policies, show
 from tools.client import Clients, Refused, connect
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
@@ -56,6 +56,7 @@ meter_app = typer.Typer(
 )
 notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became of them.")
 tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
+policy_app = typer.Typer(no_args_is_help=True, help="Policies: check one, publish a version.")
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
 explain_app = typer.Typer(
     cls=CutoffByDefault,
@@ -66,6 +67,7 @@ app.add_typer(account_app, name="account")
 app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
+app.add_typer(policy_app, name="policy")
 app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
 
@@ -700,6 +702,41 @@ def tariff_what_if(  # noqa: PLR0917 - a command line is parsed by name
         return answer
 
     _run(work, explained.preview)
+
+
+PolicyFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/policies.md says")]
+
+
+@policy_app.command("check")
+def policy_check(
+    file: PolicyFile, currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY"
+) -> None:
+    """Show what a policy says, or what is wrong with it. Nothing is sent."""
+    try:
+        out.print(policies.show(policies.read(file), show.currency_of(currency)))
+    except Refused as refused:
+        _say_refused(refused)
+        raise SystemExit(1) from None
+
+
+@policy_app.command("publish")
+def policy_publish(
+    policy: Annotated[str, typer.Argument(help="id of the policy")],
+    file: PolicyFile,
+    currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY",
+    request_id: RequestId = "",
+) -> None:
+    """Publish the next version of a policy; it applies at once, and by itself cuts nobody."""
+    request = request_id or str(uuid4())
+
+    async def work(clients: Clients) -> v.Policy:
+        terms = policies.read(file)
+        answer: v.Policy = await clients.vending(
+            "PublishPolicy", terms.request(request, policy, currency)
+        )
+        return answer
+
+    _run(work, show.policy, request)
 
 
 def _price_decimals(currency: str) -> int:

@@ -26,16 +26,25 @@ PPM_DECIMALS = 6
 def read(path: Path) -> Plan:
     """Return the plan of a YAML (or JSON) file. Raises Refused where it is none."""
     try:
-        document = yaml.safe_load(path.read_text())
+        return plans.read(document(path))
+    except InvalidInput as wrong:
+        raise refused(path, wrong.message, wrong.reason) from wrong
+
+
+def document(path: Path) -> str:
+    """Return a YAML (or JSON) file as JSON. Raises Refused where it cannot be read."""
+    try:
         # Dates of holidays may be written without quotes; YAML then makes dates of them.
-        return plans.read(orjson.dumps(document).decode())
+        return orjson.dumps(yaml.safe_load(path.read_text())).decode()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as unreadable:
         message = f"{path} cannot be read: {unreadable}"
         raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message) from unreadable
-    except InvalidInput as wrong:
-        quotes = "; put times and days in quotes" if "valid string" in wrong.message else ""
-        message = f"{path}: {wrong.message}{quotes}"
-        raise Refused("INVALID_ARGUMENT", wrong.reason, message) from wrong
+
+
+def refused(path: Path, message: str, reason: str) -> Refused:
+    """Return what to raise where a document says something wrong."""
+    quotes = "; put times and days in quotes" if "valid string" in message else ""
+    return Refused("INVALID_ARGUMENT", reason, f"{path}: {message}{quotes}")
 
 
 def show(plan: Plan, price_decimals: int) -> RenderableType:

@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.common.kernel.units import CURRENCIES, Currency, format_nano, format_scaled
+from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan
-from tools.cli import plans
+from tools.cli import plans, policies
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -80,6 +81,24 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         opened = format_scaled(m.opening_register_milli, 3, 2)
         rows.append((f"meter {m.meter_id}", f"since register {opened} (epoch {m.epoch})"))
     return _fields(f"[bold]account {escape(answer.account_id)}[/]", rows)
+
+
+def policy(answer: v.Policy) -> RenderableType:
+    """Show a version of a policy as it was published."""
+    currency = currency_of(answer.currency)
+    amounts = [
+        ("first warning at", answer.alarm_1_minor),
+        ("second warning at", answer.alarm_2_minor),
+        ("cut at", -answer.overdraft_minor),
+        ("power again from", answer.restore_minor),
+    ]
+    rows = [("version", str(answer.policy_version))]
+    for name, minor in amounts:
+        text = f"{format_scaled(minor, currency.minor_decimals)} {currency.code}"
+        rows.append((name, text))
+    if answer.HasField("rules"):
+        rows += policies.said(read_rules(answer.rules), currency)
+    return _fields(f"[bold]policy {escape(answer.policy_id)}[/]", rows)
 
 
 def tariff(answer: v.Tariff) -> RenderableType:

@@ -23,6 +23,8 @@ ABSENT_POWER = -(2**63)
 ABSENT_POWER_FACTOR = -(2**31)
 ABSENT_ELECTRICAL = -1
 RELAY_REPORTED = 0x80
+RELAY_PHASES = 0x07
+"""Relay bits of the three phases: closed."""
 RATES = 5
 
 Columns = Sequence[tuple[str, str, Any]]

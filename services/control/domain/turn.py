@@ -33,6 +33,8 @@ from services.control.domain.messages import (
 )
 
 FORCED_ON = "forced-on"
+RELEASED = "released"
+"""Cause of the intent that ends a forced position."""
 
 
 @value_class
@@ -231,11 +233,11 @@ class _Turn:
     def _is_proven(self, intent: Intent) -> bool:
         """Whether the relay already stands as wanted, by a live read after the decision.
 
-        A forced position also needs the device's mode, which no read tells. An earlier command
-        the other way must have been over when the read began.
+        A forced position also needs the device's mode, which no read tells, and so does its end.
+        An earlier command the other way must have been over when the read began.
         """
         reported = self.delivery.reported
-        if reported is None or intent.mode == FORCED_ON:
+        if reported is None or intent.mode == FORCED_ON or intent.cause == RELEASED:
             return False
         is_after = reported.began_at_ms > intent.decided_at_ms
         return is_after and shows(self.delivery, intent.wanted, reported)
@@ -285,8 +287,12 @@ class _Turn:
         return True
 
     def _must_pause(self, intent: Intent) -> bool:
-        """Whether the backoff lasts, or a cut has used up its burst of attempts."""
-        if intent.is_cut and self.delivery.failures >= self.scene.limits.attempts_per_burst:
+        """Whether the backoff lasts, or a cut has used up its burst of attempts.
+
+        What a person forced off has no lease that could be renewed: it is tried for ever.
+        """
+        is_lease = intent.is_cut and intent.send_before_ms is not None
+        if is_lease and self.delivery.failures >= self.scene.limits.attempts_per_burst:
             return True  # until the lease is renewed or the meter returns
         if self.now_ms < self.delivery.next_attempt_ms:
             self._come_again(self.delivery.next_attempt_ms)

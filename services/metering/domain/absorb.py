@@ -15,7 +15,7 @@ from services.common.kernel.units import fits_int64
 from services.metering.domain.charging import Intervals, charge_one
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.holds import resolve
-from services.metering.domain.judging import close, judge
+from services.metering.domain.judging import close, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.readings import absorb_readings
@@ -237,9 +237,12 @@ def _enter(out: Outbox, fact: Fact) -> None:
         return
     standing = state.meter_in(slot, fact["meter_key"])
     if standing is not None and state.meters["epoch"][standing] == fact["epoch"]:
+        forced = state.meters["forced"][standing].item()
         if resolve(out, slot, standing, fact):
             state.describe_meter(standing, fact)
         out.touch(np.array([slot]))
+        if state.meters["forced"][standing] != forced:
+            obey(out, slot, standing, Cause(identity=fact))
         return
     _stand_nowhere(out, fact["meter_key"])
     account = state.accounts[slot]
@@ -248,7 +251,9 @@ def _enter(out: Outbox, fact: Fact) -> None:
         return
     meter_slot, slots = state.add_meter(slot, fact, out.offset), np.array([slot])
     out.touch(slots)
-    if not account["house"] and account["level"] != CUT:
+    if state.meters["forced"][meter_slot]:
+        obey(out, slot, meter_slot, Cause(identity=fact))
+    elif not account["house"] and account["level"] != CUT:
         close(out, slot, meter_slot, "assigned", Cause(identity=fact))
     judge(out, slots, lambda _: Cause())
 

@@ -5,17 +5,61 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import RELAY_REPORTED
+from services.common.kernel.frames import RELAY_PHASES, RELAY_REPORTED
+from services.common.policies.rules import Rules
 from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
-from services.metering.domain.outbox import Cause, Outbox, available_nano, set_level
-from services.metering.domain.rows import ALARM_1, ALARM_2, CUT, LEVEL_NAMES, NEVER_MS, NORMAL
+from services.metering.domain.outbox import (
+    Cause,
+    Outbox,
+    available_nano,
+    notice_of,
+    set_level,
+)
+from services.metering.domain.rows import (
+    ALARM_1,
+    ALARM_2,
+    CUT,
+    FORCED,
+    LEVEL_NAMES,
+    NEVER_MS,
+    NORMAL,
+    RELAY_CLOSED,
+    RELAY_TRIPPED,
+    RELAY_UNKNOWN,
+)
 from services.metering.domain.shard import ShardState
-from services.metering.domain.verdict import REFUSALS, Grounds, Verdict, kept_by, verdict
+from services.metering.domain.verdict import (
+    KEPT,
+    NOTICE_PENDING,
+    REFUSALS,
+    Grounds,
+    Verdict,
+    kept_by,
+    verdict,
+)
 
-_RELAY_CLOSED = 0x07
-"""Relay bits of the three phases: closed."""
+
+def _relay_seen() -> Array:
+    """Return what is known of a relay after relay bits, by (what was known, bits)."""
+    bits = np.arange(256)
+    seen = np.repeat(np.arange(3, dtype=np.uint8)[:, np.newaxis], 256, axis=1)
+    reported, closed = bits & RELAY_REPORTED != 0, bits & RELAY_PHASES != 0
+    seen[:, reported & closed] = RELAY_CLOSED
+    seen[RELAY_CLOSED, reported & ~closed] = RELAY_TRIPPED
+    return seen
+
+
+_RELAY_SEEN = _relay_seen()
+
+
+def relays_seen(intervals: Intervals) -> Array:
+    """Return what is known of relays after readings; while a cut stands, what was known before."""
+    known = intervals.meters["relay"]
+    seen = _RELAY_SEEN[known, intervals.readings["relay_bits"]]
+    cut = intervals.accounts["level"] == CUT
+    return np.where(cut, known, seen) if cut.any() else seen
 
 
 def judge(
@@ -41,11 +85,11 @@ def judge(
     standing[available <= policies["alarm_2_clear_nano"]] = ALARM_2
     counted = np.maximum(np.minimum(targets, ALARM_2), np.minimum(standing, levels))
     in_arrears = targets == CUT
-    were = accounts["arrears_since_ms"] != NEVER_MS
+    were_in_arrears = accounts["arrears_since_ms"] != NEVER_MS
     acts = np.where(
         levels == CUT,
         (available >= policies["restore_nano"]) | (not by_reading),
-        (counted != levels) | np.where(in_arrears, by_reading, were),
+        (counted != levels) | np.where(in_arrears, by_reading, were_in_arrears),
     )
     acts &= accounts["known"] & ~accounts["house"] & ~accounts["closed"]
     acts &= accounts["meters"] > 0  # nobody is warned before there is something to cut
@@ -71,41 +115,67 @@ def _judge_arrears(out: Outbox, slot: int, target: int, cause: Cause) -> None:
         _cut(out, slot, cause)
         return
     _move(out, slot, target, cause)
-    _tell_refusal(out, slot, found, cause)
+    _refuse(out, slot, found.reason, cause)
 
 
 def _leave_arrears(out: Outbox, slot: int) -> None:
     account = out.state.accounts[slot]
     if account["arrears_since_ms"] != NEVER_MS:
         account["arrears_since_ms"] = NEVER_MS
+        account["notice_at_ms"] = NEVER_MS
         account["refusal"] = 0
         out.touch(np.array([slot]))
 
 
 def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
     """Return whether arrears may cut an account by the reading of `cause`."""
-    fact, links = state.account_fact(slot), state.account_links[slot]
+    fact = state.account_fact(slot)
     assert fact is not None, "only accounts with an account-fact are judged"
+    notice_at_ms = int(state.accounts[slot]["notice_at_ms"])
+    _, notice_outcome = notice_of(state, slot)
     grounds = Grounds(
         now_ms=state.now_ms,
         received_at_ms=int(cause.reading["received_at_ms"]),
         quality=chr(cause.reading["quality"]),
-        max_evidence_age_ms=int(state.policies.rows[links["policy"]]["max_evidence_age_ms"]),
+        max_evidence_age_ms=int(_policy(state, slot)["max_evidence_age_ms"]),
         arrears_since_ms=int(state.accounts[slot]["arrears_since_ms"]),
         keep_power_until_ms=fact["keep_power_until_ms"],
         promise_until_ms=fact["promise_until_ms"],
+        is_forced=bool(state.meters["forced"][state.meters_of(slot)].all()),
+        notice_at_ms=None if notice_at_ms == NEVER_MS else notice_at_ms,
+        notice_outcome=notice_outcome,
     )
-    return verdict(state.policies.rules[links["policy"]], grounds)
+    return verdict(_rules(state, slot), grounds)
 
 
-def _tell_refusal(out: Outbox, slot: int, found: Verdict, cause: Cause) -> None:
+def _refuse(out: Outbox, slot: int, reason: str, cause: Cause) -> None:
     """Say why an account in arrears is not cut, where that is not what was said last."""
-    account, refusal = out.state.accounts[slot], REFUSALS.index(found.reason)
+    account, refusal = out.state.accounts[slot], REFUSALS.index(reason)
     if account["refusal"] != refusal:
         account["refusal"] = refusal
         out.touch(np.array([slot]))
         floor_nano = int(_policy(out.state, slot)["floor_nano"])
-        out.alarm(slot, "not-cut", found.reason, cause, threshold_nano=floor_nano)
+        out.alarm(slot, "not-cut", reason, cause, threshold_nano=floor_nano)
+    if reason in KEPT:
+        account["notice_at_ms"] = NEVER_MS
+    if reason == NOTICE_PENDING:
+        _give_notice(out, slot, cause)
+
+
+def _give_notice(out: Outbox, slot: int, cause: Cause) -> None:
+    state, account = out.state, out.state.accounts[slot]
+    rules = _rules(state, slot)
+    assert rules.notice is not None, "it is what it waits for"
+    account["notice_at_ms"] = state.now_ms
+    account["notice_sequence"] = account["sequence"]
+    out.notice(
+        slot,
+        cause,
+        threshold_nano=int(_policy(state, slot)["floor_nano"]),
+        cut_not_before_ms=max(
+            state.now_ms + rules.notice.lead_ms, int(account["arrears_since_ms"]) + rules.grace_ms
+        ),
+    )
 
 
 def _move(out: Outbox, slot: int, target: int, cause: Cause) -> None:
@@ -140,7 +210,9 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
         if by_reading or kept is None:
             return
         reason, cause_name, threshold_nano = kept, kept, None
-    meter_slots = state.meters_of(slot)
+        state.accounts["notice_at_ms"][slot] = NEVER_MS
+    free, meters = _free_meters(state, slot), state.meters
+    closed = [each for each in free if meters["relay"][each] != RELAY_TRIPPED]
     set_level(out, slot, target)
     out.alarm(
         slot,
@@ -149,10 +221,38 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
         cause,
         levels=(CUT, target),
         threshold_nano=threshold_nano,
-        intent_epoch=int(state.meters["epoch"][meter_slots[0]]) if meter_slots else None,
+        intent_epoch=int(meters["epoch"][closed[0]]) if closed else None,
     )
-    for meter_slot in meter_slots:
-        close(out, slot, meter_slot, cause_name, cause, threshold_nano=threshold_nano)
+    for meter_slot in free:
+        if meters["relay"][meter_slot] == RELAY_TRIPPED:
+            meter = state.meter_fact(int(meters["key"][meter_slot]))
+            out.alarm(slot, "not-restored", "tripped", Cause(meter=meter, position=cause.position))
+        else:
+            close(out, slot, meter_slot, cause_name, cause, threshold_nano=threshold_nano)
+
+
+def _free_meters(state: ShardState, slot: int) -> list[int]:
+    """Return the slots of meters whose relay no person's order holds, in ascending meter_key."""
+    forced = state.meters["forced"]
+    return [meter_slot for meter_slot in state.meters_of(slot) if not forced[meter_slot]]
+
+
+def obey(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> None:
+    """Want a relay as a person ordered it; at the order's end closed, unless its account is cut."""
+    forced = FORCED[out.state.meters["forced"][meter_slot]]
+    if forced == "off":
+        _forget_relay(out.state, meter_slot)
+        out.intent(slot, meter_slot, "open", "forced", cause, mode="forced-off")
+    elif forced == "on":
+        close(out, slot, meter_slot, "forced", cause, mode="forced-on")
+    elif out.state.accounts["level"][slot] != CUT:
+        close(out, slot, meter_slot, "released", cause)
+
+
+def _forget_relay(state: ShardState, meter_slot: int) -> None:
+    """Let nothing be known of a relay that is to move, and no cut of it stand."""
+    state.meters["send_before_ms"][meter_slot] = NEVER_MS
+    state.meters["relay"][meter_slot] = RELAY_UNKNOWN
 
 
 def close(
@@ -162,20 +262,28 @@ def close(
     cause_name: str,
     cause: Cause,
     *,
+    mode: str = "prepaid",
     threshold_nano: int | None = None,
 ) -> None:
-    """Want a relay closed; no cut of the meter stands any more."""
-    out.state.meters["send_before_ms"][meter_slot] = NEVER_MS
-    out.intent(slot, meter_slot, "closed", cause_name, cause, threshold_nano=threshold_nano)
+    """Want a relay closed."""
+    _forget_relay(out.state, meter_slot)
+    out.intent(
+        slot, meter_slot, "closed", cause_name, cause, mode=mode, threshold_nano=threshold_nano
+    )
 
 
 def _policy(state: ShardState, slot: int) -> Any:
     return state.policies.rows[state.account_links["policy"][slot]]
 
 
+def _rules(state: ShardState, slot: int) -> Rules:
+    return state.policies.rules[state.account_links["policy"][slot]]
+
+
 def _cut(out: Outbox, slot: int, cause: Cause) -> None:
     state = out.state
-    level = int(state.accounts["level"][slot])
+    level, free = int(state.accounts["level"][slot]), _free_meters(state, slot)
+    is_free = bool((state.meters["key"][free] == cause.charge["meter_key"]).any())
     state.accounts["refusal"][slot] = 0
     set_level(out, slot, CUT)
     out.alarm(
@@ -185,9 +293,10 @@ def _cut(out: Outbox, slot: int, cause: Cause) -> None:
         cause,
         levels=(level, CUT),
         threshold_nano=int(_policy(state, slot)["floor_nano"]),
-        intent_epoch=int(cause.charge["epoch"]),
+        # That of the meter that is named, where there is one: a person's order may hold its relay.
+        intent_epoch=int(cause.charge["epoch"]) if is_free else None,
     )
-    for meter_slot in state.meters_of(slot):
+    for meter_slot in free:
         _open(out, slot, meter_slot, "arrears", cause)
 
 
@@ -196,9 +305,10 @@ def _open(out: Outbox, slot: int, meter_slot: int, cause_name: str, cause: Cause
     state, policy = out.state, _policy(out.state, slot)
     evidence_until_ms = int(cause.reading["received_at_ms"]) + int(policy["max_evidence_age_ms"])
     until_ms = min(state.now_ms + int(policy["lease_ms"]), evidence_until_ms)
-    rules = state.policies.rules[state.account_links["policy"][slot]]
-    window_ms = first_no_cut_ms(rules, state.now_ms, until_ms)
+    window_ms = first_no_cut_ms(_rules(state, slot), state.now_ms, until_ms)
     send_before_ms = until_ms if window_ms is None else window_ms
+    if cause_name == "lease-renewed" or state.meters["relay"][meter_slot] != RELAY_TRIPPED:
+        _forget_relay(state, meter_slot)
     state.meters["send_before_ms"][meter_slot] = send_before_ms
     out.intent(
         slot,
@@ -219,9 +329,10 @@ def renew(
     `candidates`: charged by a reading, and cut before it.
     """
     state, relay_bits = out.state, intervals.readings["relay_bits"]
-    closed = (relay_bits & RELAY_REPORTED != 0) & (relay_bits & _RELAY_CLOSED != 0)
+    closed = (relay_bits & RELAY_REPORTED != 0) & (relay_bits & RELAY_PHASES != 0)
     accounts = state.accounts.take(intervals.account_slots)
     candidates = candidates & closed & (accounts["level"] == CUT) & ~accounts["closed"]
+    candidates &= intervals.meters["forced"] == 0
     for i in np.flatnonzero(candidates).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
         if not _is_running_out(state, meter_slot, int(_policy(state, slot)["lease_ms"])):
@@ -232,7 +343,7 @@ def renew(
             state.accounts["refusal"][slot] = 0
             _open(out, slot, meter_slot, "lease-renewed", cause)
         else:
-            _tell_refusal(out, slot, found, cause)
+            _refuse(out, slot, found.reason, cause)
 
 
 def _is_running_out(state: ShardState, meter_slot: int, lease_ms: int) -> bool:

@@ -13,7 +13,7 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
-from services.metering.domain.rows import LEVEL_NAMES, NORMAL, Fact
+from services.metering.domain.rows import LEVEL_NAMES, NEVER_MS, NORMAL, Fact
 from services.metering.domain.shard import NOT_DUE_MS, ShardState
 
 _BALANCE_COLUMNS = (
@@ -119,6 +119,7 @@ class Outbox:
             "log_offset": self.offset,
             **(_NO_EVIDENCE if evidence is None else asdict(evidence)),
             **self._standing(slot, identity, cause),
+            **self._cited_notice(slot),
         }
         output = Output("alarms", "alarm", identity["account_id"], record, event_id, state.now_ms)
         self._decisions.append((cause.position, output))
@@ -154,6 +155,8 @@ class Outbox:
             **_cited(Cause()),
             **_NO_EVIDENCE,
             "tariff_version": fact["version"],
+            "notice_id": None,
+            "notice_outcome": None,
         }
         now_ms = self.state.now_ms
         output = Output("alarms", "alarm", fact["tariff_id"], record, event_id, now_ms)
@@ -167,6 +170,7 @@ class Outbox:
         cause_name: str,
         cause: Cause,
         *,
+        mode: str = "prepaid",
         send_before_ms: int | None = None,
         threshold_nano: int | None = None,
     ) -> None:
@@ -184,12 +188,13 @@ class Outbox:
             "version_offset": self.offset,
             "shard": state.shard,
             "wanted": wanted,
-            "mode": "prepaid",
+            "mode": mode,
             "cause": cause_name,
             "send_before_ms": send_before_ms,
             "cause_meter_id": _charged_meter(cause),
             "threshold_nano": threshold_nano,
             **self._standing(slot, identity, cause),
+            **self._cited_notice(slot),
         }
         output = Output(
             "relay-intents",
@@ -200,6 +205,24 @@ class Outbox:
             state.now_ms,
             route=identity["site_id"],
         )
+        self._decisions.append((cause.position, output))
+
+    def notice(
+        self, slot: int, cause: Cause, *, threshold_nano: int, cut_not_before_ms: int
+    ) -> None:
+        """Let a person be told that a cut is coming, by the notice in the account's row."""
+        state, fact = self.state, self.state.account_fact(slot)
+        assert fact is not None, "only accounts with an account-fact are judged"
+        event_id = _notice_id(fact, state.accounts[slot])
+        record = {
+            "notice_id": str(event_id),
+            "kind": "cut-off",
+            "threshold_nano": threshold_nano,
+            "cut_not_before_ms": cut_not_before_ms,
+            "log_offset": self.offset,
+            **self._standing(slot, fact, cause),
+        }
+        output = Output("notices", "notice", fact["account_id"], record, event_id, state.now_ms)
         self._decisions.append((cause.position, output))
 
     def echo(self, slot: int, hold_id: str, cause: Cause) -> None:
@@ -279,6 +302,10 @@ class Outbox:
             **_cited(cause),
         }
 
+    def _cited_notice(self, slot: int) -> dict[str, str | None]:
+        notice_id, outcome = notice_of(self.state, slot)
+        return {"notice_id": notice_id, "notice_outcome": outcome}
+
     def _charge_frames(self) -> Iterable[Output]:
         if not self._charges:
             return
@@ -349,6 +376,19 @@ class Outbox:
 def available_nano(account: Any) -> int:
     """Return credited − charged − held, exact."""
     return int(account["credited_nano"]) - int(account["charged_nano"]) - int(account["held_nano"])
+
+
+def notice_of(state: ShardState, slot: int) -> tuple[str | None, str | None]:
+    """Return (id, outcome) of the notice of an account that stands; None: none, or not known."""
+    account, fact = state.accounts[slot], state.account_fact(slot)
+    if fact is None or account["notice_at_ms"] == NEVER_MS:
+        return None, None
+    notice_id = str(_notice_id(fact, account))
+    return notice_id, fact["notice_outcome"] if fact["notice_id"] == notice_id else None
+
+
+def _notice_id(fact: Fact, account: Any) -> UUID:
+    return name_uuid("notice", fact["account_id"], int(account["notice_sequence"]))
 
 
 def freeze(out: Outbox, slot: int, cause: Cause) -> None:

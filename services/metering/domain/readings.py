@@ -8,7 +8,7 @@ from services.common.kernel.frames import KIND_USAGE
 from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.holds import changed_flags, hold
-from services.metering.domain.judging import judge, renew
+from services.metering.domain.judging import judge, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
 from services.metering.domain.rows import CUT
@@ -105,6 +105,7 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     flags = np.zeros(len(intervals), np.uint32)
     changes = changed_flags(intervals, flags)
     intervals.meters["flags"] = flags
+    intervals.meters["relay"] = relays_seen(intervals)
     advance(state, intervals, charges)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     post(out, intervals, charges)

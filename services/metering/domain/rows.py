@@ -85,10 +85,12 @@ ACCOUNT = np.dtype(
         ("last_received_at_ms", "<i8"),
         ("since_ms", "<i8"),  # its account-fact came first; NEVER_MS: it has not come
         ("arrears_since_ms", "<i8"),  # a reading told that nothing is left; NEVER_MS: something is
+        ("notice_at_ms", "<i8"),  # a notice of its cut went out; NEVER_MS: none stands
+        ("notice_sequence", "<i8"),  # and the account's sequence then
         ("echoed", "V16"),  # UUID of the last hold echoed; zero: none yet
     ]
 )
-"""An account as a fixed-size record, 136 bytes."""
+"""An account as a fixed-size record, 152 bytes."""
 
 METER = np.dtype(
     [
@@ -103,7 +105,9 @@ METER = np.dtype(
         ("windows", "u1"),
         ("flags", "<u4"),  # bits, in the order of FLAGS: what stands out at the meter
         ("relay_bits", "u1"),  # of the last accepted reading
-        ("spare", "V3"),
+        ("forced", "u1"),  # the position that a person ordered, in FORCED
+        ("relay", "u1"),  # what is known of its relay: RELAY_UNKNOWN, _CLOSED, _TRIPPED
+        ("spare", "V1"),
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -141,6 +145,10 @@ HELD = struct.Struct("<16s3q")
 """The reading that a hold waits for: id, register, device time, time received."""
 FLAGS = ("other-serial", "absurd", "ratio-mismatch")
 """What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
+FORCED = ("", "off", "on")
+"""Positions that a person may order, by number; 0: none, the balance decides."""
+RELAY_UNKNOWN, RELAY_CLOSED, RELAY_TRIPPED = range(3)
+"""What readings told of a relay since the last intent, no cut standing: closed; then open."""
 
 
 Fact = dict[str, Any]

@@ -17,6 +17,7 @@ from services.metering.domain.rows import (
     ACCOUNT_PREFIX,
     ACCUMULATION,
     FACT_PREFIX,
+    FORCED,
     HEADER_KEY,
     HELD,
     LAYOUT_VERSION,
@@ -156,6 +157,7 @@ class ShardState:
         account["last_received_at_ms"] = NEVER_MS
         account["since_ms"] = NEVER_MS
         account["arrears_since_ms"] = NEVER_MS
+        account["notice_at_ms"] = NEVER_MS
         return slot
 
     def _new_account_slot(self, account_key: int) -> int:
@@ -265,6 +267,7 @@ class ShardState:
             self.put_windows(meter_slot, [])  # what was charged there cannot be told from them now
         meter["ratio"] = fact["ratio"]
         meter["serial"] = fact["serial"].encode()
+        meter["forced"] = FORCED.index(fact["forced"] or "")
         meter["max_power_w"] = NO_POWER if max_power_w is None else max_power_w
         self.link_meter(meter_slot, fact)
 

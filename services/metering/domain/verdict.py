@@ -6,16 +6,22 @@ Asked of an account that is in arrears, or cut, by the charge of a reading; noth
 from collections.abc import Iterator
 
 from services.common.kernel.values import named_value_class, value_class
-from services.common.policies.rules import Rules
+from services.common.policies.rules import Notice, Rules
 from services.common.policies.windows import first_no_cut_ms
 
 THRESHOLD_REACHED = "threshold-reached"
+NOTICE_PENDING = "notice-pending"
+"""A notice goes out now."""
+KEPT = ("keep-power", "promised", "forced")
+"""Orders that hold relays whatever is owed: a notice that went out is void."""
 REFUSALS = (
     "",
-    "keep-power",
-    "promised",
+    *KEPT,
     "evidence-old",
     "evidence-quality",
+    NOTICE_PENDING,
+    "notice-running",
+    "notice-failed",
     "grace",
     "no-cut-window",
 )
@@ -27,7 +33,9 @@ class Grounds:
     """What a decision to cut rests on; times in ms UTC, None: there is no such.
 
     `received_at_ms` and `quality`: of the reading that was charged. `arrears_since_ms`: since then
-    no more is available than the floor.
+    no more is available than the floor. `is_forced`: a person's order holds every relay of the
+    account. `notice_at_ms`: a notice of the cut went out;
+    `notice_outcome`: what became of it, delivered or failed.
     """
 
     now_ms: int
@@ -37,6 +45,9 @@ class Grounds:
     arrears_since_ms: int
     keep_power_until_ms: int | None = None
     promise_until_ms: int | None = None
+    is_forced: bool = False
+    notice_at_ms: int | None = None
+    notice_outcome: str | None = None
 
 
 @value_class
@@ -68,11 +79,24 @@ def _refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
     now_ms = grounds.now_ms
     if kept := kept_by(now_ms, grounds.keep_power_until_ms, grounds.promise_until_ms):
         yield kept
+    if grounds.is_forced:
+        yield "forced"
     if now_ms - grounds.received_at_ms > grounds.max_evidence_age_ms:
         yield "evidence-old"
     if grounds.quality not in rules.qualities:
         yield "evidence-quality"
+    if rules.notice is not None:
+        yield from _notice_refusals(rules.notice, grounds)
     if now_ms < grounds.arrears_since_ms + rules.grace_ms:
         yield "grace"
     if first_no_cut_ms(rules, now_ms, now_ms + 1) is not None:
         yield "no-cut-window"
+
+
+def _notice_refusals(notice: Notice, grounds: Grounds) -> Iterator[str]:
+    if grounds.notice_at_ms is None:
+        yield NOTICE_PENDING
+    elif grounds.now_ms < grounds.notice_at_ms + notice.lead_ms:
+        yield "notice-running"
+    elif notice.required and grounds.notice_outcome != "delivered":
+        yield "notice-failed"

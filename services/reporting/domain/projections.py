@@ -263,6 +263,7 @@ PROJECTIONS: Mapping[tuple[str, str], Projection] = {
     ("charges", "charge-frame"): _charges,
     ("balances", "balance"): _balance,
     ("alarms", "alarm"): _alarm,
+    ("notices", "notice"): _nothing,
     ("relay-intents", "relay-intent"): _intent,
     ("relay-states", "relay-state"): _relay_state,
     ("command-outcomes", "command-outcome"): _outcome,

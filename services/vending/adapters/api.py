@@ -156,6 +156,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             request.lease_ms,
             request.max_evidence_age_ms,
             request.emergency_minor,
+            _said(request, "rules"),
         )
         return self._policy((await self._office.publish_policy(command)).state)
 
@@ -395,6 +396,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             currency=state.currency,
             lease_ms=state.lease_ms,
             max_evidence_age_ms=state.max_evidence_age_ms,
+            rules=state.rules,
             version=self._version(state.answers.revision),
             **minor,
         )

@@ -199,6 +199,7 @@ class PolicyPublished(Event):
     lease_ms: int
     max_evidence_age_ms: int
     emergency_nano: int | None
+    rules: str | None
 
 
 @named_value_class

@@ -210,6 +210,7 @@ def _policy(state: Policy) -> dict[str, Any]:
             "restore_nano",
             "lease_ms",
             "max_evidence_age_ms",
+            "rules",
             "published_at_ms",
         ),
-    ) | {"rules": None}
+    )

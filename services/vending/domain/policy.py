@@ -1,9 +1,10 @@
-"""A policy of thresholds: when to warn, when to cut, when to give power again."""
+"""A policy: when to warn, when to cut and under what rules, when to give power again."""
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import INT64_MAX, nano_from_minor
 from services.common.kernel.values import value_class
+from services.common.policies.rules import read
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -37,6 +38,7 @@ class Policy:
     max_evidence_age_ms: int
     published_at_ms: int
     emergency_nano: int
+    rules: str | None
 
 
 @value_class
@@ -44,7 +46,8 @@ class PublishPolicy:
     """A policy, or its next version. Amounts in minor units of `currency`.
 
     `lease_ms` 0: five minutes, the most; `max_evidence_age_ms` 0: 15 minutes; `emergency_minor` 0:
-    no emergency credit.
+    no emergency credit. `rules`: the JSON of services.common.policies.rules, what must hold besides
+    before arrears cut; None: nothing.
     """
 
     request: Request
@@ -57,6 +60,7 @@ class PublishPolicy:
     lease_ms: int
     max_evidence_age_ms: int
     emergency_minor: int
+    rules: str | None
 
     def __post_init__(self) -> None:
         """Refuse what no policy can be."""
@@ -70,6 +74,7 @@ class PublishPolicy:
         checks.check_between(
             "max_evidence_age_ms", self.max_evidence_age_ms, 0, EVIDENCE_AGE_MS_MAX
         )
+        read(self.rules)
         self._check_order()
 
     def _check_order(self) -> None:
@@ -125,6 +130,7 @@ def decide(state: Policy | None, command: PublishPolicy) -> Decision:
         lease_ms=command.lease_ms or LEASE_MS_MAX,
         max_evidence_age_ms=command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
         emergency_nano=nano_from_minor(command.emergency_minor, currency),
+        rules=None if command.rules is None else read(command.rules).text(),
     )
     return Accepted((published,))
 
@@ -146,4 +152,5 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.max_evidence_age_ms,
         event.occurred_at_ms,
         event.emergency_nano or 0,
+        event.rules,
     )

@@ -428,6 +428,7 @@ class Policy(_message.Message):
     MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
@@ -438,6 +439,8 @@ class Policy(_message.Message):
     lease_ms: _builtins.int
     max_evidence_age_ms: _builtins.int
     emergency_minor: _builtins.int
+    rules: _builtins.str
+    """JSON; docs/policies.md"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -454,12 +457,15 @@ class Policy(_message.Message):
         max_evidence_age_ms: _builtins.int = ...,
         version: Global___BookVersion | None = ...,
         emergency_minor: _builtins.int = ...,
+        rules: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
+    _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rules) -> _WhichOneofReturnType__rules | None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
@@ -477,6 +483,7 @@ class PublishPolicyRequest(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
     EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     policy_id: _builtins.str
     currency: _builtins.str
@@ -493,6 +500,8 @@ class PublishPolicyRequest(_message.Message):
     """0 = 15 minutes"""
     emergency_minor: _builtins.int
     """what an account gets before it pays, once; 0 = none"""
+    rules: _builtins.str
+    """what must hold before arrears cut, JSON; docs/policies.md"""
     def __init__(
         self,
         *,
@@ -506,12 +515,15 @@ class PublishPolicyRequest(_message.Message):
         lease_ms: _builtins.int = ...,
         max_evidence_age_ms: _builtins.int = ...,
         emergency_minor: _builtins.int = ...,
+        rules: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
+    _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rules) -> _WhichOneofReturnType__rules | None: ...
 
 Global___PublishPolicyRequest: _TypeAlias = PublishPolicyRequest  # noqa: Y015
 
