@@ -273,14 +273,17 @@ def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
     facts: dict[tuple[str, str], dict[str, Any]] = {}
     noticed_at_ms: dict[str, int] = {}
     for record, absorbed in zip(records, done, strict=True):
-        if record.subject in {"policy-fact", "account-fact"} and isinstance(record.value, dict):
-            keep_newest(facts, record.subject.removesuffix("-fact"), record.value)
+        kind = record.subject.removesuffix("-fact")
+        if kind in {"policy", "account", "meter"} and isinstance(record.value, dict):
+            keep_newest(facts, kind, record.value)
         for output in absorbed.outputs:
             if output.subject == "notice":
                 noticed_at_ms[output.record["notice_id"]] = output.record["decided_at_ms"]
-            if output.subject == "relay-intent" and output.record["wanted"] == "open":
-                assert record.subject == "reading-frame", "a fact, or a wake, never cuts"
-                check_cut(output.record, facts, noticed_at_ms)
+            if output.subject == "relay-intent" and output.record["mode"] == "prepaid":
+                assert facts["meter", output.record["meter_id"]]["forced"] is None
+                if output.record["wanted"] == "open":
+                    assert record.subject == "reading-frame", "a fact, or a wake, never cuts"
+                    check_cut(output.record, facts, noticed_at_ms)
 
 
 def keep_newest(
