@@ -37,6 +37,7 @@ from services.vending.domain.account import (
 from services.vending.domain.decisions import Answers, Request, fingerprint
 from services.vending.domain.event_store import FROM_START, StoredEvent
 from services.vending.domain.events import CreditSold, EmergencyGranted
+from services.vending.domain.orders import PromisePayment
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
@@ -57,7 +58,7 @@ Said = tuple[str, int] | str
 
 @dataclass(frozen=True)
 class Ask:
-    """`what`: open, sell, grant, owe, close. `number`: of the request id, of few."""
+    """`what`: open, sell, grant, owe, promise, close. `number`: of the request id, of few."""
 
     what: str
     account: str
@@ -107,7 +108,7 @@ class Ledger:
             return "ALREADY_EXISTS"
         if ask.what != "open" and name not in self.status:
             return "ACCOUNT_NOT_FOUND"
-        if ask.what in {"close", "owe"} and self.status[name] != "open":
+        if ask.what in {"close", "owe", "promise"} and self.status[name] != "open":
             return "ACCOUNT_NOT_OPEN"
         if ask.what == "close" and self.emergency[name] + self.debt[name]:
             return "ACCOUNT_HAS_DEBT"
@@ -126,6 +127,8 @@ class Ledger:
         if ask.what == "owe":
             self.debt[name], self.share[name] = ask.amount_minor, ask.share_ppm
             return "debt-set"
+        if ask.what == "promise":
+            return "payment-promised"
         if ask.what == "grant":
             if self.emergency[name] or not self.credit(name, EMERGENCY_MINOR):
                 return "emergency-refused"
@@ -174,6 +177,8 @@ def command_of(ask: Ask) -> account.Command:
         return GrantEmergencyCredit(request, ask.account, POLICY)
     if ask.what == "owe":
         return SetDebt(request, ask.account, ask.amount_minor, ask.share_ppm, "old meter")
+    if ask.what == "promise":
+        return PromisePayment(request, ask.account, request.at_ms + 1, "half is paid")
     return CloseAccount(request, ask.account)
 
 
@@ -255,7 +260,7 @@ def asks_of(name: str) -> st.SearchStrategy[Ask]:
     callers, numbers = st.sampled_from(["till", "web"]), st.integers(0, 9)
     sell = st.builds(Ask, st.just("sell"), st.just(name), callers, numbers, AMOUNTS)
     owe = st.builds(Ask, st.just("owe"), st.just(name), callers, numbers, DEBTS, SHARES)
-    plain = st.sampled_from(["open", "grant", "grant", "close"])
+    plain = st.sampled_from(["open", "grant", "grant", "promise", "close"])
     rest = st.builds(Ask, plain, st.just(name), callers, numbers)
     return st.one_of(sell, sell, sell, owe, rest, rest)
 

@@ -1,4 +1,4 @@
-"""Goal: a held meter goes on by each of the four orders, and every watt-hour has its owner.
+"""Goal: metering obeys what the book orders, and every watt-hour of a held meter has its owner.
 
 Method: office, relay and metering's `absorb` in one process, without Kafka: what the relay would
 publish to `shard-log` is encoded, decoded and absorbed by its shard; what metering charges is kept
@@ -89,6 +89,11 @@ class Platform:
             await self.desk.charge(key, epoch, sequence, int(one["to_register_milli"]))
 
 
+def reasons(done: Absorbed) -> list[tuple[str, str]]:
+    """Return kind and reason of each alarm that a record raised."""
+    return [(alarm["kind"], alarm["reason"]) for alarm in of(done, "alarm")]
+
+
 @pytest.fixture
 async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
     """Return both where A1's meter was read once, and is held at a jump."""
@@ -177,3 +182,26 @@ async def test_an_order_of_an_account_that_is_told_twice_is_obeyed_once(
     assert await platform.told() == []
     await platform.read(45)
     assert platform.charged_milli == [200, 7_000 - LAST_MILLI, 10, 5]
+
+
+async def test_arrears_cut_nobody_before_the_end_of_an_order_and_somebody_after_it(
+    tmp_path: Path,
+) -> None:
+    """Both clocks are one here: vending's, and that of the log's records."""
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        desk, shards = Desk(**vars(world)), Shards()
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await desk.assign(register_milli=0)
+            log = shards.logs[(await desk.office.account("A1")).shard]
+            log.now_ms = desk.clock.at_ms
+            platform = Platform(desk, shards, relay, log, [])
+            await desk.keep(log.now_ms + 2 * MINUTE_MS)
+            await desk.promise(log.now_ms + 3 * MINUTE_MS)
+            await platform.told()
+            assert reasons(await platform.read(10)) == [("not-cut", "keep-power")]
+            assert reasons(await platform.read(20)) == [("not-cut", "promised")]
+            assert kinds(await platform.read(30)) == ["cut", "open"]
+            desk.clock.at_ms = log.now_ms
+            await desk.keep(log.now_ms + MINUTE_MS)
+            assert await platform.told() == ["restored", "closed"]
