@@ -72,7 +72,7 @@ class Status(StrEnum):
 
 @value_class
 class JoinedMeter:
-    """A meter of the account: since which epoch and register."""
+    """A meter of the account: since which epoch and register it belongs here, replaced or not."""
 
     meter_id: str
     epoch: int

@@ -529,6 +529,8 @@ Global___PublishPolicyRequest: _TypeAlias = PublishPolicyRequest  # noqa: Y015
 
 @_typing.final
 class AccountMeter(_message.Message):
+    """Since when a meter belongs to the account; replaced since, it has a higher epoch (GetMeter)."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     METER_ID_FIELD_NUMBER: _builtins.int
