@@ -184,10 +184,9 @@ async def test_an_order_of_an_account_that_is_told_twice_is_obeyed_once(
     assert platform.charged_milli == [200, 7_000 - LAST_MILLI, 10, 5]
 
 
-async def test_arrears_cut_nobody_before_the_end_of_an_order_and_somebody_after_it(
-    tmp_path: Path,
-) -> None:
-    """Both clocks are one here: vending's, and that of the log's records."""
+@pytest.fixture
+async def arrears(tmp_path: Path) -> AsyncIterator[Platform]:
+    """Return both where A1 has a meter and no credit. Both clocks are one: the log's."""
     async with vending_world.world(tmp_path / "events.sqlite") as world:
         desk, shards = Desk(**vars(world)), Shards()
         async with relaying(world, shards) as relay:
@@ -195,13 +194,56 @@ async def test_arrears_cut_nobody_before_the_end_of_an_order_and_somebody_after_
             await desk.assign(register_milli=0)
             log = shards.logs[(await desk.office.account("A1")).shard]
             log.now_ms = desk.clock.at_ms
-            platform = Platform(desk, shards, relay, log, [])
-            await desk.keep(log.now_ms + 2 * MINUTE_MS)
-            await desk.promise(log.now_ms + 3 * MINUTE_MS)
-            await platform.told()
-            assert reasons(await platform.read(10)) == [("not-cut", "keep-power")]
-            assert reasons(await platform.read(20)) == [("not-cut", "promised")]
-            assert kinds(await platform.read(30)) == ["cut", "open"]
-            desk.clock.at_ms = log.now_ms
-            await desk.keep(log.now_ms + MINUTE_MS)
-            assert await platform.told() == ["restored", "closed"]
+            yield Platform(desk, shards, relay, log, [])
+
+
+async def test_arrears_cut_nobody_before_the_end_of_an_order_and_somebody_after_it(
+    arrears: Platform,
+) -> None:
+    desk, log = arrears.desk, arrears.log
+    await desk.keep(log.now_ms + 2 * MINUTE_MS)
+    await desk.promise(log.now_ms + 3 * MINUTE_MS)
+    await arrears.told()
+    assert reasons(await arrears.read(10)) == [("not-cut", "keep-power")]
+    assert reasons(await arrears.read(20)) == [("not-cut", "promised")]
+    assert kinds(await arrears.read(30)) == ["cut", "open"]
+    desk.clock.at_ms = log.now_ms
+    await desk.keep(log.now_ms + MINUTE_MS)
+    assert await arrears.told() == ["restored", "closed"]
+
+
+async def test_a_cut_waits_for_its_notice_and_cites_it(arrears: Platform) -> None:
+    await arrears.desk.policy(rules='{"notice": {"lead_minutes": 1, "required": true}}')
+    await arrears.told()
+    pending = await arrears.read(10)
+    assert reasons(pending) == [("not-cut", "notice-pending")]
+    (notice,) = of(pending, "notice")
+    assert reasons(await arrears.read(20)) == [("not-cut", "notice-failed")]
+    await arrears.desk.notice("delivered", notice["notice_id"])
+    assert await arrears.told() == []
+    cut = await arrears.read(30)
+    assert kinds(cut) == ["cut", "open"]
+    cited = {(one["notice_id"], one["notice_outcome"]) for one in of(cut, "alarm")}
+    assert cited == {(notice["notice_id"], "delivered")}
+
+
+async def test_a_forced_relay_is_told_again_in_each_epoch_and_no_arrears_touch_it(
+    arrears: Platform,
+) -> None:
+    async def wanted() -> list[tuple[str, str]]:
+        await arrears.relay.caught_up()
+        done, arrears.shards.absorbed = arrears.shards.absorbed, []
+        intents = [intent for one in done for intent in of(one, "relay-intent")]
+        return [(intent["wanted"], intent["mode"]) for intent in intents]
+
+    await wanted()
+    await arrears.desk.force("on")
+    assert await wanted() == [("closed", "forced-on")]
+    assert reasons(await arrears.read(10)) == [("not-cut", "forced")]
+    await arrears.desk.replace(closing_register_milli=10, opening_register_milli=0)
+    assert await wanted() == [("closed", "forced-on")]
+    await arrears.desk.force("off")
+    assert await wanted() == [("open", "forced-off")]
+    await arrears.desk.force("prepaid")
+    assert await wanted() == [("closed", "prepaid")]
+    assert kinds(await arrears.read(20)) == ["cut", "open"]
