@@ -51,9 +51,10 @@ async def preview(
             if step not in timelines:
                 timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
             of_account = Preview(draft, timelines[step], await _since_ms(queries, draft, account))
-            async for charge in queries.recorded(key, reads_from_ms, draft.to_ms):
-                of_account.add(charge)
-                count += 1
+            async for charges in queries.recorded(key, reads_from_ms, draft.to_ms):
+                for charge in charges:
+                    of_account.add(charge)
+                count += len(charges)
             sums = of_account.sums()
         total.add(sums)
         told.accounts.append(_line(account.account_id, sums))

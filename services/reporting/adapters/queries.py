@@ -392,13 +392,13 @@ class Queries:
 
     async def recorded(
         self, account_key: int, reads_from_ms: int, to_ms: int
-    ) -> AsyncIterator[Recorded]:
+    ) -> AsyncIterator[Sequence[Recorded]]:
         """Yield an account's charges that end in [reads_from, to), and every re-split before.
 
         In the order in which a preview adds them up, some at a time: there may be millions.
         """
         async with self._connection() as connection, connection.transaction():
-            async for line in connection.cursor(
+            cursor = await connection.cursor(
                 f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
                 "WHERE account_key = $1 AND account_revision <> -1 AND to_time_ms < $3 "
                 "AND (to_time_ms >= $2 OR kind = 're-split') "
@@ -406,9 +406,9 @@ class Queries:
                 account_key,
                 reads_from_ms,
                 to_ms,
-                prefetch=RECORDED_AT_ONCE,
-            ):
-                yield Recorded(*line)
+            )
+            while lines := await cursor.fetch(RECORDED_AT_ONCE):
+                yield [Recorded(*line) for line in lines]
 
     async def _one(self, query: str, *values: Any) -> asyncpg.Record | None:
         async with self._connection() as connection:
