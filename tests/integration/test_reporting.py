@@ -356,6 +356,9 @@ async def test_an_exception_stays_until_something_ends_it(
     async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
         asked = queries.Queries(connections)
         everything = {"site_id": story.site, "account_id": story.account, "meter_id": ""}
+        cut = await asked.cut(story.account, None)
+        assert cut is not None
+        assert [each.reason for each in await asked.refusals(cut)] == ["grace", "evidence-old"]
         newest_first = await asked.exceptions(everything, None, 2, ended=True)
         assert [line["reason"] for line in newest_first] == ["late", "evidence-old"]
         after = (newest_first[0]["since_ms"], newest_first[0]["exception_id"])

@@ -8,6 +8,7 @@ an explanation does not add up, KeyError where it does not tell enough.
 
 from typing import Any
 
+from tests.property.metering_policy_model import Standing, refusal
 from tests.property.metering_tariff_model import (
     PERIOD_CLOSED,
     RATES,
@@ -44,6 +45,27 @@ def amount_of(told: Told) -> int:
         assert price == int(charge["price_micro"])
         return energy * price
     return sum(_line_amounts(tariff, charge["lines"], parts))
+
+
+def reason_of(told: Told) -> str:
+    """Return the first reason not to cut by which an account in arrears was judged, or nothing."""
+    decision, orders = told["decision"], {order["type"]: order for order in told["orders"]}
+    policy = {**told["policy"], "rules": told["policy"].get("rules")}
+    policy["max_evidence_age_ms"] = int(policy["max_evidence_age_ms"])
+    account = {
+        f"{what}_until_ms": int(orders[kind]["until_ms"]) if kind in orders else None
+        for what, kind in (("keep_power", "power-kept"), ("promise", "payment-promised"))
+    }
+    reading = {
+        "received_at_ms": int(decision["reading_received_at_ms"]),
+        "quality": ord(told["charge"]["to_reading"]["quality"]),
+    }
+    now = int(decision["decided_at_ms"])
+    began = told["refusals"][0] if told["refusals"] else decision
+    notice_at = int(told["notice"]["decided_at_ms"]) if "notice" in told else None
+    outcome = decision["notice_outcome"] or None
+    standing = Standing(int(began["decided_at_ms"]), False, notice_at, outcome)
+    return refusal(policy, account, reading, standing, now)
 
 
 def _moved(

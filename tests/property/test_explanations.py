@@ -6,6 +6,7 @@ nothing else comes to the same figures, to the last nano.
 """
 
 import asyncio
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,8 +19,8 @@ from services.metering.domain.messages import LogRecord
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
 from services.reporting.domain.explain import BookEvent
-from services.reporting.domain.rows import ChargeRow
-from tests.property.calculator import Told, amount_of
+from services.reporting.domain.rows import AlarmRow, ChargeRow
+from tests.property.calculator import Told, amount_of, reason_of
 from tests.property.metering_histories import ACCOUNTS, METERS, histories, shapes
 from tests.property.metering_runs import examples, fresh_run
 from tests.unit.metering_log import (
@@ -147,7 +148,7 @@ SALE_NANO = 90 * CREDIT_NANO
 class Month:
     """A shop's March: read each six hours by two meters, one of them replaced on the 20th."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: str | None = None) -> None:
         self.tables = Tables(("A1", "M1", "M2"))
         self.log = Log()
         self.log.now_ms = at("02-27T10:00")
@@ -157,7 +158,7 @@ class Month:
         for fact in (
             site(),
             plan(SHOPS),
-            policy(overdraft_nano=0, restore_nano=1),
+            policy(overdraft_nano=0, restore_nano=1, rules=rules),
             opened,
             meter("M1", opening_register_milli=4_000),
             meter("M2", opening_register_milli=70_000, ratio=40),
@@ -174,13 +175,16 @@ class Month:
 
     def sell(self, revision: int, sales: int) -> None:
         credited_nano = sales * SALE_NANO
-        event_id = name_uuid("sale", revision)
-        self.tables.events.append(
-            BookEvent(
-                "credit-sold", event_id, str(event_id), 0, revision, credited_nano, self.log.now_ms
-            )
-        )
+        receipt = str(name_uuid("sale", revision))
+        self.told("credit-sold", revision, receipt_id=receipt, credited_nano=credited_nano)
         self.fact(account(credited_nano=credited_nano, revision=revision))
+
+    def told(self, kind: str, revision: int, **fields: Any) -> None:
+        """Let the ledger tell an event of the account."""
+        event = {"receipt_id": "", "credited_nano": None, **fields}
+        event_id = name_uuid("event", revision)
+        event |= {"book_epoch": 0, "revision": revision, "occurred_at_ms": self.log.now_ms}
+        self.tables.events.append(BookEvent(kind, event_id, **event))
 
     def read(self, meter_id: str, at_ms: int, more_milli: int = 0, **changes: Any) -> None:
         self.registers_milli[meter_id] += more_milli
@@ -313,3 +317,43 @@ def test_a_cut_off_is_decided_again_from_its_explanation() -> None:
         policy_["policy_id"],
         policy_["version"],
     )
+
+
+RULES = {
+    "zone": "Asia/Shanghai",
+    "grace_minutes": 600,
+    "notice": {"lead_minutes": 300, "required": True},
+    "no_cut": [{"days": ["weekday", "weekend", "holiday"], "begins": "22:00", "ends": "08:00"}],
+}
+
+
+def test_why_an_account_was_not_cut_is_decided_again_too() -> None:
+    """One that owes more and more: a promise, a notice, grace and nights keep it on power."""
+    month = Month(json.dumps(RULES))
+    revision, credited = 1, SALE_NANO
+    at_ms = at("03-05T00:17")
+    while not any(alarm.kind == "cut" for alarm in month.tables.of(AlarmRow)):
+        at_ms += HOUR_MS
+        month.read("M2", at_ms, 40)
+        alarms = month.tables.of(AlarmRow)
+        if len(alarms) and alarms[-1].reason == "notice-pending" and revision == 1:
+            revision, until_ms = 2, at_ms + 3 * HOUR_MS
+            month.told("payment-promised", 2, until_ms=until_ms)
+            fact = {"credited_nano": credited, "revision": 2, "promise_until_ms": until_ms}
+            month.fact(account(**fact))
+        if len(alarms) and alarms[-1].reason == "notice-failed":
+            notice_id = alarms[-1].notice_id
+            month.told("notice-recorded", 3, notice_id=notice_id, outcome="delivered")
+            fact = {"credited_nano": credited, "revision": 3, "promise_until_ms": until_ms}
+            month.fact(account(**fact, notice_id=notice_id, notice_outcome="delivered"))
+    decided = []
+    for alarm in month.tables.of(AlarmRow):
+        if alarm.kind in {"cut", "not-cut"}:
+            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
+            told = asked(month.tables, "ExplainCutoff", request)
+            assert (reason_of(told) or "threshold-reached") == alarm.reason
+            assert told["decision"]["kind"] == alarm.kind
+            decided.append(alarm.reason)
+    assert decided[-1] == "threshold-reached"
+    assert {"notice-pending", "promised", "notice-running", "notice-failed"} < set(decided)
+    assert {"grace", "no-cut-window"} & set(decided)

@@ -5,6 +5,7 @@ So that explanations can be tested without a database, by the code that answers 
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from services.common.kernel.ids import column_key
 from services.reporting.domain.explain import BookEvent
@@ -14,6 +15,7 @@ from services.reporting.domain.rows import (
     AccountTotalsRow,
     AlarmRow,
     ChargeRow,
+    NoticeRow,
     PolicyVersionRow,
     PriceLineRow,
     Row,
@@ -21,7 +23,12 @@ from services.reporting.domain.rows import (
     newest,
 )
 
-_TOPICS = {"charge-frame": "charges", "balance": "balances", "alarm": "alarms"}
+_TOPICS = {
+    "charge-frame": "charges",
+    "balance": "balances",
+    "alarm": "alarms",
+    "notice": "notices",
+}
 
 
 class Tables:
@@ -43,7 +50,7 @@ class Tables:
     def published(self, fact: Mapping[str, Any]) -> None:
         """Keep the version of a tariff-fact or policy-fact, as the ledger tells it."""
         kind: Any = TariffVersionRow if "tariff_id" in fact else PolicyVersionRow
-        self.rows.append(kind(*(fact[name] for name in kind._fields)))
+        self.rows.append(kind(*(fact.get(name) for name in kind._fields)))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [row for row in self.rows if isinstance(row, kind)]
@@ -110,12 +117,25 @@ class Tables:
         found = [row for row in self.of(PolicyVersionRow) if row[:2] == (policy_id, version)]
         return found[-1] if found else None
 
-    async def cut(self, account_id: str, _alarm_id: Any) -> AlarmRow | None:
-        found = [r for r in self.of(AlarmRow) if (r.account_id, r.kind) == (account_id, "cut")]
-        return max(found, key=lambda row: row.log_offset, default=None)
+    async def cut(self, account_id: str, alarm_id: UUID | None) -> AlarmRow | None:
+        decisions = [row for row in self.of(AlarmRow) if row.kind in {"cut", "not-cut"}]
+        if alarm_id is not None:
+            return next((row for row in decisions if row.alarm_id == alarm_id), None)
+        cuts = [row for row in decisions if (row.account_id, row.kind) == (account_id, "cut")]
+        return max(cuts, key=lambda row: row.log_offset, default=None)
 
     async def intents(self, _cut: AlarmRow, _policy: PolicyVersionRow | None) -> list[Any]:
         return []
+
+    async def refusals(self, decision: AlarmRow) -> list[AlarmRow]:
+        mine = [row for row in self.of(AlarmRow) if row.account_id == decision.account_id]
+        before = [row for row in mine if row.log_offset < decision.log_offset]
+        left = [r.log_offset for r in before if r.kind in {"cut", "restored", "cleared"}]
+        since = max(left, default=-1)
+        return [row for row in before if row.kind == "not-cut" and row.log_offset > since]
+
+    async def notice(self, notice_id: UUID) -> NoticeRow | None:
+        return next((row for row in self.of(NoticeRow) if row.notice_id == notice_id), None)
 
     async def balance(self, account_id: str) -> dict[str, Any] | None:
         levels = [row for row in self.of(AccountLevelRow) if row.account_id == account_id]

@@ -44,7 +44,12 @@ EXPLANATIONS = {
         minor_decimals=2,
     ),
     "ExplainCutoff": r.CutoffExplanation(
-        decision=r.Alarm(account_id="A1"), charge=told_charge(), currency="CNY"
+        decision=r.Alarm(account_id="A1", kind="not-cut", reason="grace"),
+        charge=told_charge(),
+        currency="CNY",
+        orders=[r.AccountOrder(type="power-kept", until_ms=1, revision=4)],
+        notice=r.Notice(notice_id="N1", decided_at_ms=1),
+        refusals=[r.Alarm(reason="notice-running")],
     ),
     "ExplainBalance": r.BalanceExplanation(
         account_id="A1",
@@ -115,6 +120,14 @@ def test_what_an_explanation_holds_is_shown_to_a_person(monkeypatch: pytest.Monk
     balance = wattvend(monkeypatch, Vending(**EXPLANATIONS), "explain", "balance", "A1").stdout
     assert "available 8.30 CNY" in balance
     assert "1..7" in balance
+
+
+def test_what_kept_a_cut_off_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = wattvend(
+        monkeypatch, Vending(**EXPLANATIONS), "explain", "A1", "--decision", "7"
+    ).stdout
+    for part in ("not cut off: grace", "power-kept until", "outcome: not known", "notice-running"):
+        assert part in re.sub(r"[\s│]+", " ", shown), shown
 
 
 def test_exceptions_are_shown_with_their_evidence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
     """Show the chain of a cut-off, from the readings to the read-back."""
     code, decision = answer.currency, answer.decision
     tree = Tree(
-        f"[bold]why {escape(decision.account_id)} was cut off[/] "
+        f"[bold]why {escape(decision.account_id)} was {_decided(decision)}[/] "
         f"[dim]({moment(decision.decided_at_ms)}, decision {decision.alarm_id})[/]"
     )
     if answer.HasField("charge"):
@@ -78,6 +78,7 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
     )
     if answer.HasField("policy"):
         _add_policy(tree, answer.policy, code)
+    _add_orders(tree, answer)
     for intent in answer.intents:
         lease = f", to be sent before {moment(intent.send_before_ms)}"
         branch = tree.add(
@@ -91,6 +92,26 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
                 text += f" — read back [bold]{attempt.read_back_position}[/]"
             branch.add(text)
     return tree
+
+
+def _decided(decision: r.Alarm) -> str:
+    return f"not cut off: {decision.reason}" if decision.kind == "not-cut" else "cut off"
+
+
+def _add_orders(tree: Tree, answer: r.CutoffExplanation) -> None:
+    """Add what kept the cut off, or let it be: orders, the notice, refusals before it."""
+    for order in answer.orders:
+        until = f" until {moment(order.until_ms)}" if order.HasField("until_ms") else ""
+        what = f"{order.type}{until} {order.outcome}".rstrip()
+        tree.add(f"order: {what} [dim](revision {order.revision}, {order.event_id})[/]")
+    if answer.HasField("notice"):
+        notice, outcome = answer.notice, answer.decision.notice_outcome or "not known yet"
+        tree.add(
+            f"notice at {moment(notice.decided_at_ms)}, no cut before "
+            f"{moment(notice.cut_not_before_ms)}, outcome: {outcome} [dim]{notice.notice_id}[/]"
+        )
+    for refusal in answer.refusals:
+        tree.add(f"not cut at {moment(refusal.decided_at_ms)}: {refusal.reason}")
 
 
 def preview(answer: r.TariffPreview) -> RenderableType:
@@ -198,6 +219,7 @@ def _add_policy(tree: Tree, policy: r.PolicyVersion, code: str) -> None:
         f"{money(policy.alarm_1_nano, code)} and {money(policy.alarm_2_nano, code)}, cut at "
         f"{money(-policy.overdraft_nano, code)}, power again from "
         f"{money(policy.restore_nano, code)}"
+        f"{f'; rules {escape(policy.rules)}' if policy.HasField('rules') else ''}"
     )
 
 

@@ -4,6 +4,7 @@ Each is put together from rows that never change; docs/explain.md says how to co
 """
 
 from collections.abc import Iterable
+from uuid import UUID
 
 import asyncpg
 
@@ -11,12 +12,20 @@ from services.common.kernel.ids import column_key
 from services.common.kernel.values import value_class
 from services.reporting.adapters import messages
 from services.reporting.adapters.queries import Queries
-from services.reporting.domain.explain import Credit, CutIntent, credits_of
+from services.reporting.domain.explain import (
+    CUT,
+    BookEvent,
+    Credit,
+    CutIntent,
+    credits_of,
+    orders_of,
+)
 from services.reporting.domain.projections import CHARGE_KINDS, CLOSING, RESPLIT, USAGE
 from services.reporting.domain.rows import (
     AlarmRow,
     ChargeRow,
     CommandOutcomeRow,
+    NoticeRow,
     PolicyVersionRow,
     PriceLineRow,
     TariffVersionRow,
@@ -64,7 +73,7 @@ async def explain_charge(queries: Queries, charge: ChargeRow) -> pb.ChargeExplan
 
 
 async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanation:
-    """Return what a cut followed from, and what was done about it."""
+    """Return what a decision on a cut followed from, and what was done about it."""
     policy = await queries.policy_version(cut.policy_id, cut.policy_version)
     told = pb.CutoffExplanation(
         decision=messages.alarm(cut),
@@ -72,8 +81,15 @@ async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanatio
         available_nano=cut.available_nano,
         minor_decimals=messages.minor_decimals(cut.currency),
         currency=cut.currency,
-        intents=map(_intent, await queries.intents(cut, policy)),
+        refusals=map(messages.alarm, await queries.refusals(cut)),
     )
+    if cut.kind == CUT:
+        told.intents.extend(map(_intent, await queries.intents(cut, policy)))
+    events = await queries.book_events(cut.account_id)
+    told.orders.extend(map(_order, orders_of(events, (cut.book_epoch, cut.account_revision))))
+    notice = await queries.notice(UUID(cut.notice_id)) if cut.notice_id else None
+    if notice is not None:
+        told.notice.CopyFrom(_notice(notice))
     if policy is not None:
         told.policy.CopyFrom(_policy(policy))
     charge = None
@@ -254,6 +270,7 @@ def _policy(row: PolicyVersionRow) -> pb.PolicyVersion:
         restore_nano=row.restore_nano,
         lease_ms=row.lease_ms,
         max_evidence_age_ms=row.max_evidence_age_ms,
+        rules=row.rules,
         book_epoch=row.book_epoch,
         revision=row.revision,
         published_at_ms=row.published_at_ms,
@@ -271,6 +288,31 @@ def _credit(credit: Credit) -> pb.Credit:
         added_nano=credit.added_nano,
         credited_nano=credit.credited_nano,
         occurred_at_ms=event.occurred_at_ms,
+    )
+
+
+def _order(event: BookEvent) -> pb.AccountOrder:
+    return pb.AccountOrder(
+        type=event.type,
+        event_id=str(event.event_id),
+        book_epoch=event.book_epoch,
+        revision=event.revision,
+        occurred_at_ms=event.occurred_at_ms,
+        until_ms=event.until_ms,
+        notice_id=event.notice_id,
+        outcome=event.outcome,
+    )
+
+
+def _notice(row: NoticeRow) -> pb.Notice:
+    return pb.Notice(
+        notice_id=str(row.notice_id),
+        kind=row.kind,
+        decided_at_ms=row.decided_at_ms,
+        cut_not_before_ms=row.cut_not_before_ms,
+        available_nano=row.available_nano,
+        threshold_nano=row.threshold_nano,
+        policy_version=row.policy_version or 0,
     )
 
 

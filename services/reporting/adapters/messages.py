@@ -107,6 +107,8 @@ def alarm(row: AlarmRow) -> pb.Alarm:
         to_reading_id=str(row.to_reading_id or ""),
         reading_received_at_ms=row.reading_received_at_ms,
         log_offset=row.log_offset,
+        notice_id=row.notice_id or "",
+        notice_outcome=row.notice_outcome or "",
     )
 
 

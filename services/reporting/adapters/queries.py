@@ -10,7 +10,9 @@ import asyncpg
 from services.common.kernel.errors import Retriable
 from services.reporting.adapters.database import CONNECT_TIMEOUT_S, UNREACHABLE
 from services.reporting.domain.explain import (
+    CLEARED,
     CUT,
+    NOT_CUT,
     OPEN,
     RESTORED,
     BookEvent,
@@ -23,6 +25,7 @@ from services.reporting.domain.rows import (
     AlarmRow,
     ChargeRow,
     CommandOutcomeRow,
+    NoticeRow,
     PolicyVersionRow,
     PriceLineRow,
     RelayIntentRow,
@@ -179,13 +182,13 @@ class Queries:
         )
 
     async def cut(self, account_id: str, alarm_id: UUID | None) -> AlarmRow | None:
-        """Return a cut by its alarm, or the account's newest; None where there is none."""
+        """Return a decision on a cut by its alarm, or the newest cut of an account, or None."""
         if alarm_id is not None:
             found = await self._one(
-                f"{_select(AlarmRow)}WHERE alarm_id = $1 AND kind = $2 "
+                f"{_select(AlarmRow)}WHERE alarm_id = $1 AND kind = ANY($2) "
                 "AND ($3 = '' OR account_id = $3)",
                 alarm_id,
-                CUT,
+                [CUT, NOT_CUT],
                 account_id,
             )
         else:
@@ -196,6 +199,24 @@ class Queries:
                 CUT,
             )
         return AlarmRow(*found) if found else None
+
+    async def notice(self, notice_id: UUID) -> NoticeRow | None:
+        """Return a notice."""
+        found = await self._one(f"{_select(NoticeRow)}WHERE notice_id = $1", notice_id)
+        return NoticeRow(*found) if found else None
+
+    async def refusals(self, decision: AlarmRow) -> list[AlarmRow]:
+        """Return why an account was not cut before a decision, since its level was last left."""
+        found = await self._all(
+            f"{_select(AlarmRow)}WHERE account_id = $1 AND kind = $2 AND log_offset < $3 "  # noqa: S608 - our own names
+            "AND log_offset > (SELECT coalesce(max(log_offset), -1) FROM alarms "
+            "WHERE account_id = $1 AND kind = ANY($4) AND log_offset < $3) ORDER BY log_offset",
+            decision.account_id,
+            NOT_CUT,
+            decision.log_offset,
+            [CUT, RESTORED, CLEARED],
+        )
+        return [AlarmRow(*line) for line in found]
 
     async def charge(
         self, meter_key: int, epoch: int | None, sequence: int | None
@@ -296,7 +317,10 @@ class Queries:
         found = await self._all(
             "SELECT type, event_id, coalesce(data ->> 'receipt_id', '') AS receipt_id, "
             "book_epoch, revision, (data ->> 'credited_nano')::bigint AS credited_nano, "
-            "occurred_at_ms FROM ledger WHERE stream = 'account-' || $1",
+            "occurred_at_ms, (data ->> 'until_ms')::bigint AS until_ms, "
+            "coalesce(data ->> 'notice_id', '') AS notice_id, "
+            "coalesce(data ->> 'outcome', '') AS outcome "
+            "FROM ledger WHERE stream = 'account-' || $1",
             account_id,
         )
         return [BookEvent(*line) for line in found]

@@ -19,8 +19,12 @@ from services.reporting.domain.rows import (
 )
 
 CUT = "cut"
+NOT_CUT = "not-cut"
 RESTORED = "restored"
+CLEARED = "cleared"
 OPEN = "open"
+ORDERS = ("power-kept", "payment-promised", "notice-recorded")
+"""Events by which a person or a carrier keeps a cut off, or lets it be."""
 
 _STEPS = (
     "waiting-line",
@@ -113,7 +117,8 @@ def _when(outcome: CommandOutcomeRow) -> tuple[int, int, int]:
 class BookEvent:
     """An event of an account's stream. `credited_nano`: lifetime total after it, if it tells one.
 
-    `receipt_id`: of the receipt that was given, or "".
+    `receipt_id`: of the receipt that was given, or "". `until_ms`, `notice_id`, `outcome`: what an
+    order tells, or None and "".
     """
 
     type: str
@@ -123,6 +128,9 @@ class BookEvent:
     revision: int
     credited_nano: int | None
     occurred_at_ms: int
+    until_ms: int | None = None
+    notice_id: str = ""
+    outcome: str = ""
 
 
 @value_class
@@ -134,24 +142,35 @@ class Credit:
     credited_nano: int
 
 
-def credits_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[Credit]:
-    """Return what the credit of an account consists of, as of a (book_epoch, revision).
+def standing(events: Iterable[BookEvent], book: tuple[int, int]) -> list[BookEvent]:
+    """Return what an account's stream consists of, as of a (book_epoch, revision).
 
     A store that was restored to an earlier point goes on from there in a higher epoch: what the
     epoch before had told beyond that point is gone.
     """
-    standing: list[BookEvent] = []
+    found: list[BookEvent] = []
     for event in sorted(events, key=lambda each: (each.book_epoch, each.revision)):
         if (event.book_epoch, event.revision) > book:
             break
-        while standing and standing[-1].revision >= event.revision:
-            standing.pop()
-        standing.append(event)
+        while found and found[-1].revision >= event.revision:
+            found.pop()
+        found.append(event)
+    return found
+
+
+def credits_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[Credit]:
+    """Return what the credit of an account consists of, as of a (book_epoch, revision)."""
     found: list[Credit] = []
     before_nano = 0
-    for event in standing:
+    for event in standing(events, book):
         if event.credited_nano is not None and event.credited_nano != before_nano:
             added_nano = event.credited_nano - before_nano
             found.append(Credit(event, added_nano, event.credited_nano))
             before_nano = event.credited_nano
     return found
+
+
+def orders_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[BookEvent]:
+    """Return the newest order of each kind that the book had told, as of a revision."""
+    newest = {event.type: event for event in standing(events, book) if event.type in ORDERS}
+    return [newest[kind] for kind in ORDERS if kind in newest]

@@ -33,6 +33,7 @@ from services.reporting.domain.rows import (
     Json,
     LedgerRow,
     MeterRow,
+    NoticeRow,
     PolicyVersionRow,
     PriceLineRow,
     ReceiptRow,
@@ -195,6 +196,17 @@ def _alarm(record: Record) -> Iterator[Row]:
     )
 
 
+def _notice(record: Record) -> Iterator[Row]:
+    value = record.value
+    yield _same(
+        NoticeRow,
+        value,
+        notice_id=UUID(value["notice_id"]),
+        from_reading_id=_reading(value["from_reading_id"]),
+        to_reading_id=_reading(value["to_reading_id"]),
+    )
+
+
 def _intent(record: Record) -> Iterator[Row]:
     value = record.value
     yield _same(
@@ -263,7 +275,7 @@ PROJECTIONS: Mapping[tuple[str, str], Projection] = {
     ("charges", "charge-frame"): _charges,
     ("balances", "balance"): _balance,
     ("alarms", "alarm"): _alarm,
-    ("notices", "notice"): _nothing,
+    ("notices", "notice"): _notice,
     ("relay-intents", "relay-intent"): _intent,
     ("relay-states", "relay-state"): _relay_state,
     ("command-outcomes", "command-outcome"): _outcome,

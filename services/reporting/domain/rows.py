@@ -121,6 +121,8 @@ class PolicyVersionRow(NamedTuple):
     published_at_ms: int
     book_epoch: int
     revision: int
+    emergency_nano: int | None
+    rules: str | None
 
 
 class ChargeRow(NamedTuple):
@@ -246,6 +248,35 @@ class AlarmRow(NamedTuple):
     last_register_milli: int | None
     last_time_ms: int | None
     bound_milli: int | None
+    notice_id: str | None
+    notice_outcome: str | None
+
+
+class NoticeRow(NamedTuple):
+    notice_id: UUID
+    kind: str
+    account_id: str
+    site_id: str
+    available_nano: int
+    threshold_nano: int
+    cut_not_before_ms: int
+    account_sequence: int
+    account_revision: int
+    book_epoch: int
+    policy_id: str | None
+    policy_version: int | None
+    tariff_id: str | None
+    tariff_version: int | None
+    charge_epoch: int | None
+    charge_sequence: int | None
+    from_reading_id: UUID | None
+    to_reading_id: UUID | None
+    reading_received_at_ms: int | None
+    currency: str
+    legal_entity: str
+    commodity: str
+    decided_at_ms: int
+    log_offset: int
 
 
 class RelayIntentRow(NamedTuple):
@@ -280,6 +311,8 @@ class RelayIntentRow(NamedTuple):
     legal_entity: str
     commodity: str
     decided_at_ms: int
+    notice_id: str | None
+    notice_outcome: str | None
 
 
 class RelayStateRow(NamedTuple):
@@ -381,6 +414,7 @@ Row = (
     | AccountTotalsRow
     | AccountLevelRow
     | AlarmRow
+    | NoticeRow
     | RelayIntentRow
     | RelayStateRow
     | CommandOutcomeRow
@@ -441,6 +475,7 @@ _ALL = (
     # A policy may change a level at the same sequence and revision: only the offset orders these.
     Table("account_levels", AccountLevelRow, ("account_id",), ("log_offset",)),
     Table("alarms", AlarmRow, ("alarm_id",)),
+    Table("notices", NoticeRow, ("notice_id",)),
     Table("relay_intents", RelayIntentRow, ("meter_id",), ("epoch", "version_offset")),
     # ingest numbers nothing: newest is what stands last in the log, which is what compaction keeps.
     Table("relay_states", RelayStateRow, ("meter_id",), ("topic_offset",)),

@@ -12,6 +12,45 @@ ALTER TABLE alarms ADD COLUMN device_time_ms bigint;
 ALTER TABLE alarms ADD COLUMN last_register_milli bigint;
 ALTER TABLE alarms ADD COLUMN last_time_ms bigint;
 ALTER TABLE alarms ADD COLUMN bound_milli bigint;
+ALTER TABLE alarms ADD COLUMN notice_id text;
+ALTER TABLE alarms ADD COLUMN notice_outcome text;
+ALTER TABLE relay_intents ADD COLUMN notice_id text;
+ALTER TABLE relay_intents ADD COLUMN notice_outcome text;
+ALTER TABLE policy_versions ADD COLUMN emergency_nano bigint;
+ALTER TABLE policy_versions ADD COLUMN rules text;
+COMMENT ON COLUMN policy_versions.rules IS
+    'JSON of what must hold before arrears cut; null: thresholds alone.';
+
+CREATE TABLE notices (
+    notice_id              uuid    PRIMARY KEY,
+    kind                   text    NOT NULL,
+    account_id             text    NOT NULL,
+    site_id                text    NOT NULL,
+    available_nano         bigint  NOT NULL,
+    threshold_nano         bigint  NOT NULL,
+    cut_not_before_ms      bigint  NOT NULL,
+    account_sequence       bigint  NOT NULL,
+    account_revision       bigint  NOT NULL,
+    book_epoch             integer NOT NULL,
+    policy_id              text,
+    policy_version         integer,
+    tariff_id              text,
+    tariff_version         integer,
+    charge_epoch           integer,
+    charge_sequence        bigint,
+    from_reading_id        uuid,
+    to_reading_id          uuid,
+    reading_received_at_ms bigint,
+    currency               text    NOT NULL,
+    legal_entity           text    NOT NULL,
+    commodity              text    NOT NULL,
+    decided_at_ms          bigint  NOT NULL,
+    log_offset             bigint  NOT NULL
+);
+CREATE INDEX notices_of_account ON notices (account_id, decided_at_ms);
+COMMENT ON TABLE notices IS
+    'What a person was to be told, and from when on a cut may follow. What became of it: ledger, '
+    'notice-recorded. Source: notices (400 days).';
 
 CREATE INDEX alarms_of_exceptions ON alarms (decided_at_ms, alarm_id)
     WHERE kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused',

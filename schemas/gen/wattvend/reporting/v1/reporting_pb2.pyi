@@ -235,6 +235,8 @@ class Alarm(_message.Message):
     TO_READING_ID_FIELD_NUMBER: _builtins.int
     READING_RECEIVED_AT_MS_FIELD_NUMBER: _builtins.int
     LOG_OFFSET_FIELD_NUMBER: _builtins.int
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
     alarm_id: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
@@ -261,6 +263,10 @@ class Alarm(_message.Message):
     to_reading_id: _builtins.str
     reading_received_at_ms: _builtins.int
     log_offset: _builtins.int
+    notice_id: _builtins.str
+    """of the cut's notice that stands; empty: none"""
+    notice_outcome: _builtins.str
+    """delivered, failed; empty: not known"""
     def __init__(
         self,
         *,
@@ -287,10 +293,12 @@ class Alarm(_message.Message):
         to_reading_id: _builtins.str = ...,
         reading_received_at_ms: _builtins.int | None = ...,
         log_offset: _builtins.int = ...,
+        notice_id: _builtins.str = ...,
+        notice_outcome: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_id", b"meter_id", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_id", b"meter_id", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reading_received_at_ms: _TypeAlias = _typing.Literal["reading_received_at_ms"]  # noqa: Y015
     _WhichOneofArgType__reading_received_at_ms: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms"]  # noqa: Y015
@@ -723,7 +731,7 @@ class ExplainCutoffRequest(_message.Message):
     ALARM_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     alarm_id: _builtins.str
-    """The decision to explain; empty: the account's newest cut."""
+    """The decision to explain, a cut or why it was not (not-cut); empty: the account's newest cut."""
     def __init__(
         self,
         *,
@@ -996,6 +1004,7 @@ class PolicyVersion(_message.Message):
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     version: _builtins.int
     alarm_1_nano: _builtins.int
@@ -1007,6 +1016,8 @@ class PolicyVersion(_message.Message):
     book_epoch: _builtins.int
     revision: _builtins.int
     published_at_ms: _builtins.int
+    rules: _builtins.str
+    """JSON (docs/policies.md); absent: thresholds alone"""
     def __init__(
         self,
         *,
@@ -1021,12 +1032,15 @@ class PolicyVersion(_message.Message):
         book_epoch: _builtins.int = ...,
         revision: _builtins.int = ...,
         published_at_ms: _builtins.int = ...,
+        rules: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "book_epoch", b"book_epoch", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_nano", b"overdraft_nano", "policy_id", b"policy_id", "published_at_ms", b"published_at_ms", "restore_nano", b"restore_nano", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "book_epoch", b"book_epoch", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_nano", b"overdraft_nano", "policy_id", b"policy_id", "published_at_ms", b"published_at_ms", "restore_nano", b"restore_nano", "revision", b"revision", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
+    _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rules) -> _WhichOneofReturnType__rules | None: ...
 
 Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
 
@@ -1128,6 +1142,87 @@ class Intent(_message.Message):
 Global___Intent: _TypeAlias = Intent  # noqa: Y015
 
 @_typing.final
+class AccountOrder(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    event_id: _builtins.str
+    book_epoch: _builtins.int
+    revision: _builtins.int
+    occurred_at_ms: _builtins.int
+    until_ms: _builtins.int
+    """absent: at an end, or not one that ends"""
+    notice_id: _builtins.str
+    outcome: _builtins.str
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        book_epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        occurred_at_ms: _builtins.int = ...,
+        until_ms: _builtins.int | None = ...,
+        notice_id: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "until_ms", b"until_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "book_epoch", b"book_epoch", "event_id", b"event_id", "notice_id", b"notice_id", "occurred_at_ms", b"occurred_at_ms", "outcome", b"outcome", "revision", b"revision", "type", b"type", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__until_ms: _TypeAlias = _typing.Literal["until_ms"]  # noqa: Y015
+    _WhichOneofArgType__until_ms: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until_ms) -> _WhichOneofReturnType__until_ms | None: ...
+
+Global___AccountOrder: _TypeAlias = AccountOrder  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DECIDED_AT_MS_FIELD_NUMBER: _builtins.int
+    CUT_NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANO_FIELD_NUMBER: _builtins.int
+    THRESHOLD_NANO_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    notice_id: _builtins.str
+    kind: _builtins.str
+    decided_at_ms: _builtins.int
+    """it went out"""
+    cut_not_before_ms: _builtins.int
+    available_nano: _builtins.int
+    threshold_nano: _builtins.int
+    policy_version: _builtins.int
+    def __init__(
+        self,
+        *,
+        notice_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        decided_at_ms: _builtins.int = ...,
+        cut_not_before_ms: _builtins.int = ...,
+        available_nano: _builtins.int = ...,
+        threshold_nano: _builtins.int = ...,
+        policy_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "cut_not_before_ms", b"cut_not_before_ms", "decided_at_ms", b"decided_at_ms", "kind", b"kind", "notice_id", b"notice_id", "policy_version", b"policy_version", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
 class CutoffExplanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1141,6 +1236,9 @@ class CutoffExplanation(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     INTENTS_FIELD_NUMBER: _builtins.int
     TARIFFS_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     threshold_nano: _builtins.int
     available_nano: _builtins.int
     minor_decimals: _builtins.int
@@ -1163,6 +1261,20 @@ class CutoffExplanation(_message.Message):
     def tariffs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TariffVersion]:
         """every version that the charge cites, ascending"""
 
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountOrder]:
+        """The newest of each kind that the book had told by then: power-kept, payment-promised,
+        notice-recorded.
+        """
+
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """that the decision cites"""
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
+        """Why it was not cut before, since it was last cut, restored or cleared; ascending."""
+
     def __init__(
         self,
         *,
@@ -1176,10 +1288,13 @@ class CutoffExplanation(_message.Message):
         currency: _builtins.str = ...,
         intents: _abc.Iterable[Global___Intent] | None = ...,
         tariffs: _abc.Iterable[Global___TariffVersion] | None = ...,
+        orders: _abc.Iterable[Global___AccountOrder] | None = ...,
+        notice: Global___Notice | None = ...,
+        refusals: _abc.Iterable[Global___Alarm] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "decision", b"decision", "policy", b"policy", "tariff", b"tariff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "decision", b"decision", "notice", b"notice", "policy", b"policy", "tariff", b"tariff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "policy", b"policy", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "notice", b"notice", "orders", b"orders", "policy", b"policy", "refusals", b"refusals", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
