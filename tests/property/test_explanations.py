@@ -339,7 +339,11 @@ def test_why_an_account_was_not_cut_is_decided_again_too() -> None:
         if len(alarms) and alarms[-1].reason == "notice-pending" and revision == 1:
             revision, until_ms = 2, at_ms + 3 * HOUR_MS
             month.told("payment-promised", 2, until_ms=until_ms)
-            fact = {"credited_nano": credited, "revision": 2, "promise_until_ms": until_ms}
+            fact: dict[str, Any] = {
+                "credited_nano": credited,
+                "revision": 2,
+                "promise_until_ms": until_ms,
+            }
             month.fact(account(**fact))
         if len(alarms) and alarms[-1].reason == "notice-failed":
             notice_id = alarms[-1].notice_id
