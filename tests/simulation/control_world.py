@@ -294,6 +294,22 @@ class World:
         self.publish("relay-intents", intent)
         return intent
 
+    def force(self, meter_id: str, position: str) -> Intent:
+        """Let a person order a position: off, on, or released to what it was."""
+        wanted, mode, cause = {
+            "off": ("open", "forced-off", "forced"),
+            "on": ("closed", "forced-on", "forced"),
+            "released": ("closed", "prepaid", "released"),
+        }[position]
+        self.offsets += 1
+        meter = self.devices[meter_id].meter
+        line_id, version = meter.line_id, (meter.epoch, self.offsets)
+        intent = Intent(
+            *(meter_id, "A1", SITE, line_id, *version, wanted, mode, None, self.now_ms, cause)
+        )
+        self.publish("relay-intents", intent)
+        return intent
+
     def hold(self, *, is_held: bool) -> None:
         version = (1, self.site.version[1] + 1)
         self.site = replace(self.site, cuts_held=is_held, version=version)

@@ -1,7 +1,7 @@
 """Goal: whatever goes wrong around control, relays end where they are wanted, no promise broken.
 
-Method: Hypothesis writes histories of intents, faults, restarts, stalls, hands on relays and
-brakes; control_world.World plays everything around control's desk and judges every command, every
+Method: Hypothesis writes histories of intents, persons' orders, faults, restarts, stalls, hands on
+relays and brakes; control_world.World plays everything around control's desk and judges every command, every
 move of a relay and every confirmation as it happens. When the faults have stopped, each relay must
 come to stand as the newest intent wants it, if that may still be sent.
 """
@@ -32,6 +32,7 @@ steps = st.one_of(
     # Several times, because nothing else matters without them.
     *(runs, runs, runs),
     *(intends, intends, intends),
+    st.tuples(st.just("force"), meters, st.sampled_from(["off", "on", "released"])),
     st.tuples(st.just("poll"), meters),
     st.tuples(st.just("go"), meters, st.booleans(), st.booleans()),
     st.tuples(st.just("hand"), meters, positions),
@@ -53,6 +54,11 @@ def do_intend(world: World, meter: str, wanted: str, lease_ms: int) -> None:
     world.deliver()
 
 
+def do_force(world: World, meter: str, position: str) -> None:
+    world.force(meter, position)
+    world.deliver()
+
+
 def do_lose(world: World, requests: int, replies: int) -> None:
     world.requests_to_lose += requests
     world.replies_to_lose += replies
@@ -61,6 +67,7 @@ def do_lose(world: World, requests: int, replies: int) -> None:
 PLAYED: dict[str, Callable[..., None]] = {
     "run": World.run,
     "intend": do_intend,
+    "force": do_force,
     "poll": World.poll,
     "go": lambda world, meter, on, told: world.go(meter, is_online=on, is_told=told),
     "hand": World.move_by_hand,
@@ -100,7 +107,8 @@ def test_relays_end_where_they_are_wanted_and_no_promise_breaks(
     calm(world)
     newest = dict(world.known_intent)
     for meter, intent in newest.items():
-        if intent.is_cut or intent.epoch < world.devices[meter].meter.epoch:
+        is_lease = intent.send_before_ms is not None
+        if is_lease or intent.epoch < world.devices[meter].meter.epoch:
             world.intend(meter, intent.wanted, lease_ms=300_000)
     # One cut a minute at the least budget, and each meter needs one.
     world.run(SETTLE_MS + len(METERS) * 60_000, poll_every_ms=2_000, step_ms=CALM_STEP_MS)

@@ -545,40 +545,23 @@ def test_a_state_read_before_an_earlier_command_was_over_is_no_evidence(world: W
     assert world.devices["M0"].position == "closed"
 
 
-def test_a_forced_position_is_commanded_even_if_the_relay_stands_there(world: World) -> None:
+@pytest.mark.parametrize(("position", "values"), [("on", (1, 0)), ("released", (0, 0))])
+def test_a_forced_position_and_its_end_are_commanded_even_if_the_relay_stands_there(
+    world: World, position: str, values: tuple[int, int]
+) -> None:
     world.stalled.add("relay-intents")
-    intent = world.intend("M0", "closed")
-    world.undelivered["relay-intents"].clear()
-    world.publish("relay-intents", replace(intent, mode="forced-on"))
+    world.force("M0", position)
     world.run(100)
     world.poll("M0")
     world.run(100)
     world.stalled.clear()
     world.run(1_000)
-    assert [write.values for write in writes(world, "M0")] == [(1, 0)]
-
-
-def test_the_end_of_a_forced_position_is_commanded_too(world: World) -> None:
-    world.stalled.add("relay-intents")
-    intent = world.intend("M0", "closed")
-    world.undelivered["relay-intents"].clear()
-    world.publish("relay-intents", replace(intent, cause="released"))
-    world.run(100)
-    world.poll("M0")
-    world.run(100)
-    world.stalled.clear()
-    world.run(1_000)
-    assert [write.values for write in writes(world, "M0")] == [(0, 0)]
+    assert [write.values for write in writes(world, "M0")] == [values]
 
 
 def test_what_a_person_forced_off_has_no_lease_and_is_tried_for_ever(world: World) -> None:
     world.devices["M0"].answer = "exception"
-    world.stalled.add("relay-intents")
-    intent = world.intend("M0", "open")
-    world.undelivered["relay-intents"].clear()
-    forced = replace(intent, mode="forced-off", cause="forced", send_before_ms=None)
-    world.publish("relay-intents", forced)
-    world.stalled.clear()
+    world.force("M0", "off")
     world.run(10 * MINUTE_MS)
     assert len(writes(world, "M0")) > LIMITS.attempts_per_burst
     world.devices["M0"].answer = "ok"
