@@ -1,9 +1,9 @@
 """Goal: whatever goes wrong around control, relays end where they are wanted, no promise broken.
 
 Method: Hypothesis writes histories of intents, persons' orders, faults, restarts, stalls, hands on
-relays and brakes; control_world.World plays everything around control's desk and judges every command, every
-move of a relay and every confirmation as it happens. When the faults have stopped, each relay must
-come to stand as the newest intent wants it, if that may still be sent.
+relays and brakes; control_world.World plays everything around control's desk and judges every
+command, every move of a relay and every confirmation as it happens. When the faults have stopped,
+each relay must come to stand as the newest intent wants it, if that may still be sent.
 """
 
 from collections.abc import Callable

@@ -145,12 +145,13 @@ def test_the_first_instant_of_a_window_is_found_in_a_span_and_not_at_its_end() -
 
 NOW_MS = at("2026-09-22 23:00:00")
 NOTICE = {"lead_minutes": 30, "required": True}
-STRICT = rules(NIGHTS, grace_minutes=10, notice=NOTICE)
+STRICT = rules(grace_minutes=10, notice=NOTICE)
 ALL_AGAINST: dict[str, Any] = {
     "now_ms": NOW_MS,
     "keep_power_until_ms": NOW_MS + 1,
     "promise_until_ms": NOW_MS + 1,
     "is_forced": True,
+    "is_no_cut": True,
     "received_at_ms": NOW_MS - 900_001,
     "max_evidence_age_ms": 900_000,
     "quality": "E",
@@ -176,15 +177,15 @@ def test_of_all_reasons_against_a_cut_the_first_is_told_and_the_last_to_go_lets_
         assert told[-1] == Verdict(cut=False, reason=reason)
         grounds |= mended
     assert verdict(STRICT, Grounds(**grounds)) == Verdict(cut=False, reason="no-cut-window")
-    free = rules(grace_minutes=10, notice=NOTICE)
-    assert verdict(free, Grounds(**grounds)) == Verdict(cut=True, reason="threshold-reached")
+    grounds["is_no_cut"] = False
+    assert verdict(STRICT, Grounds(**grounds)) == Verdict(cut=True, reason="threshold-reached")
     assert {one.reason for one in told} | {"no-cut-window"} == set(REFUSALS) - {""}
 
 
 def test_a_notice_whose_delivery_is_not_required_needs_its_lead_alone() -> None:
     held = rules(notice={"lead_minutes": 30})
     free = {**ALL_AGAINST, "keep_power_until_ms": None, "promise_until_ms": None}
-    free["is_forced"] = False
+    free |= {"is_forced": False, "is_no_cut": False}
     free |= {"received_at_ms": NOW_MS, "quality": "A", "notice_at_ms": NOW_MS - 30 * MINUTE_MS}
     for outcome in (None, "failed", "delivered"):
         assert verdict(held, Grounds(**free, notice_outcome=outcome)).cut

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from services.common.kernel.units import INT64_MAX
 from services.common.policies.rules import NONE, read
+from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.messages import Row
 from services.metering.domain.rows import (
     PIPELINE_RECORDS_MAX,
@@ -153,6 +154,7 @@ class Policies:
         self._slots = {"": 0}
         self.rows = np.zeros(4, POLICY)
         self.rules = [NONE]
+        self._no_cut: dict[int, tuple[int, bool]] = {}
 
     def slot(self, policy_id: str) -> int:
         """Return the slot of a policy, known or yet to come."""
@@ -162,11 +164,20 @@ class Policies:
         self.rows = grown(self.rows, slot + 1)
         return slot
 
+    def is_no_cut(self, slot: int, at_ms: int) -> bool:
+        """Say whether an instant lies in a window of a policy; accounts of a frame ask for one."""
+        asked_ms, answer = self._no_cut.get(slot, (None, False))
+        if asked_ms != at_ms:
+            answer = first_no_cut_ms(self.rules[slot], at_ms, at_ms + 1) is not None
+            self._no_cut[slot] = at_ms, answer
+        return answer
+
     def put(self, fact: Fact) -> int:
         """Set a policy; return its slot."""
         slot, rules = self.slot(fact["policy_id"]), read(fact["rules"])
         alarms_nano = (fact["alarm_1_nano"], fact["alarm_2_nano"])
         self.rules[slot] = rules
+        self._no_cut.pop(slot, None)
         self.rows[slot] = (
             True,
             fact["version"],

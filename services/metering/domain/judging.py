@@ -131,21 +131,24 @@ def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
     """Return whether arrears may cut an account by the reading of `cause`."""
     fact = state.account_fact(slot)
     assert fact is not None, "only accounts with an account-fact are judged"
-    notice_at_ms = int(state.accounts[slot]["notice_at_ms"])
-    _, notice_outcome = notice_of(state, slot)
+    account, policy_slot = state.accounts[slot], int(state.account_links["policy"][slot])
+    notice_at_ms = int(account["notice_at_ms"])
+    # Most account-facts tell of no notice: then its id need not be made.
+    notice_outcome = notice_of(state, slot)[1] if fact["notice_id"] else None
     grounds = Grounds(
         now_ms=state.now_ms,
         received_at_ms=int(cause.reading["received_at_ms"]),
         quality=chr(cause.reading["quality"]),
-        max_evidence_age_ms=int(_policy(state, slot)["max_evidence_age_ms"]),
-        arrears_since_ms=int(state.accounts[slot]["arrears_since_ms"]),
+        max_evidence_age_ms=int(state.policies.rows["max_evidence_age_ms"][policy_slot]),
+        arrears_since_ms=int(account["arrears_since_ms"]),
         keep_power_until_ms=fact["keep_power_until_ms"],
         promise_until_ms=fact["promise_until_ms"],
+        is_no_cut=state.policies.is_no_cut(policy_slot, state.now_ms),
         is_forced=bool(state.meters["forced"][state.meters_of(slot)].all()),
         notice_at_ms=None if notice_at_ms == NEVER_MS else notice_at_ms,
         notice_outcome=notice_outcome,
     )
-    return verdict(_rules(state, slot), grounds)
+    return verdict(state.policies.rules[policy_slot], grounds)
 
 
 def _refuse(out: Outbox, slot: int, reason: str, cause: Cause) -> None:

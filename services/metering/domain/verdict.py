@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from services.common.kernel.values import named_value_class, value_class
 from services.common.policies.rules import Notice, Rules
-from services.common.policies.windows import first_no_cut_ms
 
 THRESHOLD_REACHED = "threshold-reached"
 NOTICE_PENDING = "notice-pending"
@@ -34,8 +33,8 @@ class Grounds:
 
     `received_at_ms` and `quality`: of the reading that was charged. `arrears_since_ms`: since then
     no more is available than the floor. `is_forced`: a person's order holds every relay of the
-    account. `notice_at_ms`: a notice of the cut went out;
-    `notice_outcome`: what became of it, delivered or failed.
+    account. `is_no_cut`: now lies in a window of the rules. `notice_at_ms`: a notice of the cut
+    went out; `notice_outcome`: what became of it, delivered or failed.
     """
 
     now_ms: int
@@ -46,6 +45,7 @@ class Grounds:
     keep_power_until_ms: int | None = None
     promise_until_ms: int | None = None
     is_forced: bool = False
+    is_no_cut: bool = False
     notice_at_ms: int | None = None
     notice_outcome: str | None = None
 
@@ -89,7 +89,7 @@ def _refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
         yield from _notice_refusals(rules.notice, grounds)
     if now_ms < grounds.arrears_since_ms + rules.grace_ms:
         yield "grace"
-    if first_no_cut_ms(rules, now_ms, now_ms + 1) is not None:
+    if grounds.is_no_cut:
         yield "no-cut-window"
 
 
