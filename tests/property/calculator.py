@@ -28,7 +28,10 @@ def amount_of(told: Told) -> int:
     charge = told["charge"]
     start, first = _reading(charge["from_reading"])
     end, last = _reading(charge["to_reading"])
-    energy = 0 if charge["kind"] == "re-split" else (last - first) * int(charge["ratio"])
+    counted = 0 if charge["kind"] == "re-split" else last - first
+    if charge["kind"] == "rollover":
+        counted += int(told["register_max_milli"]) + 1
+    energy = counted * int(charge["ratio"])
     assert energy == int(charge["energy_milli"])
     if not charge["tariff_id"]:
         assert not charge["lines"]

@@ -100,7 +100,7 @@ def check(records: list[LogRecord]) -> None:
     tables = Tables((*ACCOUNTS, *METERS))
     _, done = fresh_run(records)
     for record, absorbed in zip(records, done, strict=True):
-        if record.subject in {"tariff-fact", "policy-fact"}:
+        if record.subject in {"tariff-fact", "policy-fact", "meter-fact"}:
             tables.published(record.value)  # type: ignore[arg-type] # a fact
         tables.sent(absorbed.outputs)
     for told in explained(tables, METERS):

@@ -37,6 +37,7 @@ class Tables:
     def __init__(self, known: Iterable[str] = ()) -> None:
         self.rows: list[Row] = []
         self.events: list[BookEvent] = []
+        self.registers_max: dict[tuple[str, int], int | None] = {}
         self._meters = {column_key("meter", name): name for name in known}
         self._accounts = {column_key("account", name): name for name in known}
 
@@ -48,7 +49,10 @@ class Tables:
                 self.rows += project(Record(topic, offset, output.subject, output.record))
 
     def published(self, fact: Mapping[str, Any]) -> None:
-        """Keep the version of a tariff-fact or policy-fact, as the ledger tells it."""
+        """Keep what the ledger tells of a tariff's or a policy's version, or of a meter."""
+        if "register_max_milli" in fact:
+            self.registers_max[fact["meter_id"], fact["epoch"]] = fact["register_max_milli"]
+            return
         kind: Any = TariffVersionRow if "tariff_id" in fact else PolicyVersionRow
         self.rows.append(kind(*(fact.get(name) for name in kind._fields)))
 
@@ -96,6 +100,9 @@ class Tables:
             if row[:2] == charge[:2] and row.to_reading_id == charge.from_reading_id is not None
         ]
         return found[0] if found else 0
+
+    async def register_max_milli(self, meter_id: str, epoch: int) -> int | None:
+        return self.registers_max.get((meter_id, epoch))
 
     async def names(self, charge: ChargeRow) -> tuple[str, str]:
         meter_id = self._meters[charge.meter_key]

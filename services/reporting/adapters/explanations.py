@@ -32,6 +32,7 @@ from services.reporting.domain.rows import (
 )
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
+ROLLOVER = "rollover"
 _READ = tuple(kind for kind in CHARGE_KINDS.values() if kind != CLOSING)
 """Kinds of charges that end with a reading."""
 
@@ -62,13 +63,18 @@ async def explain_charge(queries: Queries, charge: ChargeRow) -> pb.ChargeExplan
             told.corrects_sequence = corrected.sequence
             told.until_reading.CopyFrom(_to_reading(until))
             versions.update(line.version for line in await queries.price_lines(corrected))
+    names = await queries.names(charge)
+    if charge.kind == ROLLOVER:
+        most_milli = await queries.register_max_milli(names[0], charge.epoch)
+        if most_milli is not None:
+            told.register_max_milli = most_milli
     tariffs = await queries.tariff_versions(charge.tariff_id, versions)
     told.tariffs.extend(map(_tariff, tariffs))
     policy = await queries.policy_version(charge.policy_id, charge.policy_version)
     if policy is not None:
         told.policy.CopyFrom(_policy(policy))
     received_at_ms = await queries.received_at_ms(charge)
-    told.charge.CopyFrom(_charge(charge, await queries.names(charge), lines, received_at_ms))
+    told.charge.CopyFrom(_charge(charge, names, lines, received_at_ms))
     return told
 
 

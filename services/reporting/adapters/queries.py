@@ -268,6 +268,18 @@ class Queries:
         )
         return int(found["to_received_at_ms"]) if found else 0
 
+    async def register_max_milli(self, meter_id: str, epoch: int) -> int | None:
+        """Return the highest value of a meter's register in an epoch, as the ledger tells."""
+        found = await self._one(
+            "SELECT (data ->> 'register_max_milli')::bigint AS most FROM ledger "
+            "WHERE stream = 'meter-' || $1 AND data ? 'register_max_milli' "
+            "AND coalesce((data ->> 'epoch')::integer, 1) <= $2 "
+            "ORDER BY book_epoch DESC, revision DESC LIMIT 1",
+            meter_id,
+            epoch,
+        )
+        return found and found["most"]
+
     async def names(self, charge: ChargeRow) -> tuple[str, str]:
         """Return the ids of a charge's meter and account."""
         found = await self._one(

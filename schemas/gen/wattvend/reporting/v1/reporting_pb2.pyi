@@ -1336,11 +1336,14 @@ class ChargeExplanation(_message.Message):
     CORRECTS_SEQUENCE_FIELD_NUMBER: _builtins.int
     UNTIL_READING_FIELD_NUMBER: _builtins.int
     MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
+    REGISTER_MAX_MILLI_FIELD_NUMBER: _builtins.int
     corrects_sequence: _builtins.int
     """Of a re-split: the charge of the same meter and epoch whose interval the late reading lies in,
     and the reading behind the late one, up to which it is split again.
     """
     minor_decimals: _builtins.int
+    register_max_milli: _builtins.int
+    """Of a rollover: the register's highest value, behind which it began again at 0."""
     @_builtins.property
     def charge(self) -> Global___ChargeLine: ...
     @_builtins.property
@@ -1362,14 +1365,20 @@ class ChargeExplanation(_message.Message):
         corrects_sequence: _builtins.int | None = ...,
         until_reading: Global___Reading | None = ...,
         minor_decimals: _builtins.int = ...,
+        register_max_milli: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "policy", b"policy", "until_reading", b"until_reading"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "_register_max_milli", b"_register_max_milli", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "policy", b"policy", "register_max_milli", b"register_max_milli", "until_reading", b"until_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "minor_decimals", b"minor_decimals", "policy", b"policy", "tariffs", b"tariffs", "until_reading", b"until_reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence", "_register_max_milli", b"_register_max_milli", "charge", b"charge", "corrects_sequence", b"corrects_sequence", "minor_decimals", b"minor_decimals", "policy", b"policy", "register_max_milli", b"register_max_milli", "tariffs", b"tariffs", "until_reading", b"until_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__corrects_sequence: _TypeAlias = _typing.Literal["corrects_sequence"]  # noqa: Y015
     _WhichOneofArgType__corrects_sequence: _TypeAlias = _typing.Literal["_corrects_sequence", b"_corrects_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__register_max_milli: _TypeAlias = _typing.Literal["register_max_milli"]  # noqa: Y015
+    _WhichOneofArgType__register_max_milli: _TypeAlias = _typing.Literal["_register_max_milli", b"_register_max_milli"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__corrects_sequence) -> _WhichOneofReturnType__corrects_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__register_max_milli) -> _WhichOneofReturnType__register_max_milli | None: ...
 
 Global___ChargeExplanation: _TypeAlias = ChargeExplanation  # noqa: Y015
 
