@@ -34,7 +34,7 @@ from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
 from services.reporting.adapters.rebuild import REBUILD
-from services.reporting.domain.rows import TABLES, ChargeRow, Row, Table, newest
+from services.reporting.domain.rows import TABLES, ChargeRow, Json, LedgerRow, Row, Table, newest
 from services.reporting.errors import Moved
 from tests.conftest import RunService
 from tests.unit.reporting_records import (
@@ -372,6 +372,31 @@ async def test_an_exception_stays_until_something_ends_it(
             await put(connection, [closing])
         (reverse,) = await asked.exceptions(of_meter, after, 1, ended=True)
         assert (reverse["ended_by"], reverse["ended_at_ms"]) == ("meter-left", closing.to_time_ms)
+
+
+async def test_what_the_ledger_tells_of_a_meter_holds_for_its_epochs(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    """Ask for the highest register of an epoch, and when the meter came to an account."""
+    told = [
+        ("meter-registered", {"register_max_milli": 999}),
+        ("meter-assigned", {"epoch": 2}),
+        ("meter-replaced", {"epoch": 3, "register_max_milli": None}),
+    ]
+    rows: list[Row] = [*log.rows_of(record_of(story.meter_fact(), 0))]
+    for revision, (kind, data) in enumerate(told):
+        event = uuid4(), kind, Json(json.dumps(data)), T0 + revision, "test", "request"
+        rows.append(LedgerRow(f"meter-{story.meter}", 0, revision, revision, *event))
+    rows += log.rows_of(record_of(story.charge(1), 0))
+    async with migrated(stack, schema) as connection:
+        await put(connection, rows)
+    async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
+        asked = queries.Queries(connections)
+        most = [await asked.register_max_milli(story.meter, epoch) for epoch in (1, 2, 3)]
+        assert most == [999, 999, None]
+        began_ms = await asked.meters_began_ms(story.account_key)
+        assert began_ms == {(story.meter_key, 2): T0 + 1}
+        assert await asked.began_ms(story.account) == 0
 
 
 async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:

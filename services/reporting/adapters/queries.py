@@ -278,7 +278,7 @@ class Queries:
             meter_id,
             epoch,
         )
-        return found and found["most"]
+        return None if found is None else found["most"]
 
     async def names(self, charge: ChargeRow) -> tuple[str, str]:
         """Return the ids of a charge's meter and account."""
