@@ -14,6 +14,7 @@ from tests.property.metering_tariff_model import (
     RATES,
     TOTAL,
     Accumulation,
+    End,
     Tariff,
     Terms,
     Where,
@@ -38,9 +39,10 @@ def amount_of(told: Told) -> int:
         return 0
     tariff = _tariff(told)
     if charge["kind"] == "re-split":
-        parts = _moved(tariff, told, (start, first), (end, last))
+        parts = _moved(tariff, told)
     else:
-        parts = tariff.split(start or end, end, energy)
+        ends = _end(charge["from_reading"], start or end), _end(charge["to_reading"], end)
+        parts, _ = tariff.shape(*ends, int(charge["ratio"]))
     if not charge["lines"] and charge["kind"] != "re-split":
         ((version, rate, _),) = parts
         assert version == charge["tariff_version"]
@@ -71,18 +73,19 @@ def reason_of(told: Told) -> str:
     return refusal(policy, account, reading, standing, now)
 
 
-def _moved(
-    tariff: Tariff, told: Told, begin: tuple[int, int], late: tuple[int, int]
-) -> dict[Where, int]:
+def _moved(tariff: Tariff, told: Told) -> dict[Where, int]:
     """Return what a late reading moves between the parts of the interval that it lies in."""
-    ratio = int(told["charge"]["ratio"])
-    until = _reading(told["until_reading"])
-    before = tariff.split(begin[0], until[0], (until[1] - begin[1]) * ratio)
+    charge = told["charge"]
+    ratio = int(charge["ratio"])
+    readings = (charge["from_reading"], charge["to_reading"], told["until_reading"])
+    begin, late, until = (_end(reading, _reading(reading)[0]) for reading in readings)
+    before, _ = tariff.shape(begin, until, ratio)
     after: dict[Where, int] = {}
-    for (start, first), (end, last) in ((begin, late), (late, until)):
-        for where, energy in tariff.split(start, end, (last - first) * ratio).items():
+    for half in ((begin, late), (late, until)):
+        for where, energy in tariff.shape(*half, ratio)[0].items():
             after[where] = after.get(where, 0) + energy
     moved = {where: after.get(where, 0) - energy for where, energy in before.items()}
+    moved |= {where: energy for where, energy in after.items() if where not in before}
     return {where: energy for where, energy in moved.items() if energy}
 
 
@@ -143,6 +146,11 @@ def _tariff(told: Told) -> Tariff:
             for version in told["tariffs"]
         }
     )
+
+
+def _end(reading: Told, time_ms: int) -> End:
+    rates = tuple(map(int, reading["rate_registers_milli"])) or (-1,) * len(RATES)
+    return time_ms, int(reading["register_milli"]), rates
 
 
 def _reading(reading: Told) -> tuple[int, int]:

@@ -53,6 +53,8 @@ ACCOUNTS = ("A0", "A1", "A2", "A3")
 METERS = ("M0", "M1", "M2", "M3", "M4", "M5")
 TARIFFS = ("T0", "T1", "T2", "T3", "T4")
 POLICIES = ("P0", "P1")
+RATES_OF = {"M1": (0, 1, 2, 3), "M2": (0, 1, 2, 3, 4), "M4": (1, 3)}
+"""The registers of rates that meters have: sharp 0 … deep valley 4."""
 MICRO = 1_000_000
 """One currency unit per kWh; so a milli costs a thousandth: 1_000_000 nano."""
 KWH_NANO = 10**9
@@ -546,6 +548,7 @@ class Book:
         reading = self._honest(device, read)
         if read.kind != "next":
             _ODD[read.kind](reading, device)
+        reading["rate_registers_milli"] = rate_registers(name, reading["register_milli"])
         if device.odd is None and _jumps(reading, device):
             device.odd = reading
         if read.kind in ("next", "jump", "brink"):
@@ -569,7 +572,7 @@ class Book:
             "began_at_ms": received_ms - 50,
             "received_at_ms": received_ms,
             "register_milli": register,
-            "rate_registers_milli": (ABSENT_REGISTER,) * 5,
+            "rate_registers_milli": rate_registers(device.meter_id, register),
             "ratio": device.ratio,
             "quality": ord(read.quality),
             "relay_bits": read.relay_bits,
@@ -578,6 +581,21 @@ class Book:
             "power_w": ABSENT_POWER,
             "power_factor_milli": ABSENT_POWER_FACTOR,
         }
+
+
+def rate_registers(meter_id: str, register_milli: int) -> tuple[int, ...]:
+    """Return the registers of rates of a meter that has them: they take turns every 700 milli.
+
+    Those of M1 are always right. Others round, and now and then by more than may be.
+    """
+    rates = RATES_OF.get(meter_id, ())
+    turns, left = divmod(register_milli, 700 * max(len(rates), 1))
+    found = [ABSENT_REGISTER] * 5
+    for place, rate in enumerate(rates):
+        found[rate] = turns * 700 + min(max(left - 700 * place, 0), 700)
+    if rates and meter_id != "M1":
+        found[rates[0]] += (0, 30, 30, 60)[register_milli // 5_000 % 4]
+    return tuple(found)
 
 
 def _document(rules: dict[str, Any] | None) -> str | None:

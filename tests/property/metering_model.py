@@ -35,6 +35,7 @@ from tests.property.metering_tariff_model import (
     BY_TIME,
     PERIOD_CLOSED,
     Accumulation,
+    End,
     Key,
     Line,
     Pricing,
@@ -64,8 +65,14 @@ EVIDENCE = (
 Fact = dict[str, Any]
 Reading = dict[str, Any]
 Charge = dict[str, Any]
-Window = tuple[int, int, int, int]
-"""(t1, r1, t2, r2)."""
+Window = tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]
+"""(t1, r1, t2, r2, registers of rates at t1, at t2)."""
+NO_RATES = (-1,) * 5
+
+
+def ends_of(window: Window) -> tuple[End, End]:
+    t1, r1, t2, r2, rates1, rates2 = window
+    return (t1, r1, rates1), (t2, r2, rates2)
 
 
 class Raised(Exception):  # noqa: N818 - rule 9's word for it
@@ -82,6 +89,7 @@ class Meter:
     time: int = 0
     reading_id: bytes = NO_READING
     quality: int = VERIFIED
+    rates: tuple[int, ...] = NO_RATES
     sequence: int = 0
     energy_total: int = 0
     hold: str = ""
@@ -454,7 +462,9 @@ class ScalarShard:
             self._tell(account, "resolution-refused", meter.hold, cause, evidence)
         else:
             meter.hold, meter.held = "", None
-            charge = self._usage_charge(account, meter, {**held, "quality": MANUAL})
+            charge = self._usage_charge(
+                account, meter, {**held, "quality": MANUAL, "rate_registers_milli": NO_RATES}
+            )
             self.work.counts["hold-accepted"] += 1
             told = Cause(fact, charge, held)
             self._tell(account, "hold-resolved", "accept", told, evidence)
@@ -639,18 +649,23 @@ class ScalarShard:
             to_received_at_ms=reading["received_at_ms"],
             to_register_milli=register,
             to_quality=reading["quality"],
+            from_rates_milli=list(meter.rates),
+            to_rates_milli=list(reading["rate_registers_milli"]),
         )
+        rates = tuple(reading["rate_registers_milli"])
         if account.fact is not None and not opens and meter.time:
             assert meter.register is not None
-            window = (meter.time, meter.register, time, register)
-            if self._has_edge(account, window):
+            window = (meter.time, meter.register, time, register, meter.rates, rates)
+            if self._is_estimated(account, meter, window):
                 meter.keep_windows([*meter.windows, window])
-        meter.register, meter.time = register, time
+        meter.register, meter.time, meter.rates = register, time, rates
         meter.reading_id, meter.quality = reading["reading_id"], reading["quality"]
         return charge
 
-    def _has_edge(self, account: Account, window: Window) -> bool:
-        return bool(self._tariff(account).edges(window[0], window[2]))
+    def _is_estimated(self, account: Account, meter: Meter, window: Window) -> bool:
+        """Rule 5: time alone told the shape."""
+        _, basis = self._tariff(account).shape(*ends_of(window), meter.fact["ratio"])
+        return basis == BY_TIME
 
     def _closing_charge(self, account: Account, meter: Meter, register: int) -> Charge:
         return self._charge(
@@ -666,6 +681,8 @@ class ScalarShard:
             to_received_at_ms=0,
             to_register_milli=register,
             to_quality=VERIFIED,
+            from_rates_milli=list(meter.rates),
+            to_rates_milli=list(NO_RATES),
         )
 
     def _charge(self, account: Account, meter: Meter, **interval: Any) -> Charge:
@@ -677,17 +694,18 @@ class ScalarShard:
         self._policy(account)
         tariff, end = self._tariff(account), interval["to_time_ms"]
         start = interval["from_time_ms"] or end
-        parts = tariff.split(start, end, energy)
+        begins = (start, interval["from_register_milli"], tuple(interval["from_rates_milli"]))
+        ends = (end, interval["to_register_milli"], tuple(interval["to_rates_milli"]))
+        parts, basis = tariff.shape(begins, ends, ratio)
         version = list(parts)[-1][0]
         if start < end:
             version = tariff.where(end - 1)[0]
         terms = tariff.terms(version)
-        has_edge = bool(tariff.edges(start, end))
-        if terms.is_plain and not has_edge:
+        if terms.is_plain and not basis:
             (price,) = terms.plan.rates_micro.values()
             checked(energy * price)
             return self._posted(account, meter, interval, energy, price, version, [])
-        lines = self._pricing(account, meter).lines(parts, BY_TIME if has_edge else 0)
+        lines = self._pricing(account, meter).lines(parts, basis)
         return self._posted(account, meter, interval, energy, 0, version, lines)
 
     def _posted(
@@ -756,14 +774,19 @@ class ScalarShard:
         assert window is not None
         tariff, ratio = self._tariff(account), meter.fact["ratio"]
         self._policy(account)
-        t1, r1, t2, r2 = window
-        halves = ((t1, r1, time, register), (time, register, t2, r2))
-        before = tariff.split(t1, t2, (r2 - r1) * ratio)
+        t1, r1, t2, r2, rates1, rates2 = window
+        rates = tuple(reading["rate_registers_milli"])
+        halves: tuple[Window, Window] = (
+            (t1, r1, time, register, rates1, rates),
+            (time, register, t2, r2, rates, rates2),
+        )
+        before, _ = tariff.shape(*ends_of(window), ratio)
         after: dict[Where, int] = {}
-        for begins, first, ends, last in halves:
-            for where, energy in tariff.split(begins, ends, (last - first) * ratio).items():
+        for half in halves:
+            for where, energy in tariff.shape(*ends_of(half), ratio)[0].items():
                 after[where] = after.get(where, 0) + energy
         moved = {where: after.get(where, 0) - energy for where, energy in before.items()}
+        moved |= {where: energy for where, energy in after.items() if where not in before}
         moved = {where: energy for where, energy in moved.items() if energy}
         lines = self._pricing(account, meter).lines(moved, BY_TIME)
         interval = {
@@ -772,6 +795,8 @@ class ScalarShard:
             "from_time_ms": t1,
             "from_register_milli": r1,
             "from_quality": VERIFIED,
+            "from_rates_milli": list(rates1),
+            "to_rates_milli": list(rates),
             "to_reading_id": reading["reading_id"],
             "to_time_ms": time,
             "to_received_at_ms": reading["received_at_ms"],
@@ -780,7 +805,7 @@ class ScalarShard:
         }
         version = tariff.where(t2 - 1)[0]
         charge = self._posted(account, meter, interval, 0, 0, version, lines)
-        shaped = [half for half in halves if self._has_edge(account, half)]
+        shaped = [half for half in halves if self._is_estimated(account, meter, half)]
         at = meter.windows.index(window)
         meter.keep_windows([*meter.windows[:at], *shaped, *meter.windows[at + 1 :]])
         cause = Cause(meter.fact, charge)

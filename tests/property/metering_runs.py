@@ -59,7 +59,7 @@ def charges_of(output: Output) -> list[dict[str, Any]]:
             elif name.endswith("_name"):
                 charge[name] = frame.names[row[name]]
             else:
-                charge[name] = row[name].item()
+                charge[name] = row[name].tolist()
         mine = frame.lines[frame.lines["charge"] == number]
         charge["lines"] = [{name: line[name].item() for name in names} for line in mine]
         charges.append(charge)
@@ -128,7 +128,8 @@ def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
         "reading_id": meter["reading_id"].tobytes(),
         "max_power_w": _or_none(meter["max_power_w"], NO_POWER),
         "send_before_ms": _or_none(meter["send_before_ms"], NEVER_MS),
-        "windows": list(WINDOW.iter_unpack(windows)),
+        "windows": [(*w[:4], w[4:9], w[9:]) for w in WINDOW.iter_unpack(windows)],
+        "rates_milli": tuple(meter["rates_milli"].tolist()),
         "hold": HOLDS[meter["hold"]],
         "held": [*HELD.iter_unpack(held)],
         "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},

@@ -12,17 +12,22 @@ from functools import cached_property, lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from services.common.kernel.units import fits_int64
 from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import Plan, Step
 
 RATES = ("sharp", "peak", "flat", "valley", "deep_valley")
 TOTAL = -1
 NO_RATE = 255
-BY_TIME, PERIOD_CLOSED = 1, 4
+BY_TIME, BY_REGISTERS, PERIOD_CLOSED = 1, 2, 4
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 
 Line = dict[str, int]
+RATES_APART_MILLI = 50
+REGISTER_MAX_MILLI = 10**15
+End = tuple[int, int, tuple[int, ...]]
+"""(time, register, registers of rates): an end of an interval."""
 Where = tuple[int, int, int]
 """(version, rate, period)."""
 Key = tuple[int, int, int, int]
@@ -201,6 +206,39 @@ class Tariff:
                     found.update(edges_of_day(terms, day * DAY_MS))
         inside = sorted(at for at in found if begins_ms < at < ends_ms)
         return [at for at in inside if self.where(at) != self.where(at - 1)]
+
+    def shape(self, begin: End, end: End, ratio: int) -> tuple[dict[Where, int], int]:
+        """Return the energy of each line of an interval, in their order, and their basis."""
+        told = self.told(begin, end, ratio)
+        if told is not None:
+            return told, BY_REGISTERS
+        lines = self.split(begin[0], end[0], (end[1] - begin[1]) * ratio)
+        return lines, BY_TIME if self.edges(begin[0], end[0]) else 0
+
+    def told(self, begin: End, end: End, ratio: int) -> dict[Where, int] | None:
+        """Return the lines that the registers of rates tell; None where they do not."""
+        there = [rate for rate, register in enumerate(begin[2]) if register >= 0]
+        if not there or there != [rate for rate, register in enumerate(end[2]) if register >= 0]:
+            return None
+        for _, whole, registers in (begin, end):
+            apart = whole - sum(registers[rate] for rate in there)
+            if max(registers) > REGISTER_MAX_MILLI or abs(apart) > RATES_APART_MILLI:
+                return None
+        rises = {rate: end[2][rate] - begin[2][rate] for rate in there}
+        if min(rises.values()) < 0 or not fits_int64(sum(rises.values()) * ratio):
+            return None
+        version, rate_at_first, period = self.where(begin[0])
+        at_last = self.where(max(begin[0], end[0] - 1))
+        if (version, period) != (at_last[0], at_last[2]):
+            return None
+        plan = self.terms(version).plan
+        if not plan.seasons:
+            return None
+        *others, rest = sorted(RATES.index(name) for name in plan.rates_micro)
+        energies = {rate: rises.get(rate, 0) * ratio for rate in others}
+        energies[rest] = (end[1] - begin[1]) * ratio - sum(energies.values())
+        lines = {(version, rate, period): energy for rate, energy in energies.items() if energy}
+        return lines or {(version, rate_at_first, period): 0}
 
     def split(self, begins_ms: int, ends_ms: int, energy: int) -> dict[Where, int]:
         """Return the energy of each line of an interval, in their order."""

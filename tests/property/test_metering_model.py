@@ -141,6 +141,7 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "relay": ("", "closed", "tripped").index(meter.relay),
         "since_ms": meter.since,
         "windows": meter.windows,
+        "rates_milli": meter.rates,
         "hold": meter.hold,
         "held": [tuple(meter.held[name] for name in HELD_COLUMNS)] if meter.held else [],
         "flags": meter.flags,

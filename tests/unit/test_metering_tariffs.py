@@ -4,6 +4,7 @@ One meter at 1 milli a second, so that seconds are energy and every expected fig
 in the head. Prices: valley 1, peak 3 (micro); so amounts are in nano.
 """
 
+from collections import Counter
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -11,7 +12,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from services.common.kernel.frames import BASIS_CLOSED, BASIS_TIME, KIND_RESPLIT, NO_RATE
+from services.common.kernel.frames import (
+    BASIS_CLOSED,
+    BASIS_REGISTERS,
+    BASIS_TIME,
+    KIND_RESPLIT,
+    NO_RATE,
+)
 from services.common.kernel.units import INT64_MAX
 from services.common.tariffs.plan import Plan
 from services.metering.domain.rows import ACCOUNT, WINDOWS_MAX, account_row_key
@@ -198,7 +205,7 @@ def test_the_widest_windows_are_kept() -> None:
         read_at(log, f"03-{day:02}T19:00", 1_000 * day)
         read_at(log, f"03-{day:02}T{20 + (day > 2):02}:30", 1_000 * day + 10)
     slot = int(log.state.find_meters(np.array([meter()["meter_key"]]))[0])
-    widths = [(end - begin) // 1000 for begin, _, end, _ in log.state.windows_of(slot)]
+    widths = [(end - begin) // 1000 for begin, _, end, *_ in log.state.windows_of(slot)]
     assert len(widths) == WINDOWS_MAX
     assert 5_400 not in widths
 
@@ -216,6 +223,61 @@ def test_a_correction_never_cuts_and_may_restore() -> None:
 def _read(log: Log, text: str, register_milli: int) -> Any:
     log.now_ms = at(text)
     return log.use(register_milli)
+
+
+# Registers of rates
+
+
+def rated(register_milli: int, peak: int, valley: int, **more: Any) -> Any:
+    """Return a reading with registers of peak and valley."""
+    rates = [-1, peak, -1, valley, -1]
+    return reading(register_milli, rate_registers_milli=rates, **more)
+
+
+def rated_log(document: dict[str, Any], opens: str) -> Log:
+    log = log_of(document, opens)
+    log.now_ms = at(opens) + 60_000
+    log.read(rated(0, 0, 0, at_ms=log.now_ms))
+    return log
+
+
+def test_registers_of_rates_decide_where_they_agree_and_leave_no_window() -> None:
+    log = rated_log(TWO_RATES, "03-02T07:40")
+    log.now_ms = at("03-02T08:20")
+    (charge,) = charges(log.read(rated(1_001, 900, 100, at_ms=log.now_ms)))
+    # By time it were half and half; the 1 that they leave over is of the last rate.
+    assert shares(charge) == [(PEAK, 900), (VALLEY, 101)]
+    assert {line["basis"] for line in charge["lines"]} == {BASIS_REGISTERS}
+    assert charge["amount_nano"] == 3 * 900 + 101
+    assert list(charge["to_rates_milli"]) == [-1, 900, -1, 100, -1]
+    assert come_late(log, "03-02T07:50", 500).counts["late"] == 1
+
+
+@pytest.mark.parametrize(
+    ("peak", "valley"), [(900, 50), (900, 152), (1_001, -1)], ids=["less", "more", "one is gone"]
+)
+def test_registers_of_rates_that_do_not_agree_are_not_believed(peak: int, valley: int) -> None:
+    log = rated_log(TWO_RATES, "03-02T07:40")
+    log.now_ms = at("03-02T08:20")
+    (charge,) = charges(log.read(rated(1_001, peak, valley, at_ms=log.now_ms)))
+    assert {line["basis"] for line in charge["lines"]} == {BASIS_TIME}
+
+
+def test_a_late_reading_with_registers_tells_its_side_of_the_end_of_a_month() -> None:
+    plan = {**TWO_RATES, "ladder": MONTHLY["ladder"]}
+    log = rated_log(plan, "03-31T06:00")
+    log.now_ms = at("04-01T06:00")
+    (charge,) = charges(log.read(rated(1_200, 700, 500, at_ms=log.now_ms)))
+    assert {line["basis"] for line in charge["lines"]} == {BASIS_TIME}
+    late = rated(900, 600, 300, at_ms=at("03-31T23:00"), received_at_ms=log.now_ms)
+    (moved,) = charges(log.read(late))
+    energy = Counter[tuple[int, int]]()
+    for line in (*charge["lines"], *moved["lines"]):
+        energy[line["period"], line["rate"]] += line["energy_milli"]
+    # Until 23:00 as the registers say; of the 300 after it, an hour of seven is March's.
+    assert energy[MARCH, PEAK] == 600
+    assert energy[MARCH, VALLEY] == 300 + 300 // 7
+    assert energy[APRIL, VALLEY] == 300 - 300 // 7
 
 
 # Ladders

@@ -17,7 +17,7 @@ from wattvend.reporting.v1 import reporting_pb2 as r
 FIRST_MONTH = 12_000
 """Periods are years, or months as 12 x year + month - 1."""
 UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
-NOTES = {1: "split by time", 4: "its period was closed"}
+NOTES = {1: "split by time", 2: "by the meter's registers of rates", 4: "its period was closed"}
 """What the bits of a line's basis say."""
 
 

@@ -80,7 +80,11 @@ CHARGE_COLUMNS: Columns = (
     ("legal_entity_name", "legal_entity_names", "<u2"),
     ("currency_name", "currency_names", "<u2"),
     ("commodity_name", "commodity_names", "<u2"),
+    ("from_rates_milli", "from_rate_registers_milli", ("<i8", (RATES,))),
+    ("to_rates_milli", "to_rate_registers_milli", ("<i8", (RATES,))),
 )
+MAY_BE_EMPTY = {"from_rate_registers_milli", "to_rate_registers_milli"}
+"""Columns that are left empty where all of their registers are absent, as those of most meters."""
 
 LINE_COLUMNS: Columns = (
     ("charge", "line_charges", "<u4"),
@@ -119,6 +123,8 @@ KIND_RESPLIT = 2
 NO_RATE = 255
 BASIS_TIME = 1
 """The interval was split by time at an edge inside: an estimate of its shape."""
+BASIS_REGISTERS = 2
+"""The meter's own registers of rates tell how much of each was used."""
 BASIS_CLOSED = 4
 """The period that the energy belongs to was closed; it counts in the oldest open one."""
 
@@ -198,7 +204,10 @@ class ChargeFrame:
 
 
 def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
-    return {column: rows[field].tobytes() for field, column, _ in columns}
+    return {
+        column: b"" if column in MAY_BE_EMPTY and (rows[field] < 0).all() else rows[field].tobytes()
+        for field, column, _ in columns
+    }
 
 
 def _unpacked(
@@ -219,6 +228,9 @@ def _unpacked(
     for name, column, _ in columns:
         kind = dtype[name]
         data = record[column]
+        if column in MAY_BE_EMPTY and not data:
+            rows[name] = ABSENT_REGISTER
+            continue
         if len(data) != count * kind.itemsize:
             raise InvalidInput(
                 Reason.INVALID_ARGUMENT,

@@ -1,15 +1,36 @@
 """The shape of energy: how much of an interval belongs to which rate and period of a plan.
 
-Meters count energy, not the hour in which it was used: an interval is split in proportion to time
-(services/metering/README.md, rule 4).
+Meters count energy, not the hour in which it was used: an interval is split in proportion to time,
+where the meter's registers of rates do not tell it (services/metering/README.md, rule 4).
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from services.common.kernel.units import fits_int64
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import segments
-from services.common.tariffs.plan import Plan
+from services.common.tariffs.plan import Plan, rate_index
+
+RATES_APART_MILLI_MAX = 50
+"""Five registers, each rounded to a hundredth of a unit, are that far from their whole at most."""
+REGISTER_MILLI_MAX = 10**15
+
+
+class End(NamedTuple):
+    """An end of an interval: when, and what the registers showed; rates -1 where absent."""
+
+    time_ms: int
+    register_milli: int
+    rates_milli: tuple[int, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether its registers of rates are its register, but for what each of them rounds."""
+        there_milli = sum(max(milli, 0) for milli in self.rates_milli)
+        apart = abs(self.register_milli - there_milli) <= RATES_APART_MILLI_MAX
+        return apart and max(self.rates_milli) <= REGISTER_MILLI_MAX
 
 
 @value_class
@@ -26,18 +47,24 @@ class Timeline:
 
     def __init__(self, plan: Plan, from_ms: int, to_ms: int) -> None:
         """Work out [from_ms, to_ms]. What lies before or behind counts as its first or last."""
+        self._rates = sorted(map(rate_index, plan.rates_micro)) if plan.seasons else []
         self._segments = segments(plan, from_ms, to_ms + 1)
         self._begins_ms = [segment.begins_ms for segment in self._segments]
 
-    def shares(self, begins_ms: int, ends_ms: int, energy_milli: int) -> Iterator[Share]:
-        """Yield the shares of an interval in the order of time; two may be of one rate and period.
+    def shares(self, begin: End, end: End, energy_milli: int, ratio: int) -> Iterator[Share]:
+        """Yield the shares of an interval; two may be of one rate and period.
 
-        Until an edge it has used ⌊energy × elapsed / duration⌋. begins_ms 0 counts as ends_ms.
+        By registers of rates where they tell it. Else by time: until an edge it has used
+        ⌊energy × elapsed / duration⌋. A begin at 0 counts as the end's time.
         """
-        begins_ms = begins_ms or ends_ms
+        begins_ms, ends_ms = begin.time_ms or end.time_ms, end.time_ms
         first = max(0, bisect_right(self._begins_ms, begins_ms) - 1)
         # The segment of its last instant; without a duration that of its instant.
         last = max(first, bisect_right(self._begins_ms, ends_ms - 1) - 1)
+        period = self._segments[first].period
+        if period == self._segments[last].period and _tell(begin, end, self._rates, ratio):
+            yield from self._told(begin, end, energy_milli, ratio, period)
+            return
         used_milli = 0
         for at in range(first, last):
             segment, elapsed_ms = self._segments[at], self._begins_ms[at + 1] - begins_ms
@@ -46,3 +73,26 @@ class Timeline:
             used_milli = until_milli
         segment = self._segments[last]
         yield Share(segment.rate, segment.period, energy_milli - used_milli)
+
+    def _told(
+        self, begin: End, end: End, energy_milli: int, ratio: int, period: int
+    ) -> Iterator[Share]:
+        """Yield what registers tell; what they leave over is of the plan's last rate."""
+        *others, rest = self._rates
+        for rate in others:
+            used_milli = (end.rates_milli[rate] - begin.rates_milli[rate]) * ratio
+            yield Share(rate, period, used_milli)
+            energy_milli -= used_milli
+        yield Share(rest, period, energy_milli)
+
+
+def _tell(begin: End, end: End, rates: list[int], ratio: int) -> bool:
+    """Say whether registers tell the rates of what was used between two ends."""
+    there = [rate for rate, milli in enumerate(begin.rates_milli) if milli >= 0]
+    if not (rates and there):
+        return False
+    if there != [rate for rate, milli in enumerate(end.rates_milli) if milli >= 0]:
+        return False
+    rises = [end.rates_milli[rate] - begin.rates_milli[rate] for rate in there]
+    fits = min(rises) >= 0 and fits_int64(sum(rises) * ratio)
+    return fits and begin.agrees and end.agrees

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import KIND_CLOSING, READING, ReadingFrame
+from services.common.kernel.frames import ABSENT_REGISTER, KIND_CLOSING, READING, ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.metering.domain.charging import Intervals, charge_one
@@ -212,6 +212,7 @@ def _close_register(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> An
     meters, end = state.meters[meter_slots], np.zeros(1, READING)
     end["register_milli"] = closing_milli or 0
     end["device_time_ms"] = meters["time_ms"]
+    end["rate_registers_milli"] = ABSENT_REGISTER
     end["quality"] = ASSIGNED_QUALITY
     interval = Intervals(meters, state.accounts[slots], slots, meter_slots, end)
     bill = None if closing_milli is None else charge_one(out, interval, KIND_CLOSING)

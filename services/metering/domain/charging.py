@@ -10,13 +10,15 @@ from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.ladders import Ladder
-from services.metering.domain.lines import Priced, Spans, priced
+from services.metering.domain.lines import Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard import ShardState, Window
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
-_NO_LINES = Priced(np.zeros(0, LINE), _NOTHING, np.zeros(0, np.bool_), (_NOTHING, _NOTHING))
+_NO_LINES = Priced(
+    np.zeros(0, LINE), _NOTHING, np.zeros(0, np.bool_), np.zeros(0, np.bool_), (_NOTHING, _NOTHING)
+)
 
 
 @value_class
@@ -52,14 +54,14 @@ class Bill:
     """What intervals cost: charges (dtype CHARGE), their names as numbers (n, 5), their lines.
 
     `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged; their
-    entries mean nothing. `straddles`: which have an edge inside. `accumulated` and `ladders`, by
-    account slot: what is to stand of what the lines counted (`stand`).
+    entries mean nothing. `windows`: of those that were split by time. `accumulated` and
+    `ladders`, by account slot: what is to stand of what the lines counted (`stand`).
     """
 
     charges: Array
     names: Array
     cannot: Array
-    straddles: Array
+    windows: dict[int, Window]
     lines: Array
     accumulated: tuple[Array, Array]
     ladders: dict[int, Ladder]
@@ -73,7 +75,11 @@ class Bill:
             self.charges.take(which),
             self.names[which],
             self.cannot[which],
-            self.straddles[which],
+            {
+                new: self.windows[old]
+                for new, old in enumerate(which.tolist())
+                if old in self.windows
+            },
             lines,
             self.accumulated,
             self.ladders,
@@ -104,8 +110,10 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     cannot |= beyond
     amounts = energies * prices
     found = _NO_LINES
+    windows: dict[int, Window] = {}
     lined = np.flatnonzero(~plain & ~cannot)
     if len(lined):
+        rises_milli, told = rises_of_rates(meters[lined], readings[lined])
         spans = Spans(
             intervals.account_slots[lined],
             intervals.meter_slots[lined],
@@ -115,6 +123,9 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
             ends_ms[lined],
             energies[lined],
             unsure[lined],
+            rises_milli,
+            told,
+            meters["ratio"][lined].astype(np.int64),
         )
         found = priced(state, spans)
         amounts[lined] = found.amounts_nano
@@ -122,6 +133,7 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
         for i in lined[unsure[lined]].tolist():
             cannot[i] |= not _fits_with(accounts[i], int(amounts[i]))
         found.lines["charge"] = lined[found.lines["charge"]]
+        windows = _windows(charges, lined[found.estimated])
 
     charges["kind"] = kind
     charges["energy_milli"] = energies
@@ -136,7 +148,25 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
         names = np.where(bare[:, np.newaxis], own, names)
     slots = intervals.account_slots[lined]
     ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
-    return Bill(charges, names, cannot, first != last, found.lines, found.accumulated, ladders)
+    return Bill(charges, names, cannot, windows, found.lines, found.accumulated, ladders)
+
+
+def rises_of_rates(meters: Array, readings: Array) -> tuple[Array, Array]:
+    """Return (how much each register of rates rose, where they tell what was used), (n, 5), n."""
+    after = readings["rate_registers_milli"]
+    if (after < 0).all():
+        return np.zeros(after.shape, np.int64), np.zeros(len(after), np.bool_)
+    before = meters["rates_milli"]
+    return rises_between(before, meters["register_milli"], after, readings["register_milli"])
+
+
+def _windows(charges: Array, which: Array) -> dict[int, Window]:
+    """Return the windows of the charges at the indexes `which`."""
+    names = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
+    ends = zip(*(charges[name][which].tolist() for name in names), strict=True)
+    rates = (charges[name][which].tolist() for name in ("from_rates_milli", "to_rates_milli"))
+    found = zip(which.tolist(), ends, *rates, strict=True)
+    return {i: (*four, *before, *after) for i, four, before, after in found}
 
 
 def set_standing(charges: Array, meters: Array, accounts: Array) -> None:
@@ -168,6 +198,8 @@ def _set_interval(charges: Array, meters: Array, readings: Array) -> None:
             start = np.where(opens, readings[end], start)
         charges[f"from_{column}"] = start
         charges[f"to_{column}"] = readings[end]
+    charges["from_rates_milli"] = meters["rates_milli"]
+    charges["to_rates_milli"] = readings["rate_registers_milli"]
     charges["to_received_at_ms"] = readings["received_at_ms"]
 
 
@@ -273,6 +305,7 @@ def advance(state: ShardState, intervals: Intervals, charges: Array) -> None:
     meters["register_milli"] = readings["register_milli"]
     meters["time_ms"] = readings["device_time_ms"]
     meters["reading_id"] = readings["reading_id"]
+    meters["rates_milli"] = readings["rate_registers_milli"]
     meters["relay_bits"] = readings["relay_bits"]
     meters["sequence"] = charges["sequence"]
     meters["energy_total_milli"] = charges["meter_energy_total_milli"]

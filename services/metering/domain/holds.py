@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from services.common.kernel.frames import KIND_USAGE, READING
+from services.common.kernel.frames import ABSENT_REGISTER, KIND_USAGE, READING
 from services.metering.domain.charging import Bill, Intervals, advance, charge_one
 from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
@@ -106,8 +106,7 @@ def _charge_held(out: Outbox, slot: int, meter_slot: int, reading: Any) -> Bill 
     meters["hold"] = 0
     advance(state, interval, bill.charges)
     state.put_hold(meter_slot, 0)
-    if bill.straddles[0]:
-        leave_windows(state, interval, bill.charges, np.array([0]))
+    leave_windows(state, interval, bill)
     return bill
 
 
@@ -127,6 +126,7 @@ def _held_reading(state: ShardState, meter_slot: int) -> Any:
     reading["register_milli"] = held.register_milli
     reading["device_time_ms"] = held.time_ms
     reading["received_at_ms"] = held.received_at_ms
+    reading["rate_registers_milli"] = ABSENT_REGISTER
     reading["quality"] = QUALITY_MANUAL
     reading["relay_bits"] = state.meters["relay_bits"][meter_slot]
     return reading

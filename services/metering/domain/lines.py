@@ -1,17 +1,18 @@
 """Rule 4: what intervals are priced by. All intervals of a frame at once, where they are alike."""
 
-from collections.abc import Iterator
 from dataclasses import field
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_TIME, LINE
+from services.common.kernel.frames import BASIS_REGISTERS, BASIS_TIME, LINE
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.common.tariffs.pricing import TOTAL
+from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_MAX, End
 from services.metering.domain.facts import Array
 from services.metering.domain.ladders import Ladder, Part, PricedLine
 from services.metering.domain.shard import ShardState
+from services.metering.domain.tariffs import NO_REST
 
 NO_LADDER = -2
 """In place of a rate: the line counts in no accumulation."""
@@ -24,6 +25,7 @@ class Spans:
     """Intervals that need lines, n of them: where they stand and what of time and energy.
 
     `first`, `last`: their segments. `exact`: figures are so large that int64 might not hold them.
+    `rises_milli` (n, 5): how much the registers of rates rose; `told`: where they count.
     """
 
     account_slots: Array
@@ -34,19 +36,24 @@ class Spans:
     ends_ms: Array
     energies_milli: Array
     exact: Array
+    rises_milli: Array
+    told: Array
+    ratios: Array
 
 
 @value_class
 class Priced:
     """The lines of intervals (dtype LINE; `charge` is the interval's index), and what they change.
 
-    `amounts_nano`: of each interval. `cannot`: a figure does not fit int64. `accumulated`: slots of
+    `amounts_nano`: of each interval. `cannot`: a figure does not fit int64. `estimated`: where time
+    alone said when inside the interval the energy was used. `accumulated`: slots of
     accumulations and their new totals; `ladders`: interval → its account's accumulations.
     """
 
     lines: Array
     amounts_nano: Array
     cannot: Array
+    estimated: Array
     accumulated: tuple[Array, Array]
     ladders: dict[int, Ladder] = field(default_factory=dict)
 
@@ -56,6 +63,9 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     count = len(spans.first)
     lines, rows = _split(state, spans)
     table = state.tariffs.table
+    told = _told(state, spans)
+    if told.any():
+        lines, rows = _with_told(state, spans, (lines, rows), told)
     rates = lines["rate"].astype(np.int64)
     laddered = table["laddered"][rows]
     owners = lines["charge"]
@@ -86,6 +96,7 @@ def priced(state: ShardState, spans: Spans) -> Priced:
         lines,
         np.zeros(count, np.int64),
         np.zeros(count, np.bool_),
+        (spans.first != spans.last) & ~told,
         (slots[touched], totals[touched]),
     )
     if slowly.any():
@@ -93,6 +104,71 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     amounts = sum(done.lines[f"{name}_nano"] for name in ("rate", "surcharge", "ladder", "tax"))
     np.add.at(done.amounts_nano, done.lines["charge"], amounts)
     return done
+
+
+def rises_between(
+    before: Array, before_milli: Array, after: Array, after_milli: Array
+) -> tuple[Array, Array]:
+    """Return (how much each register of rates rose, where they tell what was used).
+
+    `before`, `after`: those registers at both ends, (n, 5), -1 where absent; beside them the
+    registers of all energy. They tell where the same ones are there, none fell, and their sum is
+    the whole at both ends, give or take what each of them rounds.
+    """
+    there = before >= 0
+    rises = np.where(there, after - before, 0)
+    told = there.any(axis=1) & (there == (after >= 0)).all(axis=1) & (rises >= 0).all(axis=1)
+    for registers, whole_milli in ((before, before_milli), (after, after_milli)):
+        told &= (registers <= REGISTER_MILLI_MAX).all(axis=1)
+        sums = np.clip(registers, 0, REGISTER_MILLI_MAX).sum(axis=1)
+        told &= np.abs(whole_milli - sums) <= RATES_APART_MILLI_MAX
+    return rises, told
+
+
+def _told(state: ShardState, spans: Spans) -> Array:
+    """Say which intervals the registers of rates tell: within one version and one period."""
+    if not spans.told.any():
+        return spans.told
+    segments, table = state.tariffs.segments, state.tariffs.table
+    row = segments["row"][spans.first]
+    told = spans.told & (table["rest"][row] != NO_REST)
+    told &= spans.rises_milli.sum(axis=1) <= INT64_MAX // spans.ratios
+    for name in ("row", "period"):
+        told &= segments[name][spans.first] == segments[name][spans.last]
+    return told
+
+
+def _with_told(
+    state: ShardState, spans: Spans, split: tuple[Array, Array], told: Array
+) -> tuple[Array, Array]:
+    """Return the lines of `split` with those that registers tell instead, and rows of terms.
+
+    What the registers leave over, or count in a rate that the plan has not, is of one rate of the
+    plan, always the same: so all of it comes to the same whatever the readings in between.
+    """
+    segments, table = state.tariffs.segments, state.tariffs.table
+    which = np.flatnonzero(told)
+    first = spans.first[which]
+    row, rest = segments["row"][first], table["rest"][segments["row"][first]]
+    ordinals = np.arange(len(which))
+    energies = spans.rises_milli[which] * spans.ratios[which, np.newaxis]
+    energies[~table["has_rate"][row]] = 0
+    energies[ordinals, rest] = 0
+    energies[ordinals, rest] = spans.energies_milli[which] - energies.sum(axis=1)
+    used = energies != 0
+    used[ordinals, segments["rate"][first]] |= ~used.any(axis=1)  # nothing: one line says so
+    owners, rates = np.nonzero(used)
+    lines = np.zeros(len(owners), LINE)
+    lines["charge"] = which[owners]
+    lines["version"] = table["version"][row[owners]]
+    lines["rate"] = rates
+    lines["period"] = segments["period"][first[owners]]
+    lines["energy_milli"] = energies[owners, rates]
+    lines["basis"] = BASIS_REGISTERS
+    kept = ~told[split[0]["charge"]]
+    lines, rows = np.append(split[0][kept], lines), np.append(split[1][kept], row[owners])
+    order = np.argsort(lines["charge"], kind="stable")
+    return lines[order], rows[order]
 
 
 def _split(state: ShardState, spans: Spans) -> tuple[Array, Array]:
@@ -211,7 +287,7 @@ def _with_slow(state: ShardState, spans: Spans, done: Priced, rows: Array, slow:
             cannot[i] = True
     lines = np.concatenate(found)
     lines = lines[np.argsort(lines["charge"], kind="stable")]
-    return Priced(lines, done.amounts_nano, cannot, done.accumulated, ladders)
+    return Priced(lines, done.amounts_nano, cannot, done.estimated, done.accumulated, ladders)
 
 
 def climbed(
@@ -241,14 +317,22 @@ def as_lines(charge: int, lines: list[PricedLine]) -> Array:
 
 
 def parts_of(
-    state: ShardState, tariff: int, begins_ms: int, ends_ms: int, energy_milli: int
-) -> Iterator[Part]:
-    """Yield the parts of one interval, joined, in their order."""
-    begins, ends = np.array([begins_ms]), np.array([ends_ms])
+    state: ShardState, tariff: int, begin: End, end: End, ratio: int
+) -> tuple[list[Part], bool]:
+    """Return (the parts of one interval, joined, in their order; whether time alone told them)."""
+    begins, ends = np.array([begin.time_ms]), np.array([end.time_ms])
     first, last = state.tariffs.of(np.array([tariff]), begins, ends)
-    none, energies = np.zeros(1, np.int64), np.array([energy_milli])
-    span = Spans(none, none, first, last, begins, ends, energies, np.zeros(1, np.bool_))
+    none, exact = np.zeros(1, np.int64), np.zeros(1, np.bool_)
+    energies = np.array([(end.register_milli - begin.register_milli) * ratio])
+    before, after = np.array([begin.rates_milli]), np.array([end.rates_milli])
+    registers = np.array([begin.register_milli]), np.array([end.register_milli])
+    rises_milli, told = rises_between(before, registers[0], after, registers[1])
+    ratios = np.array([ratio])
+    span = Spans(none, none, first, last, begins, ends, energies, exact, rises_milli, told, ratios)
     lines, rows = _split(state, span)
+    told = _told(state, span)
+    if told.any():
+        lines, rows = _with_told(state, span, (lines, rows), told)
     columns = (lines[name].tolist() for name in ("rate", "period", "energy_milli"))
-    for values in zip(rows.tolist(), *columns, strict=True):
-        yield Part(*values)
+    parts = [Part(*values) for values in zip(rows.tolist(), *columns, strict=True)]
+    return parts, bool(first[0] != last[0] and not told[0])

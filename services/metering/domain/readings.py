@@ -110,8 +110,8 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     post(out, intervals, charges)
     stand(state, bill)
-    if bill.straddles.any():
-        leave_windows(state, intervals, charges, np.flatnonzero(bill.straddles))
+    if bill.windows:
+        leave_windows(state, intervals, bill)
 
     cause_of = _causes(out, intervals, positions, charges)
     slots = intervals.account_slots

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_TIME, CHARGE, KIND_RESPLIT
+from services.common.kernel.frames import BASIS_TIME, CHARGE, KIND_RESPLIT, RATES
 from services.common.kernel.units import fits_int64
-from services.metering.domain.charging import Intervals, post, set_standing
+from services.common.tariffs.shape import End
+from services.metering.domain.charging import Bill, Intervals, post, set_standing
 from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.ladders import Part
@@ -28,12 +29,10 @@ def kept_windows(windows: list[Window]) -> list[Window]:
     return young
 
 
-def leave_windows(state: ShardState, intervals: Intervals, charges: Array, which: Array) -> None:
+def leave_windows(state: ShardState, intervals: Intervals, bill: Bill) -> None:
     """Keep the intervals that were split by time, for a late reading to split them again."""
-    ends = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
-    meter_slots = intervals.meter_slots[which].tolist()
-    windows = zip(*(charges[name][which].tolist() for name in ends), strict=True)
-    for meter_slot, window in zip(meter_slots, windows, strict=True):
+    for i, window in bill.windows.items():
+        meter_slot = int(intervals.meter_slots[i])
         state.put_windows(meter_slot, kept_windows([*state.windows_of(meter_slot), window]))
 
 
@@ -62,9 +61,13 @@ def resplit(out: Outbox, interval: Intervals, position: int) -> None:
     assert window is not None, "it is its outcome"
     meter = state.meter_fact(int(interval.meters["key"][0]))
     tariff = int(state.account_links["tariff"][slot])
-    middle = (int(reading["device_time_ms"]), int(reading["register_milli"]))
+    middle = End(
+        int(reading["device_time_ms"]),
+        int(reading["register_milli"]),
+        tuple(reading["rate_registers_milli"].tolist()),
+    )
     ratio = int(interval.meters["ratio"][0])
-    moved = list(_moved(state, tariff, ratio, window, middle))
+    moved, halves = _moved(state, tariff, ratio, window, middle)
     ladder, lines = climbed(state, slot, meter_slot, moved, BASIS_TIME)
     amount_nano = sum(line.amount_nano for line in lines)
     account = interval.accounts[0]
@@ -86,32 +89,42 @@ def resplit(out: Outbox, interval: Intervals, position: int) -> None:
     state.meters["sequence"][meter_slot] += 1
     post(out, interval, charges)
     state.put_ladder(slot, ladder)
-    _replace(state, meter_slot, tariff, window, middle)
+    _replace(state, meter_slot, window, halves)
     cause = Cause(meter=meter, charge=charges[0], position=position)
     warn_of_closed(out, slots, table, lambda _: cause)
     judge(out, slots, lambda _: cause)
 
 
 def _moved(
-    state: ShardState, tariff: int, ratio: int, window: Window, middle: tuple[int, int]
-) -> list[Part]:
-    """Return what moves between lines, in the order of the window's."""
+    state: ShardState, tariff: int, ratio: int, window: Window, middle: End
+) -> tuple[list[Part], list[Window]]:
+    """Return what moves between lines, in their order, and the windows that are left."""
+    begin, end = _ends(window)
+    before, _ = parts_of(state, tariff, begin, end, ratio)
+    changes = {_where(part): -part.energy_milli for part in before}
+    halves = []
+    for half in ((begin, middle), (middle, end)):
+        parts, estimated = parts_of(state, tariff, *half, ratio)
+        for part in parts:
+            changes[_where(part)] = changes.get(_where(part), 0) + part.energy_milli
+        if estimated:
+            halves.append(_window(*half))
+    moved = [Part(*where, energy_milli) for where, energy_milli in changes.items() if energy_milli]
+    return moved, halves
 
-    def lines(begin: tuple[int, int], end: tuple[int, int]) -> list[Part]:
-        energy_milli = (end[1] - begin[1]) * ratio
-        return list(parts_of(state, tariff, begin[0], end[0], energy_milli))
 
-    before = lines(window[:2], window[2:])
-    after: dict[tuple[int, int, int], int] = {}
-    for part in (*lines(window[:2], middle), *lines(middle, window[2:])):
-        key = (part.row, part.rate, part.period)
-        after[key] = after.get(key, 0) + part.energy_milli
-    moved = []
-    for part in before:
-        more = after.get((part.row, part.rate, part.period), 0) - part.energy_milli
-        if more:
-            moved.append(Part(part.row, part.rate, part.period, more))
-    return moved
+def _where(part: Part) -> tuple[int, int, int]:
+    return part.row, part.rate, part.period
+
+
+def _ends(window: Window) -> tuple[End, End]:
+    begin = End(window[0], window[1], window[4 : 4 + RATES])
+    return begin, End(window[2], window[3], window[4 + RATES :])
+
+
+def _window(begin: End, end: End) -> Window:
+    times = (begin.time_ms, begin.register_milli, end.time_ms, end.register_milli)
+    return (*times, *begin.rates_milli, *end.rates_milli)
 
 
 def _charge_of(
@@ -126,6 +139,8 @@ def _charge_of(
     charge["from_time_ms"] = window[0]
     charge["from_register_milli"] = window[1]
     charge["from_quality"] = ASSIGNED_QUALITY
+    charge["from_rates_milli"] = window[4 : 4 + RATES]
+    charge["to_rates_milli"] = readings["rate_registers_milli"]
     charge["to_reading_id"] = readings["reading_id"]
     charge["to_time_ms"] = readings["device_time_ms"]
     charge["to_received_at_ms"] = readings["received_at_ms"]
@@ -138,19 +153,9 @@ def _charge_of(
     return charge
 
 
-def _replace(
-    state: ShardState, meter_slot: int, tariff: int, window: Window, middle: tuple[int, int]
-) -> None:
-    """Let the two intervals be windows instead, where they have an edge inside."""
-    found: list[Window] = []
-    for each in state.windows_of(meter_slot):
-        if each != window:
-            found.append(each)
-            continue
-        for half in ((*window[:2], *middle), (*middle, *window[2:])):
-            first, last = state.tariffs.of(
-                np.array([tariff]), np.array([half[0]]), np.array([half[2]])
-            )
-            if first[0] != last[0]:
-                found.append(half)
+def _replace(state: ShardState, meter_slot: int, window: Window, halves: list[Window]) -> None:
+    """Let what is left of a window stand instead of it."""
+    windows = state.windows_of(meter_slot)
+    at = windows.index(window)
+    found = [*windows[:at], *halves, *windows[at + 1 :]]
     state.put_windows(meter_slot, kept_windows(found) if found else [])

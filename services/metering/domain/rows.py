@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from services.common.kernel.frames import RATES
 from services.common.kernel.units import INT64_MIN
 from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
@@ -116,9 +117,10 @@ METER = np.dtype(
         ("max_power_w", "<i8"),
         ("send_before_ms", "<i8"),  # of the cut issued last; NEVER_MS: none stands
         ("since_ms", "<i8"),  # it entered the account
+        ("rates_milli", "<i8", (RATES,)),  # registers of rates of the last reading; -1: absent
     ]
 )
-"""A meter as it stands in an account, 128 bytes."""
+"""A meter as it stands in an account, 168 bytes."""
 
 ACCUMULATION = np.dtype(
     [
@@ -135,8 +137,9 @@ ACCUMULATION = np.dtype(
 )
 """What a ladder adds up (rule 4), 40 bytes."""
 
-WINDOW = struct.Struct("<4q")
-"""An interval that was split by time (rule 5): from time, register, to time, register."""
+WINDOW = struct.Struct(f"<{4 + 2 * RATES}q")
+"""An interval that was split by time (rule 5): from time, register, to time, register; then the
+registers of rates at its begin, and those at its end."""
 WINDOWS_MAX = 4
 
 HOLDS = ("", "implausible", "negative", "scale", "reset")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.common.kernel.frames import ABSENT_REGISTER
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.facts import Array, FactLog, Names, Policies, grown
 from services.metering.domain.ladders import Accumulation, Key, Ladder
@@ -64,8 +65,8 @@ _UNLINKED = -1
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,)), ("accumulation", "<i8")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
 
-Window = tuple[int, int, int, int]
-"""(from time, register, to time, register)."""
+Window = tuple[int, ...]
+"""(from time, register, to time, register, registers of rates there, and there)."""
 
 
 class Held(NamedTuple):
@@ -236,6 +237,7 @@ class ShardState:
         meter["register_milli"] = opening_milli or 0
         meter["send_before_ms"] = NEVER_MS
         meter["since_ms"] = self.now_ms
+        meter["rates_milli"] = ABSENT_REGISTER
         self.meters[meter_slot] = meter
         self.meter_links["accumulation"][meter_slot] = _NONE
         self.describe_meter(meter_slot, fact)

@@ -15,7 +15,7 @@ from services.common.kernel.frames import RATES
 from services.common.kernel.values import value_class
 from services.common.tariffs import plan as plans
 from services.common.tariffs.calendar import NO_PERIOD, is_constant, segments
-from services.common.tariffs.plan import STEPS_MAX, Plan
+from services.common.tariffs.plan import STEPS_MAX, Plan, rate_index
 from services.common.tariffs.pricing import TOTAL, Terms, terms_of
 from services.metering.domain.facts import Array
 from services.metering.domain.rows import Fact
@@ -26,11 +26,15 @@ _TIME_BITS = 42
 _SPAN_MS = 2**32
 """Fifty days."""
 
+NO_REST = -1
+
 TERMS = np.dtype(
     [
         ("version", "<i8"),
         ("plain", "?"),  # a rate's price is all it asks, at every instant
         ("by_meter", "?"),
+        ("has_rate", "?", (RATES,)),
+        ("rest", "<i8"),  # rate of what registers of rates leave over; NO_REST: they do not count
         ("surcharge_micro", "<i8"),
         ("rate_micro", "<i8", (RATES,)),
         ("tax_micro", "<i8", (RATES,)),
@@ -220,6 +224,9 @@ def _numbers(number: int, plan: Plan, terms: Terms) -> Any:
     row["version"] = number
     row["plain"] = is_constant(plan) and terms.is_bare
     row["by_meter"] = terms.by_meter
+    rates = [rate_index(name) for name in plan.rates_micro]
+    row["has_rate"][rates] = True
+    row["rest"] = max(rates) if plan.seasons else NO_REST
     row["surcharge_micro"] = terms.surcharge_micro
     row["rate_micro"] = terms.rate_micro
     row["tax_micro"] = terms.tax_micro

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from services.common.kernel.ids import column_key
 from services.common.kernel.values import value_class
@@ -199,6 +200,7 @@ def _charge(
             received_at_ms=from_received_at_ms,
             register_milli=charge.from_register_milli,
             quality=charge.from_quality,
+            rate_registers_milli=orjson.loads(charge.from_rates_milli or "[]"),
         ),
         to_reading=_to_reading(charge),
         ratio=charge.ratio,
@@ -232,6 +234,7 @@ def _to_reading(charge: ChargeRow) -> pb.Reading:
         received_at_ms=charge.to_received_at_ms,
         register_milli=charge.to_register_milli,
         quality=charge.to_quality,
+        rate_registers_milli=orjson.loads(charge.to_rates_milli or "[]"),
     )
 
 

@@ -138,6 +138,8 @@ def _charges(record: Record) -> Iterable[Row]:
         "to_reading_id": [_reading_of(identity) for identity in columns["to_reading_id"]],
         "from_quality": [chr(code) for code in columns["from_quality"]],
         "to_quality": [chr(code) for code in columns["to_quality"]],
+        "from_rates_milli": list(map(_registers, columns["from_rates_milli"])),
+        "to_rates_milli": list(map(_registers, columns["to_rates_milli"])),
         "shard": [frame.shard] * count,
         "log_offset": [frame.log_offset] * count,
     }
@@ -158,6 +160,11 @@ def _price_lines(frame: ChargeFrame, charges: Sequence[ChargeRow]) -> Iterator[R
         identity = (whose.meter_key, whose.epoch, whose.sequence, numbers[charge])
         numbers[charge] += 1
         yield PriceLineRow(*identity, version, RATES[rate], *rest)
+
+
+def _registers(milli: list[int]) -> str | None:
+    """Return registers of rates as a JSON array; None where all are absent."""
+    return None if max(milli) < 0 else "[" + ",".join(map(str, milli)) + "]"
 
 
 def _reading_of(identity: bytes) -> UUID | None:

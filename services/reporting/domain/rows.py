@@ -159,6 +159,8 @@ class ChargeRow(NamedTuple):
     commodity: str
     shard: int
     log_offset: int
+    from_rates_milli: str | None
+    to_rates_milli: str | None
 
 
 class PriceLineRow(NamedTuple):

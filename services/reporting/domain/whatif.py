@@ -12,14 +12,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+import orjson
+
+from services.common.kernel.frames import ABSENT_REGISTER, RATES
 from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
 from services.common.tariffs.calendar import days_left, local_date, period_days, period_of
 from services.common.tariffs.plan import Plan
 from services.common.tariffs.pricing import TOTAL, climbed, terms_of
-from services.common.tariffs.shape import Timeline
+from services.common.tariffs.shape import End, Timeline
 from services.reporting.domain.projections import RESPLIT
 
+_NO_RATES = (ABSENT_REGISTER,) * RATES
 ACCOUNT = (0, 0)
 """The owner of a ladder of the account; one of a meter is (meter_key, epoch)."""
 
@@ -41,6 +45,22 @@ class Recorded(NamedTuple):
     ratio: int
     energy_milli: int
     amount_nano: int
+    from_rates_milli: str | None
+    to_rates_milli: str | None
+
+    @property
+    def begin(self) -> End:
+        """Where it begins."""
+        return End(self.from_time_ms, self.from_register_milli, _registers(self.from_rates_milli))
+
+    @property
+    def end(self) -> End:
+        """Where it ends."""
+        return End(self.to_time_ms, self.to_register_milli, _registers(self.to_rates_milli))
+
+
+def _registers(text: str | None) -> tuple[int, ...]:
+    return _NO_RATES if text is None else tuple(orjson.loads(text))
 
 
 @value_class
@@ -118,21 +138,20 @@ class Preview:
         if within:
             self._sums.energy_milli += charge.energy_milli
             self._sums.charged_nano += charge.amount_nano + sum(each.amount_nano for each in late)
-        begins_ms, register_milli = charge.from_time_ms, charge.from_register_milli
-        left_milli = charge.energy_milli
+        begin, left_milli = charge.begin, charge.energy_milli
         for each in late:
-            energy_milli = (each.to_register_milli - register_milli) * charge.ratio
-            self._split(charge, begins_ms, each.to_time_ms, energy_milli, within=within)
-            begins_ms, register_milli = each.to_time_ms, each.to_register_milli
+            energy_milli = (each.to_register_milli - begin.register_milli) * charge.ratio
+            self._split(charge, begin, each.end, energy_milli, within=within)
+            begin = each.end
             left_milli -= energy_milli
-        self._split(charge, begins_ms, charge.to_time_ms, left_milli, within=within)
+        self._split(charge, begin, charge.end, left_milli, within=within)
 
     def _split(
-        self, charge: Recorded, begins_ms: int, ends_ms: int, energy_milli: int, *, within: bool
+        self, charge: Recorded, begin: End, end: End, energy_milli: int, *, within: bool
     ) -> None:
         ladders = self._terms.ladders
         owner = (charge.meter_key, charge.epoch) if self._terms.by_meter else ACCOUNT
-        for share in self.timeline.shares(begins_ms, ends_ms, energy_milli):
+        for share in self.timeline.shares(begin, end, energy_milli, charge.ratio):
             if within:
                 self._rates[share.rate] += share.energy_milli
             rate = TOTAL if TOTAL in ladders else share.rate

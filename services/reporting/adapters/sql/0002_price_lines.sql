@@ -25,4 +25,5 @@ CREATE TABLE price_lines (
 COMMENT ON TABLE price_lines IS
     'What a charge consists of, where one price does not tell it: energy and amounts by tariff '
     'version, rate and period (12 x year + month - 1, or year; 0 without ladder). basis: 1 the '
-    'interval was split by time, 4 its period was closed. Source: charges (400 days).';
+    'interval was split by time, 2 the meter''s registers of rates tell it, 4 its period was '
+    'closed. Source: charges (400 days).';

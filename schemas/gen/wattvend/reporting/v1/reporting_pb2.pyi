@@ -755,11 +755,16 @@ class Reading(_message.Message):
     RECEIVED_AT_MS_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
+    RATE_REGISTERS_MILLI_FIELD_NUMBER: _builtins.int
     reading_id: _builtins.str
     device_time_ms: _builtins.int
     received_at_ms: _builtins.int
     register_milli: _builtins.int
     quality: _builtins.str
+    @_builtins.property
+    def rate_registers_milli(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """sharp … deep valley, -1 absent; empty: none is there"""
+
     def __init__(
         self,
         *,
@@ -768,10 +773,11 @@ class Reading(_message.Message):
         received_at_ms: _builtins.int = ...,
         register_milli: _builtins.int = ...,
         quality: _builtins.str = ...,
+        rate_registers_milli: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_time_ms", b"device_time_ms", "quality", b"quality", "reading_id", b"reading_id", "received_at_ms", b"received_at_ms", "register_milli", b"register_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_time_ms", b"device_time_ms", "quality", b"quality", "rate_registers_milli", b"rate_registers_milli", "reading_id", b"reading_id", "received_at_ms", b"received_at_ms", "register_milli", b"register_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,7 +804,7 @@ class PriceLine(_message.Message):
     rate: _builtins.str
     """sharp, peak, flat, valley, deep_valley; none"""
     basis: _builtins.int
-    """bits: 1 split by time, 4 its period was closed"""
+    """bits: 1 split by time, 2 by registers of rates, 4 its period was closed"""
     period: _builtins.int
     """of the ladder: 12 x year + month - 1, or year; 0 without"""
     energy_milli: _builtins.int
