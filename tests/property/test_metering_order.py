@@ -27,7 +27,7 @@ Parts = dict[tuple[int, int, int], list[int]]
 """(version, rate, period) → energy, rate and surcharge amount, then ladder, then tax."""
 
 
-@examples(300)
+@examples(600)
 @given(reorderings())
 def test_readings_of_a_period_come_to_the_same_charges_in_any_order(drawn: Reordering) -> None:
     in_order = drawn.log(range(len(drawn.readings)))
