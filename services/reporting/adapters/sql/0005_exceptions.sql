@@ -89,6 +89,12 @@ LEFT JOIN LATERAL (
         WHERE m.meter_id = a.meter_id AND o.account_id = a.account_id
           AND c.log_offset > a.log_offset
           AND a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused')
+        UNION ALL  -- one that was never read leaves without a charge
+        SELECT l.occurred_at_ms, 'meter-left'
+        FROM ledger l
+        WHERE l.stream = 'meter-' || a.meter_id AND l.occurred_at_ms > a.decided_at_ms
+          AND l.type IN ('meter-assigned', 'meter-replaced', 'meter-ratio-changed')
+          AND a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused')
         UNION ALL
         SELECT b.as_of_ms, 'credit'
         FROM account_balances b
