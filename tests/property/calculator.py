@@ -18,6 +18,7 @@ from tests.property.metering_tariff_model import (
     Tariff,
     Terms,
     Where,
+    half_up,
 )
 
 Told = dict[str, Any]
@@ -38,6 +39,8 @@ def amount_of(told: Told) -> int:
         assert not charge["lines"]
         return 0
     tariff = _tariff(told)
+    if charge["kind"] == "fee":
+        return sum(_fee(tariff.terms(line["version"]), line) for line in charge["lines"])
     if charge["kind"] == "re-split":
         parts = _moved(tariff, told)
     else:
@@ -71,6 +74,16 @@ def reason_of(told: Told) -> str:
     outcome = decision["notice_outcome"] or None
     standing = Standing(int(began["decided_at_ms"]), False, notice_at, outcome)
     return refusal(policy, account, reading, standing, now)
+
+
+def _fee(terms: Terms, line: Told) -> int:
+    """Return what a line of fees comes to: so many periods, or a share of one."""
+    fee = terms.plan.fees[int(line["rate"].removeprefix("fee-")) - 1]
+    taxes = [half_up(fee.amount_micro * t.ppm, 10**6) for t in terms.plan.taxes if "fees" in t.base]
+    days, days_of = line["days"], line["days_of"]
+    figures = [micro * 1000 * days // days_of for micro in (fee.amount_micro, sum(taxes))]
+    assert figures == [int(line["rate_nano"]), int(line["tax_nano"])]
+    return sum(figures)
 
 
 def _moved(tariff: Tariff, told: Told) -> dict[Where, int]:

@@ -51,7 +51,7 @@ START_MS = 1_800_000_000_000
 SITE = "S1"
 ACCOUNTS = ("A0", "A1", "A2", "A3")
 METERS = ("M0", "M1", "M2", "M3", "M4", "M5")
-TARIFFS = ("T0", "T1", "T2", "T3", "T4")
+TARIFFS = ("T0", "T1", "T2", "T3", "T4", "T5")
 POLICIES = ("P0", "P1")
 RATES_OF = {"M1": (0, 1, 2, 3), "M2": (0, 1, 2, 3, 4), "M4": (1, 3)}
 """The registers of rates that meters have: sharp 0 … deep valley 4."""
@@ -166,6 +166,39 @@ TARIFF_PLANS: dict[str, tuple[str, ...]] = {
             taxes=[{"name": "half", "ppm": 500_000, "base": ["energy", "surcharges"]}],
         )
         for zone in ("Asia/Beirut", "Australia/Lord_Howe")
+    ),
+    # Fees: a month that pays for all, or beside prices by the unit; where midnight is left out, and
+    # comes twice; and a version without.
+    "T5": (
+        document(
+            "America/Havana",
+            {"flat": 0},
+            fees=[
+                {"name": "line", "period": "month", "amount_micro": 1_000_003},
+                {"name": "meter", "period": "month", "amount_micro": 777},
+            ],
+            taxes=[{"name": "VAT", "ppm": 130_000, "base": ["energy", "fees"]}],
+        ),
+        document("Asia/Shanghai", {"flat": 1_000_000}),
+        document(
+            "Australia/Lord_Howe",
+            {"peak": 900_000},
+            fees=[{"name": "dear", "period": "day", "amount_micro": 10**13}],
+        ),
+        document(
+            "Asia/Beirut",
+            {"flat": 528_300},
+            ladder={"period": "month", "steps": steps((900, 50_000))},
+            fees=[
+                {"name": "stand", "period": "day", "amount_micro": 300_001},
+                {"name": "line", "period": "month", "amount_micro": 2_000_000},
+            ],
+            surcharges=[{"name": "fund", "price_micro": 3}],
+            taxes=[
+                {"name": "half", "ppm": 500_000, "base": ["fees"]},
+                {"name": "VAT", "ppm": 130_000, "base": ["surcharges", "fees"]},
+            ],
+        ),
     ),
 }
 
@@ -782,7 +815,8 @@ def calendared(one: int, other: int) -> tuple[Op | Frame, ...]:
     return tuple(head)
 
 
-CALENDARED = tuple(calendared(*pair) for pair in ((0, 3), (1, 2), (2, 4), (3, 1), (4, 0)))
+CALENDARS = ((0, 3), (1, 2), (2, 4), (3, 1), (4, 0), (5, 5), (5, 2))
+CALENDARED = tuple(calendared(*pair) for pair in CALENDARS)
 """How most others begin: the same under tariffs with calendars and ladders, each equally often."""
 
 _small = st.integers(0, 11)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from services.common.kernel.frames import (
     KIND_CLOSING,
+    KIND_FEE,
     KIND_RESPLIT,
     KIND_USAGE,
     READING_COLUMNS,
@@ -23,6 +24,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.metering.domain.messages import LogRecord
+from tests.property.metering_fee_model import instants, lines_of, next_due
 from tests.property.metering_policy_model import (
     Standing,
     cut_not_before,
@@ -151,6 +153,8 @@ class Account:
     due: int | None = None
     last_received: int | None = None
     since: int | None = None
+    fees_until: int | None = None
+    fees_sequence: int = 0
     accumulations: dict[Key, Accumulation] = field(default_factory=dict)
     meters: dict[int, Meter] = field(default_factory=dict)
 
@@ -263,14 +267,23 @@ class ScalarShard:
             }
             handle[record.subject](record.value)
         else:
+            read = {reading["meter_key"] for reading in readings_of(record)}
+            for account in self._by_key():
+                if read & account.meters.keys():
+                    self._post_fees(account)
             for reading in readings_of(record):
                 self._reading(reading)
         return self._sent(), self.work.counts
 
     @property
     def next_deadline(self) -> int | None:
-        """Rule 8: when the next balance is due, if any."""
-        return min((a.due for a in self.accounts.values() if a.due is not None), default=None)
+        """Rule 8: when the next balance, or fee, is due, if any."""
+        balances = [account.due for account in self.accounts.values()]
+        fees = [self.fee_due(account) for account in self.accounts.values()]
+        return min((due for due in (*balances, *fees) if due is not None), default=None)
+
+    def _by_key(self) -> list[Account]:
+        return [self.accounts[key] for key in sorted(self.accounts)]
 
     # -- Rule 2 -----------------------------------------------------------------------------
 
@@ -345,14 +358,18 @@ class ScalarShard:
             return
         key = fact["account_key"]
         account = self.accounts.setdefault(key, Account(fact["account_id"], key, house=False))
+        self._post_fees(account)
         self._attempt(account, lambda: self._apply_account_fact(account, fact), Cause(named=fact))
+        self._post_fees(account)
 
     def _apply_account_fact(self, account: Account, fact: Fact) -> None:
         if fact["credited_nano"] != account.credited:
             account.sequence = checked(account.sequence + 1)
         if account.fact is None:
             account.since = self.now
+            account.fees_until = self.now - 1
         elif account.fact["tariff_id"] != fact["tariff_id"]:
+            account.fees_until = self.now
             account.accumulations = {}
             for meter in account.meters.values():
                 meter.windows = []
@@ -473,6 +490,8 @@ class ScalarShard:
             self._judge(account, correction)
 
     def _wake(self, _wake: Fact) -> None:
+        for account in self._by_key():
+            self._post_fees(account)
         for account in self.accounts.values():
             if account.due is not None and account.due <= self.now:
                 self.work.publish.add(account.key)
@@ -811,6 +830,82 @@ class ScalarShard:
         cause = Cause(meter.fact, charge)
         self._warn_of_closed(account, charge, cause)
         self._judge(account, cause)
+
+    # -- Rule 5, fees -----------------------------------------------------------------------
+
+    def fee_due(self, account: Account) -> int | None:
+        """Return when the next fee of an account falls due."""
+        fact = account.fact
+        if fact is None or account.house or account.frozen or fact["status"] != "open":
+            return None
+        tariff = self.tariffs.get(fact["tariff_id"])
+        if tariff is None:
+            return None
+        assert account.since is not None
+        assert account.fees_until is not None
+        return next_due(tariff, account.since, account.fees_until)
+
+    def _post_fees(self, account: Account) -> None:
+        due = self.fee_due(account)
+        if due is not None and due <= self.now:
+            self._attempt(account, lambda: self._charge_fees(account), BY_FACT)
+
+    def _charge_fees(self, account: Account) -> None:
+        assert account.fact is not None
+        assert account.since is not None
+        assert account.fees_until is not None
+        tariff = self._tariff(account)
+        dues = list(instants(tariff, account.since, account.fees_until, self.now))
+        lines = lines_of(dues)
+        for line in lines:
+            checked(amount_of(line))
+            if line["days"] >= 2**16:
+                raise Raised
+        amount = checked(sum(map(amount_of, lines)))
+        account.fees_until = self.now
+        account.fees_sequence += 1
+        account.sequence = checked(account.sequence + 1)
+        account.charged = checked(account.charged + amount)
+        checked(account.available)
+        charge = {
+            "kind": KIND_FEE,
+            "from_rates_milli": list(NO_RATES),
+            "to_rates_milli": list(NO_RATES),
+            "from_reading_id": NO_READING,
+            "from_time_ms": dues[0].at_ms,
+            "from_register_milli": 0,
+            "from_quality": VERIFIED,
+            "to_reading_id": NO_READING,
+            "to_time_ms": dues[-1].at_ms,
+            "to_received_at_ms": 0,
+            "to_register_milli": 0,
+            "to_quality": VERIFIED,
+            "meter_key": account.key,
+            "epoch": 0,
+            "sequence": account.fees_sequence,
+            "account_key": account.key,
+            "account_sequence": account.sequence,
+            "account_revision": account.revision,
+            "book_epoch": account.book_epoch,
+            "ratio": 1,
+            "energy_milli": 0,
+            "price_micro": 0,
+            "amount_nano": amount,
+            "meter_energy_total_milli": 0,
+            "account_charged_total_nano": account.charged,
+            "account_credited_total_nano": account.credited,
+            "tariff_name": account.fact["tariff_id"],
+            "tariff_version": dues[-1].version,
+            "policy_name": account.fact["policy_id"],
+            "policy_version": self._policy(account)["version"],
+            "legal_entity_name": account.fact["legal_entity"],
+            "currency_name": account.fact["currency"],
+            "commodity_name": account.fact["commodity"],
+            "lines": lines,
+        }
+        self.work.charges.append(charge)
+        self._balance_after_charge(account)
+        self._judge(account, Cause(charge=charge))
 
     # -- Rule 6 -----------------------------------------------------------------------------
 

@@ -103,6 +103,9 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
             "since_ms": _or_none(account["since_ms"], NEVER_MS),
             "arrears_since_ms": _or_none(account["arrears_since_ms"], NEVER_MS),
             "notice_at_ms": _or_none(account["notice_at_ms"], NEVER_MS),
+            "fees_until_ms": _or_none(account["fees_until_ms"], NEVER_MS),
+            "fees_due_ms": _or_none(account["fees_due_ms"], NOT_DUE_MS),
+            "fees_sequence": account["fees_sequence"].item(),
             "accumulations": {
                 tuple(int(each[name]) for name in ("owner", "period", "version", "rate")): tuple(
                     int(each[name]) for name in ("base_milli", "total_milli", "days", "days_of")

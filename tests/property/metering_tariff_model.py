@@ -61,9 +61,10 @@ class Terms:
 
     @property
     def is_plain(self) -> bool:
-        """Rule 5: by what the plan has, be its surcharge or its tax 0."""
-        plan = self.plan
-        return not (plan.seasons or plan.ladder or plan.surcharges or plan.taxes)
+        """Rule 5: a unit costs its rate's price, and nothing else."""
+        if self.plan.seasons or self.plan.ladder:
+            return False
+        return not (self.surcharge or self.tax(self.rate(0)))
 
     # What a unit costs
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.kernel.frames import KIND_RESPLIT
+from services.common.kernel.frames import KIND_FEE, KIND_RESPLIT
 from services.common.policies.rules import read
 from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.absorb import absorb
@@ -239,7 +239,7 @@ def check_stand(stand: list[dict[str, Any]]) -> None:
     for charge in stand:
         energy_milli += charge["energy_milli"]
         assert charge["meter_energy_total_milli"] == energy_milli
-    for before, after in pairwise(c for c in stand if c["kind"] != KIND_RESPLIT):
+    for before, after in pairwise(c for c in stand if c["kind"] not in (KIND_RESPLIT, KIND_FEE)):
         assert before["kind"] == 0, "a charge after the closing one"
         for what in ("register_milli", "time_ms", "reading_id", "quality"):
             assert after[f"from_{what}"] == before[f"to_{what}"]

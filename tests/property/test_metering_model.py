@@ -81,7 +81,10 @@ def check(records: list[LogRecord]) -> None:
             name: counts[name] for name in COUNTED
         }
         assert engine.next_deadline_ms() == model.next_deadline
-    standing = {key: _account(each) for key, each in model.accounts.items()}
+    standing = {
+        key: {**_account(each), "fees_due_ms": model.fee_due(each)}
+        for key, each in model.accounts.items()
+    }
     assert differences(totals(engine), standing) == []
 
 
@@ -116,6 +119,8 @@ def _account(account: Account) -> dict[str, Any]:
         "due_ms": account.due,
         "last_received_at_ms": account.last_received,
         "since_ms": account.since,
+        "fees_until_ms": account.fees_until,
+        "fees_sequence": account.fees_sequence,
         "accumulations": {
             key: (each.base, each.total, each.days, each.days_of)
             for key, each in account.accumulations.items()

@@ -55,7 +55,8 @@ class History:
 
     def charges(self, account_id: str) -> list[ChargeRow]:
         key = column_key("account", account_id)
-        found = [row for row in self.tables.of(ChargeRow) if row.account_key == key]
+        charges = self.tables.of(ChargeRow)
+        found = [row for row in charges if row.account_key == key and row.kind != "fee"]
         return [row for row in found if row.account_revision != -1 and row.to_time_ms]
 
     def has_closed(self, charges: Iterable[ChargeRow]) -> bool:

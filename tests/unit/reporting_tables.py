@@ -105,7 +105,7 @@ class Tables:
         return self.registers_max.get((meter_id, epoch))
 
     async def names(self, charge: ChargeRow) -> tuple[str, str]:
-        meter_id = self._meters[charge.meter_key]
+        meter_id = self._meters.get(charge.meter_key, "")  # a fee is of no meter
         return meter_id, self._accounts.get(charge.account_key, f"house:{meter_id}")
 
     async def price_lines(self, charge: ChargeRow) -> list[PriceLineRow]:
@@ -162,7 +162,7 @@ class Tables:
         spans: dict[tuple[str, int], list[ChargeRow]] = {}
         for row in self.of(ChargeRow):
             if row.account_key == account_key and row.account_sequence <= sequence:
-                spans.setdefault((self._meters[row.meter_key], row.epoch), []).append(row)
+                spans.setdefault((self._meters.get(row.meter_key, ""), row.epoch), []).append(row)
         return [
             {
                 "meter_id": meter_id,

@@ -123,6 +123,13 @@ def test_a_plan_is_shown_all_in_and_nobody_is_asked(monkeypatch: pytest.MonkeyPa
     assert "summer, from 07-01 on" in result.stdout
 
 
+def test_fees_are_shown_with_their_taxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = str(ROOT / "docs/examples/monthly-fee.yaml")
+    told = wattvend(monkeypatch, Vending(), "tariff", "check", example).stdout
+    assert "fee management: 127.200000 a month, all in" in told
+    assert "fee meter rent: 0.265000 a day, all in" in told
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -144,7 +151,7 @@ def test_what_is_wrong_with_a_plan_is_said_with_its_place(
 def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/tariffs.md").read_text(), re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     vending = Vending(PublishTariff=v.Tariff(tariff_id="shops", currency="CNY", plan="{}"))
     for command in commands:
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))

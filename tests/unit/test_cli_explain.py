@@ -155,6 +155,17 @@ def test_a_preview_shows_accounts_and_sums_beyond_64_bits(monkeypatch: pytest.Mo
     assert asked.from_ms == 1_798_732_800_000  # New Year in Shanghai
 
 
+def test_a_posting_of_fees_is_shown_as_the_account_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = r.PriceLine(version=1, rate="fee-1", rate_nano=31 * 10**9, days=1, days_of=1)
+    told = r.ChargeLine(kind="fee", account_id="A1", sequence=3, currency="CNY", lines=[line])
+    reporting = Vending(ExplainCharge=r.ChargeExplanation(charge=told, minor_decimals=2))
+    shown = wattvend(monkeypatch, reporting, "explain", "fees", "A1").stdout
+    assert "fees #3 of A1" in shown
+    assert "fee-1, version 1: 31.00 (1 whole)" in shown
+    assert "readings" not in shown
+    assert reporting.asked == [("ExplainCharge", r.ExplainChargeRequest(account_id="A1"))]
+
+
 def test_an_account_alone_asks_for_its_newest_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (("explain", "A1"), ("explain", "cutoff", "A1")):
         reporting = Vending(**EXPLANATIONS)

@@ -379,6 +379,20 @@ def test_a_meter_that_leaves_takes_its_windows_with_it() -> None:
     assert len(value) == ACCOUNT.itemsize
 
 
+@pytest.mark.parametrize("commodity", ["water", "gas"])
+def test_litres_are_charged_by_the_cubic_metre(commodity: str) -> None:
+    log = Log()
+    log.now_ms = at("03-01T00:00")
+    priced = tariff(price_micro=3_450_000, commodity=commodity)  # 3.45 a cubic metre
+    supplied = (account(commodity=commodity), meter(commodity=commodity))
+    for fact in (site(), priced, policy(), *supplied):
+        log.fact(fact)
+    log.use(0)
+    (charge,) = charges(log.later(60_000).use(1_234))
+    assert (charge["energy_milli"], charge["commodity_name"]) == (1_234, commodity)
+    assert charge["amount_nano"] == 4_257_300_000  # 1.234 x 3.45
+
+
 # Bounds, and rows
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
-from services.common.kernel.frames import CHARGE, KIND_RESPLIT, KIND_USAGE, ChargeFrame
+from services.common.kernel.frames import CHARGE, KIND_FEE, KIND_RESPLIT, KIND_USAGE, ChargeFrame
 from services.common.runtime import codec, kafka
 from services.vending.adapters import bus
 
@@ -69,11 +69,11 @@ async def test_what_a_person_told_to_step_over_is_passed_and_its_offset_kept(
     assert [(offset.topic, offset.partition) for offset in kept.offsets] == [(topic, 2)]
 
 
-async def test_a_late_reading_that_changed_a_shape_moves_no_register() -> None:
-    rows = np.zeros(3, CHARGE)
-    rows["meter_key"], rows["sequence"] = [7, 7, 8], [4, 5, 1]
-    rows["kind"] = [KIND_USAGE, KIND_RESPLIT, KIND_RESPLIT]
-    rows["to_register_milli"] = [900, 450, 10]
+async def test_neither_a_late_reading_that_changed_a_shape_nor_a_fee_moves_a_register() -> None:
+    rows = np.zeros(4, CHARGE)
+    rows["meter_key"], rows["sequence"] = [7, 7, 8, 9], [4, 5, 1, 2]
+    rows["kind"] = [KIND_USAGE, KIND_RESPLIT, KIND_RESPLIT, KIND_FEE]
+    rows["to_register_milli"] = [900, 450, 10, 0]
     kept = Kept()
     await handlers(kept)["charges"]([frame_of(rows)])
     assert [(c.meter_key, c.sequence, c.register_milli) for c in kept.charged] == [(7, 4, 900)]

@@ -201,6 +201,23 @@ async def test_an_account_and_its_terms_agree_on_money_commodity_and_entity(mall
     assert await refused(open_account(tariff_id="T-water")) is Reason.COMMODITY_MISMATCH
     assert await refused(open_account(tariff_id="T-other")) is Reason.LEGAL_ENTITY_MISMATCH
     assert await refused(open_account(policy_id="P-eur")) is Reason.CURRENCY_MISMATCH
+    fee = {"name": "line", "period": "month", "amount_micro": 1}
+    document = {"zone": "Europe/Berlin", "rates_micro": {"flat": 0}, "fees": [fee]}
+    text = plans.Plan.model_validate(document).text()
+    await mall.tariff("T-berlin", plan=text, price_micro=0)
+    assert await refused(open_account(tariff_id="T-berlin")) is Reason.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("commodity", ["water", "gas"])
+async def test_each_commodity_has_tariffs_accounts_and_meters_of_its_own(
+    mall: World, commodity: str
+) -> None:
+    await mall.tariff("T2", commodity=commodity)
+    await mall.account("A2", commodity=commodity, tariff_id="T2")
+    await mall.meter("M2", commodity=commodity, unit=2)
+    assert (await mall.assign("M2", "A2")).state.account_id == "A2"
+    assert await refused(mall.assign("M1", "A2")) is Reason.COMMODITY_MISMATCH
+    assert await refused(mall.tariff("T2", commodity="electricity")) is Reason.COMMODITY_MISMATCH
 
 
 # --- tariffs, policies, brakes -------------------------------------------------------------------

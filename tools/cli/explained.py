@@ -19,17 +19,25 @@ FIRST_MONTH = 12_000
 UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
 NOTES = {1: "split by time", 2: "by the meter's registers of rates", 4: "its period was closed"}
 """What the bits of a line's basis say."""
+FEE = "fee"
 
 
 def charge(answer: r.ChargeExplanation) -> RenderableType:
     """Show what a charge was computed from."""
     told = answer.charge
+    is_fee = told.kind == FEE
+    what = f"charge {escape(told.meter_id)} #{told.sequence} of epoch {told.epoch}"
+    if is_fee:
+        what = f"fees #{told.sequence} of {escape(told.account_id)}"
     tree = Tree(
-        f"[bold]charge {escape(told.meter_id)} #{told.sequence} of epoch {told.epoch}[/] "
-        f"[dim]({told.kind}, account {escape(told.account_id)}, "
+        f"[bold]{what}[/] [dim]({told.kind}, account {escape(told.account_id)}, "
         f"shard {told.shard} at {told.log_offset})[/]"
     )
-    _add_readings(tree, told)
+    if is_fee:
+        first_ms, last_ms = told.from_reading.device_time_ms, told.to_reading.device_time_ms
+        tree.add(f"due from {moment(first_ms)} to {moment(last_ms)}")
+    else:
+        _add_readings(tree, told)
     if answer.HasField("until_reading"):
         text = _reading(answer.until_reading, told)
         tree.add(f"corrects #{answer.corrects_sequence}: up to {text} it is split again")
@@ -159,6 +167,12 @@ def _reading(reading: r.Reading, told: r.ChargeLine) -> str:
 
 def _add_charge(tree: Tree, told: r.ChargeLine) -> None:
     code = told.currency
+    if told.kind == FEE:
+        charged = tree.add(f"fees: {money(told.amount_nano, code, exact=True)}")
+        for line in told.lines:
+            charged.add(_fee_line(line, told))
+        _add_totals(tree, told)
+        return
     price = f"at {format_scaled(told.price_micro, currency_of(code).price_decimals)} "
     ratio = f" (ratio {told.ratio})" if told.ratio != 1 else ""
     charged = tree.add(
@@ -168,12 +182,25 @@ def _add_charge(tree: Tree, told: r.ChargeLine) -> None:
     )
     for line in told.lines:
         charged.add(_price_line(line, told))
+    _add_totals(tree, told)
+
+
+def _add_totals(tree: Tree, told: r.ChargeLine) -> None:
+    code = told.currency
     total = money(told.account_charged_total_nano, code, exact=True)
     paid = money(told.account_credited_total_nano, code)
     tree.add(
         f"totals after it: used {total} of {paid} [dim](sequence {told.account_sequence}, "
         f"revision {told.account_revision})[/]"
     )
+
+
+def _fee_line(line: r.PriceLine, told: r.ChargeLine) -> str:
+    """Return a line of fees in words: how many whole days or months, or which share of one."""
+    periods = f"{line.days} of {line.days_of} days" if line.days_of > 1 else f"{line.days} whole"
+    amount = f"[bold]{_figure(line.rate_nano + line.tax_nano, told)}[/]"
+    tax = f"; tax {_figure(line.tax_nano, told)} of it" if line.tax_nano else ""
+    return f"{line.rate}, version {line.version}: {amount} [dim]({periods}{tax})[/]"
 
 
 def _price_line(line: r.PriceLine, told: r.ChargeLine) -> str:
@@ -244,7 +271,7 @@ def _charged(found: Iterable[r.ChargedSpan], code: str) -> Table:
         table.add_column(name, justify="right")
     for span in found:
         table.add_row(
-            span.meter_id,
+            span.meter_id or "fees",
             str(span.epoch),
             f"{span.first_sequence}..{span.last_sequence}",
             f"{span.first_account_sequence}..{span.last_account_sequence}",

@@ -444,6 +444,16 @@ def explain_charge(
     _run(lambda clients: clients.reporting("ExplainCharge", request), explained.charge)
 
 
+@explain_app.command("fees")
+def explain_fees(
+    account: Annotated[str, typer.Argument(help="account id")],
+    sequence: Annotated[int, typer.Option(min=0, help="of postings; default: the newest")] = 0,
+) -> None:
+    """Explain a posting of an account's fees: every day or month, every version of its tariff."""
+    request = r.ExplainChargeRequest(account_id=account, sequence=sequence)
+    _run(lambda clients: clients.reporting("ExplainCharge", request), explained.charge)
+
+
 @explain_app.command("balance")
 def explain_balance(
     account: Annotated[str, typer.Argument(help="account id")],

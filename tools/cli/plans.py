@@ -60,6 +60,10 @@ def show(plan: Plan, price_decimals: int) -> RenderableType:
         parts.append(
             f"surcharge {surcharge.name}: {_price(surcharge.price_micro, price_decimals)} a unit"
         )
+    for fee, price in zip(plan.fees, terms.fees, strict=True):
+        amount = _price(price.amount_micro + price.tax_micro, price_decimals)
+        all_in = ", all in" if price.tax_micro else ""
+        parts.append(f"fee {fee.name}: {amount} a {fee.period}{all_in}")
     for tax in plan.taxes:
         share = format_scaled(tax.ppm, PPM_DECIMALS - 2).rstrip("0").rstrip(".")
         parts.append(f"tax {tax.name}: {share} % on {' and '.join(tax.base)}")

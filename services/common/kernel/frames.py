@@ -119,7 +119,10 @@ LINES_MAX = 2**24
 KIND_USAGE = 0
 KIND_CLOSING = 1
 KIND_RESPLIT = 2
+KIND_FEE = 4
 
+FEE_RATE = 128
+"""In place of a rate, and a number of a plan's fees added: the line of a fee."""
 NO_RATE = 255
 BASIS_TIME = 1
 """The interval was split by time at an edge inside: an estimate of its shape."""

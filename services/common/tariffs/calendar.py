@@ -7,6 +7,7 @@ clock shows then, on a day of 23 or 25 hours too, and its period that of the loc
 from bisect import bisect_right
 from collections.abc import Container, Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from services.common.kernel.values import value_class
@@ -60,9 +61,28 @@ def local_date(zone: ZoneInfo, at_ms: int) -> date:
     return datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(zone).date()
 
 
-def date_of(day_number: int) -> date:
+@lru_cache(maxsize=4096)
+def begin_ms(zone: ZoneInfo, day: date) -> int:
+    """Return the first instant at which the wall clock of a zone shows a date, or a later one."""
+    midnight_s = day_number(day) * DAY_MS // 1000
+    low_s, high_s = midnight_s - DAY_MS // 1000, midnight_s + DAY_MS // 1000
+    while high_s - low_s > 1:
+        middle_s = (low_s + high_s) // 2
+        if local_date(zone, middle_s * 1000) < day:
+            low_s = middle_s
+        else:
+            high_s = middle_s
+    return high_s * 1000
+
+
+def date_of(number: int) -> date:
     """Return the date that lies so many days after 1970-01-01."""
-    return _EPOCH + timedelta(days=day_number)
+    return _EPOCH + timedelta(days=number)
+
+
+def day_number(day: date) -> int:
+    """Return how many days after 1970-01-01 a date lies."""
+    return (day - _EPOCH).days
 
 
 def kind_of(day: date, holidays: Container[date], workdays: Container[date]) -> DayKind:
@@ -100,12 +120,12 @@ def _pieces(plan: Plan, from_ms: int, to_ms: int) -> Iterator[Segment]:
     for begins_ms, ends_ms, offset_ms in offsets(zone, from_ms, to_ms):
         # Within a span of one offset the wall clock runs evenly.
         local_ms, local_end_ms = begins_ms + offset_ms, ends_ms + offset_ms
-        for day_number in range(local_ms // DAY_MS, (local_end_ms - 1) // DAY_MS + 1):
-            day = date_of(day_number)
+        for number in range(local_ms // DAY_MS, (local_end_ms - 1) // DAY_MS + 1):
+            day = date_of(number)
             period = period_of(plan, day)
             for slot_ms, next_ms, rate in days.slots(day):
-                start_ms = max(day_number * DAY_MS + slot_ms, local_ms)
-                if start_ms < min(day_number * DAY_MS + next_ms, local_end_ms):
+                start_ms = max(number * DAY_MS + slot_ms, local_ms)
+                if start_ms < min(number * DAY_MS + next_ms, local_end_ms):
                     yield Segment(start_ms - offset_ms, rate, period)
 
 

@@ -1,6 +1,6 @@
 """A plan: what a tariff version charges, as a document.
 
-Rates and the calendar that says when each holds, a ladder, surcharges, taxes. The
+Rates and the calendar that says when each holds, a ladder, surcharges, fees, taxes. The
 document is JSON; `read` checks all of it, so that whoever charges can trust what it is given.
 Prices are integers in 10^-(ledger decimals - 3) of the currency per billing unit (`*_micro`),
 energy in thousandths of the billing unit (`*_milli`), shares in parts per million (`*_ppm`).
@@ -104,12 +104,20 @@ class Surcharge(_Part):
     price_micro: Price
 
 
+class Fee(_Part):
+    """An amount an account owes for each local day or month, whatever it uses."""
+
+    name: Name
+    period: Literal["day", "month"]
+    amount_micro: Price
+
+
 class Tax(_Part):
-    """A share of the price of its `base`, folded into prices a unit."""
+    """A share of the price of its `base`, folded into prices a unit, or into fees."""
 
     name: Name
     ppm: Ppm
-    base: tuple[Literal["energy", "surcharges"], ...] = Field(min_length=1)
+    base: tuple[Literal["energy", "surcharges", "fees"], ...] = Field(min_length=1)
 
 
 class Plan(_Part):
@@ -122,6 +130,7 @@ class Plan(_Part):
     workdays: tuple[date, ...] = Field(default=(), max_length=3660)
     ladder: Ladder | None = None
     surcharges: tuple[Surcharge, ...] = Field(default=(), max_length=COMPONENTS_MAX)
+    fees: tuple[Fee, ...] = Field(default=(), max_length=COMPONENTS_MAX)
     taxes: tuple[Tax, ...] = Field(default=(), max_length=COMPONENTS_MAX)
 
     @model_validator(mode="after")
@@ -175,7 +184,8 @@ def _problems(plan: Plan) -> Iterator[_Problem]:
     if both := set(plan.holidays) & set(plan.workdays):
         text = f"{min(both)} is a holiday and a workday: take it out of one of them"
         yield Reason.INVALID_ARGUMENT, "workdays", text
-    for kind, named in (("surcharges", plan.surcharges), ("taxes", plan.taxes)):
+    parts = (("surcharges", plan.surcharges), ("fees", plan.fees), ("taxes", plan.taxes))
+    for kind, named in parts:
         names = [part.name for part in named]
         if len(set(names)) < len(names):
             yield Reason.INVALID_ARGUMENT, kind, "two of them have one name"

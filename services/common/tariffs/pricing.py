@@ -1,5 +1,7 @@
 """What a plan asks for a unit: prices of its rates, surcharges, folded taxes, and its ladders.
 
+Besides units: its fees.
+
 Taxes are folded into prices a unit when a tariff is published, so that no interval is rounded: a
 tax on a price of p is half-up(p x ppm / 10^6), to the resolution of prices.
 """
@@ -24,10 +26,20 @@ class Rise:
 
 
 @value_class
+class FeePrice:
+    """What a fee asks for each month, or each day, and its folded taxes."""
+
+    monthly: bool
+    amount_micro: int
+    tax_micro: int
+
+
+@value_class
 class Terms:
     """A plan as numbers. Prices by rate number; 0 where the plan has no such rate.
 
     `ladders`: rate number, or TOTAL → its rises; `by_meter`: each meter has ladders of its own.
+    `fees`: in the plan's order.
     """
 
     rate_micro: tuple[int, ...]
@@ -35,6 +47,7 @@ class Terms:
     tax_micro: tuple[int, ...]
     ladders: dict[int, tuple[Rise, ...]]
     by_meter: bool
+    fees: tuple[FeePrice, ...]
 
     @property
     def highest_micro(self) -> int:
@@ -84,6 +97,7 @@ def terms_of(plan: Plan) -> Terms:
         tuple(taxes),
         ladders,
         ladder is not None and ladder.scope == "meter",
+        tuple(_fees(plan)),
     )
 
 
@@ -113,8 +127,9 @@ def foldings(plan: Plan) -> Iterator[Folding]:
             above = f"{where} above".strip()
             energy += [(f"{above} {step.above_milli}", step.add_micro or 0) for step in steps]
     surcharges = [(part.name, part.price_micro) for part in plan.surcharges]
+    fees = [(part.name, part.amount_micro) for part in plan.fees]
     for tax in plan.taxes:
-        for kind, prices in (("energy", energy), ("surcharges", surcharges)):
+        for kind, prices in (("energy", energy), ("surcharges", surcharges), ("fees", fees)):
             if kind in tax.base:
                 for on, price_micro in prices:
                     yield Folding(tax.name, on, price_micro * tax.ppm, folded(price_micro, tax))
@@ -131,6 +146,12 @@ def _taxes_on(plan: Plan, kind: str) -> Iterator[Tax]:
 
 def _tax_on_energy(plan: Plan, price_micro: int) -> int:
     return sum(folded(price_micro, tax) for tax in _taxes_on(plan, "energy"))
+
+
+def _fees(plan: Plan) -> Iterator[FeePrice]:
+    for fee in plan.fees:
+        tax_micro = sum(folded(fee.amount_micro, tax) for tax in _taxes_on(plan, "fees"))
+        yield FeePrice(fee.period == "month", fee.amount_micro, tax_micro)
 
 
 def _rises(plan: Plan, steps: tuple[Step, ...]) -> Iterator[Rise]:

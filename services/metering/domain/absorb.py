@@ -14,6 +14,8 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.metering.domain.charging import Intervals, charge_one
 from services.metering.domain.errors import BadRecord
+from services.metering.domain.facts import Array
+from services.metering.domain.fees import post_fees, set_due
 from services.metering.domain.holds import resolve
 from services.metering.domain.judging import close, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
@@ -79,19 +81,22 @@ def _tariff_fact(out: Outbox, fact: Fact) -> None:
     if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
         out.fact_late(fact)
     _keep(out, entity, fact)
-    _forget_windows(out, out.state.tariffs.put(fact), fact["effective_at_ms"])
+    slots = _accounts_of(out, out.state.tariffs.put(fact))
+    # Windows that end behind the instant of a version were priced without it.
+    effective_at_ms = fact["effective_at_ms"]
+    forgot = [slot for slot in slots.tolist() if out.state.forget_windows(slot, effective_at_ms)]
+    if forgot:
+        out.touch(np.array(forgot))
+    set_due(out, slots)
 
 
-def _forget_windows(out: Outbox, tariff: int, from_ms: int) -> None:
-    """Let windows go that end behind the instant of a version: they were priced without it."""
+def _accounts_of(out: Outbox, tariff: int) -> Array:
+    """Return the slots of a tariff's accounts that have not absorbed the record yet."""
     state = out.state
     count = state.account_count
     state.link_read(np.arange(count))
     links, accounts = state.account_links[:count], state.accounts[:count]
-    slots = np.flatnonzero((links["tariff"] == tariff) & (accounts["offset"] < out.offset))
-    forgot = [slot for slot in slots.tolist() if state.forget_windows(slot, from_ms)]
-    if forgot:
-        out.touch(np.array(forgot))
+    return np.flatnonzero((links["tariff"] == tariff) & (accounts["offset"] < out.offset))
 
 
 def _policy_fact(out: Outbox, fact: Fact) -> None:
@@ -122,12 +127,14 @@ def _account_fact(out: Outbox, fact: Fact) -> None:
         return
     if slot is None:
         slot = state.add_account(fact["account_key"], house=False)
+    post_fees(out, np.array([slot]))
     if not _can_stand(state, slot, fact):
         freeze(out, slot, Cause(identity=fact))
         return
     _keep(out, entity, fact)
     if state.accounts["known"][slot] and state.is_other_tariff(slot, fact):
         state.forget_shapes(slot)
+        state.accounts["fees_until_ms"][slot] = state.now_ms
     state.link_account(slot, fact)
     _set_account(out, slot, fact)
 
@@ -149,6 +156,7 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
     if not account["known"]:
         account["known"] = True
         account["since_ms"] = out.state.now_ms
+        account["fees_until_ms"] = out.state.now_ms - 1
     account["closed"] = fact["status"] == "closed"
     account["revision"] = fact["revision"]
     account["book_epoch"] = fact["book_epoch"]
@@ -164,6 +172,8 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
     judge(out, slots, lambda _: Cause())
     if not account["house"]:
         out.publish(slots)
+    set_due(out, slots)
+    post_fees(out, slots)
 
 
 def _meter_fact(out: Outbox, fact: Fact) -> None:
@@ -272,6 +282,7 @@ def _stand_nowhere(out: Outbox, meter_key: int, *, but_in: int = -1) -> None:
 def _wake(out: Outbox, _: Fact) -> None:
     state = out.state
     count = state.account_count
+    post_fees(out, np.arange(count))
     due = state.due_ms[:count] <= state.now_ms
     slots = np.flatnonzero(due & (state.accounts["offset"][:count] < out.offset))
     if len(slots):

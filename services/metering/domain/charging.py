@@ -284,7 +284,12 @@ def stand(state: ShardState, bill: Bill) -> None:
 
 def post(out: Outbox, intervals: Intervals, charges: Array) -> None:
     """Let the accounts of `intervals` have their charges; publish or schedule balances (rule 8)."""
-    accounts, slots, now_ms = intervals.accounts, intervals.account_slots, out.state.now_ms
+    post_to(out, intervals.accounts, intervals.account_slots, charges)
+
+
+def post_to(out: Outbox, accounts: Array, slots: Array, charges: Array) -> None:
+    """Let accounts (dtype ACCOUNT, no slot twice) have their charges."""
+    now_ms = out.state.now_ms
     accounts["charged_nano"] = charges["account_charged_total_nano"]
     accounts["sequence"] = charges["account_sequence"]
     reported = accounts["known"] & ~accounts["house"]

@@ -21,6 +21,9 @@ _BALANCE_COLUMNS = (
     *("level", "frozen", "sequence", "revision", "book_epoch"),
 )
 
+CHARGES_MAX = 1000
+"""Charges of a frame: a month's fees of a whole shard fall due in one record."""
+
 
 @value_class
 class Cause:
@@ -312,17 +315,28 @@ class Outbox:
         _, charges, numbers, lines = self._charges[0]
         if len(self._charges) > 1:
             charges, numbers, lines = _together(self._charges)
+        if len(charges) <= CHARGES_MAX:
+            yield self._charge_frame(charges, numbers, lines)
+            return
+        for begin in range(0, len(charges), CHARGES_MAX):
+            end = begin + CHARGES_MAX
+            within = (lines["charge"] >= begin) & (lines["charge"] < end)
+            mine = lines[within]
+            mine["charge"] -= begin
+            yield self._charge_frame(charges[begin:end], numbers[begin:end], mine, begin)
+
+    def _charge_frame(self, charges: Array, numbers: Array, lines: Array, part: int = 0) -> Output:
         names, indexes = self.state.names.dictionary(numbers)
         for column, kind in enumerate(("tariff", "policy", "legal_entity", "currency")):
             charges[f"{kind}_name"] = indexes[:, column]
         charges["commodity_name"] = indexes[:, 4]
         shard = self.state.shard
-        yield Output(
+        return Output(
             "charges",
             "charge-frame",
             str(shard),
             ChargeFrame(shard, self.offset, names, charges, lines).to_record(),
-            name_uuid("charges", shard, self.offset),
+            name_uuid("charges", shard, self.offset, *([part] if part else [])),
             self.state.now_ms,
         )
 
@@ -397,6 +411,7 @@ def freeze(out: Outbox, slot: int, cause: Cause) -> None:
     if account["frozen"]:
         return
     account["frozen"] = True
+    account["fees_due_ms"] = NOT_DUE_MS
     out.touch(np.array([slot]))
     if not account["house"]:
         out.alarm(slot, "frozen", "cannot-charge", cause)

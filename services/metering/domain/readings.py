@@ -7,6 +7,7 @@ import numpy as np
 from services.common.kernel.frames import KIND_USAGE
 from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
+from services.metering.domain.fees import post_fees
 from services.metering.domain.holds import changed_flags, hold
 from services.metering.domain.judging import judge, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
@@ -35,6 +36,7 @@ def absorb_readings(out: Outbox, readings: Array) -> None:
     behind = known & (state.accounts["offset"][account_slots] < out.offset)
     positions = np.flatnonzero(behind)
     state.link_read(account_slots[positions])
+    post_fees(out, account_slots[positions])
     for chosen in rounds(account_slots[positions]):
         _absorb_round(out, readings, positions[chosen], meter_slots, account_slots)
 

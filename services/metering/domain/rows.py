@@ -89,9 +89,12 @@ ACCOUNT = np.dtype(
         ("notice_at_ms", "<i8"),  # a notice of its cut went out; NEVER_MS: none stands
         ("notice_sequence", "<i8"),  # and the account's sequence then
         ("echoed", "V16"),  # UUID of the last hold echoed; zero: none yet
+        ("fees_until_ms", "<i8"),  # what fees fell due until then is posted; NEVER_MS: none can be
+        ("fees_due_ms", "<i8"),  # when the next fee falls due
+        ("fees_sequence", "<i8"),  # of postings of fees
     ]
 )
-"""An account as a fixed-size record, 152 bytes."""
+"""An account as a fixed-size record, 176 bytes."""
 
 METER = np.dtype(
     [

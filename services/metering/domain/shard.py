@@ -123,8 +123,10 @@ class ShardState:
         return len(self._meter_slots)
 
     def next_deadline_ms(self) -> int | None:
-        """Return when the earliest due balance is due; None where none is."""
-        earliest = int(self.due_ms[: self.account_count].min(initial=NOT_DUE_MS))
+        """Return when the earliest due balance, or fee, is due; None where none is."""
+        count = self.account_count
+        fees_ms = self.accounts["fees_due_ms"][:count].min(initial=NOT_DUE_MS)
+        earliest = int(self.due_ms[:count].min(initial=fees_ms))
         return None if earliest == NOT_DUE_MS else earliest
 
     # Accounts
@@ -157,6 +159,8 @@ class ShardState:
         account["due_ms"] = NOT_DUE_MS
         account["last_received_at_ms"] = NEVER_MS
         account["since_ms"] = NEVER_MS
+        account["fees_until_ms"] = NEVER_MS
+        account["fees_due_ms"] = NOT_DUE_MS
         account["arrears_since_ms"] = NEVER_MS
         account["notice_at_ms"] = NEVER_MS
         return slot

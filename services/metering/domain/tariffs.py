@@ -58,16 +58,26 @@ _Part = tuple[int, int, int, int]
 class Version:
     """One version of a tariff; `row`: its place in the table of terms."""
 
+    number: int
     effective_at_ms: int
     row: int
     plan: Plan
     terms: Terms
 
 
+@value_class
+class Reign:
+    """A version from the instant at which it begins to hold until the next one does."""
+
+    begins_ms: int
+    ends_ms: int
+    version: Version
+
+
 class Tariffs:
     """Versions of tariffs, by slot. Slot 0 is no tariff: price 0, version 0.
 
-    `table`: dtype TERMS, a row a version. `segments`: dtype _SEGMENT.
+    `table`: dtype TERMS, a row a version. `segments`: dtype _SEGMENT. `have_fees`: any of them may.
     """
 
     def __init__(self) -> None:
@@ -75,6 +85,8 @@ class Tariffs:
         self._versions: list[dict[int, Version]] = [{}]
         self._spans: list[set[int]] = [set()]
         self._timelines: list[list[_Part] | None] = [None]
+        self._fee_reigns: dict[int, list[Reign]] = {}
+        self.have_fees = False
         self._is_stale = True
         self.table = np.zeros(1, TERMS)
         self.table["plain"] = True
@@ -95,19 +107,37 @@ class Tariffs:
         text = fact["plan"]
         plan = plans.flat(fact["price_micro"]) if text is None else plans.read(text)
         terms = terms_of(plan)
+        self.have_fees |= bool(terms.fees)
         versions = self._versions[slot]
         row = versions[number].row if number in versions else len(self.table)
-        versions[number] = Version(fact["effective_at_ms"], row, plan, terms)
+        versions[number] = Version(number, fact["effective_at_ms"], row, plan, terms)
         if row == len(self.table):
             self.table = np.append(self.table, np.zeros(1, TERMS))
         self.table[row] = _numbers(number, plan, terms)
         self._timelines[slot] = None
+        self._fee_reigns.pop(slot, None)
         self._is_stale = True
         return slot
 
     def version(self, slot: int, number: int) -> Version:
         """Return a version of the tariff at `slot`."""
         return self._versions[slot][number]
+
+    def fee_reigns(self, slot: int) -> list[Reign]:
+        """Return the reigns of a tariff's versions with fees, in the order of time."""
+        found = self._fee_reigns.get(slot)
+        if found is None:
+            found = [reign for reign in self._reigns(slot) if reign.version.terms.fees]
+            self._fee_reigns[slot] = found
+        return found
+
+    def _reigns(self, slot: int) -> Iterator[Reign]:
+        versions = self._versions[slot]
+        effective = {version.effective_at_ms for version in versions.values()}
+        instants = sorted({0, *(at for at in effective if at < TIME_MS_END)})
+        for begins_ms, ends_ms in pairwise([*instants, TIME_MS_END] if versions else []):
+            begun = [n for n, v in versions.items() if v.effective_at_ms <= begins_ms]
+            yield Reign(begins_ms, ends_ms, versions[max(begun) if begun else min(versions)])
 
     def priced(self, slots: Array) -> Array:
         """Say which tariffs have a version."""
@@ -197,20 +227,16 @@ class Tariffs:
 
     def _parts(self, slot: int) -> Iterator[tuple[_Part, int]]:
         """Yield (part, end) of a tariff in the order of time."""
-        versions = self._versions[slot]
-        if not versions:
+        if not self._versions[slot]:
             yield (0, 0, 0, NO_PERIOD), TIME_MS_END
             return
-        effective = {version.effective_at_ms for version in versions.values()}
-        instants = sorted({0, *(at for at in effective if at < TIME_MS_END)})
-        for begins_ms, ends_ms in pairwise([*instants, TIME_MS_END]):
-            begun = [n for n, v in versions.items() if v.effective_at_ms <= begins_ms]
-            version = versions[max(begun) if begun else min(versions)]
+        for reign in self._reigns(slot):
+            version = reign.version
             blocks = [(0, TIME_MS_END)]
             if not is_constant(version.plan):
                 blocks = list(_blocks(self._spans[slot]))
             for from_ms, to_ms in blocks:
-                low, high = max(begins_ms, from_ms), min(ends_ms, to_ms)
+                low, high = max(reign.begins_ms, from_ms), min(reign.ends_ms, to_ms)
                 if low < high:
                     found = segments(version.plan, low, high)
                     ends = [*(segment.begins_ms for segment in found[1:]), high]

@@ -193,6 +193,8 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         self, request: pb.ExplainChargeRequest, _: Any
     ) -> pb.ChargeExplanation:
         """Return what a charge was computed from."""
+        if request.account_id:
+            return await self._explain_fees(request)
         meter_id = _id(request.meter_id, "meter_id")
         if (request.epoch == 0) != (request.sequence == 0):
             raise _wrong("give epoch and sequence, or neither for the newest charge", "sequence")
@@ -205,6 +207,21 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
             raise InvalidInput(
                 Reason.CHARGE_NOT_FOUND,
                 f"meter {meter_id} has no {which if request.sequence else 'charge yet'}",
+                field="sequence",
+            )
+        return await explain_charge(self._queries, charge)
+
+    async def _explain_fees(self, request: pb.ExplainChargeRequest) -> pb.ChargeExplanation:
+        account_id = _id(request.account_id, "account_id")
+        if request.meter_id or request.epoch:
+            raise _wrong("an account's fees have no meter and epoch 0", "account_id")
+        key = column_key("account", account_id)
+        charge = await self._queries.charge(key, None, request.sequence or None)
+        if charge is None:
+            await self._account_must_be_known(account_id)
+            raise InvalidInput(
+                Reason.CHARGE_NOT_FOUND,
+                f"account {account_id} has no posting {request.sequence or ''} of fees",
                 field="sequence",
             )
         return await explain_charge(self._queries, charge)

@@ -398,7 +398,8 @@ class Queries:
         """Return when the first interval begins that ends in [from, to); None: there is none."""
         found = await self._one(
             "SELECT min(CASE from_time_ms WHEN 0 THEN to_time_ms ELSE from_time_ms END) AS at_ms "
-            "FROM charges WHERE account_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3",
+            "FROM charges WHERE account_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3 "
+            "AND kind <> 'fee'",
             account_key,
             from_ms,
             to_ms,
@@ -431,13 +432,14 @@ class Queries:
     ) -> AsyncIterator[Sequence[Recorded]]:
         """Yield an account's charges that end in [reads_from, to), and every re-split before.
 
-        In the order in which a preview adds them up, some at a time: there may be millions.
+        In the order in which a preview adds them up, some at a time: there may be millions. Fees,
+        which cover no interval, are left out.
         """
         async with self._connection() as connection, connection.transaction():
             cursor = await connection.cursor(
                 f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
                 "WHERE account_key = $1 AND account_revision <> -1 AND to_time_ms < $3 "
-                "AND (to_time_ms >= $2 OR kind = 're-split') "
+                "AND (to_time_ms >= $2 OR kind = 're-split') AND kind <> 'fee' "
                 "ORDER BY meter_key, epoch, to_time_ms, sequence",
                 account_key,
                 reads_from_ms,

@@ -12,7 +12,9 @@ from uuid import UUID
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.frames import (
+    FEE_RATE,
     KIND_CLOSING,
+    KIND_FEE,
     KIND_RESPLIT,
     KIND_USAGE,
     NO_RATE,
@@ -21,6 +23,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.profiles import RATE_NAMES
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
+from services.common.tariffs.plan import COMPONENTS_MAX
 from services.reporting.domain.rows import (
     AccountLevelRow,
     AccountRow,
@@ -44,9 +47,10 @@ from services.reporting.domain.rows import (
     TariffVersionRow,
 )
 
-USAGE, CLOSING, RESPLIT = "usage", "closing", "re-split"
-CHARGE_KINDS = {KIND_USAGE: USAGE, KIND_CLOSING: CLOSING, KIND_RESPLIT: RESPLIT}
-RATES = {**dict(enumerate(RATE_NAMES)), NO_RATE: "none"}
+USAGE, CLOSING, RESPLIT, FEE = "usage", "closing", "re-split", "fee"
+CHARGE_KINDS = {KIND_USAGE: USAGE, KIND_CLOSING: CLOSING, KIND_RESPLIT: RESPLIT, KIND_FEE: FEE}
+FEES = {FEE_RATE + number: f"fee-{number + 1}" for number in range(COMPONENTS_MAX)}
+RATES = {**dict(enumerate(RATE_NAMES)), **FEES, NO_RATE: "none"}
 HOUSE_REVISION = -1
 """The account revision of charges of a house account: no book speaks of it, it has no balance."""
 _NO_READING = UUID(int=0)

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import InvalidInput, Retriable
-from services.common.kernel.frames import KIND_RESPLIT, ChargeFrame
+from services.common.kernel.frames import KIND_FEE, KIND_RESPLIT, ChargeFrame
 from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
@@ -184,8 +185,8 @@ def keeper_of_charges(tables: Tables, step_over: kafka.StepOver) -> Handle:
             except InvalidInput as odd:
                 step_over(record, odd)
                 continue
-            # A late reading that changed the shape of an interval moved no register.
-            rows = rows[rows["kind"] != KIND_RESPLIT]
+            # No register is moved by a late reading that changes a shape, nor by a fee.
+            rows = rows[~np.isin(rows["kind"], (KIND_RESPLIT, KIND_FEE))]
             columns = zip(
                 rows["meter_key"].tolist(),
                 rows["epoch"].tolist(),

@@ -380,7 +380,7 @@ def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) 
             site.legal_entity,
         ),
         None
-        if is_constant(tariff.charged_by)
+        if is_constant(tariff.charged_by) and not tariff.charged_by.fees
         else same(Reason.INVALID_ARGUMENT, "tariff zone", tariff.charged_by.zone, site.zone),
     )
 

@@ -802,11 +802,11 @@ class PriceLine(_message.Message):
     DAYS_OF_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     rate: _builtins.str
-    """sharp, peak, flat, valley, deep_valley; none"""
+    """sharp, peak, flat, valley, deep_valley; none; fee-1: first fee of the plan"""
     basis: _builtins.int
     """bits: 1 split by time, 2 by registers of rates, 4 its period was closed"""
     period: _builtins.int
-    """of the ladder: 12 x year + month - 1, or year; 0 without"""
+    """Of the ladder, or of a fee: 12 x year + month - 1, or year, or a day after 1970-01-01; 0: none."""
     energy_milli: _builtins.int
     total_milli: _builtins.int
     """of the ladder after it"""
@@ -817,7 +817,7 @@ class PriceLine(_message.Message):
     base_milli: _builtins.int
     """of the ladder's energy, that of lower tariff versions"""
     days: _builtins.int
-    """of the period's days those that count"""
+    """of the period's days those that count; of a fee, its periods"""
     days_of: _builtins.int
     """days of the period"""
     def __init__(
@@ -1313,20 +1313,24 @@ class ExplainChargeRequest(_message.Message):
     METER_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     meter_id: _builtins.str
     epoch: _builtins.int
     """Both or neither: without them the meter's newest charge."""
     sequence: _builtins.int
+    account_id: _builtins.str
+    """Instead of a meter: a posting of the account's fees, by its sequence (epoch 0), or the newest."""
     def __init__(
         self,
         *,
         meter_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "meter_id", b"meter_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "epoch", b"epoch", "meter_id", b"meter_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
