@@ -35,31 +35,31 @@ COUNTED = (
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
 
-@examples(800)
+@examples(500)
 @given(histories())
 def test_the_engine_and_the_scalar_model_agree_record_by_record(records: list[LogRecord]) -> None:
     check(records)
 
 
-@examples(800)
+@examples(500)
 @given(shapes())
 def test_they_agree_on_calendars_ladders_and_late_readings(records: list[LogRecord]) -> None:
     check(records)
 
 
-@examples(800)
+@examples(500)
 @given(arrears())
 def test_they_agree_on_who_may_be_cut_and_why_not(records: list[LogRecord]) -> None:
     check(records)
 
 
-@examples(800)
+@examples(500)
 @given(oddities())
 def test_they_agree_on_what_is_held_and_what_people_say_of_it(records: list[LogRecord]) -> None:
     check(records)
 
 
-@examples(800)
+@examples(500)
 @given(reorderings())
 def test_they_agree_on_readings_in_any_order(drawn: Reordering) -> None:
     check(drawn.log(drawn.order))
