@@ -5,6 +5,7 @@ What is owed is a function of time alone; a posting is all that fell due since t
 
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
+from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -122,15 +123,23 @@ def _post(out: Outbox, slots: Array, positions: Array, postings: Sequence[Postin
     charges["tariff_version"] = [posting.version for posting in postings]
     charges["policy_version"] = policies["version"]
     set_standing(charges, meters, accounts)
-    tables = [posting.lines for posting in postings if posting.lines is not None]
-    lines = np.concatenate(tables)
-    lines["charge"] = np.repeat(np.arange(len(tables)), list(map(len, tables)))
-    out.charge(positions, charges, state.account_links["names"][slots], lines)
+    out.charge(positions, charges, state.account_links["names"][slots], _lines_of(postings))
     accounts["fees_sequence"] += 1
     accounts["fees_until_ms"] = state.now_ms
     accounts["fees_due_ms"] = [posting.next_ms for posting in postings]
     post_to(out, accounts, slots, charges)
     judge(out, slots, lambda i: Cause(charge=charges[i], position=int(positions[i])))
+
+
+def _lines_of(postings: Sequence[Posting]) -> Array:
+    """Return the lines of postings, one behind the other. Most are one and the same."""
+    tables = {id(posting): posting.lines for posting in postings if posting.lines is not None}
+    ends = np.cumsum([len(table) for table in tables.values()]).tolist()
+    places = {key: range(*span) for key, span in zip(tables, pairwise([0, *ends]), strict=True)}
+    mine = [places[id(posting)] for posting in postings]
+    lines = np.concatenate(list(tables.values()))[[place for span in mine for place in span]]
+    lines["charge"] = np.repeat(np.arange(len(postings)), list(map(len, mine)))
+    return lines
 
 
 def set_due(out: Outbox, slots: Array) -> None:
