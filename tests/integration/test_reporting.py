@@ -396,7 +396,7 @@ async def test_what_the_ledger_tells_of_a_meter_holds_for_its_epochs(
         assert most == [999, 999, None]
         began_ms = await asked.meters_began_ms(story.account_key)
         assert began_ms == {(story.meter_key, 2): T0 + 1}
-        assert await asked.began_ms(story.account) == 0
+        assert await asked.lived_ms(story.account) == (0, 0)
 
 
 async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:
@@ -523,6 +523,14 @@ async def assert_previewed(reporting: Reporting, story: Story) -> None:
         "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, tariff_id=story.tariff)
     )
     assert by_meter == dearer
+    fees = [{"name": "stand", "period": "month", "amount_micro": 9}]
+    plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "fees": fees})
+    period["from_ms"] -= 40 * 86_400_000
+    with_fee = await reporting.ask(
+        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, site_id=story.site)
+    )
+    assert with_fee.total.fee_nano == str(9_000)  # of January: when it was opened is not told
+    assert with_fee.total.draft_nano == str(125_000 + 9_000)
 
 
 async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any]:

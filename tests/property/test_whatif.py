@@ -17,7 +17,15 @@ from services.common.tariffs import plan as plans
 from services.common.tariffs.shape import Timeline
 from services.metering.domain.messages import LogRecord
 from services.reporting.domain.rows import ChargeRow, PriceLineRow
-from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Recorded, Sums
+from services.reporting.domain.whatif import (
+    ACCOUNT,
+    Draft,
+    Owner,
+    Preview,
+    Recorded,
+    Sums,
+    fees_owed,
+)
 from tests.property.metering_histories import ACCOUNTS, METERS, steady
 from tests.property.metering_runs import examples, fresh_run
 from tests.unit.reporting_tables import Tables
@@ -103,6 +111,29 @@ def test_the_tariff_in_force_would_have_charged_what_it_charged(records: list[Lo
         charged_nano = sum(charge.amount_nano for charge in charges)
         assert sums.charged_nano == sums.draft_nano == charged_nano
         assert sums.energy_milli == sum(charge.energy_milli for charge in charges)
+
+
+@examples(100)
+@given(steady(), st.integers(0, 40))
+def test_fees_owed_are_fees_charged_up_to_the_last_one(records: list[LogRecord], cut: int) -> None:
+    history = History(records)
+    for account_id in ACCOUNTS:
+        key = column_key("account", account_id)
+        rows = [row for row in history.tables.of(ChargeRow) if row.account_key == key]
+        fees = [row for row in rows if row.kind == "fee"]
+        if not fees:
+            continue
+        event("fees")
+        since_ms, until_ms = history.since_ms[key], max(row.to_time_ms for row in fees) + 1
+        plan = history.plan_of(account_id)
+        draft = Draft(plan, since_ms, until_ms)
+        charged_nano = sum(row.amount_nano for row in fees)
+        assert sum(fees_owed(draft, since_ms, until_ms)) == charged_nano
+        middle_ms = fees[cut % len(fees)].to_time_ms
+        halves = (Draft(plan, since_ms, middle_ms), Draft(plan, middle_ms, until_ms))
+        owed = [sum(fees_owed(half, since_ms, until_ms)) for half in halves]
+        assert sum(owed) == charged_nano
+        assert sum(fees_owed(draft, since_ms, middle_ms)) == owed[0]
 
 
 @examples(100)

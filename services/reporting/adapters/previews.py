@@ -8,7 +8,7 @@ from services.common.tariffs.shape import Timeline
 from services.reporting.adapters import messages
 from services.reporting.adapters.queries import Queries
 from services.reporting.domain.rows import AccountRow
-from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Sums
+from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Sums, fees_owed
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
 PERIOD_MS_MAX = 400 * 86_400_000
@@ -44,18 +44,17 @@ async def preview(
     for account in accounts:
         key = account.account_key
         begins_ms = await queries.first_begin_ms(key, draft.from_ms, draft.to_ms)
-        sums = Sums()
-        if begins_ms is not None:
-            reads_from_ms = draft.reads_from_ms(begins_ms)
-            step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
-            if step not in timelines:
-                timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
-            of_account = Preview(draft, timelines[step], await _since_ms(queries, draft, account))
-            async for charges in queries.recorded(key, reads_from_ms, draft.to_ms):
-                for charge in charges:
-                    of_account.add(charge)
-                count += len(charges)
-            sums = of_account.sums()
+        begins_ms = draft.from_ms if begins_ms is None else begins_ms
+        reads_from_ms = draft.reads_from_ms(begins_ms)
+        step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
+        if step not in timelines:
+            timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
+        of_account = Preview(draft, timelines[step], await _since_ms(queries, draft, account))
+        async for charges in queries.recorded(key, reads_from_ms, draft.to_ms):
+            for charge in charges:
+                of_account.add(charge)
+            count += len(charges)
+        sums = of_account.sums(await _fees(queries, draft, account))
         total.add(sums)
         told.accounts.append(_line(account.account_id, sums))
     told.total.CopyFrom(_line("", total))
@@ -69,7 +68,14 @@ async def _since_ms(queries: Queries, draft: Draft, account: AccountRow) -> dict
         return {}
     if ladder.scope == "meter":
         return await queries.meters_began_ms(account.account_key)
-    return {ACCOUNT: await queries.began_ms(account.account_id)}
+    began_ms, _ = await queries.lived_ms(account.account_id)
+    return {ACCOUNT: began_ms}
+
+
+async def _fees(queries: Queries, draft: Draft, account: AccountRow) -> tuple[int, int]:
+    if not draft.plan.fees:
+        return 0, 0
+    return fees_owed(draft, *await queries.lived_ms(account.account_id))
 
 
 def _line(account_id: str, sums: Sums) -> pb.PreviewedAccount:
@@ -82,5 +88,6 @@ def _line(account_id: str, sums: Sums) -> pb.PreviewedAccount:
         rate_nano=str(sums.rate_nano),
         surcharge_nano=str(sums.surcharge_nano),
         ladder_nano=str(sums.ladder_nano),
+        fee_nano=str(sums.fee_nano),
         tax_nano=str(sums.tax_nano),
     )

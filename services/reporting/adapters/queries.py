@@ -406,14 +406,21 @@ class Queries:
         )
         return None if found is None else found["at_ms"]
 
-    async def began_ms(self, account_id: str) -> int:
-        """Return when an account was opened; 0 where the ledger does not tell."""
+    async def lived_ms(self, account_id: str) -> tuple[int, int]:
+        """Return when an account was opened, and until when it may owe fees.
+
+        0 where the ledger does not tell. Until it was closed, else as far as metering has come.
+        """
         found = await self._one(
-            "SELECT min(occurred_at_ms) AS at_ms FROM ledger "
-            "WHERE stream = 'account-' || $1 AND type = 'account-opened'",
+            "SELECT min(occurred_at_ms) FILTER (WHERE type = 'account-opened') AS opened_ms, "
+            "min(occurred_at_ms) FILTER (WHERE type = 'account-closed') AS closed_ms, "
+            "(SELECT as_of_ms + 1 FROM account_balances WHERE account_id = $1) AS as_of_ms "
+            "FROM ledger WHERE stream = 'account-' || $1",
             account_id,
         )
-        return (found and found["at_ms"]) or 0
+        assert found is not None, "a line of aggregates"
+        ends = (found["closed_ms"], found["as_of_ms"])
+        return found["opened_ms"] or 0, min((at for at in ends if at is not None), default=0)
 
     async def meters_began_ms(self, account_key: int) -> dict[tuple[int, int], int]:
         """Return (meter_key, epoch) → when the meter came to an account, as the ledger tells."""
@@ -432,14 +439,13 @@ class Queries:
     ) -> AsyncIterator[Sequence[Recorded]]:
         """Yield an account's charges that end in [reads_from, to), and every re-split before.
 
-        In the order in which a preview adds them up, some at a time: there may be millions. Fees,
-        which cover no interval, are left out.
+        In the order in which a preview adds them up, some at a time: there may be millions.
         """
         async with self._connection() as connection, connection.transaction():
             cursor = await connection.cursor(
                 f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
                 "WHERE account_key = $1 AND account_revision <> -1 AND to_time_ms < $3 "
-                "AND (to_time_ms >= $2 OR kind = 're-split') AND kind <> 'fee' "
+                "AND (to_time_ms >= $2 OR kind = 're-split') "
                 "ORDER BY meter_key, epoch, to_time_ms, sequence",
                 account_key,
                 reads_from_ms,

@@ -3,29 +3,39 @@
 A charge of a period is a function of its totals (services/metering/README.md, rule 4), so an
 account's energy is added up by rate and by ladder's period, before and within the time that is
 asked for, and priced once at the end. An interval belongs to the time in which it ends; a late
-reading refines the interval that it lies in, and its correction belongs there too.
+reading refines the interval that it lies in, and its correction belongs there too. Fees are a
+function of time.
 """
 
+from calendar import monthrange
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import orjson
 
 from services.common.kernel.frames import ABSENT_REGISTER, RATES
 from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
-from services.common.tariffs.calendar import days_left, local_date, period_days, period_of
+from services.common.tariffs.calendar import (
+    begin_ms,
+    days_left,
+    local_date,
+    period_days,
+    period_of,
+)
 from services.common.tariffs.plan import Plan
 from services.common.tariffs.pricing import TOTAL, climbed, terms_of
 from services.common.tariffs.shape import End, Timeline
-from services.reporting.domain.projections import RESPLIT
+from services.reporting.domain.projections import FEE, RESPLIT
 
 _NO_RATES = (ABSENT_REGISTER,) * RATES
 ACCOUNT = (0, 0)
 """The owner of a ladder of the account; one of a meter is (meter_key, epoch)."""
+NANO_PER_MICRO = 1000
 
 Owner = tuple[int, int]
 Step = tuple[Owner, int, int]
@@ -85,6 +95,43 @@ class Draft:
         return min(self.from_ms, int(day_before.timestamp()) * 1000)
 
 
+def fees_owed(draft: Draft, since_ms: int, until_ms: int) -> tuple[int, int]:
+    """Return (fees, the taxes on them) of an account, whatever it used; nano.
+
+    Of its begin at `since_ms`, and of the local days and months that begin after it, in the
+    draft's time and before `until_ms`.
+    """
+    plan, fees = draft.plan, terms_of(draft.plan).fees
+    zone, ends_ms = zone_named(plan.zone), min(draft.to_ms, until_ms)
+    begun = list(_days_begun(zone, max(draft.from_ms, since_ms + 1), ends_ms))
+    counts = {False: len(begun), True: sum(day.day == 1 for day in begun)}
+    shares = dict.fromkeys(counts, (0, 1))
+    if draft.from_ms <= since_ms < ends_ms:
+        begins = local_date(zone, since_ms)
+        of_month = monthrange(begins.year, begins.month)[1]
+        shares = {False: (1, 1), True: (of_month - begins.day + 1, of_month)}
+
+    def owed_nano(micro: int, *, monthly: bool) -> int:
+        nano, (days, days_of) = micro * NANO_PER_MICRO, shares[monthly]
+        return nano * counts[monthly] + nano * days // days_of
+
+    return (
+        sum(owed_nano(fee.amount_micro, monthly=fee.monthly) for fee in fees),
+        sum(owed_nano(fee.tax_micro, monthly=fee.monthly) for fee in fees),
+    )
+
+
+def _days_begun(zone: ZoneInfo, from_ms: int, to_ms: int) -> Iterator[date]:
+    """Yield the local days that begin in [from, to); not a date that the zone left out."""
+    if from_ms < to_ms:
+        first, last = (local_date(zone, at_ms) for at_ms in (from_ms, to_ms - 1))
+        for number in range((last - first).days + 1):
+            day = first + timedelta(days=number)
+            at_ms = begin_ms(zone, day)
+            if from_ms <= at_ms < to_ms and local_date(zone, at_ms) == day:
+                yield day
+
+
 @dataclass(slots=True)
 class Sums:
     """What accounts used and paid, and would have paid. Integers without end."""
@@ -94,12 +141,14 @@ class Sums:
     rate_nano: int = 0
     surcharge_nano: int = 0
     ladder_nano: int = 0
+    fee_nano: int = 0
     tax_nano: int = 0
 
     @property
     def draft_nano(self) -> int:
         """All that the draft would have charged."""
-        return self.rate_nano + self.surcharge_nano + self.ladder_nano + self.tax_nano
+        energy_nano = self.rate_nano + self.surcharge_nano + self.ladder_nano
+        return energy_nano + self.fee_nano + self.tax_nano
 
     def add(self, other: "Sums") -> None:
         """Add another account's."""
@@ -128,7 +177,11 @@ class Preview:
         self._terms = terms_of(self.draft.plan)
 
     def add(self, charge: Recorded) -> None:
-        """Count a charge."""
+        """Count a charge. Fees are no intervals: what was charged of them counts as it was."""
+        if charge.kind == FEE:
+            if charge.to_time_ms >= self.draft.from_ms:
+                self._sums.charged_nano += charge.amount_nano
+            return
         if charge.kind == RESPLIT:
             self._late.append(charge)
             return
@@ -159,9 +212,11 @@ class Preview:
                 steps = self._within if within else self._before
                 steps[owner, share.period, rate] += share.energy_milli
 
-    def sums(self) -> Sums:
-        """Return what it comes to, once all is added."""
+    def sums(self, fees: tuple[int, int] = (0, 0)) -> Sums:
+        """Return what it comes to, once all is added. `fees`: owed under the draft, and taxes."""
         terms, sums = self._terms, replace(self._sums)
+        sums.fee_nano += fees[0]
+        sums.tax_nano += fees[1]
         for rate, energy_milli in self._rates.items():
             sums.rate_nano += energy_milli * terms.rate_micro[rate]
             sums.surcharge_nano += energy_milli * terms.surcharge_micro

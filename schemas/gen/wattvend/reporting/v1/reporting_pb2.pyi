@@ -1641,19 +1641,21 @@ class PreviewedAccount(_message.Message):
     SURCHARGE_NANO_FIELD_NUMBER: _builtins.int
     LADDER_NANO_FIELD_NUMBER: _builtins.int
     TAX_NANO_FIELD_NUMBER: _builtins.int
+    FEE_NANO_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """empty: the total"""
     energy_milli: _builtins.str
     charged_nano: _builtins.str
     """as recorded"""
     draft_nano: _builtins.str
-    """under the draft: the four below"""
+    """under the draft: the five below"""
     difference_nano: _builtins.str
     """draft - charged"""
     rate_nano: _builtins.str
     surcharge_nano: _builtins.str
     ladder_nano: _builtins.str
     tax_nano: _builtins.str
+    fee_nano: _builtins.str
     def __init__(
         self,
         *,
@@ -1666,10 +1668,11 @@ class PreviewedAccount(_message.Message):
         surcharge_nano: _builtins.str = ...,
         ladder_nano: _builtins.str = ...,
         tax_nano: _builtins.str = ...,
+        fee_nano: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "fee_nano", b"fee_nano", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
