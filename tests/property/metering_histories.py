@@ -76,7 +76,7 @@ RULES = (
     {"hysteresis_nano": KWH_NANO, "grace_minutes": 1},
     {"grace_minutes": 3, "qualities": "AM"},
     {"notice": {"lead_minutes": 1, "required": True}},
-    {"notice": {"lead_minutes": 2}, "grace_minutes": 3, "qualities": "AVME"},
+    {"notice": {"lead_minutes": 2}, "grace_minutes": 1, "qualities": "AVME"},
     {
         "zone": "Asia/Shanghai",  # where histories begin on a Friday at 16:00
         "no_cut": [
@@ -955,7 +955,8 @@ _arrears_bodies = st.tuples(_arrears_steps, _arrears_steps).map(lambda both: [*b
 
 def arrears() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs of accounts that run out and are kept on power for a while: what rules say."""
-    heads = st.sampled_from([_ruled(number) for number in range(len(RULES))])
+    noticed = [number for number, rules in enumerate(RULES) if rules and "notice" in rules]
+    heads = st.sampled_from([_ruled(number) for number in (*range(len(RULES)), *noticed * 2)])
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _arrears_bodies)
 
 

@@ -264,7 +264,7 @@ def check_handovers(
 # -- who may be cut --------------------------------------------------------------------------
 
 
-@examples(100)
+@examples(200)
 @given(arrears())
 def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
     records: list[LogRecord],
