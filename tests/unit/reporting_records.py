@@ -102,6 +102,7 @@ class Story:
             *self.registry(),
             self.balance(0, 100, credited=CREDIT_NANO, charged=0, level="normal", revision=1),
             *(self.charge(n) for n in (1, 2, 3)),
+            self.notice(CUT_OFFSET - 1),
             self.cut(),
             self.intent("open", CUT_OFFSET, "arrears"),
             self.balance(4, CUT_OFFSET, credited=CREDIT_NANO, charged=CREDIT_NANO, level="cut"),
@@ -439,6 +440,31 @@ class Story:
             **other,
         }
         return Sent("alarms", self.shard, self.account, "alarm", value)
+
+    def notice(self, log_offset: int) -> Sent:
+        cited = ("tariff_id", "tariff_version", "charge_epoch", "charge_sequence")
+        readings = ("from_reading_id", "to_reading_id", "reading_received_at_ms")
+        value = {
+            "notice_id": str(name_uuid("notice", self.account, log_offset)),
+            "kind": "cut-off",
+            "account_id": self.account,
+            "site_id": self.site,
+            "available_nano": 1,
+            "threshold_nano": 0,
+            "cut_not_before_ms": T0 + log_offset,
+            "account_sequence": 3,
+            "account_revision": 1,
+            "book_epoch": 0,
+            "policy_id": self.policy,
+            "policy_version": 1,
+            **dict.fromkeys((*cited, *readings)),
+            "currency": "CNY",
+            "legal_entity": "LE1",
+            "commodity": "electricity",
+            "decided_at_ms": T0 + log_offset,
+            "log_offset": log_offset,
+        }
+        return Sent("notices", self.shard, self.account, "notice", value)
 
     def alarm_id(self, kind: str, log_offset: int) -> UUID:
         return name_uuid("alarm", self.account, log_offset, kind)
