@@ -107,6 +107,7 @@ LEASES_MS = (300_000, 60_001, 1)
 EVIDENCE_AGES_MS = (900_000, 60_000, 0)
 RATIOS = (1, 1, 1, 1, 40, 1, 2_000_000_000)
 MAX_POWERS_W = (None, 9_000, None, 0, 2**63 - 1, 60_000, 2_000_000)
+REGISTER_MAXES_MILLI = (None, 19_999, 2_999, None, 9_999, None, 999_999)
 STEPS_MS = (
     *(0, 500, 1_000, 20_000, 59_999, 60_000, 60_001, 300_000, 3_600_000),
     *(7_000_001, 90_000_000, 2_000_000_000, 3_456_000_000),
@@ -118,7 +119,8 @@ READING_KINDS = (
     *("next",) * 60,
     *("duplicate", "late", "negative", "absurd-register", "absurd-time", "unknown-meter"),
     *("other-epoch", "other-serial", "other-ratio", "jump", "huge", "zero-id", "below"),
-    *("tenfold", "tenth", "spike"),
+    *("tenfold", "tenth", "spike", "same-time", "ahead", "fast", "pushed", "loaded", "loaded"),
+    *("reversed", "rated", "brim", "brim"),
     *("brink", "beyond", "between", "between", "between", "between", "between-odd"),
 )
 
@@ -238,6 +240,7 @@ class Device:
     meter_id: str
     ratio: int
     max_power_w: int | None
+    register_max_milli: int | None = None
     revision: int = -1
     epoch: int = 0
     owner: str | None = None
@@ -330,6 +333,11 @@ class Book:
 
     def _wake(self, op: Op) -> None:
         self.now_ms += STEPS_MS[op.a % len(STEPS_MS)]
+        self._log("wake", {"shard": SHARD, "due_ms": self.now_ms})
+
+    def _quiet(self, op: Op) -> None:
+        """Let a week pass, nearly or fully, before a wake comes."""
+        self.now_ms += 7 * 86_400_000 - op.b % 2
         self._log("wake", {"shard": SHARD, "due_ms": self.now_ms})
 
     def _clock_back(self, op: Op) -> None:
@@ -474,7 +482,8 @@ class Book:
         if name not in self.devices:
             ratio = RATIOS[op.b % len(RATIOS)]
             power_w = MAX_POWERS_W[op.c % len(MAX_POWERS_W)]
-            device = self.devices[name] = Device(name, ratio, power_w)
+            highest_milli = REGISTER_MAXES_MILLI[op.c % len(REGISTER_MAXES_MILLI)]
+            device = self.devices[name] = Device(name, ratio, power_w, highest_milli)
             device.register_milli = 1_000 * (op.d % 4)
             self._hand_over(device, house_account_id(name), SHARD, None, None)
 
@@ -529,7 +538,7 @@ class Book:
             "previous_shard": None if before is None else before_shard,
             "previous_epoch": None if before is None else before_epoch,
             "closing_register_milli": None if before is None else closing,
-            "register_max_milli": None,
+            "register_max_milli": device.register_max_milli,
             "forced": device.forced,
             "resolves_reading_id": None,
             "resolution": None,
@@ -584,7 +593,7 @@ class Book:
         reading["rate_registers_milli"] = rate_registers(name, reading["register_milli"])
         if device.odd is None and _jumps(reading, device):
             device.odd = reading
-        if read.kind in ("next", "jump", "brink"):
+        if read.kind in _TRUE:
             device.register_milli = reading["register_milli"]
             device.time_ms = reading["device_time_ms"]
             device.last = reading
@@ -595,6 +604,8 @@ class Book:
         received_ms = self.now_ms - read.age_ms
         time_ms = max(device.time_ms + 1, received_ms - 700)
         register = device.register_milli + read.use_milli
+        if device.register_max_milli is not None and device.register_milli < 10**6:
+            register %= device.register_max_milli + 1
         identity = reading_id(device.serial, time_ms, (register,))
         return {
             "meter_key": column_key("meter", device.meter_id),
@@ -750,6 +761,54 @@ def _spike(reading: dict[str, Any], device: Device) -> None:
         reading["register_milli"] += 777_777_777
 
 
+def _brim(reading: dict[str, Any], device: Device) -> None:
+    """Let the register come close to its highest value, behind which it begins anew."""
+    highest = _highest(reading, device)
+    if device.register_max_milli is not None and highest is not None:
+        near_milli = device.register_max_milli - device.register_milli % 2
+        reading["register_milli"] = max(device.register_milli, min(near_milli, highest))
+
+
+def _same_time(reading: dict[str, Any], device: Device) -> None:
+    """Let a register be told again for the same instant, another one."""
+    reading["device_time_ms"] = device.time_ms
+    if device.register_milli % 2:
+        reading["register_milli"] = max(0, device.register_milli - 1)
+
+
+def _ahead(reading: dict[str, Any], _device: Device) -> None:
+    reading["device_time_ms"] = reading["received_at_ms"] + 300_001
+
+
+def _fast(reading: dict[str, Any], device: Device) -> None:
+    """Let the clock go wrong by no more than what is charged."""
+    ahead_ms = 120_001 if device.register_milli % 2 else -120_001
+    reading["device_time_ms"] = reading["received_at_ms"] + ahead_ms
+
+
+def _pushed(reading: dict[str, Any], device: Device) -> None:
+    """Let the gateway push what it kept."""
+    _fast(reading, device)
+    reading["began_at_ms"] = reading["received_at_ms"]
+
+
+def _loaded(reading: dict[str, Any], device: Device) -> None:
+    """Let the register stand although power flows."""
+    reading["register_milli"] = device.register_milli
+    reading["power_w"] = 2**62 if device.register_milli % 2 else 500
+
+
+def _reversed(reading: dict[str, Any], _device: Device) -> None:
+    reading["power_w"] = -1
+
+
+def _rated(reading: dict[str, Any], _device: Device) -> None:
+    """Let registers of rates come along: two that make the total, or something else."""
+    total = reading["register_milli"]
+    odd = (0, 50, 51, 2**62)[reading["device_time_ms"] // 100 % 4]
+    reading["rate_registers_milli"] = (total - total // 3 + odd, ABSENT_REGISTER, total // 3, -1, 0)
+
+
 def _zero_id(reading: dict[str, Any], _device: Device) -> None:
     reading["reading_id"] = UUID(int=0).bytes
 
@@ -771,6 +830,14 @@ _ODD = {
     "jump": _jump,
     "huge": _huge,
     "zero-id": _zero_id,
+    "brim": _brim,
+    "same-time": _same_time,
+    "ahead": _ahead,
+    "fast": _fast,
+    "pushed": _pushed,
+    "loaded": _loaded,
+    "reversed": _reversed,
+    "rated": _rated,
     "tenfold": _tenfold,
     "tenth": _tenth,
     "spike": _spike,
@@ -780,6 +847,9 @@ _ODD = {
     "between": _between,
     "between-odd": _between_odd,
 }
+
+_TRUE = ("next", "jump", "brink", "brim", "fast", "pushed", "loaded", "reversed", "rated")
+"""What a device that counts on remembers."""
 
 SETTLED: tuple[Op | Frame, ...] = (
     Op("site"),
@@ -830,6 +900,7 @@ _kinds = st.sampled_from(
             "overtake",
             "overtake",
             "site",
+            "quiet",
             "delay",
             "delay",
             "repeat",
@@ -882,20 +953,30 @@ _odd_reads = st.builds(
     Read,
     st.sampled_from((0, 0, 0, 2)),
     st.sampled_from(
-        ("next",) * 8 + ("spike", "tenfold", "tenth", "negative", "below", "beyond", "other-serial")
+        (
+            *("next",) * 12,
+            *("spike", "tenfold", "tenth", "negative", "below", "beyond", "other-serial"),
+            *("same-time", "ahead", "fast", "pushed", "loaded", "loaded", "reversed", "rated"),
+            *("rated", "brim", "brim", "brim"),
+        )
     ),
-    st.sampled_from((0, 300, 1_700)),
+    st.sampled_from((0, 100, 101, 1_700, 9_000)),
     st.just(0),
     st.sampled_from((RELAY_REPORTED | 7, RELAY_REPORTED)),
     st.just("A"),
 )
 _odd_frames = st.builds(
     Frame,
-    st.sampled_from((300_000, 900_000, 3_600_001, 90_000_000)),
+    st.sampled_from((300_000, 900_000, 900_000, 3_600_001, 90_000_000)),
     st.lists(_odd_reads, min_size=1, max_size=4).map(tuple),
 )
 _resolutions = st.builds(
-    Op, st.sampled_from(("resolve",) * 6 + ("assign", "calendar")), _small, _small, _small, _small
+    Op,
+    st.sampled_from(("resolve",) * 6 + ("assign", "calendar", "quiet")),
+    _small,
+    _small,
+    _small,
+    _small,
 )
 _odd_bodies = st.lists(st.one_of(_odd_frames, _odd_frames, _resolutions), max_size=40)
 

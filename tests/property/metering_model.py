@@ -14,9 +14,11 @@ from typing import Any
 from uuid import UUID
 
 from services.common.kernel.frames import (
+    ABSENT_POWER,
     KIND_CLOSING,
     KIND_FEE,
     KIND_RESPLIT,
+    KIND_ROLLOVER,
     KIND_USAGE,
     READING_COLUMNS,
     RELAY_REPORTED,
@@ -49,6 +51,7 @@ from tests.property.metering_tariff_model import (
 LEVELS = ("normal", "alarm-1", "alarm-2", "cut")
 CUT = 3
 NO_READING = bytes(16)
+ABSENT_RATES = (-1,) * 5
 VERIFIED = ord("V")
 BALANCE_EVERY_MS = 60_000
 METERS_MAX = 256
@@ -57,7 +60,9 @@ YEAR_2000_MS, YEAR_2100_MS = 946_684_800_000, 4_102_444_800_000
 WINDOWS_MAX = 4
 WINDOW_AGE_MS = 40 * 86_400_000
 HOLDS = ("negative", "implausible", "scale", "reset")
-FLAGS = ("other-serial", "absurd", "ratio-mismatch")
+PASSING = ("other-serial", "absurd", "ratio-mismatch", "clock", "conflict")
+STANDING = ("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift")
+SILENCE_MS = 7 * 86_400_000
 MANUAL = ord("M")
 NOTICE = ("notice_id", "notice_outcome")
 EVIDENCE = (
@@ -98,6 +103,7 @@ class Meter:
     held: Reading | None = None
     flags: set[str] = field(default_factory=set)
     relay_bits: int = 0
+    silent_at: int | None = None
     send_before: int | None = None
     relay: str = ""
     """Rule 7: not known, closed or tripped."""
@@ -116,6 +122,10 @@ class Meter:
         while len(kept) > WINDOWS_MAX:
             kept.remove(min(kept, key=lambda window: (window[2] - window[0], window[0])))
         self.windows = kept
+
+    def span(self) -> int:
+        """How many thousandths the register counts before it shows 0 again."""
+        return int(self.fact["register_max_milli"]) + 1
 
     @property
     def key(self) -> int:
@@ -182,13 +192,14 @@ class Account:
 class Cause:
     """What led to a decision: a fact alone, a meter's closing charge, or its reading.
 
-    `named`: the fact that names an account without account-fact.
+    `named`: the fact that names an account without account-fact. `was_silent`: the meter was.
     """
 
     meter: Fact | None = None
     charge: Charge | None = None
     reading: Reading | None = None
     named: Fact | None = None
+    was_silent: bool = False
 
 
 BY_FACT = Cause()
@@ -240,6 +251,11 @@ def readings_of(record: LogRecord) -> list[Reading]:
     ]
 
 
+def is_opened(relay_bits: int) -> bool:
+    """Say whether a relay was reported with no phase closed."""
+    return bool(relay_bits & RELAY_REPORTED) and not relay_bits & 0b111
+
+
 class ScalarShard:
     """The state of one shard and what its records do to it."""
 
@@ -277,10 +293,12 @@ class ScalarShard:
 
     @property
     def next_deadline(self) -> int | None:
-        """Rule 8: when the next balance, or fee, is due, if any."""
-        balances = [account.due for account in self.accounts.values()]
-        fees = [self.fee_due(account) for account in self.accounts.values()]
-        return min((due for due in (*balances, *fees) if due is not None), default=None)
+        """Rules 3 and 8: when the next balance, or fee, is due, or silence told, if any."""
+        accounts = self.accounts.values()
+        deadlines = [account.due for account in accounts]
+        deadlines += [self.fee_due(account) for account in accounts]
+        deadlines += [meter.silent_at for each in accounts for meter in each.meters.values()]
+        return min((at for at in deadlines if at is not None), default=None)
 
     def _by_key(self) -> list[Account]:
         return [self.accounts[key] for key in sorted(self.accounts)]
@@ -454,6 +472,7 @@ class ScalarShard:
         if len(account.meters) == METERS_MAX:
             raise Raised
         meter = Meter(fact, fact["opening_register_milli"], self.now)
+        meter.silent_at = self.now + SILENCE_MS
         account.meters[meter.key] = meter
         if meter.forced:
             self._obey(account, meter, Cause(named=fact))
@@ -495,6 +514,12 @@ class ScalarShard:
         for account in self.accounts.values():
             if account.due is not None and account.due <= self.now:
                 self.work.publish.add(account.key)
+        for key in sorted(self.accounts):
+            account = self.accounts[key]
+            for meter_key in sorted(account.meters):
+                meter = account.meters[meter_key]
+                if meter.silent_at is not None and meter.silent_at <= self.now:
+                    self._silent(account, meter)
 
     # -- Rule 3 -----------------------------------------------------------------------------
 
@@ -511,11 +536,11 @@ class ScalarShard:
     def _read(self, account: Account, reading: Reading) -> None:
         meter = account.meters[reading["meter_key"]]
         outcome = self._outcome(account, meter, reading)
-        if outcome == "accepted":
-            self._accept(account, meter, reading)
+        if outcome in ("accepted", "rollover"):
+            self._accept(account, meter, reading, outcome)
         elif outcome == "re-split":
             self._resplit(account, meter, reading)
-        elif outcome in HOLDS or (outcome in FLAGS and outcome not in meter.flags):
+        elif outcome in HOLDS or (outcome in PASSING and outcome not in meter.flags):
             cause, evidence = Cause(meter.fact, reading=reading), self._evidence(meter, reading)
             self._tell(account, "reading-held", outcome, cause, evidence)
             if outcome in HOLDS:
@@ -523,6 +548,14 @@ class ScalarShard:
             else:
                 meter.flags.add(outcome)
         self.work.counts[outcome] += 1
+
+    def _silent(self, account: Account, meter: Meter) -> None:
+        meter.flags.add("silent")
+        meter.silent_at = None
+        self.work.counts["silent"] += 1
+        stood = {"last_register_milli": meter.register, "last_time_ms": meter.time or None}
+        evidence = {**dict.fromkeys(EVIDENCE), **stood}
+        self._tell(account, "meter-silent", "silent", Cause(meter.fact), evidence)
 
     def _tell(self, account: Account, kind: str, reason: str, cause: Cause, evidence: Fact) -> None:
         """Raise an alarm of a meter with its evidence; house accounts have none."""
@@ -539,7 +572,30 @@ class ScalarShard:
         ratio, power_w = meter.fact["ratio"], meter.fact["max_power_w"]
         if power_w is None or meter.sequence == 0 or time < meter.time:
             return None
-        return int(power_w * min(time - meter.time, 2**31) // 3_000_000 + 100 * ratio) // ratio
+        duration = 2_000 if time == meter.time else min(time - meter.time, 2**31)
+        return int(power_w * duration // 3_000_000 + 100 * ratio) // ratio
+
+    def _standing(self, meter: Meter, reading: Reading) -> set[str]:
+        """Return the flags that an accepted reading raises itself."""
+        found = set()
+        power, ahead = reading["power_w"], reading["device_time_ms"] - reading["received_at_ms"]
+        if meter.sequence and reading["register_milli"] == meter.register:
+            used = power * (reading["device_time_ms"] - meter.time) // 3_600_000
+            if power > 0 and used > 100 * meter.fact["ratio"]:
+                found.add("stuck")
+        was_open, is_open = is_opened(meter.relay_bits), is_opened(reading["relay_bits"])
+        last = reading["register_milli"] if meter.register is None else meter.register
+        if was_open and is_open and reading["register_milli"] - last > 100:
+            found.add("use-while-open")
+        rates = [rate for rate in reading["rate_registers_milli"] if rate >= 0]
+        if rates and abs(sum(rates) - reading["register_milli"]) > 50:
+            found.add("rates-disagree")
+        if power < 0 and power != ABSENT_POWER:
+            found.add("reverse")
+        is_live = reading["began_at_ms"] < reading["received_at_ms"]
+        if ahead > 120_000 or (is_live and ahead < -120_000):
+            found.add("clock-drift")
+        return found
 
     def _outcome(self, account: Account, meter: Meter, reading: Reading) -> str:
         register, time = reading["register_milli"], reading["device_time_ms"]
@@ -551,12 +607,13 @@ class ScalarShard:
             return "meter-held"
         if reading["serial"] != meter.fact["serial"].encode():
             return "other-serial"
-        if register < 0 or register > REGISTER_MAX_MILLI:
-            return "absurd"
-        if not YEAR_2000_MS <= time < YEAR_2100_MS:
+        in_range = 0 <= register <= REGISTER_MAX_MILLI and YEAR_2000_MS <= time < YEAR_2100_MS
+        if not in_range:
             return "absurd"
         if reading["ratio"] != meter.fact["ratio"]:
             return "ratio-mismatch"
+        if time - reading["received_at_ms"] > 300_000:
+            return "clock"
         if meter.register is None:
             return "accepted"
         if meter.sequence == 0:
@@ -568,37 +625,53 @@ class ScalarShard:
         time, register = reading["device_time_ms"], reading["register_milli"]
         if reading["reading_id"] == meter.reading_id:
             return "duplicate"
-        if time <= meter.time:
+        bound = self._bound(meter, time)
+        if time == meter.time:
+            beyond = bound is not None and register - last > bound
+            return "conflict" if beyond or register < last else "late"
+        if time < meter.time:
             window = meter.window_of(time)
             if window is None:
                 return "late"
             within = window[1] <= register <= window[3]
             return "re-split" if within else "late-conflict"
-        bound = self._bound(meter, time)
         if register >= last and (bound is None or register - last <= bound):
             return "accepted"
-        if bound is not None:
-            for scale in (10, 100):
-                multiple = last <= register // scale <= last + bound
-                if multiple or last // scale <= register <= (last + bound) // scale:
-                    return "scale"
+        return self._jump(meter, last, register, bound)
+
+    def _jump(self, meter: Meter, last: int, register: int, bound: int | None) -> str:
+        """Return what a register that fell, or rose beyond its bound, comes to."""
+        highest = meter.fact["register_max_milli"]
+        ended = highest is not None and register < last <= highest and 10 * last > 9 * highest
+        if ended and bound is not None and (register - last) % meter.span() <= bound <= highest:
+            return "rollover"
+        for scale in (10, 100) if bound is not None else ():
+            assert bound is not None
+            multiple = last <= register // scale <= last + bound
+            if multiple or last // scale <= register <= (last + bound) // scale:
+                return "scale"
         if register >= last:
             return "implausible"
         return "reset" if 100 * register <= last else "negative"
 
-    def _accept(self, account: Account, meter: Meter, reading: Reading) -> None:
-        cleared, evidence = meter.flags, self._evidence(meter, reading)
-        charge = self._usage_charge(account, meter, reading)
+    def _accept(self, account: Account, meter: Meter, reading: Reading, outcome: str) -> None:
+        before, flags = meter.flags, self._standing(meter, reading)
+        evidence = self._evidence(meter, reading)
+        is_gap = meter.sequence > 0 and reading["device_time_ms"] - meter.time > 3_600_000
+        kind = KIND_ROLLOVER if outcome == "rollover" else KIND_USAGE
+        charge = self._usage_charge(account, meter, reading, kind)
         account.last_received = reading["received_at_ms"]
         self._see_relay(account, meter, reading["relay_bits"])
-        meter.relay_bits, meter.flags = reading["relay_bits"], set()
-        cause = Cause(meter.fact, charge, reading)
-        for flag in FLAGS:
-            if flag in cleared:
-                self._tell(account, "meter-cleared", flag, cause, evidence)
+        meter.relay_bits, meter.flags = reading["relay_bits"], flags
+        self.work.counts["gap"] += is_gap
+        self.work.counts.update(flags)
+        cause = Cause(meter.fact, charge, reading, was_silent="silent" in before)
+        for flag in (*PASSING, *STANDING, "silent"):
+            if (flag in before) != (flag in flags):
+                change = "meter-flagged" if flag in flags else "meter-cleared"
+                self._tell(account, change, flag, cause, evidence)
         if account.fact is None:
             return
-        cause = Cause(meter.fact, charge, reading)
         was_cut = account.level == CUT
         self._warn_of_closed(account, charge, cause)
         self._judge(account, cause)
@@ -652,13 +725,15 @@ class ScalarShard:
             self._tariff(account), account.accumulations, meter.key, account.since, meter.since
         )
 
-    def _usage_charge(self, account: Account, meter: Meter, reading: Reading) -> Charge:
+    def _usage_charge(
+        self, account: Account, meter: Meter, reading: Reading, kind: int = KIND_USAGE
+    ) -> Charge:
         register, time = reading["register_milli"], reading["device_time_ms"]
         opens = meter.register is None
         charge = self._charge(
             account,
             meter,
-            kind=KIND_USAGE,
+            kind=kind,
             from_reading_id=reading["reading_id"] if opens else meter.reading_id,
             from_time_ms=time if opens else meter.time,
             from_register_milli=register if opens else meter.register,
@@ -672,13 +747,14 @@ class ScalarShard:
             to_rates_milli=list(reading["rate_registers_milli"]),
         )
         rates = tuple(reading["rate_registers_milli"])
-        if account.fact is not None and not opens and meter.time:
+        if account.fact is not None and not opens and meter.time and kind == KIND_USAGE:
             assert meter.register is not None
             window = (meter.time, meter.register, time, register, meter.rates, rates)
             if self._is_estimated(account, meter, window):
                 meter.keep_windows([*meter.windows, window])
         meter.register, meter.time, meter.rates = register, time, rates
         meter.reading_id, meter.quality = reading["reading_id"], reading["quality"]
+        meter.silent_at = self.now + SILENCE_MS
         return charge
 
     def _is_estimated(self, account: Account, meter: Meter, window: Window) -> bool:
@@ -707,6 +783,7 @@ class ScalarShard:
     def _charge(self, account: Account, meter: Meter, **interval: Any) -> Charge:
         ratio = meter.fact["ratio"]
         used = interval["to_register_milli"] - interval["from_register_milli"]
+        used += meter.span() if interval["kind"] == KIND_ROLLOVER else 0
         energy = checked(used * ratio)
         if account.fact is None:
             return self._posted(account, meter, interval, energy, 0, 0, [])
@@ -714,7 +791,9 @@ class ScalarShard:
         tariff, end = self._tariff(account), interval["to_time_ms"]
         start = interval["from_time_ms"] or end
         begins = (start, interval["from_register_milli"], tuple(interval["from_rates_milli"]))
-        ends = (end, interval["to_register_milli"], tuple(interval["to_rates_milli"]))
+        ends = (end, interval["from_register_milli"] + used, tuple(interval["to_rates_milli"]))
+        if interval["kind"] == KIND_ROLLOVER:
+            ends = (end, ends[1], ABSENT_RATES)
         parts, basis = tariff.shape(begins, ends, ratio)
         version = list(parts)[-1][0]
         if start < end:
@@ -999,6 +1078,7 @@ class ScalarShard:
             not self._free_meters(account),
             account.notice and account.notice[0],
             self.notice_of(account)[1],
+            cause.was_silent,
         )
         return refusal(self._policy(account), account.fact, cause.reading, standing, self.now)
 

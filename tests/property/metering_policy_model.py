@@ -34,13 +34,14 @@ def keeping_order(account: Fact, now: int) -> str:
 class Standing(NamedTuple):
     """Since when an account is in arrears; whether a person's order holds all its relays.
 
-    And when its notice went out, and what became of it.
+    When its notice went out, and what became of it; whether the meter was silent until it was read.
     """
 
     arrears_since: int
     is_forced: bool
     notice_at: int | None
     notice_outcome: str | None
+    was_silent: bool = False
 
 
 def cut_not_before(policy: Fact, arrears_since: int, now: int) -> int:
@@ -59,6 +60,8 @@ def refusal(policy: Fact, account: Fact, reading: Fact, standing: Standing, now:
         return "forced"
     if now - reading["received_at_ms"] > policy["max_evidence_age_ms"]:
         return "evidence-old"
+    if standing.was_silent:
+        return "evidence-silent"
     if chr(reading["quality"]) not in rules.get("qualities", "AVM"):
         return "evidence-quality"
     if reason := notice_refusal(rules, standing, now):

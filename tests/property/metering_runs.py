@@ -24,10 +24,11 @@ from services.metering.domain.rows import (
     HOLDS,
     NEVER_MS,
     NO_POWER,
+    NOT_DUE_MS,
     WINDOW,
     parsed_accounts,
 )
-from services.metering.domain.shard import NOT_DUE_MS, ShardState
+from services.metering.domain.shard import ShardState
 from tests.property.metering_histories import SHARD
 
 _TOTALS = (
@@ -137,6 +138,7 @@ def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
         "held": [*HELD.iter_unpack(held)],
         "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},
         "relay_bits": meter["relay_bits"].item(),
+        "silent_at_ms": _or_none(meter["silent_at_ms"], NOT_DUE_MS),
     }
 
 

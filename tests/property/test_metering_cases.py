@@ -87,7 +87,7 @@ def test_a_meter_that_leaves_an_account_which_cannot_be_charged_is_gone_uncharge
 
 
 def test_a_stale_reading_warns_and_never_cuts_and_a_fresh_one_cuts() -> None:
-    stale = Frame(1_000, (Read(1, use_milli=15_000, age_ms=900_001),))
+    stale = Frame(1_000_000, (Read(1, use_milli=15_000, age_ms=900_001),))
     _, outputs = outcome(Book().play([*SETTLED, stale, stale, Frame(1_000, (Read(1),))]))
     kinds = [alarm["kind"] for alarm in of(outputs, "alarms") if alarm["account_id"] == "A0"]
     assert kinds == ["alarm-2", "not-cut", "cut"]

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.kernel.frames import KIND_FEE, KIND_RESPLIT
+from services.common.kernel.frames import KIND_CLOSING, KIND_FEE, KIND_RESPLIT, KIND_ROLLOVER
 from services.common.policies.rules import read
 from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord, Output, Row
 from services.metering.domain.shard import ShardState
 from tests.property.metering_histories import (
+    REGISTER_MAXES_MILLI,
     SETTLED,
     SHARD,
     Book,
@@ -38,6 +39,8 @@ from tests.property.metering_runs import (
     plain,
     totals,
 )
+
+SPANS_MILLI = [highest + 1 for highest in REGISTER_MAXES_MILLI if highest is not None]
 
 
 @examples(50)
@@ -203,6 +206,11 @@ def check_charge(
     account = charge["account_key"]
     used = charge["to_register_milli"] - charge["from_register_milli"]
     resplit, lines = charge["kind"] == KIND_RESPLIT, charge["lines"]
+    if charge["kind"] == KIND_ROLLOVER:
+        assert used < 0
+        assert charge["energy_milli"] >= 0
+        used = charge["energy_milli"] // charge["ratio"]
+        assert used - charge["to_register_milli"] + charge["from_register_milli"] in SPANS_MILLI
     assert charge["energy_milli"] == (0 if resplit else used * charge["ratio"])
     amounts = ("rate_nano", "surcharge_nano", "ladder_nano", "tax_nano")
     if lines or resplit:
@@ -240,7 +248,7 @@ def check_stand(stand: list[dict[str, Any]]) -> None:
         energy_milli += charge["energy_milli"]
         assert charge["meter_energy_total_milli"] == energy_milli
     for before, after in pairwise(c for c in stand if c["kind"] not in (KIND_RESPLIT, KIND_FEE)):
-        assert before["kind"] == 0, "a charge after the closing one"
+        assert before["kind"] != KIND_CLOSING, "a charge after the closing one"
         for what in ("register_milli", "time_ms", "reading_id", "quality"):
             assert after[f"from_{what}"] == before[f"to_{what}"]
 

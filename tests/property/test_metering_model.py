@@ -31,6 +31,8 @@ COUNTED = (
     *("below-opening", "duplicate", "late", "negative", "implausible", "accepted"),
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
     *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
+    *("rollover", "clock", "conflict", "stuck", "use-while-open", "rates-disagree", "reverse"),
+    *("clock-drift", "gap", "silent"),
 )
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
@@ -151,4 +153,5 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "held": [tuple(meter.held[name] for name in HELD_COLUMNS)] if meter.held else [],
         "flags": meter.flags,
         "relay_bits": meter.relay_bits,
+        "silent_at_ms": meter.silent_at,
     }

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import ServiceSettings
 from services.common.runtime.topics import catalogue
+from services.metering.domain.rows import FLAGS
 from services.metering.domain.validation import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def test_every_reason_is_documented_and_no_other() -> None:
 
 def test_every_outcome_of_a_reading_is_documented_and_its_test_is_there() -> None:
     text = (ROOT / "docs/validation.md").read_text()
-    assert set(OUTCOMES) - {"opens"} <= set(re.findall(r"`([a-z-]+)`", text))
+    assert {*OUTCOMES, *FLAGS} - {"opens"} <= set(re.findall(r"`([a-z-]+)`", text))
     tests = "".join(path.read_text() for path in (ROOT / "tests/unit").glob("test_metering_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, f"docs/validation.md names {name}"

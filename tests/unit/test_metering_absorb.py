@@ -18,7 +18,7 @@ from services.metering.domain.errors import BadRecord
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.readings import rounds
 from services.metering.domain.rows import METERS_MAX
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard import SILENCE_MS, ShardState
 from tests.unit.metering_log import (
     CREDIT_NANO,
     EVIDENCE_AGE_MS,
@@ -182,7 +182,7 @@ def test_house_energy_is_charged_at_price_zero_without_alarms_or_balances() -> N
     assert (charge["account_revision"], charge["tariff_version"]) == (-1, 0)
     assert (charge["tariff_name"], charge["legal_entity_name"]) == ("", "grid-co")
     assert [output.subject for output in done.outputs] == ["charge-frame"]
-    assert log.state.next_deadline_ms() is None
+    assert log.state.next_deadline_ms() == log.now_ms + SILENCE_MS
     assert log.later(1_000).use(1).outputs == ()
 
 
@@ -260,12 +260,14 @@ def test_old_evidence_never_cuts_and_says_so_once() -> None:
     log = standing_log(credit=1)
     log.fact(policy(version=2, alarm_1_nano=-CREDIT_NANO, alarm_2_nano=-CREDIT_NANO))
     aged_ms = log.later(10**7).now_ms - EVIDENCE_AGE_MS - 1
-    done = log.use(2 * KWH_MILLI, received_at_ms=aged_ms)
+    done = log.use(2 * KWH_MILLI, device_time_ms=aged_ms, received_at_ms=aged_ms)
     assert kinds(done) == ["alarm-2", "not-cut"]
     assert of(done, "alarm")[1]["reason"] == "evidence-old"
-    assert kinds(log.later(1).use(3 * KWH_MILLI, received_at_ms=aged_ms)) == []
+    again = {"device_time_ms": aged_ms + 1, "received_at_ms": aged_ms}
+    assert kinds(log.later(1).use(3 * KWH_MILLI, **again)) == []
     fresh_ms = log.later(1).now_ms - EVIDENCE_AGE_MS
-    assert kinds(log.use(4 * KWH_MILLI, received_at_ms=fresh_ms)) == ["cut", "open"]
+    fresh = {"device_time_ms": fresh_ms + 2, "received_at_ms": fresh_ms}
+    assert kinds(log.use(4 * KWH_MILLI, **fresh)) == ["cut", "open"]
 
 
 def test_a_fact_cuts_nobody() -> None:
@@ -305,7 +307,8 @@ def test_a_cut_is_a_lease_that_no_evidence_outlives() -> None:
     assert of(done, "relay-intent")[0]["send_before_ms"] == log.now_ms + LEASE_MS
     log = standing_log(credit=1)
     received_at_ms = log.later(10**6).now_ms - EVIDENCE_AGE_MS + 5
-    done = log.use(2 * KWH_MILLI, received_at_ms=received_at_ms)
+    aged = {"device_time_ms": received_at_ms, "received_at_ms": received_at_ms}
+    done = log.use(2 * KWH_MILLI, **aged)
     assert of(done, "relay-intent")[0]["send_before_ms"] == log.now_ms + 5
 
 
@@ -369,10 +372,10 @@ def test_a_balance_follows_at_most_once_a_minute_and_the_last_change_always() ->
     log.later(49_000)
     (one,) = of(log.wake(), "balance")
     assert one["charged_nano"] == 100 * 10**6
-    assert log.state.next_deadline_ms() is None
+    assert log.state.next_deadline_ms() == log.now_ms - 59_000 + SILENCE_MS
     assert log.wake().outputs == ()
     assert len(of(log.later(60_000).use(200), "balance")) == 1
-    assert log.state.next_deadline_ms() is None
+    assert log.state.next_deadline_ms() == log.now_ms + SILENCE_MS
 
 
 def test_a_hold_is_echoed_once() -> None:

@@ -195,7 +195,8 @@ def test_a_notice_is_void_once_an_order_keeps_the_account_on_power() -> None:
 def test_old_evidence_gives_no_notice() -> None:
     log = ruled_log(notice={"lead_minutes": 1})
     received_at_ms = log.later(EVIDENCE_AGE_MS + 1).now_ms - EVIDENCE_AGE_MS - 1
-    done = log.use(2 * KWH_MILLI, received_at_ms=received_at_ms)
+    aged = {"device_time_ms": received_at_ms, "received_at_ms": received_at_ms}
+    done = log.use(2 * KWH_MILLI, **aged)
     assert (told(done), of(done, "notice")) == ([("not-cut", "evidence-old")], [])
 
 
@@ -296,7 +297,7 @@ def test_a_relay_that_closed_while_its_account_was_cut_and_was_cut_again_is_rest
     log.later(1).use(KWH_MILLI + 1, relay_bits=OPEN)
     log.later(1).use(9 * KWH_MILLI, relay_bits=OPEN)
     assert kinds(log.later(1).use(10 * KWH_MILLI, relay_bits=OPEN)) == []
-    assert kinds(log.later(LEASE_MS).use(11 * KWH_MILLI)) == ["open"]
+    assert kinds(log.later(LEASE_MS).use(11 * KWH_MILLI)) == ["meter-cleared", "open"]
     assert kinds(log.fact(account(credit=50, revision=2))) == ["restored", "closed"]
 
 

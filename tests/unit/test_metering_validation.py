@@ -9,11 +9,14 @@ from uuid import UUID
 
 import pytest
 
+from services.common.kernel.frames import KIND_ROLLOVER
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import Absorbed
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard import SILENCE_MS, ShardState
 from tests.unit.metering_log import (
     KWH_MILLI,
+    OPEN,
+    PRICE_MICRO,
     START_MS,
     Log,
     charges,
@@ -214,6 +217,7 @@ def test_a_meter_replaced_while_its_account_is_cut_gets_no_power_and_is_cut_anew
         ("other-serial", {"serial": b"SN-OTHER"}),
         ("ratio-mismatch", {"ratio": 40}),
         ("absurd", {"device_time_ms": 0}),
+        ("clock", {"received_at_ms": START_MS}),
     ],
 )
 def test_a_reading_that_is_not_the_meters_is_told_once_and_cleared_by_the_next_that_is(
@@ -226,6 +230,187 @@ def test_a_reading_that_is_not_the_meters_is_told_once_and_cleared_by_the_next_t
     assert told(done) == [("meter-cleared", flag)]
     assert [charge["energy_milli"] for charge in charges(done)] == [300]
     assert told(log.later(1_000).use(5_400, **changes)) == [("reading-held", flag)]
+
+
+# What is the last reading's own time
+
+
+@pytest.mark.parametrize("register_milli", [LAST_MILLI - 1, LAST_MILLI + 107])
+def test_another_register_at_the_same_instant_is_a_conflict_and_the_meter_goes_on(
+    register_milli: int,
+) -> None:
+    log = read_log()
+    same = {"device_time_ms": log.now_ms - QUARTER_MS}
+    done = log.use(register_milli, **same)
+    assert (dict(done.counts), told(done)) == ({"conflict": 1}, [("reading-held", "conflict")])
+    assert of(done, "alarm")[0]["bound_milli"] == 106  # of two seconds
+    assert told(log.later(1_000).use(register_milli, **same)) == []
+    done = log.later(1_000).use(LAST_MILLI + 300)
+    assert (len(charges(done)), told(done)) == (1, [("meter-cleared", "conflict")])
+
+
+def test_a_register_that_rose_within_the_clocks_second_is_late_and_no_conflict() -> None:
+    log = read_log()
+    done = log.use(LAST_MILLI + 106, device_time_ms=log.now_ms - QUARTER_MS)
+    assert (dict(done.counts), done.outputs) == ({"late": 1}, ())
+
+
+# What begins anew
+
+HIGHEST_MILLI = 999_999
+
+
+def brimful_log(**meter_changes: Any) -> Log:
+    """Return a log whose meter was read 499 Wh before its register begins anew."""
+    log = standing_log(2_000, **{"max_power_w": POWER_W, **meter_changes})
+    log.use(HIGHEST_MILLI - 499)
+    return log.later(QUARTER_MS)
+
+
+def test_a_register_that_ran_over_is_charged_across_its_highest_value() -> None:
+    log = brimful_log(register_max_milli=HIGHEST_MILLI, ratio=1)
+    done = log.use(700)
+    (charge,) = charges(done)
+    assert dict(done.counts) == {"rollover": 1}
+    assert (charge["kind"], charge["energy_milli"], charge["amount_nano"]) == (
+        KIND_ROLLOVER,
+        1_200,
+        1_200 * PRICE_MICRO,
+    )
+    assert charge["meter_energy_total_milli"] == HIGHEST_MILLI + 1 + 700
+    (charge,) = charges(log.later(QUARTER_MS).use(900))
+    assert (charge["kind"], charge["from_register_milli"], charge["energy_milli"]) == (0, 700, 200)
+
+
+@pytest.mark.parametrize(
+    ("last_milli", "register_milli", "changes"),
+    [
+        (HIGHEST_MILLI - 499, 700, {"max_power_w": None}),  # no bound says that it can be
+        (HIGHEST_MILLI - 499, 700, {"register_max_milli": None}),
+        (HIGHEST_MILLI - 499, 2_601, {}),  # one more than the load can take
+        (HIGHEST_MILLI - 499, HIGHEST_MILLI - 500, {}),
+        (899_999, 0, {"max_power_w": 10**6}),  # not near enough
+    ],
+)
+def test_a_register_that_fell_is_no_rollover_where_nothing_shows_it(
+    last_milli: int, register_milli: int, changes: dict[str, Any]
+) -> None:
+    known = {"max_power_w": POWER_W, "register_max_milli": HIGHEST_MILLI, **changes}
+    log = standing_log(2_000, **known)
+    log.use(last_milli)
+    done = log.later(QUARTER_MS).use(register_milli)
+    assert set(done.counts) <= {"negative", "reset"}
+    assert charges(done) == []
+
+
+# What stands out at a reading that is charged
+
+
+@pytest.mark.parametrize(
+    ("flag", "register_milli", "changes"),
+    [
+        ("stuck", LAST_MILLI, {"power_w": 404}),
+        ("rates-disagree", 5_200, {"rate_registers_milli": [5_000, 251, -1, -1, 0]}),
+        ("reverse", 5_200, {"power_w": -1}),
+        ("clock-drift", 5_200, {"received_at_ms": "ahead"}),
+        ("clock-drift", 5_200, {"received_at_ms": "behind", "began_at_ms": 0}),
+    ],
+)
+def test_what_stands_out_is_charged_and_told_when_it_begins_and_ends(
+    flag: str, register_milli: int, changes: dict[str, Any]
+) -> None:
+    log = read_log()
+    apart_ms = {"ahead": -120_001, "behind": 120_001}
+    for expected in ([("meter-flagged", flag)], []):  # the second time nothing more is told
+        received_at_ms = log.now_ms + apart_ms.get(changes.get("received_at_ms", ""), 0)
+        done = log.use(register_milli, **{**changes, "received_at_ms": received_at_ms})
+        assert (done.counts[flag], len(charges(done)), told(done)) == (1, 1, expected)
+        log.later(QUARTER_MS)
+    assert told(log.use(register_milli + 300)) == [("meter-cleared", flag)]
+
+
+@pytest.mark.parametrize(
+    ("register_milli", "changes"),
+    [
+        (LAST_MILLI, {"power_w": 403}),  # 100 Wh in a quarter: what a register may not show yet
+        (LAST_MILLI, {"power_w": 0}),
+        (5_200, {"rate_registers_milli": [5_000, 250, -1, -1, 0]}),
+        (5_200, {"rate_registers_milli": [-1] * 5}),
+        (5_200, {"relay_bits": OPEN}),  # it was closed until now
+    ],
+)
+def test_what_a_sound_meter_may_tell_does_not_stand_out(
+    register_milli: int, changes: dict[str, Any]
+) -> None:
+    log = read_log()
+    assert dict(log.use(register_milli, **changes).counts) == {"accepted": 1}
+
+
+def test_what_was_pushed_late_is_no_drift() -> None:
+    log = read_log()
+    at_ms = log.now_ms
+    log.later(3_600_000)
+    done = log.read(reading(5_200, at_ms=at_ms, received_at_ms=log.now_ms, began_at_ms=log.now_ms))
+    assert dict(done.counts) == {"accepted": 1}
+
+
+def test_use_while_the_relay_is_open_is_charged_and_an_alarm_of_tampering() -> None:
+    log = read_log()
+    assert told(log.use(LAST_MILLI + 300, relay_bits=OPEN)) == []
+    assert told(log.later(QUARTER_MS).use(LAST_MILLI + 400, relay_bits=OPEN)) == []
+    done = log.later(QUARTER_MS).use(LAST_MILLI + 501, relay_bits=OPEN)
+    assert told(done) == [("meter-flagged", "use-while-open")]
+    (charge,) = charges(done)
+    assert charge["energy_milli"] == 101
+    (alarm,) = of(done, "alarm")
+    assert (alarm["last_register_milli"], alarm["register_milli"]) == (5_400, 5_501)
+    assert told(log.later(QUARTER_MS).use(LAST_MILLI + 501, relay_bits=OPEN)) == [
+        ("meter-cleared", "use-while-open")
+    ]
+
+
+def test_energy_that_flows_back_is_never_netted() -> None:
+    log = read_log()
+    done = log.use(LAST_MILLI + 300, power_w=-5_000)
+    assert [charge["energy_milli"] for charge in charges(done)] == [300]
+
+
+def test_a_gap_is_charged_whole_by_the_register_that_ends_it() -> None:
+    log = read_log(max_power_w=None)
+    done = log.later(3_600_000).use(LAST_MILLI + 9_000)
+    assert dict(done.counts) == {"accepted": 1, "gap": 1}
+    assert [charge["energy_milli"] for charge in charges(done)] == [9_000]
+
+
+# Silence
+
+
+def test_a_meter_that_is_silent_for_a_week_is_told_once_and_its_next_reading_cuts_nobody() -> None:
+    log = read_log(credit=10, max_power_w=None)
+    log.later(SILENCE_MS - QUARTER_MS - 1)
+    assert log.state.next_deadline_ms() == log.now_ms + 1
+    assert told(log.wake()) == []
+    done = log.later(1).wake()
+    assert (dict(done.counts), told(done)) == ({"silent": 1}, [("meter-silent", "silent")])
+    (alarm,) = of(done, "alarm")
+    assert (alarm["last_register_milli"], alarm["register_milli"]) == (LAST_MILLI, None)
+    assert log.state.next_deadline_ms() is None
+    assert log.later(SILENCE_MS).wake().outputs == ()
+    done = log.use(LAST_MILLI + 20 * KWH_MILLI)
+    assert told(done) == [
+        ("meter-cleared", "silent"),
+        ("not-cut", "evidence-silent"),
+    ]
+    assert kinds(log.later(QUARTER_MS).use(LAST_MILLI + 20 * KWH_MILLI)) == ["cut", "open"]
+
+
+def test_silence_outlives_a_restart() -> None:
+    log = read_log()
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    assert again.state.next_deadline_ms() == log.state.next_deadline_ms()
+    again.later(log.now_ms - START_MS + SILENCE_MS)
+    assert ("meter-silent", "silent") in told(again.wake())
 
 
 def test_a_house_meter_is_held_without_alarms() -> None:

@@ -16,7 +16,7 @@ from services.metering.domain.charging import Intervals, charge_one
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees, set_due
-from services.metering.domain.holds import resolve
+from services.metering.domain.holds import resolve, tell_silence
 from services.metering.domain.judging import close, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
@@ -287,6 +287,8 @@ def _wake(out: Outbox, _: Fact) -> None:
     slots = np.flatnonzero(due & (state.accounts["offset"][:count] < out.offset))
     if len(slots):
         out.publish(slots)
+    for meter_slot in state.silent_meters(out.offset):
+        tell_silence(out, meter_slot)
 
 
 def _is_old(out: Outbox, entity: str, fact: Fact) -> bool:

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import CHARGE, LINE
+from services.common.kernel.frames import CHARGE, KIND_ROLLOVER, LINE
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.ladders import Ladder
 from services.metering.domain.lines import Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
-from services.metering.domain.shard import ShardState, Window
+from services.metering.domain.shard import SILENCE_MS, ShardState, Window
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
@@ -102,11 +102,15 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     prices = np.where(plain, table["rate_micro"][segments["row"], segments["rate"]], 0)
     policies = state.policies.rows.take(np.where(bare, 0, links["policy"]))
     cannot = ~bare & ~(state.tariffs.priced(tariffs) & policies["present"])
-    energies = (charges["to_register_milli"] - charges["from_register_milli"]) * meters["ratio"]
+    tops_milli = charges["to_register_milli"]
+    if kind == KIND_ROLLOVER:
+        tops_milli = tops_milli + state.spans_milli(meters["key"])
+    bottoms_milli = charges["from_register_milli"]
+    energies = (tops_milli - bottoms_milli) * meters["ratio"]
     bounds = (
         prices if plain.all() else np.where(plain, prices, state.tariffs.highest_micro(tariffs))
     )
-    beyond, unsure = _beyond_int64(charges, meters, accounts, bounds, plain)
+    beyond, unsure = _beyond_int64((tops_milli, bottoms_milli), meters, accounts, bounds, plain)
     cannot |= beyond
     amounts = energies * prices
     found = _NO_LINES
@@ -114,6 +118,7 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     lined = np.flatnonzero(~plain & ~cannot)
     if len(lined):
         rises_milli, told = rises_of_rates(meters[lined], readings[lined])
+        told &= kind != KIND_ROLLOVER
         spans = Spans(
             intervals.account_slots[lined],
             intervals.meter_slots[lined],
@@ -204,18 +209,18 @@ def _set_interval(charges: Array, meters: Array, readings: Array) -> None:
 
 
 def _beyond_int64(
-    charges: Array, meters: Array, accounts: Array, prices: Array, plain: Array
+    registers: tuple[Array, Array], meters: Array, accounts: Array, prices: Array, plain: Array
 ) -> tuple[Array, Array]:
     """Return (which charges have a figure that int64 cannot hold, which might have). Exact.
 
     Products of the largest magnitudes prove a whole column in range, nearly always; where they
-    do not, each charge is computed in integers that have no end. `prices`: of those that are not
-    `plain` the most that a unit may cost: they may have such a figure, and their lines tell.
+    do not, each charge is computed in integers that have no end. `registers`: (to, from), as if
+    none had begun anew. `prices`: of those that are not `plain` the most that a unit may cost: they
+    may have such a figure, and their lines tell.
     """
     figures = np.array(
         [
-            charges["to_register_milli"],
-            charges["from_register_milli"],
+            *registers,
             meters["ratio"],
             prices,
             meters["energy_total_milli"],
@@ -224,7 +229,7 @@ def _beyond_int64(
             accounts["held_nano"],
         ]
     )
-    nothing = np.zeros(len(charges), np.bool_)
+    nothing = np.zeros(len(meters), np.bool_)
     highest, lowest = figures.max(axis=1).tolist(), figures.min(axis=1).tolist()
     to_milli, from_milli, ratio, price, energy_total, charged, credited, held = (
         max(high, -low) for high, low in zip(highest, lowest, strict=True)
@@ -312,6 +317,7 @@ def advance(state: ShardState, intervals: Intervals, charges: Array) -> None:
     meters["reading_id"] = readings["reading_id"]
     meters["rates_milli"] = readings["rate_registers_milli"]
     meters["relay_bits"] = readings["relay_bits"]
+    meters["silent_at_ms"] = state.now_ms + SILENCE_MS
     meters["sequence"] = charges["sequence"]
     meters["energy_total_milli"] = charges["meter_energy_total_milli"]
     state.put_meters(intervals.meter_slots, meters)

@@ -21,8 +21,8 @@ from services.metering.domain.charging import post_to, set_standing
 from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Cause, Outbox, available_nano, freeze
-from services.metering.domain.rows import METER
-from services.metering.domain.shard import ASSIGNED_QUALITY, NOT_DUE_MS, ShardState
+from services.metering.domain.rows import METER, NOT_DUE_MS
+from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
 from services.metering.domain.tariffs import Reign
 
 NANO_PER_MICRO = 1000

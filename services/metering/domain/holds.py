@@ -42,6 +42,13 @@ def hold(
             out.alarm(slot, "reading-held", outcome, cause_of(i), evidence=evidence)
 
 
+def count_flags(out: Outbox, flags: Array) -> None:
+    """Count the flags that readings raise."""
+    if flags.any():
+        for number, name in enumerate(FLAGS):
+            out.count(name, int(np.count_nonzero(flags >> number & 1)))
+
+
 def changed_flags(intervals: Intervals, flags: Array) -> list[Change]:
     """Return which flags go up or down where meters get `flags`, before they do."""
     before = intervals.meters["flags"]
@@ -56,6 +63,20 @@ def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
         is_up, was_up = flags >> number & 1, before >> number & 1
         if is_up != was_up:
             yield i, "meter-flagged" if is_up else "meter-cleared", name, evidence
+
+
+def tell_silence(out: Outbox, meter_slot: int) -> None:
+    """Say that no reading of a meter was accepted for too long."""
+    state = out.state
+    meter, slot = state.meters[meter_slot], int(state.meter_links["account"][meter_slot])
+    state.link_read(np.array([slot]))
+    state.tell_silence(meter_slot)
+    out.count("silent")
+    out.touch(np.array([slot]))
+    if not state.accounts["house"][slot]:
+        cause = Cause(meter=state.meter_fact(int(meter["key"])))
+        evidence = Evidence(None, None, *_stood(meter), None)
+        out.alarm(slot, "meter-silent", "silent", cause, evidence=evidence)
 
 
 def resolve(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool:
@@ -134,10 +155,11 @@ def _held_reading(state: ShardState, meter_slot: int) -> Any:
 
 def _evidence(meter: Any, reading: Any) -> Evidence:
     time_ms = int(reading["device_time_ms"])
-    return Evidence(
-        register_milli=int(reading["register_milli"]),
-        device_time_ms=time_ms,
-        last_register_milli=int(meter["register_milli"]) if meter["opened"] else None,
-        last_time_ms=int(meter["time_ms"]) or None,
-        bound_milli=bound_milli(meter, time_ms),
-    )
+    bound = bound_milli(meter, time_ms)
+    return Evidence(int(reading["register_milli"]), time_ms, *_stood(meter), bound)
+
+
+def _stood(meter: Any) -> tuple[int | None, int | None]:
+    """Return where a meter stands, and since when."""
+    register_milli = int(meter["register_milli"]) if meter["opened"] else None
+    return register_milli, int(meter["time_ms"]) or None

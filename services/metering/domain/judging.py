@@ -139,6 +139,7 @@ def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
         now_ms=state.now_ms,
         received_at_ms=int(cause.reading["received_at_ms"]),
         quality=chr(cause.reading["quality"]),
+        was_silent=cause.was_silent,
         max_evidence_age_ms=int(state.policies.rows["max_evidence_age_ms"][policy_slot]),
         arrears_since_ms=int(account["arrears_since_ms"]),
         keep_power_until_ms=fact["keep_power_until_ms"],

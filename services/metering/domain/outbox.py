@@ -13,8 +13,8 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
-from services.metering.domain.rows import LEVEL_NAMES, NEVER_MS, NORMAL, Fact
-from services.metering.domain.shard import NOT_DUE_MS, ShardState
+from services.metering.domain.rows import LEVEL_NAMES, NEVER_MS, NORMAL, NOT_DUE_MS, Fact
+from services.metering.domain.shard import ShardState
 
 _BALANCE_COLUMNS = (
     *("credited_nano", "charged_nano", "held_nano"),
@@ -32,6 +32,7 @@ class Cause:
     `meter`: the meter-fact of the meter whose reading or assignment it was. `charge`: an entry of
     dtype CHARGE. `reading`: an entry of dtype READING, of a usage charge or of one refused.
     `identity`: names the account where no account-fact does. `position`: in the frame.
+    `was_silent`: the meter was, until that reading.
     """
 
     identity: Fact | None = None
@@ -39,18 +40,19 @@ class Cause:
     charge: Any = None
     reading: Any = None
     position: int = 0
+    was_silent: bool = False
 
 
 @value_class
 class Evidence:
     """What a reading that is held, or stands out, is judged by.
 
-    Of the reading, of the meter as it stood (None: it has none), and by how much its register may
-    have risen (None: unknown).
+    Of the reading (None: of none), of the meter as it stood (None: it has none), and by how much
+    its register may have risen (None: unknown).
     """
 
-    register_milli: int
-    device_time_ms: int
+    register_milli: int | None
+    device_time_ms: int | None
     last_register_milli: int | None
     last_time_ms: int | None
     bound_milli: int | None

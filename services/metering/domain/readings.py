@@ -4,25 +4,30 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from services.common.kernel.frames import KIND_USAGE
+from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE
 from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
-from services.metering.domain.holds import changed_flags, hold
+from services.metering.domain.holds import changed_flags, count_flags, hold
 from services.metering.domain.judging import judge, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
 from services.metering.domain.rows import CUT
+from services.metering.domain.shard import ShardState
 from services.metering.domain.validation import (
     CHARGED,
     CODES,
     OUTCOMES,
+    SILENT,
+    count_gaps,
+    flags_of,
+    is_conflict,
     jump_outcome,
     outcomes_of,
 )
 
-_LATE, _RESPLIT = CODES["late"], CODES["re-split"]
-_JUMPS = np.isin(OUTCOMES, ["negative", "implausible"])
+_LATE, _RESPLIT, _ROLLOVER = CODES["late"], CODES["re-split"], CODES["rollover"]
+_REFINED = np.isin(OUTCOMES, ["late", "negative", "implausible"])
 
 
 def absorb_readings(out: Outbox, readings: Array) -> None:
@@ -73,26 +78,37 @@ def _absorb_round(
     outcomes = outcomes_of(intervals)
     charged = np.flatnonzero(CHARGED[outcomes])
     if len(charged) == len(frame):
-        _charge(out, intervals, positions)
+        _charge(out, intervals, positions, KIND_USAGE)
         return
-    for i in np.flatnonzero(outcomes == _LATE).tolist():
-        outcomes[i] = CODES[late_outcome(state, intervals, i)]
-    for i in np.flatnonzero(_JUMPS[outcomes]).tolist():
-        outcomes[i] = CODES[jump_outcome(intervals.meters[i], intervals.readings[i])]
+    for i in np.flatnonzero(_REFINED[outcomes]).tolist():
+        outcomes[i] = CODES[_refined(state, intervals, i, int(outcomes[i]))]
     for code, how_many in enumerate(np.bincount(outcomes, minlength=len(OUTCOMES)).tolist()):
-        if not (CHARGED[code] or code == _RESPLIT):
+        if not (CHARGED[code] or code in (_RESPLIT, _ROLLOVER)):
             out.count(OUTCOMES[code], how_many)
     hold(out, intervals, outcomes, _causes(out, intervals, positions))
     for i in np.flatnonzero(outcomes == _RESPLIT).tolist():
         resplit(out, intervals.take(np.array([i])), int(positions[i]))
-    if len(charged):
-        _charge(out, intervals.take(charged), positions[charged])
+    for kind, which in (
+        (KIND_USAGE, charged),
+        (KIND_ROLLOVER, np.flatnonzero(outcomes == _ROLLOVER)),
+    ):
+        if len(which):
+            _charge(out, intervals.take(which), positions[which], kind)
 
 
-def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
+def _refined(state: ShardState, intervals: Intervals, i: int, outcome: int) -> str:
+    """Return what the i-th reading comes to, whose outcome the columns cannot tell."""
+    meter, reading = intervals.meters[i], intervals.readings[i]
+    if outcome != _LATE:
+        register_max_milli = state.meter_fact(int(meter["key"]))["register_max_milli"]
+        return jump_outcome(meter, reading, register_max_milli)
+    return "conflict" if is_conflict(meter, reading) else late_outcome(state, intervals, i)
+
+
+def _charge(out: Outbox, intervals: Intervals, positions: Array, kind: int) -> None:
     """Charge readings that were accepted; judge their accounts."""
     state = out.state
-    bill = bill_of(state, intervals, KIND_USAGE)
+    bill = bill_of(state, intervals, kind)
     if bill.cannot.any():
         cause_of = _causes(out, intervals, positions)
         for i in np.flatnonzero(bill.cannot).tolist():
@@ -102,23 +118,26 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
         if not len(intervals):
             return
     charges = bill.charges
-    out.count("accepted", len(intervals))
+    out.count("rollover" if kind == KIND_ROLLOVER else "accepted", len(intervals))
+    out.count("gap", count_gaps(intervals))
     out.charge(positions, charges, bill.names, bill.lines)
-    flags = np.zeros(len(intervals), np.uint32)
+    flags = flags_of(intervals)
+    count_flags(out, flags)
     changes = changed_flags(intervals, flags)
+    were_silent = intervals.meters["flags"] & SILENT != 0
     intervals.meters["flags"] = flags
     intervals.meters["relay"] = relays_seen(intervals)
     advance(state, intervals, charges)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     post(out, intervals, charges)
     stand(state, bill)
-    if bill.windows:
+    if kind == KIND_USAGE and bill.windows:
         leave_windows(state, intervals, bill)
 
-    cause_of = _causes(out, intervals, positions, charges)
+    cause_of = _causes(out, intervals, positions, charges, were_silent)
     slots = intervals.account_slots
-    for i, kind, flag, evidence in changes:
-        out.alarm(int(slots[i]), kind, flag, cause_of(i), evidence=evidence)
+    for i, change, flag, evidence in changes:
+        out.alarm(int(slots[i]), change, flag, cause_of(i), evidence=evidence)
     warn_of_closed(out, slots, bill.lines, cause_of)
     judge(out, slots, cause_of, by_reading=True)
     was_cut = intervals.accounts["level"] == CUT
@@ -127,7 +146,11 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array) -> None:
 
 
 def _causes(
-    out: Outbox, intervals: Intervals, positions: Array, charges: Array | None = None
+    out: Outbox,
+    intervals: Intervals,
+    positions: Array,
+    charges: Array | None = None,
+    were_silent: Array | None = None,
 ) -> Callable[[int], Cause]:
     state = out.state
 
@@ -137,6 +160,7 @@ def _causes(
             charge=None if charges is None else charges[i],
             reading=intervals.readings[i],
             position=int(positions[i]),
+            was_silent=were_silent is not None and bool(were_silent[i]),
         )
 
     return cause_of

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import orjson
 
 from services.common.kernel.frames import RATES
-from services.common.kernel.units import INT64_MIN
+from services.common.kernel.units import INT64_MAX, INT64_MIN
 from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Row
@@ -45,7 +45,9 @@ again. A fact row therefore keeps each version that was the newest within that m
 """
 
 NEVER_MS = INT64_MIN
-"""No such time: nothing due, nothing issued, nothing published."""
+"""No such time: nothing issued, nothing published."""
+NOT_DUE_MS = INT64_MAX
+"""No such deadline: later than any."""
 NO_POWER = INT64_MIN
 """The meter has no physical bound."""
 
@@ -120,10 +122,11 @@ METER = np.dtype(
         ("max_power_w", "<i8"),
         ("send_before_ms", "<i8"),  # of the cut issued last; NEVER_MS: none stands
         ("since_ms", "<i8"),  # it entered the account
+        ("silent_at_ms", "<i8"),  # its silence is told then; NOT_DUE_MS: it was
         ("rates_milli", "<i8", (RATES,)),  # registers of rates of the last reading; -1: absent
     ]
 )
-"""A meter as it stands in an account, 168 bytes."""
+"""A meter as it stands in an account, 176 bytes."""
 
 ACCUMULATION = np.dtype(
     [
@@ -149,7 +152,10 @@ HOLDS = ("", "implausible", "negative", "scale", "reset")
 """Outcomes that hold a meter until a person resolves them (rule 3), by number."""
 HELD = struct.Struct("<16s3q")
 """The reading that a hold waits for: id, register, device time, time received."""
-FLAGS = ("other-serial", "absurd", "ratio-mismatch")
+FLAGS = (
+    *("other-serial", "absurd", "ratio-mismatch", "clock", "conflict"),
+    *("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift", "silent"),
+)
 """What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
 FORCED = ("", "off", "on")
 """Positions that a person may order, by number; 0: none, the balance decides."""

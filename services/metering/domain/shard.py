@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from services.common.kernel.frames import ABSENT_REGISTER
-from services.common.kernel.units import INT64_MAX
 from services.metering.domain.facts import Array, FactLog, Names, Policies, grown
 from services.metering.domain.ladders import Accumulation, Key, Ladder
 from services.metering.domain.messages import Row
@@ -18,6 +17,7 @@ from services.metering.domain.rows import (
     ACCOUNT_PREFIX,
     ACCUMULATION,
     FACT_PREFIX,
+    FLAGS,
     FORCED,
     HEADER_KEY,
     HELD,
@@ -25,6 +25,7 @@ from services.metering.domain.rows import (
     METER,
     NEVER_MS,
     NO_POWER,
+    NOT_DUE_MS,
     WINDOW,
     Fact,
     ParsedAccounts,
@@ -40,7 +41,8 @@ from services.metering.domain.rows import (
 )
 from services.metering.domain.tariffs import Tariffs
 
-NOT_DUE_MS = INT64_MAX
+SILENCE_MS = 7 * 86_400_000
+"""A meter that no reading was accepted of for so long is silent."""
 ASSIGNED_QUALITY = ord("V")
 """Quality of a register that came with an assignment, at which an interval opens or closes."""
 
@@ -96,6 +98,8 @@ class ShardState:
         self.due_ms = np.zeros(16, np.int64)
         """Copy of accounts["due_ms"], dense, because it is searched often."""
         self.meters = np.zeros(16, METER)
+        self.silent_at_ms = np.full(16, NOT_DUE_MS)
+        """Copy of meters["silent_at_ms"], dense, because it is searched often."""
         self.meter_links = np.zeros(16, _METER_LINKS)
         self.accumulations = np.zeros(16, ACCUMULATION)
         self._accumulations_of: dict[int, list[int]] = {}
@@ -123,10 +127,11 @@ class ShardState:
         return len(self._meter_slots)
 
     def next_deadline_ms(self) -> int | None:
-        """Return when the earliest due balance, or fee, is due; None where none is."""
+        """Return when the next balance or fee is due, or silence told; None: none ever is."""
         count = self.account_count
         fees_ms = self.accounts["fees_due_ms"][:count].min(initial=NOT_DUE_MS)
-        earliest = int(self.due_ms[:count].min(initial=fees_ms))
+        silent_at_ms = self.silent_at_ms[: self._meter_slots_used].min(initial=fees_ms)
+        earliest = int(self.due_ms[:count].min(initial=silent_at_ms))
         return None if earliest == NOT_DUE_MS else earliest
 
     # Accounts
@@ -210,6 +215,7 @@ class ShardState:
     def put_meters(self, slots: Array, meters: Array) -> None:
         """Write meters (dtype METER, one for each slot)."""
         words(self.meters)[slots] = words(meters)
+        self.silent_at_ms[slots] = meters["silent_at_ms"]
 
     def find_meters(self, meter_keys: Array) -> Array:
         """Return the slot of each meter key, -1 where none stands here.
@@ -241,6 +247,7 @@ class ShardState:
         meter["register_milli"] = opening_milli or 0
         meter["send_before_ms"] = NEVER_MS
         meter["since_ms"] = self.now_ms
+        meter["silent_at_ms"] = self.silent_at_ms[meter_slot] = self.now_ms + SILENCE_MS
         meter["rates_milli"] = ABSENT_REGISTER
         self.meters[meter_slot] = meter
         self.meter_links["accumulation"][meter_slot] = _NONE
@@ -252,6 +259,7 @@ class ShardState:
     def _grow_meters(self) -> int:
         self._meter_slots_used += 1
         self.meters = grown(self.meters, self._meter_slots_used)
+        self.silent_at_ms = grown(self.silent_at_ms, self._meter_slots_used)
         self.meter_links = grown(self.meter_links, self._meter_slots_used)
         return self._meter_slots_used - 1
 
@@ -293,6 +301,14 @@ class ShardState:
         assert fact is not None, "a meter stands by its fact"
         return fact
 
+    def spans_milli(self, meter_keys: Array) -> Array:
+        """Return how many thousandths a register counts before it shows 0 again (int64).
+
+        Of meters whose meter-fact tells its highest one.
+        """
+        facts = map(self.meter_fact, meter_keys.tolist())
+        return np.array([fact["register_max_milli"] + 1 for fact in facts], np.int64)
+
     def remove_meter(self, meter_slot: int) -> None:
         """Let a meter stand in its account no more."""
         slot = int(self.meter_links["account"][meter_slot])
@@ -301,6 +317,7 @@ class ShardState:
         self._count_meters(slot)
         self.put_windows(meter_slot, [])
         self.put_hold(meter_slot, 0)
+        self.silent_at_ms[meter_slot] = NOT_DUE_MS
         ladder = self.ladder_of(slot)
         if ladder.leave(meter_key):
             self.put_ladder(slot, ladder)
@@ -412,6 +429,22 @@ class ShardState:
         else:
             self._held.pop(meter_slot, None)
 
+    def silent_meters(self, offset: int) -> list[int]:
+        """Return the slots of meters whose silence the record at `offset` tells.
+
+        In ascending (account_key, meter_key); not of accounts that have absorbed it already.
+        """
+        silent = np.flatnonzero(self.silent_at_ms[: self._meter_slots_used] <= self.now_ms)
+        accounts = self.accounts[self.meter_links["account"][silent]]
+        order = np.lexsort((self.meters["key"][silent], accounts["key"]))
+        return [int(silent[i]) for i in order.tolist() if accounts["offset"][i] < offset]
+
+    def tell_silence(self, meter_slot: int) -> None:
+        """Let a meter be silent: until its next reading nothing more is told of it."""
+        meter = self.meters[meter_slot]
+        meter["flags"] |= 1 << FLAGS.index("silent")
+        meter["silent_at_ms"] = self.silent_at_ms[meter_slot] = NOT_DUE_MS
+
     # Rows
 
     def header_row(self) -> Row:
@@ -510,6 +543,8 @@ class ShardState:
         self.meters = grown(self.meters, len(meters))
         self.meter_links = grown(self.meter_links, len(meters))
         self.meters[: len(meters)] = meters
+        self.silent_at_ms = grown(self.silent_at_ms, len(meters))
+        self.silent_at_ms[: len(meters)] = meters["silent_at_ms"]
         self.account_links["accumulation"][slots] = _NONE
         self.meter_links["accumulation"][: len(meters)] = _NONE
         self._load_shapes(parsed)

@@ -23,6 +23,7 @@ REFUSALS = (
     "notice-failed",
     "grace",
     "no-cut-window",
+    "evidence-silent",
 )
 """Why an account is not cut, by the number that its row keeps of the one told last; 0: none was."""
 
@@ -31,10 +32,11 @@ REFUSALS = (
 class Grounds:
     """What a decision to cut rests on; times in ms UTC, None: there is no such.
 
-    `received_at_ms` and `quality`: of the reading that was charged. `arrears_since_ms`: since then
-    no more is available than the floor. `is_forced`: a person's order holds every relay of the
-    account. `is_no_cut`: now lies in a window of the rules. `notice_at_ms`: a notice of the cut
-    went out; `notice_outcome`: what became of it, delivered or failed.
+    `received_at_ms` and `quality`: of the reading that was charged; `was_silent`: its meter was,
+    until it came. `arrears_since_ms`: since then no more is available than the floor. `is_forced`:
+    a person's order holds every relay of the account. `is_no_cut`: now lies in a window of the
+    rules. `notice_at_ms`: a notice of the cut went out; `notice_outcome`: what became of it,
+    delivered or failed.
     """
 
     now_ms: int
@@ -42,6 +44,7 @@ class Grounds:
     quality: str
     max_evidence_age_ms: int
     arrears_since_ms: int
+    was_silent: bool = False
     keep_power_until_ms: int | None = None
     promise_until_ms: int | None = None
     is_forced: bool = False
@@ -83,6 +86,8 @@ def _refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
         yield "forced"
     if now_ms - grounds.received_at_ms > grounds.max_evidence_age_ms:
         yield "evidence-old"
+    if grounds.was_silent:
+        yield "evidence-silent"
     if grounds.quality not in rules.qualities:
         yield "evidence-quality"
     if rules.notice is not None:

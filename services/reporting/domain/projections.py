@@ -16,6 +16,7 @@ from services.common.kernel.frames import (
     KIND_CLOSING,
     KIND_FEE,
     KIND_RESPLIT,
+    KIND_ROLLOVER,
     KIND_USAGE,
     NO_RATE,
     ChargeFrame,
@@ -47,8 +48,14 @@ from services.reporting.domain.rows import (
     TariffVersionRow,
 )
 
-USAGE, CLOSING, RESPLIT, FEE = "usage", "closing", "re-split", "fee"
-CHARGE_KINDS = {KIND_USAGE: USAGE, KIND_CLOSING: CLOSING, KIND_RESPLIT: RESPLIT, KIND_FEE: FEE}
+USAGE, CLOSING, RESPLIT, ROLLOVER, FEE = "usage", "closing", "re-split", "rollover", "fee"
+CHARGE_KINDS = {
+    KIND_USAGE: USAGE,
+    KIND_CLOSING: CLOSING,
+    KIND_RESPLIT: RESPLIT,
+    KIND_ROLLOVER: ROLLOVER,
+    KIND_FEE: FEE,
+}
 FEES = {FEE_RATE + number: f"fee-{number + 1}" for number in range(COMPONENTS_MAX)}
 RATES = {**dict(enumerate(RATE_NAMES)), **FEES, NO_RATE: "none"}
 HOUSE_REVISION = -1

@@ -887,7 +887,7 @@ class ChargeLine(_message.Message):
     account_credited_total_nano: _builtins.int
     account_sequence: _builtins.int
     kind: _builtins.str
-    """usage, closing, re-split"""
+    """usage, closing, re-split, rollover"""
     account_id: _builtins.str
     account_revision: _builtins.int
     """of the account as it was charged; -1: a house account"""
