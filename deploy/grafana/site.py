@@ -165,8 +165,8 @@ SELECT to_timestamp(e.since_ms / 1000.0) AS "since", e.kind, e.reason,
        e.account_id AS "account", e.meter_id AS "meter", e.reading_id::text AS "reading",
        e.register_milli / 1000.0 AS "register", e.last_register_milli / 1000.0 AS "stood at",
        e.bound_milli / 1000.0 AS "at most more"
-FROM reporting.exceptions e
-WHERE e.site_id = ${site:sqlstring} AND e.ended_at_ms IS NULL
+FROM reporting.lasting_exceptions e
+WHERE e.site_id = ${site:sqlstring}
 ORDER BY e.since_ms DESC, e.exception_id
 LIMIT 500"""
 

@@ -74,9 +74,10 @@ async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> Non
         columns = (list(column) for column in zip(*standing, strict=True))
         await connection.execute(database.upsert(table), *columns)
     found = await connection.fetch(
-        "SELECT account_id, meter_id, reason FROM exceptions "
-        f"WHERE ended_at_ms IS NULL AND kind IN {OF_METERS}"
+        f"SELECT account_id, meter_id, reason FROM lasting_exceptions WHERE kind IN {OF_METERS}"
     )
+    still = await connection.fetch("SELECT * FROM exceptions WHERE ended_at_ms IS NULL")
+    assert sorted(still) == sorted(await connection.fetch("SELECT * FROM lasting_exceptions"))
     await transaction.rollback()
     assert {tuple(line) for line in found} == set(held_and_flagged(totals(state)))
 

@@ -35,6 +35,11 @@ from services.reporting.domain.rows import (
 from services.reporting.domain.whatif import Recorded
 
 QUERY_TIMEOUT_S = 10.0
+EXCEPTIONS = (
+    *("reading-held", "meter-flagged", "meter-silent", "resolution-refused"),
+    *("not-cut", "not-restored", "frozen", "period-closed", "fact-late"),
+)
+"""Kinds of alarms that the view `exceptions` has."""
 RECORDED_AT_ONCE = 2_000
 """Charges that a preview has in memory: some ten milliseconds of its work."""
 
@@ -147,16 +152,29 @@ class Queries:
 
         `filters`: site_id, account_id, meter_id; empty: any. `ended`: also those that ended.
         """
+        where = (
+            "WHERE ($1 = '' OR site_id = $1) AND ($2 = '' OR account_id = $2) "
+            "AND ($3 = '' OR meter_id = $3) "
+        )
+        values = [filters[name] for name in ("site_id", "account_id", "meter_id")]
+        page = "ORDER BY since_ms DESC, exception_id DESC"
+        if not ended:
+            return await self._all(
+                f"SELECT * FROM lasting_exceptions {where}"  # noqa: S608 - our own words
+                f"AND ($4::bigint IS NULL OR (since_ms, exception_id) < ($4, $5::uuid)) {page} "
+                "LIMIT $6",
+                *values,
+                *(after or (None, None)),
+                limit,
+            )
+        # First which ones, then what ended each of them: the view looks for that one by one.
         return await self._all(
-            "SELECT * FROM exceptions WHERE ($1 = '' OR site_id = $1) "
-            "AND ($2 = '' OR account_id = $2) AND ($3 = '' OR meter_id = $3) "
-            "AND ($4 OR ended_at_ms IS NULL) "
-            "AND ($5::bigint IS NULL OR (since_ms, exception_id) < ($5, $6::uuid)) "
-            "ORDER BY since_ms DESC, exception_id DESC LIMIT $7",
-            filters["site_id"],
-            filters["account_id"],
-            filters["meter_id"],
-            ended,
+            "SELECT * FROM exceptions WHERE exception_id = ANY(ARRAY("  # noqa: S608 - our own words
+            f"SELECT alarm_id FROM alarms {where}AND kind = ANY($4) "
+            "AND ($5::bigint IS NULL OR (decided_at_ms, alarm_id) < ($5, $6::uuid)) "
+            f"ORDER BY decided_at_ms DESC, alarm_id DESC LIMIT $7)) {page}",
+            *values,
+            list(EXCEPTIONS),
             *(after or (None, None)),
             limit,
         )

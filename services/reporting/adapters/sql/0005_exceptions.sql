@@ -55,9 +55,11 @@ COMMENT ON TABLE notices IS
 CREATE INDEX alarms_of_exceptions ON alarms (decided_at_ms, alarm_id)
     WHERE kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused',
                    'not-cut', 'not-restored', 'frozen', 'period-closed', 'fact-late');
+CREATE INDEX alarms_in_order ON alarms (account_id, log_offset, account_sequence);
 CREATE INDEX charges_closing ON charges (meter_key, log_offset) WHERE kind = 'closing';
 
 -- What happened later, within one record too: its alarms come with ascending account sequences.
+-- Each way to end is one look into an index.
 CREATE VIEW exceptions AS
 SELECT a.alarm_id AS exception_id, a.kind, a.reason, a.account_id, a.site_id, a.meter_id,
        a.decided_at_ms AS since_ms, a.to_reading_id AS reading_id, a.register_milli,
@@ -66,9 +68,9 @@ SELECT a.alarm_id AS exception_id, a.kind, a.reason, a.account_id, a.site_id, a.
 FROM alarms a
 LEFT JOIN LATERAL (
     SELECT ended_at_ms, ended_by FROM (
-        SELECT b.decided_at_ms AS ended_at_ms, b.kind AS ended_by
+        (SELECT b.decided_at_ms AS ended_at_ms, b.kind AS ended_by
         FROM alarms b
-        WHERE b.account_id = a.account_id AND b.decided_at_ms >= a.decided_at_ms
+        WHERE b.account_id = a.account_id
           AND ROW(b.log_offset, b.account_sequence) > ROW(a.log_offset, a.account_sequence)
           AND CASE
               WHEN a.kind IN ('reading-held', 'meter-flagged', 'meter-silent') THEN
@@ -81,30 +83,53 @@ LEFT JOIN LATERAL (
               WHEN a.kind = 'not-restored' THEN b.kind = 'cut'
               ELSE false
           END
+        ORDER BY b.log_offset, b.account_sequence LIMIT 1)
         UNION ALL
-        SELECT c.to_time_ms, 'meter-left'
+        (SELECT c.to_time_ms, 'meter-left'
         FROM meters m
         JOIN charges c ON c.meter_key = m.meter_key AND c.kind = 'closing'
         JOIN accounts o ON o.account_key = c.account_key
         WHERE m.meter_id = a.meter_id AND o.account_id = a.account_id
           AND c.log_offset > a.log_offset
           AND a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused')
+        ORDER BY c.log_offset LIMIT 1)
         UNION ALL  -- one that was never read leaves without a charge
-        SELECT l.occurred_at_ms, 'meter-left'
+        (SELECT min(l.occurred_at_ms), 'meter-left'
         FROM ledger l
         WHERE l.stream = 'meter-' || a.meter_id AND l.occurred_at_ms > a.decided_at_ms
           AND l.type IN ('meter-assigned', 'meter-replaced', 'meter-ratio-changed')
-          AND a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused')
+          AND a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused'))
         UNION ALL
         SELECT b.as_of_ms, 'credit'
         FROM account_balances b
         WHERE a.kind = 'not-cut' AND b.account_id = a.account_id
           AND b.available_nano > a.threshold_nano
-    ) ends ORDER BY ended_at_ms LIMIT 1
+    ) ends WHERE ended_at_ms IS NOT NULL ORDER BY ended_at_ms LIMIT 1
 ) e ON true
 WHERE a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused',
                  'not-cut', 'not-restored', 'frozen', 'period-closed', 'fact-late');
 COMMENT ON VIEW exceptions IS
     'What a person has to look at, with its evidence; ended_at_ms null: still so. Ended by a later '
     'alarm (its kind), by the meter leaving the account or its epoch, by credit. Nothing ends '
-    'frozen, period-closed and fact-late. Source: alarms, charges (400 days), balances.';
+    'frozen, period-closed and fact-late. Source: alarms, charges (400 days), balances, ledger.';
+
+-- Of one kind and reason only the newest can last: the others need no look.
+CREATE VIEW lasting_exceptions AS
+SELECT e.*
+FROM (
+    SELECT DISTINCT ON (site_id, account_id, meter_id, kind, reason,
+                        CASE WHEN kind IN ('frozen', 'period-closed', 'fact-late')
+                             THEN alarm_id END)
+           site_id, account_id, meter_id, alarm_id
+    FROM alarms
+    WHERE kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused',
+                   'not-cut', 'not-restored', 'frozen', 'period-closed', 'fact-late')
+    ORDER BY site_id, account_id, meter_id, kind, reason,
+             CASE WHEN kind IN ('frozen', 'period-closed', 'fact-late') THEN alarm_id END,
+             log_offset DESC, account_sequence DESC
+) newest
+CROSS JOIN LATERAL (  -- OFFSET: looked up for each, whatever the planner thinks of their number
+    SELECT * FROM exceptions x
+    WHERE x.exception_id = newest.alarm_id AND x.ended_at_ms IS NULL OFFSET 0
+) e;
+COMMENT ON VIEW lasting_exceptions IS 'The exceptions that nothing has ended yet.';
