@@ -29,7 +29,7 @@ from services.metering.domain.rows import (
     fact_row,
     meter_entity,
 )
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard import SILENCE_MS, ShardState
 from tests.recovery.metering_history import (
     NANO,
     SHARDS,
@@ -54,7 +54,7 @@ PAIR = np.dtype([("account", ACCOUNT), ("meter", METER)])
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """`count` accounts with a meter each; evidence is received at `start_ms`."""
+    """`count` accounts with a meter each; evidence is received from `start_ms` on."""
 
     count: int
     start_ms: int
@@ -91,8 +91,8 @@ class Crowd:
         rows["meter_key"] = [meter_key(number) for number in some]
         rows["epoch"] = 1
         rows["serial"] = [serial(number).encode() for number in some]
-        rows["device_time_ms"] = rows["began_at_ms"] = self.start_ms + turn * STEP_MS
-        rows["received_at_ms"] = self.start_ms
+        for when in ("device_time_ms", "began_at_ms", "received_at_ms"):
+            rows[when] = self.start_ms + turn * STEP_MS
         rows["register_milli"] = turn * STEP_MILLI
         rows["reading_id"] = [np.void(UUID(int=turn << 64 | number).bytes) for number in some]
         rows["rate_registers_milli"] = -1
@@ -139,7 +139,9 @@ class Crowd:
         told_at_ms = np.maximum.accumulate(times_ms)
         rows["account"]["published_at_ms"] = told_at_ms[offsets - 1]
         rows["account"]["since_ms"] = told_at_ms[offsets - 1]
+        rows["account"]["fees_until_ms"] = told_at_ms[offsets - 1] - 1
         rows["meter"]["since_ms"] = told_at_ms[offsets]
+        rows["meter"]["silent_at_ms"] = told_at_ms[offsets] + SILENCE_MS
         rows["meter"]["key"] = [meter_key(number) for number in numbers]
         rows["meter"]["serial"] = [serial(number).encode() for number in numbers]
         for row in rows:

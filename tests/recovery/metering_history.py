@@ -143,8 +143,8 @@ class History:
             row["meter_key"] = meter_key(number)
             row["epoch"] = self.epochs[number]
             row["serial"] = serial(number).encode()
-            row["device_time_ms"] = row["began_at_ms"] = self._now_ms()
-            row["received_at_ms"] = self.start_ms
+            for when in ("device_time_ms", "began_at_ms", "received_at_ms"):
+                row[when] = self._now_ms()
             row["register_milli"] = register
             row["reading_id"] = np.void(
                 reading_id(serial(number), self._now_ms(), (register,)).bytes
