@@ -144,6 +144,7 @@ def test_a_register_beyond_the_scale_is_quarantined_and_never_charged(world: Wor
 def test_a_jump_beyond_the_meters_power_is_held_until_a_person_rejects_it(
     world: World, meter: str
 ) -> None:
+    world.charged_in_full(meter)  # only what was read before has a bound
     absurd = {"kind": "absurd_register", "answers": 2, "register_lsb": 99_999_998}
     world.fleet(f"/meters/{meter}/fault", absurd)
 
@@ -156,6 +157,12 @@ def test_a_jump_beyond_the_meters_power_is_held_until_a_person_rejects_it(
     world.wait("the alarm", lambda: bool(held()))
     outcomes = "wattvend_metering_outcomes_total"
     assert world.metric("metering", outcomes, outcome="implausible") >= 1
+    # Once the fleet tells the truth again, that waits too: until a person says that it may go on.
+    waiting = world.metric("metering", outcomes, outcome="meter-held")
+    world.wait(
+        "readings that wait",
+        lambda: world.metric("metering", outcomes, outcome="meter-held") >= waiting + 2,
+    )
     [reading_id] = held()
     request = v.ResolveReadingRequest(
         request_id=str(uuid4()),
