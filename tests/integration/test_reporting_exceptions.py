@@ -77,7 +77,8 @@ async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> Non
         f"SELECT account_id, meter_id, reason FROM lasting_exceptions WHERE kind IN {OF_METERS}"
     )
     still = await connection.fetch("SELECT * FROM exceptions WHERE ended_at_ms IS NULL")
-    assert sorted(still) == sorted(await connection.fetch("SELECT * FROM lasting_exceptions"))
+    lasting = await connection.fetch("SELECT * FROM lasting_exceptions")
+    assert {tuple(line) for line in still} == {tuple(line) for line in lasting}
     await transaction.rollback()
     assert {tuple(line) for line in found} == set(held_and_flagged(totals(state)))
 

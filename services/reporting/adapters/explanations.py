@@ -21,7 +21,14 @@ from services.reporting.domain.explain import (
     credits_of,
     orders_of,
 )
-from services.reporting.domain.projections import CHARGE_KINDS, CLOSING, FEE, RESPLIT, USAGE
+from services.reporting.domain.projections import (
+    CHARGE_KINDS,
+    CLOSING,
+    FEE,
+    RESPLIT,
+    ROLLOVER,
+    USAGE,
+)
 from services.reporting.domain.rows import (
     AlarmRow,
     ChargeRow,
@@ -33,7 +40,6 @@ from services.reporting.domain.rows import (
 )
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
-ROLLOVER = "rollover"
 _READ = tuple(kind for kind in CHARGE_KINDS.values() if kind not in {CLOSING, FEE})
 """Kinds of charges that end with a reading."""
 
