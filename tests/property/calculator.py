@@ -43,6 +43,8 @@ def amount_of(told: Told) -> int:
         return sum(_fee(tariff.terms(line["version"]), line) for line in charge["lines"])
     if charge["kind"] == "re-split":
         parts = _moved(tariff, told)
+    elif charge["kind"] == "rollover":  # registers of rates fell too, so time tells
+        parts = tariff.split(start or end, end, energy)
     else:
         ends = _end(charge["from_reading"], start or end), _end(charge["to_reading"], end)
         parts, _ = tariff.shape(*ends, int(charge["ratio"]))
