@@ -92,14 +92,14 @@ def rows_wait_for_a_rebalance() -> None:
 
 def fails_at_a_record() -> None:
     """Raise, once in this process, where a record is absorbed."""
-    absorb, left = vars(shell)["absorb"], iter(range(FAILING_RECORD))
+    absorb, left = vars(shell)["absorb_all"], iter(range(FAILING_RECORD))
 
-    def failing(*given: Any) -> Any:
-        if next(left, None) == FAILING_RECORD - 1:
+    def failing(state: Any, records: Sequence[Any]) -> Any:
+        if FAILING_RECORD - 1 in [next(left, None) for _ in records]:
             raise RuntimeError("provoked")
-        return absorb(*given)
+        return absorb(state, records)
 
-    patch(shell, absorb=failing)
+    patch(shell, absorb_all=failing)
 
 
 def sessions_are_short() -> None:
@@ -241,9 +241,9 @@ def holes_are_passed_over() -> None:
 
 
 def failures_are_passed_over() -> None:
-    """Rule 8: acknowledge a record that raised, as faust does."""
+    """Rule 8: acknowledge a record that raised, as faust does; each is absorbed by itself."""
 
-    async def take(owner: Shell, event: Any) -> None:
+    async def take(owner: Shell, event: Any, **_: Any) -> None:
         message = event.message
         raw = Raw(
             message.partition,

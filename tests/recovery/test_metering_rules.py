@@ -90,12 +90,16 @@ async def test_rule_3_without_an_epoch_of_its_own_a_worker_takes_itself_for_anot
 
 @pytest.mark.stack
 async def test_rule_4_a_recovery_that_stops_short_skips_what_it_lacks(world: World) -> None:
-    """Rule 8 goes on behind the rows that there are; where that is off too, charges are wrong."""
+    """Rule 8 goes on behind the rows that there are; where that is off too, charges are wrong.
+
+    Rows are written twice, so that the first half of them has accounts, as they were.
+    """
     worker = world.worker()
     await world.open()
-    await world.feed(STEPS)
     worker.start()
-    await world.caught_up()
+    for _ in range(2):
+        await world.feed(STEPS)
+        await world.caught_up()
     await worker.kill()
     worker.start(
         switch=[

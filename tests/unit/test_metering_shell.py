@@ -54,8 +54,10 @@ from services.metering.adapters.outputs import partition, send_outputs
 from services.metering.adapters.shell import Shell
 from services.metering.adapters.wakes import AGAIN_AFTER_MS, Wake
 from services.metering.config import Settings
-from services.metering.domain.messages import Output, Row
+from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
 from services.metering.domain.rows import header_row, joined
+from services.metering.domain.shard import ShardState
+from services.metering.domain.together import absorb_all
 
 SOON_S = 2.0
 EVENT_ID = UUID(int=7)
@@ -87,8 +89,14 @@ class FakeBatch:
     def __init__(self) -> None:
         self.rows: list[tuple[bytes, bytes]] = []
 
-    def append(self, *, key: bytes, value: bytes, timestamp: None) -> object:
-        assert timestamp is None
+    @property
+    def _builder(self) -> "FakeBatch":
+        return self
+
+    def append(
+        self, number: int, timestamp: None, key: bytes, value: bytes, headers: list[object]
+    ) -> object:
+        assert (number, timestamp, headers) == (len(self.rows), None, [])
         self.rows.append((key, value))
         return self
 
@@ -604,8 +612,9 @@ class ShellBench:
         self.shell.begin()
         return self
 
-    async def take(self, record: Raw) -> None:
-        await self.shell.take(record, lambda: self.acknowledged.append(record.offset))
+    async def take(self, record: Raw, *, more: bool = False) -> None:
+        acknowledge = partial(self.acknowledged.append, record.offset)
+        await self.shell.take(record, acknowledge, more=more)
 
     async def take_all(self, records: Sequence[Raw]) -> None:
         for record in records:
@@ -627,6 +636,71 @@ async def test_what_the_header_covers_is_acknowledged_unabsorbed() -> None:
         await bench.take(wake(offset))
     assert bench.acknowledged == [6, 7]
     assert bench.producer.batches == []
+    await bench.shell.revoked()
+
+
+async def test_records_that_wait_behind_each_other_are_absorbed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handfuls: list[int] = []
+
+    def counting(state: ShardState, records: Sequence[LogRecord]) -> list[Absorbed]:
+        handfuls.append(len(records))
+        return absorb_all(state, records)
+
+    monkeypatch.setattr(shell, "absorb_all", counting)
+    bench = await ShellBench().start()
+    last = shell.HANDFUL_RECORDS_MAX + 5
+    for offset in range(last):
+        await bench.take(wake(offset), more=True)
+    assert handfuls == []
+    await bench.take(wake(last))
+    await bench.shell.drained(SOON_S)
+    assert handfuls == [shell.HANDFUL_RECORDS_MAX, 6]
+    assert bench.acknowledged == list(range(last + 1))
+    await bench.shell.revoked()
+
+
+async def test_no_more_records_wait_than_may_be_pending() -> None:
+    bench = ShellBench()
+    bench.settings = bench.settings.model_copy(update={"records_pending_max": 2})
+    await bench.start()
+    owned = bench.shell.owned[3]
+    for offset in range(20):
+        await asyncio.wait_for(bench.take(wake(offset), more=True), SOON_S)
+        assert len(owned.waiting) + owned.lane.pending <= 2
+    await bench.shell.revoked()
+
+
+async def test_a_large_record_is_absorbed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "HANDFUL_BYTES_MAX", 2 * len(wake(0).value or b""))
+    bench = await ShellBench().start()
+    owned = bench.shell.owned[3]
+    owned.waiting.extend((wake(offset), lambda: None) for offset in range(5))
+    assert [len(owned.handful(9)) for _ in range(3)] == [2, 2, 1]
+    owned.waiting.extend((wake(offset), lambda: None) for offset in range(5))
+    assert len(owned.handful(1)) == 1
+    await bench.shell.revoked()
+
+
+async def test_a_record_that_comes_again_while_it_waits_is_absorbed_once() -> None:
+    bench = await ShellBench().start()
+    await bench.take(wake(0), more=True)
+    await bench.take(wake(0), more=True)
+    await bench.take(wake(1))
+    await bench.shell.drained(SOON_S)
+    assert bench.acknowledged == [0, 1]
+    await bench.shell.revoked()
+
+
+async def test_what_waits_is_forgotten_with_its_assignment() -> None:
+    bench = await ShellBench().start()
+    await bench.take(wake(0), more=True)
+    await bench.shell.assigned({3})
+    bench.shell.begin()
+    await bench.take(wake(0))
+    await bench.shell.drained(SOON_S)
+    assert bench.acknowledged == [0]
     await bench.shell.revoked()
 
 

@@ -207,6 +207,24 @@ class ChargeFrame:
         return cls(record["shard"], record["log_offset"], tuple(record["names"]), rows, lines)
 
 
+def packed_frames(
+    rows: npt.NDArray[Any], columns: Columns, ends: Sequence[int]
+) -> list[dict[str, bytes]]:
+    """Return the columns of frames that stand behind each other in `rows` and end at `ends`."""
+    frames: list[dict[str, bytes]] = [{} for _ in ends]
+    for name, column, _ in columns:
+        values, start = rows[name], 0
+        packed, size = values.tobytes(), rows.dtype[name].itemsize
+        may_be_empty = column in MAY_BE_EMPTY
+        if may_be_empty and (values < 0).all():
+            packed, may_be_empty = b"", False
+        for frame, end in zip(frames, ends, strict=True):
+            is_empty = may_be_empty and (values[start:end] < 0).all()
+            frame[column] = b"" if is_empty else packed[start * size : end * size]
+            start = end
+    return frames
+
+
 def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
     return {
         column: b"" if column in MAY_BE_EMPTY and (rows[field] < 0).all() else rows[field].tobytes()

@@ -35,8 +35,10 @@ FETCH_WAIT_MS = 100
 fetched from anew, several times in a rebalance. With faust's 1.5 s that takes seconds.
 """
 BUFFERED_EVENTS_MAX = 256
-TOGETHER_MAX = 32
-"""Records that are handed over without a pause of FULL_S."""
+TOGETHER_MAX = 128
+"""Records that are handed over without a pause of FULL_S. Those of a shard are absorbed together;
+more must fit into the buffer: where it is full, faust sleeps for a second.
+"""
 FULL_S = 0.001
 DRAIN_S = 4.0
 
@@ -247,7 +249,7 @@ def build(settings: Settings) -> App:
 
     async def absorb(stream: Any) -> None:
         async for event in stream.noack().events():
-            await _take(app.shell, event)
+            await _take(app.shell, event, more=app.flow_control.waiting > 0)
 
     log = app.topic(TOPIC, key_type=bytes, value_type=bytes, partitions=count)
     app.agent(log, name="absorb")(absorb)
@@ -260,8 +262,8 @@ def build(settings: Settings) -> App:
     return app
 
 
-async def _take(shell: Shell, event: EventT[bytes]) -> None:
-    """Absorb an event; leave on any failure, for faust would acknowledge it and go on."""
+async def _take(shell: Shell, event: EventT[bytes], *, more: bool) -> None:
+    """Take an event; leave on any failure, for faust would acknowledge it and go on."""
     message = event.message
     raw = Raw(
         message.partition,
@@ -272,7 +274,7 @@ async def _take(shell: Shell, event: EventT[bytes]) -> None:
         list(dict(message.headers or ()).items()),
     )
     try:
-        await shell.take(raw, event.ack)
+        await shell.take(raw, event.ack, more=more)
     except asyncio.CancelledError:
         raise
     except Exception as failed:  # noqa: BLE001 - see above

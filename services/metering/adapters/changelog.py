@@ -5,6 +5,7 @@ Rules 2, 4, 5 and 6 of the shell.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from aiokafka import TopicPartition
@@ -21,6 +22,7 @@ ROW_OVERHEAD_BYTES = 24
 """More than a record's own fields take beside key and value (lengths, deltas, header count)."""
 BATCH_OVERHEAD_BYTES = 128
 READ_WAIT_MS = 200
+_NO_HEADERS: list[tuple[str, bytes]] = []
 
 StoredRow = tuple[bytes, bytes]
 
@@ -68,9 +70,7 @@ class ShardChangelog:
         flights = []
         for rows in packed(records):
             batch = self._producer.create_batch()
-            for row in rows:
-                if batch.append(key=row.key, value=row.value, timestamp=None) is None:
-                    raise Bug(f"a row of {len(row.value)} bytes does not fit into a batch")
+            _fill(batch, rows)
             batch.close()
             if self._closed:
                 raise Dropped
@@ -98,13 +98,22 @@ class ShardChangelog:
             await asyncio.wait(self._pending, timeout=timeout_s)
 
 
+def _fill(batch: Any, rows: Sequence[Row]) -> None:
+    """Append rows as aiokafka's `append` would, at a quarter of its price: it is asked so often."""
+    append = batch._builder.append  # noqa: SLF001 - see above
+    for number, (key, value) in enumerate(rows):
+        if append(number, None, key, value, _NO_HEADERS) is None:
+            raise Bug(f"a row of {len(value)} bytes does not fit into a batch")
+    batch._relative_offset = len(rows)  # noqa: SLF001 - how many it has
+
+
 def packed(records: Iterable[Sequence[Row]]) -> Iterable[list[Row]]:
     """Yield batches of rows, in order; a record's rows are parted only where they must be."""
     batch: list[Row] = []
     room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES
     left = room
     for rows in records:
-        size = sum(len(key) + len(value) for key, value in rows) + ROW_OVERHEAD_BYTES * len(rows)
+        size = sum(map(len, chain.from_iterable(rows))) + ROW_OVERHEAD_BYTES * len(rows)
         if batch and size > left:
             yield batch
             batch, left = [], room

@@ -85,13 +85,19 @@ class Lane:
         """Records that are absorbed and not yet acknowledged."""
         return len(self._waiting) + self._in_hand
 
-    async def room(self) -> None:
-        """Wait until another record may be absorbed, or the lane is closed."""
+    @property
+    def free(self) -> int:
+        """How many more records may be absorbed."""
+        return max(0, self._pending_max - self.pending)
+
+    async def room(self) -> int:
+        """Wait until another record may be absorbed, or the lane is closed; return how many."""
         if self.pending >= self._pending_max:
             async with self._changed:
                 await self._changed.wait_for(
                     lambda: self._closed or self.pending < self._pending_max
                 )
+        return max(1, self.free)
 
     async def put(self, work: Work) -> None:
         """Queue a record; dropped where the lane is closed."""

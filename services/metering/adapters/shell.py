@@ -5,8 +5,10 @@ It knows nothing of faust; `app` connects the two. The nine rules it keeps are i
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -30,10 +32,14 @@ from services.metering.adapters.metrics import Metrics
 from services.metering.adapters.outputs import Sender, send_dead, send_outputs
 from services.metering.adapters.wakes import Wake
 from services.metering.config import Settings
-from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord, Row
 from services.metering.domain.rows import joined
 from services.metering.domain.shard import ShardState
+from services.metering.domain.together import absorb_all
+
+HANDFUL_RECORDS_MAX = 32
+HANDFUL_BYTES_MAX = 1 << 16
+"""Of records that are absorbed together. A full frame is larger: it goes alone, and soon."""
 
 
 class Producer(Batches, Sender, Protocol):
@@ -42,6 +48,8 @@ class Producer(Batches, Sender, Protocol):
 
 ReadRows = Callable[[Iterable[int]], Awaitable[dict[int, tuple[list[StoredRow], int]]]]
 LogStart = Callable[[int], Awaitable[int]]
+Taken = tuple[Raw, Callable[[], object]]
+"""A record, and what acknowledges it."""
 
 
 @dataclass(slots=True)
@@ -50,7 +58,7 @@ class OwnedShard:
 
     `changelog_end`: the changelog's end when its rows were read. `last_offset`: the input offset
     seen last; at first the header's. `heal`: rows whose newest version is not the last one in
-    the changelog.
+    the changelog. `waiting`: records that are taken and yet to be absorbed.
     """
 
     state: ShardState
@@ -59,6 +67,23 @@ class OwnedShard:
     changelog_end: int
     last_offset: int
     heal: list[Row]
+    waiting: deque[Taken] = field(default_factory=deque)
+
+    @property
+    def taken_offset(self) -> int:
+        """The highest offset that is absorbed or waits for it."""
+        return self.waiting[-1][0].offset if self.waiting else self.state.offset
+
+    def handful(self, count_max: int) -> list[Taken]:
+        """Take the first of what waits: one, and more while they are few and small."""
+        taken = [self.waiting.popleft()]
+        left = HANDFUL_BYTES_MAX - _size(taken[0][0])
+        while self.waiting and len(taken) < min(count_max, HANDFUL_RECORDS_MAX):
+            left -= _size(self.waiting[0][0])
+            if left < 0:
+                break
+            taken.append(self.waiting.popleft())
+        return taken
 
 
 class Shell:
@@ -150,21 +175,40 @@ class Shell:
         except TimeoutError:
             self._log.warning("records were pending at the stop; they are absorbed again")
 
-    async def take(self, raw: Raw, acknowledge: Callable[[], object]) -> None:
-        """Absorb one record of the shard log. `acknowledge` is called when it is durable."""
+    async def take(
+        self, raw: Raw, acknowledge: Callable[[], object], *, more: bool = False
+    ) -> None:
+        """Take one record of the shard log. `acknowledge` is called when it is durable.
+
+        It is absorbed now, or, where `more` records wait right behind it, together with those of
+        its shard, as many as may be pending.
+        """
+        await self._take(raw, acknowledge)
+        if not more:
+            for shard in list(self.owned.values()):
+                await self._absorb_waiting(shard)
+        elif (owned := self.owned.get(raw.shard)) and len(owned.waiting) >= owned.lane.free:
+            await self._absorb_waiting(owned)
+
+    async def _take(self, raw: Raw, acknowledge: Callable[[], object]) -> None:
         shard = self.owned.get(raw.shard)
         if shard is None:
             leave(Exit.NO_ARRAYS, "a record of a shard that is not recovered", at=raw.place)
         await self._check_continuity(shard, raw)
         shard.last_offset = raw.offset
-        if raw.offset <= shard.state.offset:
-            # Absorbed before. What is still on its way acknowledges itself.
+        if raw.offset <= shard.taken_offset:
+            # Absorbed before, or soon. What is still on its way acknowledges itself.
             if raw.offset <= shard.lane.durable_offset:
                 acknowledge()
             return
-        await shard.lane.room()
-        if self.owned.get(raw.shard) is shard:
-            await self._absorb(shard, raw, acknowledge)
+        shard.waiting.append((raw, acknowledge))
+
+    async def _absorb_waiting(self, shard: OwnedShard) -> None:
+        while shard.waiting:
+            room = await shard.lane.room()
+            if self.owned.get(shard.state.shard) is not shard:
+                return
+            await self._absorb(shard, shard.handful(room))
 
     async def _check_continuity(self, shard: OwnedShard, raw: Raw) -> None:
         """Leave if records were skipped (rule 8): faust can commit over a hole."""
@@ -196,38 +240,43 @@ class Shell:
             log_begins_at=start,
         )
 
-    async def _absorb(self, shard: OwnedShard, raw: Raw, acknowledge: Callable[[], object]) -> None:
+    async def _absorb(self, shard: OwnedShard, taken: Sequence[Taken]) -> None:
+        found = [await self._opened(raw) for raw, _ in taken]
+        done = absorb_all(shard.state, [each.record for each, _ in found])
+        for (raw, acknowledge), (each, dead), absorbed in zip(taken, found, done, strict=True):
+            if self.owned.get(raw.shard) is not shard:
+                return  # revoked meanwhile: nothing more is sent for it
+            self._metrics.count(each.record.subject, absorbed.counts)
+            points.point("absorbed")
+            sent = await send_outputs(self._producer(), absorbed.outputs, raw, each.traceparent)
+            points.point("outputs-sent")
+            if isinstance(each.record.value, ReadingFrame) and sent:
+                oldest_ms = int(each.record.value.rows["received_at_ms"].min())
+                sent[0].add_done_callback(partial(self._charged, oldest_ms))
+            await shard.lane.put(
+                Work(
+                    raw.offset,
+                    [*dead, *sent],
+                    absorbed.fact_rows,
+                    absorbed.account_rows,
+                    absorbed.header,
+                    acknowledge,
+                )
+            )
+
+    async def _opened(self, raw: Raw) -> tuple[Opened, list[asyncio.Future[Any]]]:
+        """Return a record, or what is absorbed in its place, and the flight of its dead letter."""
         found = opened(raw)
         if isinstance(found, Dead):
             self._bound.dead(found.why)
             self._metrics.dead_letters.inc()
             self._log.error("a reading frame cannot be decoded", at=raw.place, why=found.why)
-            sent = [await send_dead(self._producer(), raw, found)]
-            found = Opened(stand_in(raw), "")
-        else:
-            sent = []
-            if found.record.subject == FRAME:
-                self._bound.alive()
-        absorbed = absorb(shard.state, found.record)
-        self._metrics.count(found.record.subject, absorbed.counts)
-        points.point("absorbed")
-        sent += await send_outputs(self._producer(), absorbed.outputs, raw, found.traceparent)
-        points.point("outputs-sent")
-        if isinstance(found.record.value, ReadingFrame) and sent:
-            oldest_ms = int(found.record.value.rows["received_at_ms"].min())
-            sent[0].add_done_callback(lambda charged: self._charged(charged, oldest_ms))
-        await shard.lane.put(
-            Work(
-                raw.offset,
-                sent,
-                absorbed.fact_rows,
-                absorbed.account_rows,
-                absorbed.header,
-                acknowledge,
-            )
-        )
+            return Opened(stand_in(raw), ""), [await send_dead(self._producer(), raw, found)]
+        if found.record.subject == FRAME:
+            self._bound.alive()
+        return found, []
 
-    def _charged(self, charged: asyncio.Future[Any], oldest_ms: int) -> None:
+    def _charged(self, oldest_ms: int, charged: asyncio.Future[Any]) -> None:
         if charged.cancelled() or charged.exception():
             return  # the lane leaves
         self._metrics.charge_latency.observe((self._clock.now_ms() - oldest_ms) / 1000)
@@ -264,3 +313,7 @@ def stand_in(raw: Raw) -> LogRecord:
     """
     wake: dict[str, Any] = {"shard": raw.shard, "due_ms": raw.timestamp_ms}
     return LogRecord(raw.offset, raw.timestamp_ms, "wake", wake)
+
+
+def _size(raw: Raw) -> int:
+    return len(raw.value or b"")

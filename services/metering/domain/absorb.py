@@ -43,7 +43,7 @@ def absorb(state: ShardState, record: LogRecord) -> Absorbed:
     """
     if record.offset <= state.offset:
         return Absorbed((), (), (), state.header_row())
-    _check(state, record)
+    check(state, record)
     state.now_ms = max(state.now_ms, record.timestamp_ms)
     out = Outbox(state, record.offset)
     if isinstance(record.value, ReadingFrame):
@@ -54,7 +54,7 @@ def absorb(state: ShardState, record: LogRecord) -> Absorbed:
     return out.absorbed()
 
 
-def _check(state: ShardState, record: LogRecord) -> None:
+def check(state: ShardState, record: LogRecord) -> None:
     framed = isinstance(record.value, ReadingFrame)
     if framed != (record.subject == "reading-frame") or not (framed or record.subject in _FACTS):
         raise BadRecord(

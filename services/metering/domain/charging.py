@@ -97,7 +97,7 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     begins_ms = np.where(charges["from_time_ms"] == 0, ends_ms, charges["from_time_ms"])
     tariffs = np.where(bare, 0, links["tariff"])
     first, last = state.tariffs.of(tariffs, begins_ms, ends_ms)
-    segments, table = state.tariffs.segments[last], state.tariffs.table
+    segments, table = state.tariffs.segments.take(last), state.tariffs.table
     plain = (first == last) & table["plain"][segments["row"]]
     prices = np.where(plain, table["rate_micro"][segments["row"], segments["rate"]], 0)
     policies = state.policies.rows.take(np.where(bare, 0, links["policy"]))
@@ -294,7 +294,7 @@ def post(out: Outbox, intervals: Intervals, charges: Array) -> None:
 
 def post_to(out: Outbox, accounts: Array, slots: Array, charges: Array) -> None:
     """Let accounts (dtype ACCOUNT, no slot twice) have their charges."""
-    now_ms = out.state.now_ms
+    now_ms = out.now_ms
     accounts["charged_nano"] = charges["account_charged_total_nano"]
     accounts["sequence"] = charges["account_sequence"]
     reported = accounts["known"] & ~accounts["house"]
@@ -307,7 +307,7 @@ def post_to(out: Outbox, accounts: Array, slots: Array, charges: Array) -> None:
         out.publish(slots[overdue])
 
 
-def advance(state: ShardState, intervals: Intervals, charges: Array) -> None:
+def advance(out: Outbox, intervals: Intervals, charges: Array) -> None:
     """Let the meters stand at the readings that were charged."""
     meters, readings = intervals.meters, intervals.readings
     meters["opened"] = True
@@ -317,7 +317,7 @@ def advance(state: ShardState, intervals: Intervals, charges: Array) -> None:
     meters["reading_id"] = readings["reading_id"]
     meters["rates_milli"] = readings["rate_registers_milli"]
     meters["relay_bits"] = readings["relay_bits"]
-    meters["silent_at_ms"] = state.now_ms + SILENCE_MS
+    meters["silent_at_ms"] = out.now_ms + SILENCE_MS
     meters["sequence"] = charges["sequence"]
     meters["energy_total_milli"] = charges["meter_energy_total_milli"]
-    state.put_meters(intervals.meter_slots, meters)
+    out.state.put_meters(intervals.meter_slots, meters)

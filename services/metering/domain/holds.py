@@ -125,7 +125,7 @@ def _charge_held(out: Outbox, slot: int, meter_slot: int, reading: Any) -> Bill 
     if bill is None:
         return None
     meters["hold"] = 0
-    advance(state, interval, bill.charges)
+    advance(out, interval, bill.charges)
     state.put_hold(meter_slot, 0)
     leave_windows(state, interval, bill)
     return bill

@@ -70,8 +70,38 @@ def judge(
     `cause_of` gives the cause of the i-th. `by_reading`: each was charged by a reading. Else they
     changed by a fact or by a correction, and nobody is cut.
     """
-    state = out.state
-    accounts = state.accounts.take(slots)
+    accounts = out.state.accounts.take(slots)
+    found = _moves(out.state, slots, accounts, by_reading=by_reading)
+    if found is None:
+        return
+    acts, counted, in_arrears = found
+    levels = accounts["level"]
+    for i in np.flatnonzero(acts).tolist():
+        slot, target, cause = int(slots[i]), int(counted[i]), cause_of(i)
+        if levels[i] == CUT:
+            _restore(out, slot, target, cause, by_reading=by_reading)
+        elif in_arrears[i] and by_reading:
+            _judge_arrears(out, slot, target, cause)
+        else:
+            _move(out, slot, target, cause)
+        if not in_arrears[i] and out.state.accounts["level"][slot] != CUT:
+            _leave_arrears(out, slot)
+
+
+def may_move(state: ShardState, slots: Array, accounts: Array) -> Array:
+    """Say of which accounts something may be decided when a reading makes them `accounts`."""
+    found = _moves(state, slots, accounts, by_reading=True)
+    are_cut: Array = accounts["level"] == CUT
+    return are_cut if found is None else found[0] | are_cut
+
+
+def _moves(
+    state: ShardState, slots: Array, accounts: Array, *, by_reading: bool
+) -> tuple[Array, Array, Array] | None:
+    """Return (which accounts move, the level that counts for each, which are in arrears).
+
+    `accounts`: dtype ACCOUNT, what stands at `slots` or is to. None: nobody moves.
+    """
     policies = state.policies.rows.take(state.account_links["policy"][slots])
     available = accounts["credited_nano"] - accounts["charged_nano"] - accounts["held_nano"]
     targets = np.where(available <= policies["alarm_1_nano"], ALARM_1, NORMAL)
@@ -79,7 +109,7 @@ def judge(
     targets[available <= policies["floor_nano"]] = CUT
     levels = accounts["level"]
     if not (targets.any() or levels.any()):  # normal, and they were
-        return
+        return None
     # What stands is cleared only above its threshold and the policy's hysteresis.
     standing = np.where(available <= policies["alarm_1_clear_nano"], ALARM_1, NORMAL)
     standing[available <= policies["alarm_2_clear_nano"]] = ALARM_2
@@ -93,16 +123,7 @@ def judge(
     )
     acts &= accounts["known"] & ~accounts["house"] & ~accounts["closed"]
     acts &= accounts["meters"] > 0  # nobody is warned before there is something to cut
-    for i in np.flatnonzero(acts).tolist():
-        slot, target, cause = int(slots[i]), int(counted[i]), cause_of(i)
-        if levels[i] == CUT:
-            _restore(out, slot, target, cause, by_reading=by_reading)
-        elif in_arrears[i] and by_reading:
-            _judge_arrears(out, slot, target, cause)
-        else:
-            _move(out, slot, target, cause)
-        if not in_arrears[i] and out.state.accounts["level"][slot] != CUT:
-            _leave_arrears(out, slot)
+    return acts, counted, in_arrears
 
 
 def _judge_arrears(out: Outbox, slot: int, target: int, cause: Cause) -> None:

@@ -82,7 +82,7 @@ def priced(state: ShardState, spans: Spans) -> Priced:
             state.meter_links["accumulation"][spans.meter_slots],
             state.account_links["accumulation"][spans.account_slots],
         )
-        at = state.accumulations[slots[owners[counted]]]
+        at = state.accumulations.take(slots[owners[counted]])
         known = (slots[owners[counted]] >= 0) & (at["period"] == lines["period"][counted])
         known &= at["version"] == lines["version"][counted]
         known &= at["rate"] == ladder_of[counted]
@@ -240,15 +240,17 @@ def _climb(
         chosen = np.flatnonzero(ranks == rank)
         which, row, ladder = climbs[chosen], ladders[0][chosen], ladders[1][chosen]
         owner = owners[chosen]
-        at = state.accumulations[slots[owner]]
+        at = state.accumulations.take(slots[owner])
         before = at["base_milli"] + totals[owner]
         after = before + lines["energy_milli"][which]
         totals[owner] += lines["energy_milli"][which]
         lines["total_milli"][which] = after
         for name in ("base_milli", "days", "days_of"):
             lines[name][which] = at[name]
-        above = table["above_milli"][row, ladder] * at["days"][:, np.newaxis].astype(np.int64)
-        above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
+        above = table["above_milli"][row, ladder]
+        if (at["days"] != at["days_of"]).any():
+            above = above * at["days"][:, np.newaxis].astype(np.int64)
+            above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
         steps = np.maximum(after[:, np.newaxis] - above, 0)
         steps -= np.maximum(before[:, np.newaxis] - above, 0)
         lines["ladder_nano"][which] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)

@@ -64,9 +64,10 @@ _NO_EVIDENCE = dict.fromkeys(Evidence.__dataclass_fields__)
 class Outbox:
     """The outputs, rows and counts of the record at `offset`."""
 
-    def __init__(self, state: ShardState, offset: int) -> None:
+    def __init__(self, state: ShardState, offset: int, now_ms: int | None = None) -> None:
         self.state = state
         self.offset = offset
+        self.now_ms: Any = state.now_ms if now_ms is None else now_ms
         self.counts: Counter[str] = Counter()
         self.fact_rows: list[Row] = []
         self._touched: list[Array] = []
@@ -259,10 +260,10 @@ class Outbox:
     def absorbed(self) -> Absorbed:
         """Return all of it. The state's offset must be the record's by now."""
         published = _distinct(self._publish)
-        self._set_published(published)
+        self._set_published(published, self.now_ms)
         self._decisions.sort(key=lambda decision: decision[0])
         outputs = [*self._charge_frames(), *(output for _, output in self._decisions)]
-        outputs += self._balances(published)
+        outputs += self.balances(published)
         touched = _distinct(self._touched)
         self.state.accounts["offset"][touched] = self.offset
         return Absorbed(
@@ -329,28 +330,32 @@ class Outbox:
 
     def _charge_frame(self, charges: Array, numbers: Array, lines: Array, part: int = 0) -> Output:
         names, indexes = self.state.names.dictionary(numbers)
-        for column, kind in enumerate(("tariff", "policy", "legal_entity", "currency")):
-            charges[f"{kind}_name"] = indexes[:, column]
-        charges["commodity_name"] = indexes[:, 4]
+        set_names(charges, indexes)
+        frame = ChargeFrame(self.state.shard, self.offset, names, charges, lines)
+        return self.charge_frame(frame.to_record(), part)
+
+    def charge_frame(self, columns: dict[str, Any], part: int = 0) -> Output:
+        """Return the output that holds charges of the record, those from `part` on."""
         shard = self.state.shard
         return Output(
             "charges",
             "charge-frame",
             str(shard),
-            ChargeFrame(shard, self.offset, names, charges, lines).to_record(),
+            {**columns, "shard": shard, "log_offset": self.offset},
             name_uuid("charges", shard, self.offset, *([part] if part else [])),
-            self.state.now_ms,
+            self.now_ms,
         )
 
-    def _set_published(self, slots: Array) -> None:
+    def _set_published(self, slots: Array, now_ms: Any) -> None:
         if len(slots):
             state = self.state
-            state.accounts["published_at_ms"][slots] = state.now_ms
+            state.accounts["published_at_ms"][slots] = now_ms
             state.accounts["due_ms"][slots] = NOT_DUE_MS
             state.due_ms[slots] = NOT_DUE_MS
             self.touch(slots)
 
-    def _balances(self, slots: Array) -> list[Output]:
+    def balances(self, slots: Array) -> list[Output]:
+        """Return the balances of accounts as they are now, in ascending account_key."""
         if not len(slots):
             return []
         accounts = self.state.accounts.take(slots)
@@ -382,11 +387,18 @@ class Outbox:
             "account_sequence": sequence,
             "account_revision": revision,
             "book_epoch": book_epoch,
-            "as_of_ms": state.now_ms,
+            "as_of_ms": self.now_ms,
             "log_offset": self.offset,
         }
         event_id = name_uuid("balance", state.shard, self.offset, account_id)
-        return Output("balances", "balance", account_id, record, event_id, state.now_ms)
+        return Output("balances", "balance", account_id, record, event_id, self.now_ms)
+
+
+def set_names(charges: Array, indexes: Array) -> None:
+    """Set the names of charges: indexes (n, 5) into the dictionary of their frame."""
+    kinds = ("tariff", "policy", "legal_entity", "currency", "commodity")
+    for column, kind in enumerate(kinds):
+        charges[f"{kind}_name"] = indexes[:, column]
 
 
 def available_nano(account: Any) -> int:

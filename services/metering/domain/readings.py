@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE
-from services.metering.domain.charging import Intervals, advance, bill_of, post, stand
+from services.metering.domain.charging import Bill, Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
 from services.metering.domain.holds import changed_flags, count_flags, hold
@@ -19,7 +19,7 @@ from services.metering.domain.validation import (
     CODES,
     OUTCOMES,
     SILENT,
-    count_gaps,
+    are_gaps,
     flags_of,
     is_conflict,
     jump_outcome,
@@ -107,8 +107,7 @@ def _refined(state: ShardState, intervals: Intervals, i: int, outcome: int) -> s
 
 def _charge(out: Outbox, intervals: Intervals, positions: Array, kind: int) -> None:
     """Charge readings that were accepted; judge their accounts."""
-    state = out.state
-    bill = bill_of(state, intervals, kind)
+    bill = bill_of(out.state, intervals, kind)
     if bill.cannot.any():
         cause_of = _causes(out, intervals, positions)
         for i in np.flatnonzero(bill.cannot).tolist():
@@ -117,9 +116,14 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array, kind: int) -> N
         intervals, positions, bill = intervals.take(can), positions[can], bill.take(can)
         if not len(intervals):
             return
-    charges = bill.charges
+    charge(out, intervals, positions, bill, kind)
+
+
+def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind: int) -> None:
+    """Let a bill of accepted readings stand, all of which can be charged; judge their accounts."""
+    state, charges = out.state, bill.charges
     out.count("rollover" if kind == KIND_ROLLOVER else "accepted", len(intervals))
-    out.count("gap", count_gaps(intervals))
+    out.count("gap", int(np.count_nonzero(are_gaps(intervals))))
     out.charge(positions, charges, bill.names, bill.lines)
     flags = flags_of(intervals)
     count_flags(out, flags)
@@ -127,7 +131,7 @@ def _charge(out: Outbox, intervals: Intervals, positions: Array, kind: int) -> N
     were_silent = intervals.meters["flags"] & SILENT != 0
     intervals.meters["flags"] = flags
     intervals.meters["relay"] = relays_seen(intervals)
-    advance(state, intervals, charges)
+    advance(out, intervals, charges)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     post(out, intervals, charges)
     stand(state, bill)

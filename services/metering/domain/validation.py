@@ -177,11 +177,12 @@ def flags_of(intervals: Intervals) -> Array:
     return flags
 
 
-def count_gaps(intervals: Intervals) -> int:
-    """Return how many of these intervals are so long that their shape is an estimate."""
+def are_gaps(intervals: Intervals) -> Array:
+    """Say which of these intervals are so long that their shape is an estimate."""
     meters = intervals.meters
     durations_ms = intervals.readings["device_time_ms"] - meters["time_ms"]
-    return int(np.count_nonzero((durations_ms > GAP_MS) & (meters["sequence"] > 0)))
+    found: Array = (durations_ms > GAP_MS) & (meters["sequence"] > 0)
+    return found
 
 
 def _is_open(relay_bits: Array) -> Array:
