@@ -37,6 +37,8 @@ from tools.bench.screen import Screen
 from tools.stack.services import ROOT
 
 BEGAN_MS = 1_760_000_000_000
+YEAR_MS = 365 * 86_400_000
+"""Readings are received a year after their meters began: no clock is ahead of its receipt."""
 FRAME_MS = 5
 WEEK_QUARTERS = 7 * 96
 RUNS = 5
@@ -125,10 +127,12 @@ class Worker:
     def __init__(self, tariff: str, shards: int, accounts: int, meters: int) -> None:
         self.states = [ShardState.empty(shard) for shard in range(shards)]
         self._meters = []
-        self._now_ms = BEGAN_MS
+        self._now_ms = BEGAN_MS + YEAR_MS
         for state in self.states:
             numbers = state.shard * accounts + np.arange(accounts)
-            self._meters.append(Meters(state.shard, numbers, tariff=tariff, each=meters))
+            self._meters.append(
+                Meters(state.shard, numbers, tariff=tariff, each=meters, begins_ms=BEGAN_MS)
+            )
             for subject, fact in (*site.of_every_shard(), *self._meters[-1].facts()):
                 absorb(state, LogRecord(state.offset + 1, self._now_ms, subject, fact))
 
@@ -163,6 +167,7 @@ class Worker:
         state, found = self.states[raw.shard], opened(raw)
         assert isinstance(found, Opened), "a bench writes what can be read"
         done = absorb(state, replace(found.record, offset=state.offset + 1))
+        assert done.counts["accepted"] == READINGS_MAX, done.counts
         for output in done.outputs:
             codec.encode(output.subject, output.record)
         for _ in packed([done.account_rows]):
