@@ -657,8 +657,16 @@ def charges_under(document_text: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_plain_plan_tells_a_price_whatever_its_rate_is_called() -> None:
-    (charge,) = charges_under(document(BERLIN, {"peak": 700_000}))
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"surcharges": [{"name": "fund", "price_micro": 0}]},
+        {"taxes": [{"name": "VAT", "ppm": 0, "base": ["energy"]}]},
+    ],
+)
+def test_a_plain_plan_tells_a_price_whatever_its_rate_is_called(more: dict[str, Any]) -> None:
+    (charge,) = charges_under(document(BERLIN, {"peak": 700_000}, **more))
     assert (charge["price_micro"], charge["amount_nano"]) == (700_000, 500 * 700_000)
     assert charge["lines"] == []
 
@@ -666,8 +674,6 @@ def test_a_plain_plan_tells_a_price_whatever_its_rate_is_called() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"surcharges": [{"name": "fund", "price_micro": 0}]},
-        {"taxes": [{"name": "VAT", "ppm": 0, "base": ["energy"]}]},
         {"ladder": {"period": "month", "steps": steps((10**12, 1))}},
         {
             "seasons": [
@@ -676,7 +682,7 @@ def test_a_plain_plan_tells_a_price_whatever_its_rate_is_called() -> None:
         },
     ],
 )
-def test_a_plan_with_any_part_more_tells_lines_also_where_the_part_comes_to_nothing(
+def test_a_plan_with_a_ladder_or_seasons_tells_lines_also_where_they_come_to_nothing(
     more: dict[str, Any],
 ) -> None:
     (charge,) = charges_under(document("UTC", {"flat": 700_000}, **more))
