@@ -181,6 +181,7 @@ class Ingest:
             "from_reading_id": None,
             "to_reading_id": None,
             "reading_received_at_ms": None,
+            "arrears_since_ms": None,
             "notice_id": None,
             "notice_outcome": None,
             "currency": "CNY",

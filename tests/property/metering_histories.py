@@ -49,6 +49,7 @@ OTHER_SHARD = 5
 FIRST_OFFSET = 100
 START_MS = 1_800_000_000_000
 SITE = "S1"
+OTHER_SITE = "S2"
 ACCOUNTS = ("A0", "A1", "A2", "A3")
 METERS = ("M0", "M1", "M2", "M3", "M4", "M5")
 TARIFFS = ("T0", "T1", "T2", "T3", "T4", "T5")
@@ -410,7 +411,7 @@ class Book:
             "account_id": name,
             "account_key": column_key("account", name),
             "shard": SHARD if name != "A3" else OTHER_SHARD,
-            "site_id": SITE,
+            "site_id": SITE if name != "A1" else OTHER_SITE,
             "subject_id": None,
             "status": "open",
             "currency": "CNY",

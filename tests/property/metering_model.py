@@ -6,6 +6,7 @@ Records of outputs are dicts as Avro has them; a charge frame is {"names": [...]
 with the names resolved. Ids of events are not modelled: the laws test them.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -64,9 +65,10 @@ PASSING = ("other-serial", "absurd", "ratio-mismatch", "clock", "conflict")
 STANDING = ("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift")
 SILENCE_MS = 7 * 86_400_000
 MANUAL = ord("M")
-NOTICE = ("notice_id", "notice_outcome")
+ARREARS = ("arrears_since_ms", "notice_id", "notice_outcome")
 EVIDENCE = (
     *("register_milli", "device_time_ms", "last_register_milli", "last_time_ms", "bound_milli"),
+    "silent_since_ms",
 )
 
 Fact = dict[str, Any]
@@ -325,23 +327,28 @@ class ScalarShard:
             return
         self._keep("tariff", f"{fact['tariff_id']}/{fact['version']}", fact)
         if fact["version"] > 1 and self.now > fact["effective_at_ms"]:
-            self._fact_late(fact)
+            self.work.counts["fact-late"] += 1
+            facts = [account.fact for account in self.accounts.values() if account.fact is not None]
+            priced = [each for each in facts if each["tariff_id"] == fact["tariff_id"]]
+            for site_id in sorted({each["site_id"] for each in priced}):
+                self._fact_late(fact, site_id)
         self.tariffs.setdefault(fact["tariff_id"], Tariff()).facts[fact["version"]] = fact
         for account in self.accounts.values():
             if account.fact is not None and account.fact["tariff_id"] == fact["tariff_id"]:
                 for meter in account.meters.values():
                     meter.windows = [w for w in meter.windows if w[2] <= fact["effective_at_ms"]]
 
-    def _fact_late(self, fact: Fact) -> None:
-        self.work.counts["fact-late"] += 1
+    def _fact_late(self, fact: Fact, site_id: str) -> None:
         cited = ("charge_epoch", "charge_sequence", "from_reading_id", "to_reading_id")
         record = {
-            **dict.fromkeys((*cited, *EVIDENCE, "reading_received_at_ms", *NOTICE)),
+            **dict.fromkeys((*cited, *EVIDENCE, "reading_received_at_ms", *ARREARS)),
             "kind": "fact-late",
             "reason": "after-its-instant",
             "account_id": "",
-            "site_id": "",
+            "site_id": site_id,
             "meter_id": None,
+            "meter_epoch": None,
+            "forced_orders": None,
             "available_nano": 0,
             "threshold_nano": None,
             "account_sequence": 0,
@@ -429,6 +436,7 @@ class ScalarShard:
             left = self.accounts.get(fact["previous_account_key"])
             if left is not None:
                 self._leave(left, fact)
+        self._miss(fact)
         if fact["shard"] == self.shard:
             key = fact["account_key"]
             entered = self.accounts.setdefault(
@@ -440,9 +448,22 @@ class ScalarShard:
         meter = account.meters.get(fact["meter_key"])
         if meter is None or meter.epoch != fact["previous_epoch"]:
             return
-        cause = Cause(fact, named=meter.fact)
-        self._attempt(account, lambda: self._close(account, meter, fact), cause)
+        self._tell_leaving(account, meter)
+        self._attempt(account, lambda: self._close(account, meter, fact), Cause(meter.fact))
         self._remove(account, meter.key)
+
+    def _miss(self, fact: Fact) -> None:
+        """Rule 2: the meter may still stand where its leaving was missed; it is gone from there."""
+        for account in self.accounts.values():
+            meter = account.meters.get(fact["meter_key"])
+            stays = fact["shard"] == self.shard and account.key == fact["account_key"]
+            if meter is not None and not (stays and meter.epoch == fact["epoch"]):
+                self._tell_leaving(account, meter)
+                self._remove(account, meter.key)
+
+    def _tell_leaving(self, account: Account, meter: Meter) -> None:
+        if (meter.hold or meter.flags) and not account.house:
+            self._alarm(account, "meter-left", "meter-left", Cause(meter.fact), None, account.level)
 
     def _remove(self, account: Account, key: int) -> None:
         account.meters.pop(key, None)
@@ -453,9 +474,9 @@ class ScalarShard:
         charge = None
         if meter.register is not None and not account.frozen:
             charge = self._closing_charge(account, meter, fact["closing_register_milli"])
-            self._warn_of_closed(account, charge, Cause(fact, charge, named=meter.fact))
+            self._warn_of_closed(account, charge, Cause(meter.fact, charge))
         self._remove(account, meter.key)
-        self._judge(account, Cause(fact, charge, named=meter.fact))
+        self._judge(account, Cause(meter.fact, charge))
 
     def _enter(self, account: Account, fact: Fact) -> None:
         standing = account.meters.get(fact["meter_key"])
@@ -467,8 +488,6 @@ class ScalarShard:
             if forced != fact["forced"]:
                 self._obey(account, standing, Cause(named=fact))
             return
-        for other in self.accounts.values():
-            self._remove(other, fact["meter_key"])
         if len(account.meters) == METERS_MAX:
             raise Raised
         meter = Meter(fact, fact["opening_register_milli"], self.now)
@@ -550,11 +569,13 @@ class ScalarShard:
         self.work.counts[outcome] += 1
 
     def _silent(self, account: Account, meter: Meter) -> None:
+        assert meter.silent_at is not None
+        stood = {"last_register_milli": meter.register, "last_time_ms": meter.time or None}
+        since = {"silent_since_ms": meter.silent_at - SILENCE_MS}
+        evidence = {**dict.fromkeys(EVIDENCE), **stood, **since}
         meter.flags.add("silent")
         meter.silent_at = None
         self.work.counts["silent"] += 1
-        stood = {"last_register_milli": meter.register, "last_time_ms": meter.time or None}
-        evidence = {**dict.fromkeys(EVIDENCE), **stood}
         self._tell(account, "meter-silent", "silent", Cause(meter.fact), evidence)
 
     def _tell(self, account: Account, kind: str, reason: str, cause: Cause, evidence: Fact) -> None:
@@ -565,7 +586,7 @@ class ScalarShard:
     def _evidence(self, meter: Meter, reading: Reading) -> Fact:
         time = reading["device_time_ms"]
         last = (meter.register, meter.time or None, self._bound(meter, time))
-        return dict(zip(EVIDENCE, (reading["register_milli"], time, *last), strict=True))
+        return dict(zip(EVIDENCE, (reading["register_milli"], time, *last, None), strict=True))
 
     def _bound(self, meter: Meter, time: int) -> int | None:
         """Return by how much the register may have risen; None: unknown."""
@@ -1116,8 +1137,9 @@ class ScalarShard:
         known = account.fact["notice_id"] == notice_id
         return notice_id, account.fact["notice_outcome"] if known else None
 
-    def _cited_notice(self, account: Account) -> dict[str, str | None]:
-        return dict(zip(NOTICE, self.notice_of(account), strict=True))
+    def _arrears(self, account: Account) -> dict[str, Any]:
+        arrears = (account.arrears_since, *self.notice_of(account))
+        return dict(zip(ARREARS, arrears, strict=True))
 
     def _move(
         self, account: Account, target: int, thresholds: tuple[int, ...], cause: Cause
@@ -1179,10 +1201,12 @@ class ScalarShard:
         record = {
             **self._citation(account, cause),
             **(evidence or dict.fromkeys(EVIDENCE)),
-            **self._cited_notice(account),
+            **self._arrears(account),
             "kind": kind,
             "reason": reason,
             "meter_id": cause.meter and cause.meter["meter_id"],
+            "meter_epoch": cause.meter and cause.meter["epoch"],
+            "forced_orders": self._forced_orders(account) if reason == "forced" else None,
             "threshold_nano": threshold,
             "intent_epoch": intent_epoch,
             "intent_offset": None if intent_epoch is None else self.work.offset,
@@ -1191,6 +1215,20 @@ class ScalarShard:
             "log_offset": self.work.offset,
         }
         self.work.others.append(Sent("alarms", account.account_id, record))
+
+    def _forced_orders(self, account: Account) -> str:
+        """Return what the meter-facts say of each relay, in ascending meter_key."""
+        facts = [account.meters[key].fact for key in sorted(account.meters)]
+        orders = [
+            {
+                "meter_id": fact["meter_id"],
+                "position": fact["forced"],
+                "book_epoch": fact["book_epoch"],
+                "revision": fact["revision"],
+            }
+            for fact in facts
+        ]
+        return json.dumps(orders)
 
     # -- Rule 7 -----------------------------------------------------------------------------
 
@@ -1213,7 +1251,7 @@ class ScalarShard:
     ) -> None:
         record = {
             **self._citation(account, cause),
-            **self._cited_notice(account),
+            **self._arrears(account),
             "meter_id": meter.fact["meter_id"],
             "meter_key": meter.key,
             "line_id": meter.fact["line_id"],

@@ -397,6 +397,7 @@ class Desk:
                 "from_reading_id",
                 "to_reading_id",
                 "reading_received_at_ms",
+                "arrears_since_ms",
                 "notice_id",
                 "notice_outcome",
             )

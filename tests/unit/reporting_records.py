@@ -415,6 +415,10 @@ class Story:
                     "last_register_milli",
                     "last_time_ms",
                     "bound_milli",
+                    "silent_since_ms",
+                    "meter_epoch",
+                    "arrears_since_ms",
+                    "forced_orders",
                     "notice_id",
                     "notice_outcome",
                 )
@@ -500,6 +504,7 @@ class Story:
                     "from_reading_id",
                     "to_reading_id",
                     "reading_received_at_ms",
+                    "arrears_since_ms",
                     "notice_id",
                     "notice_outcome",
                 )

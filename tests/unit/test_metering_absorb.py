@@ -173,6 +173,19 @@ def test_a_tariff_that_comes_after_its_instant_is_told_and_applies_to_what_begin
     assert charge["price_micro"] == 3
 
 
+def test_a_late_tariff_is_told_to_each_site_that_was_charged_without_it() -> None:
+    log = standing_log()
+    for account_id, site_id in (("A2", "S3"), ("A3", "S2"), ("A4", "S3")):
+        log.fact(account(account_id, site_id=site_id))
+    log.fact(account("A5", site_id="S4", tariff_id="T2"))
+    done = log.fact(tariff(version=2, effective_at_ms=1))
+    assert dict(done.counts) == {"fact-late": 1}
+    assert [alarm["site_id"] for alarm in of(done, "alarm")] == ["S1", "S2", "S3"]
+    assert len({alarm["alarm_id"] for alarm in of(done, "alarm")}) == 3
+    nobody = log.fact(tariff(tariff_id="T3", version=2, effective_at_ms=1))
+    assert (dict(nobody.counts), of(nobody, "alarm")) == ({"fact-late": 1}, [])
+
+
 def test_house_energy_is_charged_at_price_zero_without_alarms_or_balances() -> None:
     log = Log()
     log.fact(meter("M1", house("M1"), legal_entity="grid-co"))

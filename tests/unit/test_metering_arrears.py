@@ -60,6 +60,18 @@ def test_grace_runs_from_the_reading_that_found_nothing_left_and_the_next_behind
     assert told(log.later(1).use(3 * KWH_MILLI + 1)) == [("cut", "threshold-reached")]
 
 
+def test_what_is_decided_cites_when_the_arrears_began() -> None:
+    log = ruled_log(grace_minutes=5)
+    began_ms = log.now_ms
+    refused = log.use(2 * KWH_MILLI)
+    cut = log.later(5 * MINUTE_MS).use(3 * KWH_MILLI)
+    for cited in (*of(refused, "alarm"), *of(cut, "alarm"), *of(cut, "relay-intent")):
+        assert cited["arrears_since_ms"] == began_ms
+    assert kinds(log.fact(account(credit=9, revision=1))) == ["restored", "closed"]
+    (alarm,) = of(log.later(1).use(9 * KWH_MILLI), "alarm")
+    assert (alarm["kind"], alarm["arrears_since_ms"]) == ("alarm-2", None)
+
+
 def test_who_pays_and_runs_out_again_has_grace_again() -> None:
     log = ruled_log(grace_minutes=5)
     log.use(2 * KWH_MILLI)
@@ -248,7 +260,11 @@ def test_arrears_never_touch_a_forced_meter() -> None:
 def test_an_account_whose_relays_a_person_holds_is_not_cut_and_the_end_of_it_cuts_nobody() -> None:
     log = standing_log(credit=1)
     log.fact(meter(revision=1, forced="on"))
-    assert told(log.use(2 * KWH_MILLI)) == [("not-cut", "forced")]
+    done = log.use(2 * KWH_MILLI)
+    assert told(done) == [("not-cut", "forced")]
+    assert json.loads(of(done, "alarm")[0]["forced_orders"]) == [
+        {"meter_id": "M1", "position": "on", "book_epoch": 0, "revision": 1}
+    ]
     assert positions(log.fact(meter(revision=2))) == [("closed", "prepaid", "released")]
     assert kinds(log.later(1).use(3 * KWH_MILLI)) == ["cut", "open"]
 

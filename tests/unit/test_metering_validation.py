@@ -19,6 +19,7 @@ from tests.unit.metering_log import (
     PRICE_MICRO,
     START_MS,
     Log,
+    account,
     charges,
     house,
     kinds,
@@ -387,6 +388,7 @@ def test_a_gap_is_charged_whole_by_the_register_that_ends_it() -> None:
 
 def test_a_meter_that_is_silent_for_a_week_is_told_once_and_its_next_reading_cuts_nobody() -> None:
     log = read_log(credit=10, max_power_w=None)
+    read_at_ms = log.now_ms - QUARTER_MS
     log.later(SILENCE_MS - QUARTER_MS - 1)
     assert log.state.next_deadline_ms() == log.now_ms + 1
     assert told(log.wake()) == []
@@ -394,6 +396,7 @@ def test_a_meter_that_is_silent_for_a_week_is_told_once_and_its_next_reading_cut
     assert (dict(done.counts), told(done)) == ({"silent": 1}, [("meter-silent", "silent")])
     (alarm,) = of(done, "alarm")
     assert (alarm["last_register_milli"], alarm["register_milli"]) == (LAST_MILLI, None)
+    assert alarm["silent_since_ms"] == read_at_ms
     assert log.state.next_deadline_ms() is None
     assert log.later(SILENCE_MS).wake().outputs == ()
     done = log.use(LAST_MILLI + 20 * KWH_MILLI)
@@ -411,6 +414,42 @@ def test_silence_outlives_a_restart() -> None:
     assert again.state.next_deadline_ms() == log.state.next_deadline_ms()
     again.later(log.now_ms - START_MS + SILENCE_MS)
     assert ("meter-silent", "silent") in told(again.wake())
+
+
+# What is told is over
+
+
+@pytest.mark.parametrize(
+    ("odd", "is_told"),
+    [
+        ({}, False),
+        ({"register_milli": LAST_MILLI + 10**6}, True),
+        ({"serial": b"SN-M2"}, True),
+        ({"power_w": -1}, True),
+    ],
+)
+def test_what_is_told_of_a_meter_is_over_when_it_leaves(odd: dict[str, Any], is_told: bool) -> None:
+    log = read_log()
+    register_milli = odd.pop("register_milli", LAST_MILLI)
+    log.use(register_milli, **odd)
+    log.fact(account("A2"))
+    before = meter(max_power_w=POWER_W)
+    done = log.fact(moved(before, "A2", LAST_MILLI))
+    assert told(done) == [("meter-left", "meter-left")] * is_told
+    assert [alarm["meter_epoch"] for alarm in of(done, "alarm")] == [1] * is_told
+
+
+def test_a_meter_of_which_a_later_fact_came_first_is_gone_and_what_is_told_of_it_over() -> None:
+    """It went on to another shard before its coming to A2 was told: that fact is old then."""
+    log = read_log()
+    log.use(LAST_MILLI, power_w=-1)
+    log.fact(account("A2"))
+    second = moved(meter(max_power_w=POWER_W), "A2", LAST_MILLI)
+    third = moved(second, "A9", LAST_MILLI, shard=log.state.shard + 1)
+    done = log.fact(third)
+    assert (told(done), charges(done)) == ([("meter-left", "meter-left")], [])
+    assert dict(log.fact(second).counts) == {"fact-old": 1}
+    assert log.use(LAST_MILLI).counts["unknown-meter"] == 1
 
 
 def test_a_house_meter_is_held_without_alarms() -> None:

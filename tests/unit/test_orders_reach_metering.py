@@ -148,7 +148,7 @@ async def test_a_replaced_device_ends_at_its_closing_register_and_the_next_begin
         opening_register_milli=30,
         ratio=10,
     )
-    assert await platform.told() == ["closed"]
+    assert await platform.told() == ["meter-left", "closed"]
     await platform.read(35, ratio=10)
     assert platform.charged_milli == [200, 70, 5 * 10]
     assert (await platform.desk.office.account("A1")).has("M1")
@@ -165,7 +165,7 @@ async def test_a_new_ratio_counts_from_the_register_that_was_charged_last(
     platform: Platform,
 ) -> None:
     await platform.desk.ratio(10)
-    assert await platform.told() == ["closed"]
+    assert await platform.told() == ["meter-left", "closed"]
     await platform.read(LAST_MILLI + 4, ratio=10)
     assert platform.charged_milli == [200, 0, 4 * 10]
 

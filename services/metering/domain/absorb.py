@@ -16,7 +16,7 @@ from services.metering.domain.charging import Intervals, charge_one
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees, set_due
-from services.metering.domain.holds import resolve, tell_silence
+from services.metering.domain.holds import resolve, tell_leaving, tell_silence
 from services.metering.domain.judging import close, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
@@ -78,10 +78,12 @@ def _tariff_fact(out: Outbox, fact: Fact) -> None:
     entity = f"tariffs/{fact['tariff_id']}/{fact['version']}"
     if _is_old(out, entity, fact):
         return
-    if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
-        out.fact_late(fact)
     _keep(out, entity, fact)
     slots = _accounts_of(out, out.state.tariffs.put(fact))
+    if fact["version"] > 1 and fact["effective_at_ms"] < out.state.now_ms:
+        out.count("fact-late")
+        for site_id in sorted(_sites_of(out.state, slots)):
+            out.fact_late(fact, site_id)
     # Windows that end behind the instant of a version were priced without it.
     effective_at_ms = fact["effective_at_ms"]
     forgot = [slot for slot in slots.tolist() if out.state.forget_windows(slot, effective_at_ms)]
@@ -97,6 +99,11 @@ def _accounts_of(out: Outbox, tariff: int) -> Array:
     state.link_read(np.arange(count))
     links, accounts = state.account_links[:count], state.accounts[:count]
     return np.flatnonzero((links["tariff"] == tariff) & (accounts["offset"] < out.offset))
+
+
+def _sites_of(state: ShardState, slots: Array) -> set[str]:
+    facts = map(state.account_fact, slots.tolist())
+    return {fact["site_id"] for fact in facts if fact is not None}
 
 
 def _policy_fact(out: Outbox, fact: Fact) -> None:
@@ -187,7 +194,9 @@ def _meter_fact(out: Outbox, fact: Fact) -> None:
         _leave(out, fact, before)
     _keep(out, entity, fact)
     if enters:
-        _enter(out, fact)
+        _enter(out, fact, before)
+    else:
+        _stand_nowhere(out, before)
 
 
 def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
@@ -199,9 +208,10 @@ def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
     meter_slot = state.meter_in(slot, fact["meter_key"])
     if meter_slot is None or state.meters["epoch"][meter_slot] != fact["previous_epoch"]:
         return
-    cause = Cause(identity=before, meter=fact)
+    tell_leaving(out, slot, meter_slot, before)
+    cause, closing_milli = Cause(meter=before), fact["closing_register_milli"]
     if state.meters["opened"][meter_slot] and not state.accounts["frozen"][slot]:
-        charge = _close_register(out, slot, meter_slot, cause)
+        charge = _close_register(out, slot, meter_slot, closing_milli, cause)
         if charge is None:
             freeze(out, slot, cause)
         cause = replace(cause, charge=charge)
@@ -211,13 +221,14 @@ def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
     judge(out, slots, lambda _: cause)
 
 
-def _close_register(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> Any:
-    """Charge to the closing register of the meter-fact that is the cause, as if it had been read.
+def _close_register(
+    out: Outbox, slot: int, meter_slot: int, closing_milli: int | None, cause: Cause
+) -> Any:
+    """Charge to a closing register as if it had been read.
 
     Return the charge; None where that cannot be.
     """
-    assert cause.meter is not None, "a meter leaves by its fact"
-    state, closing_milli = out.state, cause.meter["closing_register_milli"]
+    state = out.state
     slots, meter_slots = np.array([slot]), np.array([meter_slot])
     meters, end = state.meters[meter_slots], np.zeros(1, READING)
     end["register_milli"] = closing_milli or 0
@@ -233,8 +244,8 @@ def _close_register(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> An
     return bill.charges[0]
 
 
-def _enter(out: Outbox, fact: Fact) -> None:
-    """Let the meter stand in its account at its new epoch.
+def _enter(out: Outbox, fact: Fact, before: Fact) -> None:
+    """Let the meter stand in its account at its new epoch. `before`: its fact until now.
 
     A fact of the epoch at which it stands there already says only what the meter is.
     """
@@ -243,7 +254,7 @@ def _enter(out: Outbox, fact: Fact) -> None:
     if slot is None:
         slot = state.add_account(fact["account_key"], house=fact["is_house"])
     elif state.is_ahead(slot, out.offset):
-        _stand_nowhere(out, fact["meter_key"], but_in=slot)
+        _stand_nowhere(out, before, but_in=slot)
         state.replay_entering(slot, fact)
         return
     standing = state.meter_in(slot, fact["meter_key"])
@@ -255,7 +266,7 @@ def _enter(out: Outbox, fact: Fact) -> None:
         if state.meters["forced"][standing] != forced:
             obey(out, slot, standing, Cause(identity=fact))
         return
-    _stand_nowhere(out, fact["meter_key"])
+    _stand_nowhere(out, before)
     account = state.accounts[slot]
     if account["meters"] >= METERS_MAX or fact["ratio"] < 1:
         freeze(out, slot, Cause(identity=fact, meter=fact))
@@ -269,13 +280,18 @@ def _enter(out: Outbox, fact: Fact) -> None:
     judge(out, slots, lambda _: Cause())
 
 
-def _stand_nowhere(out: Outbox, meter_key: int, *, but_in: int = -1) -> None:
-    """Let a meter stand in no account (but one): its leaving another may have been missed."""
+def _stand_nowhere(out: Outbox, before: Fact, *, but_in: int = -1) -> None:
+    """Let a meter stand in no account (but one): its leaving another may have been missed.
+
+    `before`: the fact by which it stands, if it does.
+    """
     state = out.state
-    meter_slot = int(state.find_meters(np.array([meter_key]))[0])
+    meter_slot = int(state.find_meters(np.array([before["meter_key"]]))[0])
     if meter_slot < 0 or state.meter_links["account"][meter_slot] == but_in:
         return
-    out.touch(np.array([state.meter_links["account"][meter_slot]]))
+    slot = int(state.meter_links["account"][meter_slot])
+    out.touch(np.array([slot]))
+    tell_leaving(out, slot, meter_slot, before)
     state.remove_meter(meter_slot)
 
 

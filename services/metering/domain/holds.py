@@ -14,7 +14,7 @@ from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Cause, Evidence, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import leave_windows
 from services.metering.domain.rows import FLAGS, HOLDS, Fact
-from services.metering.domain.shard import Held, ShardState
+from services.metering.domain.shard import SILENCE_MS, Held, ShardState
 from services.metering.domain.validation import BITS, IS_HELD, OUTCOMES, bound_milli
 
 QUALITY_MANUAL = ord("M")
@@ -65,17 +65,26 @@ def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
             yield i, "meter-flagged" if is_up else "meter-cleared", name, evidence
 
 
+def tell_leaving(out: Outbox, slot: int, meter_slot: int, meter: Fact) -> None:
+    """Say that what is told of a meter is over, where something is: it leaves its account."""
+    state = out.state
+    is_told = state.meters["hold"][meter_slot] or state.meters["flags"][meter_slot]
+    if is_told and not state.accounts["house"][slot]:
+        out.alarm(slot, "meter-left", "meter-left", Cause(meter=meter))
+
+
 def tell_silence(out: Outbox, meter_slot: int) -> None:
     """Say that no reading of a meter was accepted for too long."""
     state = out.state
     meter, slot = state.meters[meter_slot], int(state.meter_links["account"][meter_slot])
+    since_ms = int(meter["silent_at_ms"]) - SILENCE_MS
     state.link_read(np.array([slot]))
     state.tell_silence(meter_slot)
     out.count("silent")
     out.touch(np.array([slot]))
     if not state.accounts["house"][slot]:
         cause = Cause(meter=state.meter_fact(int(meter["key"])))
-        evidence = Evidence(None, None, *_stood(meter), None)
+        evidence = Evidence(None, None, *_stood(meter), None, since_ms)
         out.alarm(slot, "meter-silent", "silent", cause, evidence=evidence)
 
 

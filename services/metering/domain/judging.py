@@ -1,5 +1,6 @@
 """Rules 6 and 7: levels, alarms, and the position that relays should have."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -179,12 +180,33 @@ def _refuse(out: Outbox, slot: int, reason: str, cause: Cause) -> None:
     if account["refusal"] != refusal:
         account["refusal"] = refusal
         out.touch(np.array([slot]))
-        floor_nano = int(_policy(out.state, slot)["floor_nano"])
-        out.alarm(slot, "not-cut", reason, cause, threshold_nano=floor_nano)
+        out.alarm(
+            slot,
+            "not-cut",
+            reason,
+            cause,
+            threshold_nano=int(_policy(out.state, slot)["floor_nano"]),
+            forced_orders=_forced_orders(out.state, slot) if reason == "forced" else None,
+        )
     if reason in KEPT:
         account["notice_at_ms"] = NEVER_MS
     if reason == NOTICE_PENDING:
         _give_notice(out, slot, cause)
+
+
+def _forced_orders(state: ShardState, slot: int) -> str:
+    """Return a person's order for each relay of an account, as JSON."""
+    keys = state.meters["key"][state.meters_of(slot)].tolist()
+    orders = [
+        {
+            "meter_id": fact["meter_id"],
+            "position": fact["forced"],
+            "book_epoch": fact["book_epoch"],
+            "revision": fact["revision"],
+        }
+        for fact in map(state.meter_fact, keys)
+    ]
+    return json.dumps(orders)
 
 
 def _give_notice(out: Outbox, slot: int, cause: Cause) -> None:

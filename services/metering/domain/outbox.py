@@ -48,7 +48,7 @@ class Evidence:
     """What a reading that is held, or stands out, is judged by.
 
     Of the reading (None: of none), of the meter as it stood (None: it has none), and by how much
-    its register may have risen (None: unknown).
+    its register may have risen (None: unknown); of a silence, since when.
     """
 
     register_milli: int | None
@@ -56,6 +56,7 @@ class Evidence:
     last_register_milli: int | None
     last_time_ms: int | None
     bound_milli: int | None
+    silent_since_ms: int | None = None
 
 
 _NO_EVIDENCE = dict.fromkeys(Evidence.__dataclass_fields__)
@@ -106,6 +107,7 @@ class Outbox:
         threshold_nano: int | None = None,
         intent_epoch: int | None = None,
         evidence: Evidence | None = None,
+        forced_orders: str | None = None,
     ) -> None:
         """Raise an alarm for an account. levels: (before, after), by default as it is."""
         state, identity = self.state, self._identity(slot, cause)
@@ -117,28 +119,31 @@ class Outbox:
             "kind": kind,
             "reason": reason,
             "meter_id": cause.meter["meter_id"] if cause.meter else None,
+            "meter_epoch": cause.meter["epoch"] if cause.meter else None,
             "threshold_nano": threshold_nano,
             "level_before": LEVEL_NAMES[before],
             "level_after": LEVEL_NAMES[after],
             "intent_epoch": intent_epoch,
             "intent_offset": None if intent_epoch is None else self.offset,
             "log_offset": self.offset,
+            "forced_orders": forced_orders,
             **(_NO_EVIDENCE if evidence is None else asdict(evidence)),
             **self._standing(slot, identity, cause),
-            **self._cited_notice(slot),
+            **self._arrears(slot),
         }
         output = Output("alarms", "alarm", identity["account_id"], record, event_id, state.now_ms)
         self._decisions.append((cause.position, output))
 
-    def fact_late(self, fact: Fact) -> None:
-        """Say that a tariff-fact came after its instant: what was charged since, was without it."""
-        self.count("fact-late")
-        event_id = self._event_id("alarm", f"{fact['tariff_id']}/{fact['version']}", "fact-late")
+    def fact_late(self, fact: Fact, site_id: str) -> None:
+        """Say that a tariff-fact came after its instant: a site was charged without it."""
+        name = f"{fact['tariff_id']}/{fact['version']}/{site_id}"
+        event_id = self._event_id("alarm", name, "fact-late")
         record = {
             "alarm_id": str(event_id),
             "kind": "fact-late",
             "reason": "after-its-instant",
             "meter_id": None,
+            "meter_epoch": None,
             "threshold_nano": None,
             "level_before": LEVEL_NAMES[NORMAL],
             "level_after": LEVEL_NAMES[NORMAL],
@@ -146,7 +151,7 @@ class Outbox:
             "intent_offset": None,
             "log_offset": self.offset,
             "account_id": "",
-            "site_id": "",
+            "site_id": site_id,
             "available_nano": 0,
             "account_sequence": 0,
             "account_revision": fact["revision"],
@@ -161,6 +166,8 @@ class Outbox:
             **_cited(Cause()),
             **_NO_EVIDENCE,
             "tariff_version": fact["version"],
+            "forced_orders": None,
+            "arrears_since_ms": None,
             "notice_id": None,
             "notice_outcome": None,
         }
@@ -200,7 +207,7 @@ class Outbox:
             "cause_meter_id": _charged_meter(cause),
             "threshold_nano": threshold_nano,
             **self._standing(slot, identity, cause),
-            **self._cited_notice(slot),
+            **self._arrears(slot),
         }
         output = Output(
             "relay-intents",
@@ -308,9 +315,15 @@ class Outbox:
             **_cited(cause),
         }
 
-    def _cited_notice(self, slot: int) -> dict[str, str | None]:
+    def _arrears(self, slot: int) -> dict[str, Any]:
+        """Return since when an account is in arrears, and the notice of a cut that stands."""
+        since_ms = int(self.state.accounts["arrears_since_ms"][slot])
         notice_id, outcome = notice_of(self.state, slot)
-        return {"notice_id": notice_id, "notice_outcome": outcome}
+        return {
+            "arrears_since_ms": None if since_ms == NEVER_MS else since_ms,
+            "notice_id": notice_id,
+            "notice_outcome": outcome,
+        }
 
     def _charge_frames(self) -> Iterable[Output]:
         if not self._charges:

@@ -33,7 +33,7 @@ from services.metering.domain.messages import Row
 
 LAYOUT_VERSION = 3
 """Raised when the bytes of a row change their meaning."""
-ABSORB_VERSION = 2
+ABSORB_VERSION = 3
 """Raised when the same log would give other outputs or rows."""
 METERS_MAX = 256
 """Meters an account may have."""

@@ -252,6 +252,10 @@ class AlarmRow(NamedTuple):
     bound_milli: int | None
     notice_id: str | None
     notice_outcome: str | None
+    silent_since_ms: int | None
+    meter_epoch: int | None
+    arrears_since_ms: int | None
+    forced_orders: str | None
 
 
 class NoticeRow(NamedTuple):
@@ -315,6 +319,7 @@ class RelayIntentRow(NamedTuple):
     decided_at_ms: int
     notice_id: str | None
     notice_outcome: str | None
+    arrears_since_ms: int | None
 
 
 class RelayStateRow(NamedTuple):
