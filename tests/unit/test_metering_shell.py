@@ -7,17 +7,24 @@ What needs real brokers and real kills is in tests/recovery.
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from uuid import UUID
 
+import numpy as np
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.envelope import Envelope
@@ -26,6 +33,7 @@ from services.common.kernel.routing import partition_of
 from services.common.runtime import codec
 from services.common.runtime.fence import EXIT_FENCED, ClockFence
 from services.metering.adapters import app, changelog, lane, shell
+from services.metering.adapters.batches import RowBatch
 from services.metering.adapters.changelog import (
     BATCH_BYTES_MAX,
     ForeignWriter,
@@ -33,7 +41,6 @@ from services.metering.adapters.changelog import (
     StoredRow,
     overtaken,
     packed,
-    row_bytes,
 )
 from services.metering.adapters.decoding import (
     DEAD_FREE,
@@ -54,7 +61,7 @@ from services.metering.adapters.outputs import partition, send_outputs
 from services.metering.adapters.shell import Shell
 from services.metering.adapters.wakes import AGAIN_AFTER_MS, Wake
 from services.metering.config import Settings
-from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
+from services.metering.domain.messages import Absorbed, LogRecord, Output, Row, Rows, RowTable
 from services.metering.domain.rows import header_row, joined
 from services.metering.domain.shard import ShardState
 from services.metering.domain.together import absorb_all
@@ -85,22 +92,14 @@ class Landing:
     offset: int
 
 
-class FakeBatch:
-    def __init__(self) -> None:
-        self.rows: list[tuple[bytes, bytes]] = []
-
-    @property
-    def _builder(self) -> "FakeBatch":
-        return self
-
-    def append(
-        self, number: int, timestamp: None, key: bytes, value: bytes, headers: list[object]
-    ) -> object:
-        assert (number, timestamp, headers) == (len(self.rows), None, [])
-        self.rows.append((key, value))
-        return self
-
-    def close(self) -> None: ...
+def rows_in(batch: RowBatch) -> list[tuple[bytes, bytes]]:
+    """Return the rows of a batch as aiokafka reads them from its bytes."""
+    records = MemoryRecords(bytes(batch._build()))
+    found = records.next_batch()
+    assert found is not None
+    assert found.validate_crc()
+    assert not records.has_next()
+    return [(record.key or b"", record.value or b"") for record in found]
 
 
 @dataclass
@@ -114,16 +113,13 @@ class FakeProducer:
     sent: list[tuple[str, int, bytes | None, dict[str, bytes]]] = field(default_factory=list)
     held: list[Callable[[], None]] = field(default_factory=list)
 
-    def create_batch(self) -> FakeBatch:
-        return FakeBatch()
-
     async def send_batch(
-        self, batch: FakeBatch, topic: str, *, partition: int
+        self, batch: RowBatch, topic: str, *, partition: int
     ) -> asyncio.Future[Any]:
         assert (topic, partition) == ("metering-rows-changelog", 3)
-        self.batches.append(batch.rows)
-        self.next_offset += len(batch.rows)
-        return self._flight(self.next_offset - len(batch.rows))
+        self.batches.append(rows_in(batch))
+        self.next_offset += batch.record_count()
+        return self._flight(self.next_offset - batch.record_count())
 
     async def send(
         self,
@@ -293,14 +289,65 @@ def row(key: str, size: int = 10) -> Row:
 def test_a_records_rows_share_a_batch_where_they_fit() -> None:
     third = BATCH_BYTES_MAX // 3
     records = [[row("a", third)], [row("b", third)], [row("c", third // 2), row("d", third // 2)]]
-    assert [[r.key for r in batch] for batch in packed(records)] == [[b"a", b"b"], [b"c", b"d"]]
+    batches = [[r.key for rows in batch for r in rows] for batch in packed(records)]
+    assert batches == [[b"a", b"b"], [b"c", b"d"]]
 
 
 def test_rows_that_do_not_fit_into_one_batch_keep_their_order() -> None:
     rows = [row(f"{number:03}", BATCH_BYTES_MAX // 4) for number in range(11)]
     batches = list(packed([rows[:1], rows[1:]]))
-    assert [r for batch in batches for r in batch] == rows
-    assert all(sum(map(row_bytes, batch)) < BATCH_BYTES_MAX for batch in batches)
+    assert [r for batch in batches for part in batch for r in part] == rows
+    assert all(RowBatch(batch).size() < BATCH_BYTES_MAX for batch in batches)
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 7, 352, 392]), min_size=1, max_size=40),
+    repeated=st.sampled_from([1, 5, 300]),
+    edges=st.lists(st.integers(0, 40), max_size=3).map(sorted),
+    as_tables=st.booleans(),
+)
+@settings(deadline=None, max_examples=50)
+@example(sizes=[1], repeated=8200, edges=[], as_tables=True)
+def test_a_batch_is_byte_for_byte_what_aiokafka_would_build(
+    sizes: list[int], repeated: int, edges: list[int], as_tables: bool
+) -> None:
+    rows = [row(f"{number:05}", size) for number, size in enumerate(sizes * repeated)]
+    ends = [0, *(min(edge, len(rows)) for edge in edges), len(rows)]
+    records: list[Sequence[Row]] = [rows[start:end] for start, end in pairwise(ends)]
+    if as_tables:
+        records = [as_rows(record) for record in records]
+        assert [each for record in records for each in record] == rows
+    batch = RowBatch(records)
+    batch._set_producer_state(5, 1, 7)
+    size = batch.size()
+    found = batch._build()
+    expected = DefaultRecordBatchBuilder(2, 0, 0, 5, 1, 7, 1 << 30)
+    (found_at_ms,) = struct.unpack_from(">q", found, 27)
+    in_order = [row for record in records for row in in_tables(record)]
+    for number, (key, value) in enumerate(in_order):
+        assert expected.append(number, found_at_ms, key, value, []) is not None
+    assert (batch.record_count(), size) == (len(rows), len(found))
+    assert bytes(expected.build()) == bytes(found)
+
+
+def as_rows(rows: Sequence[Row]) -> Rows:
+    """Return rows as the tables that a shard makes of them: one a size."""
+    by_size: dict[int, list[int]] = {}
+    for place, (_, value) in enumerate(rows):
+        by_size.setdefault(len(value), []).append(place)
+    tables = []
+    for places in by_size.values():
+        keys = [np.frombuffer(rows[place].key, np.uint8) for place in places]
+        values = [np.frombuffer(rows[place].value, np.uint8) for place in places]
+        tables.append(RowTable(np.array(places), np.array(keys), np.array(values)))
+    return Rows(tables)
+
+
+def in_tables(rows: Sequence[Row]) -> list[Row]:
+    """Return rows in the order in which they are written: table by table."""
+    if not isinstance(rows, Rows):
+        return list(rows)
+    return [row for table in rows.tables for row in table.rows()]
 
 
 async def test_rows_that_land_elsewhere_than_expected_betray_a_foreign_writer() -> None:

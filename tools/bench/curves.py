@@ -23,6 +23,7 @@ from services.common.kernel.envelope import Envelope
 from services.common.kernel.frames import READINGS_MAX
 from services.common.kernel.ids import name_uuid
 from services.common.runtime import codec
+from services.metering.adapters.batches import RowBatch
 from services.metering.adapters.changelog import packed
 from services.metering.adapters.decoding import FRAME, Opened, Raw, opened
 from services.metering.domain.absorb import absorb
@@ -170,8 +171,8 @@ class Worker:
         assert done.counts["accepted"] == READINGS_MAX, done.counts
         for output in done.outputs:
             codec.encode(output.subject, output.record)
-        for _ in packed([done.account_rows]):
-            pass
+        for records in packed([done.account_rows]):
+            RowBatch(records)
 
 
 def memory_mb(tariff: str, meters: int) -> float:

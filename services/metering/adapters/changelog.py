@@ -14,7 +14,8 @@ from aiokafka.consumer.fetcher import PartitionRecords
 from services.common.kernel.errors import Bug
 from services.common.runtime import kafka
 from services.common.runtime.fence import wrap_method
-from services.metering.domain.messages import Row
+from services.metering.adapters.batches import RowBatch
+from services.metering.domain.messages import Row, Rows
 
 TOPIC = "metering-rows-changelog"
 BATCH_BYTES_MAX = 1 << 20
@@ -22,7 +23,6 @@ ROW_OVERHEAD_BYTES = 24
 """More than a record's own fields take beside key and value (lengths, deltas, header count)."""
 BATCH_OVERHEAD_BYTES = 128
 READ_WAIT_MS = 200
-_NO_HEADERS: list[tuple[str, bytes]] = []
 
 StoredRow = tuple[bytes, bytes]
 
@@ -37,10 +37,6 @@ class Dropped(Exception):  # noqa: N818 - what happened to the rows, not an erro
 
 class Batches(Protocol):
     """What the changelog needs of a producer; aiokafka's AIOKafkaProducer has it."""
-
-    def create_batch(self) -> Any:
-        """Return an empty batch."""
-        ...
 
     async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
         """Queue a batch; the future's result has the offset of its first record."""
@@ -68,16 +64,14 @@ class ShardChangelog:
         together. Calls `sent` when all are on their way. Raises ForeignWriter, Dropped.
         """
         flights = []
-        for rows in packed(records):
-            batch = self._producer.create_batch()
-            _fill(batch, rows)
-            batch.close()
+        for batched in packed(records):
+            batch = RowBatch(batched)
             if self._closed:
                 raise Dropped
             flight = await self._producer.send_batch(batch, TOPIC, partition=self._shard)
             self._pending.add(flight)
             flight.add_done_callback(self._pending.discard)
-            flights.append((flight, len(rows)))
+            flights.append((flight, batch.record_count()))
         sent()
         for flight, count in flights:
             self._landed((await flight).offset, count)
@@ -98,41 +92,31 @@ class ShardChangelog:
             await asyncio.wait(self._pending, timeout=timeout_s)
 
 
-def _fill(batch: Any, rows: Sequence[Row]) -> None:
-    """Append rows as aiokafka's `append` would, at a quarter of its price: it is asked so often."""
-    append = batch._builder.append  # noqa: SLF001 - see above
-    for number, (key, value) in enumerate(rows):
-        if append(number, None, key, value, _NO_HEADERS) is None:
-            raise Bug(f"a row of {len(value)} bytes does not fit into a batch")
-    batch._relative_offset = len(rows)  # noqa: SLF001 - how many it has
-
-
-def packed(records: Iterable[Sequence[Row]]) -> Iterable[list[Row]]:
-    """Yield batches of rows, in order; a record's rows are parted only where they must be."""
-    batch: list[Row] = []
+def packed(records: Iterable[Sequence[Row]]) -> Iterable[list[Sequence[Row]]]:
+    """Yield what goes into a batch each, in order; a record's rows are parted only if they must."""
+    batch: list[Sequence[Row]] = []
     room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES
     left = room
     for rows in records:
-        size = sum(map(len, chain.from_iterable(rows))) + ROW_OVERHEAD_BYTES * len(rows)
-        if batch and size > left:
-            yield batch
-            batch, left = [], room
-        if size <= left:
-            batch.extend(rows)
-            left -= size
-            continue
-        for row in rows:
-            if batch and row_bytes(row) > left:
+        fits = rows_bytes(rows) <= room
+        for part in (rows,) if fits else ([row] for row in rows):
+            size = rows_bytes(part)
+            if batch and size > left:
                 yield batch
                 batch, left = [], room
-            batch.append(row)
-            left -= row_bytes(row)
+            batch.append(part)
+            left -= size
     if batch:
         yield batch
 
 
-def row_bytes(row: Row) -> int:
-    return len(row.key) + len(row.value) + ROW_OVERHEAD_BYTES
+def rows_bytes(rows: Sequence[Row]) -> int:
+    """Return how many bytes rows take in a batch, at most."""
+    if isinstance(rows, Rows):
+        sizes = sum(table.keys.size + table.values.size for table in rows.tables)
+    else:
+        sizes = sum(map(len, chain.from_iterable(rows)))
+    return sizes + ROW_OVERHEAD_BYTES * len(rows)
 
 
 async def read_rows(

@@ -1,9 +1,14 @@
 """What goes into `absorb` and what comes out of it. Pure values; the shell does the I/O."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
 
 from services.common.kernel.frames import ReadingFrame
 from services.common.kernel.values import value_class
@@ -42,13 +47,69 @@ class Output:
 
 
 class Row(NamedTuple):
-    """One row of the table: its key and its bytes, both for the changelog.
-
-    A tuple, because a frame makes five hundred of them and a dataclass takes three times as long.
-    """
+    """One row of the table: its key and its bytes, both for the changelog."""
 
     key: bytes
     value: bytes
+
+
+@value_class
+class RowTable:
+    """Rows whose keys are of one size, and whose values are, as bytes in columns: uint8, (n, size).
+
+    `places`: where each stands among the rows that it belongs to.
+    """
+
+    places: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint8]
+    values: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield them one by one."""
+        keys, values = (_lines_of_bytes(table) for table in (self.keys, self.values))
+        return map(Row, keys, values)
+
+
+class Rows(Sequence[Row]):
+    """Rows in their order, kept as tables until somebody asks for one: a frame has five hundred."""
+
+    def __init__(self, tables: Sequence[RowTable]) -> None:
+        self.tables = tables
+        self._count = sum(map(len, tables))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | Sequence[Row]:
+        if isinstance(at, slice) and len(self.tables) == 1:
+            (table,) = self.tables
+            keys, values = table.keys[at], table.values[at]
+            return Rows([RowTable(np.arange(len(keys)), keys, values)])
+        return self._one_by_one[at]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._one_by_one == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _one_by_one(self) -> tuple[Row, ...]:
+        found: dict[int, Row] = {}
+        for table in self.tables:
+            found.update(zip(table.places.tolist(), table.rows(), strict=True))
+        return tuple(found[place] for place in range(len(self)))
+
+
+def _lines_of_bytes(table: npt.NDArray[np.uint8]) -> list[bytes]:
+    raw, size = table.tobytes(), table.shape[1]
+    return [raw[start : start + size] for start in range(0, len(raw), size)]
 
 
 @value_class
@@ -63,6 +124,6 @@ class Absorbed:
 
     outputs: tuple[Output, ...]
     fact_rows: tuple[Row, ...]
-    account_rows: tuple[Row, ...]
+    account_rows: Sequence[Row]
     header: Row
     counts: Counter[str] = field(default_factory=Counter)

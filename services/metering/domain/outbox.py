@@ -276,7 +276,7 @@ class Outbox:
         return Absorbed(
             tuple(outputs),
             tuple(self.fact_rows),
-            tuple(self.state.account_rows(touched)),
+            self.state.account_rows(touched),
             self.state.header_row(),
             self.counts,
         )

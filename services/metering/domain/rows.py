@@ -176,8 +176,20 @@ def words(records: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return records.view(np.int64).reshape(len(records), records.dtype.itemsize // 8)
 
 
+def octets(records: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the same memory as bytes, a line a record."""
+    return records.view(np.uint8).reshape(len(records), -1)
+
+
 def account_row_key(account_key: int) -> bytes:
     return ACCOUNT_PREFIX + account_key.to_bytes(8, "big", signed=True)
+
+
+def account_row_keys(account_keys: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return the keys of the rows of accounts as bytes, a line each."""
+    prefixes = np.frombuffer(ACCOUNT_PREFIX * len(account_keys), np.uint8)
+    numbers = octets(account_keys.astype(">i8"))
+    return np.concatenate([prefixes.reshape(len(account_keys), -1), numbers], axis=1)
 
 
 def account_entity(account_key: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from services.common.kernel.frames import ABSENT_REGISTER
 from services.metering.domain.facts import Array, FactLog, Names, Policies, grown
 from services.metering.domain.ladders import Accumulation, Key, Ladder
-from services.metering.domain.messages import Row
+from services.metering.domain.messages import Row, Rows, RowTable
 from services.metering.domain.rows import (
     ABSORB_VERSION,
     ACCOUNT,
@@ -30,12 +30,13 @@ from services.metering.domain.rows import (
     Fact,
     ParsedAccounts,
     account_entity,
-    account_row_key,
+    account_row_keys,
     check_drained,
     header_of,
     header_row,
     joined,
     meter_entity,
+    octets,
     parsed_accounts,
     words,
 )
@@ -62,6 +63,10 @@ has exactly one. accumulation: slot of the one that energy comes to most likely;
 is known.
 """
 _NONE = -1
+_MORE_ACCUMULATIONS = 16
+_UNEVEN = -1
+"""Shapes of rows: of an account of one meter 16 × accumulations + 2 × windows + whether a hold has
+a reading; of others, whose sizes differ, _UNEVEN."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,)), ("accumulation", "<i8")])
@@ -108,7 +113,7 @@ class ShardState:
         self._windows: dict[int, bytes] = {}
         self._held: dict[int, bytes] = {}
         self._meters_of: list[list[int]] = []
-        self._row_keys: list[bytes] = []
+        self._accounts_used = 0
         self._account_slots: dict[int, int] = {}
         self._meter_slots: dict[int, int] = {}
         self._free_meter_slots: list[int] = []
@@ -120,7 +125,7 @@ class ShardState:
 
     @property
     def account_count(self) -> int:
-        return len(self._row_keys)
+        return self._accounts_used
 
     @property
     def meter_count(self) -> int:
@@ -178,7 +183,7 @@ class ShardState:
         self.due_ms[slot] = NOT_DUE_MS
         self.account_links["accumulation"][slot] = _NONE
         self._meters_of.append([])
-        self._row_keys.append(account_row_key(account_key))
+        self._accounts_used += 1
         self._account_slots[account_key] = slot
         return slot
 
@@ -453,36 +458,48 @@ class ShardState:
     def rows(self) -> tuple[list[Row], list[Row], Row]:
         """Return (fact rows, account rows, header row): everything, to be written anew."""
         slots = np.arange(self.account_count)
-        return list(self.facts.rows()), self.account_rows(slots), self.header_row()
+        return list(self.facts.rows()), list(self.account_rows(slots)), self.header_row()
 
-    def account_rows(self, slots: Array) -> list[Row]:
+    def account_rows(self, slots: Array) -> Rows:
         """Return the rows of accounts, in the order of `slots`."""
-        keys = map(self._row_keys.__getitem__, slots.tolist())
-        single = self.accounts["meters"][slots] == 1
-        others = [] if single.all() else list(map(self._value, slots[~single].tolist()))
-        values = _merged(single, self._values_with_one_meter(slots[single]), others)
-        # Row(key, value) for each, without the call that a constructor in Python costs.
-        return list(map(tuple.__new__, repeat(Row), zip(keys, values, strict=True)))
-
-    def _values_with_one_meter(self, slots: Array) -> list[bytes]:
         meter_slots = self.account_links["only_meter"][slots]
-        accounts = words(self.accounts).take(slots, axis=0)
-        meters = words(self.meters).take(meter_slots, axis=0)
-        if not (self._accumulations_of or self._windows or self._held):
-            return _lines_of_bytes(accounts, meters)
-        counts = self.accounts["accumulations"][slots]
-        at = self.account_links["accumulation"][slots]
-        at = np.where(at == _NONE, self.meter_links["accumulation"][meter_slots], at)
-        single = (counts == 1) & (at != _NONE)
-        accumulations = words(self.accumulations).take(at[single], axis=0)
-        more = _lines_of_bytes(accounts[single], meters[single], accumulations)
-        values = _merged(single, more, _lines_of_bytes(accounts[~single], meters[~single]))
-        for i in np.flatnonzero((counts > 0) & ~single).tolist():
-            values[i] += self._accumulated(int(slots[i]))
-        tailed = self.meters["windows"][meter_slots] | self.meters["hold"][meter_slots]
-        for i in np.flatnonzero(tailed).tolist():
-            values[i] += self._tail(int(meter_slots[i]))
-        return values
+        shapes = self.accounts["accumulations"][slots] * np.int64(_MORE_ACCUMULATIONS)
+        shapes += self.meters["windows"][meter_slots] * np.int64(2)
+        shapes += self.meters["hold"][meter_slots] != 0
+        shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
+        tables = []
+        for shape in sorted(set(shapes.tolist())):
+            places = np.flatnonzero(shapes == shape)
+            if shape == _UNEVEN:
+                tables += self._tables_of_values(places, slots[places])
+            else:
+                tables.append(self._table(shape, places, slots[places], meter_slots[places]))
+        return Rows(tables)
+
+    def _table(self, shape: int, places: Array, slots: Array, meter_slots: Array) -> RowTable:
+        """Return the rows of accounts of one meter each, which have the same parts."""
+        keys = account_row_keys(self.accounts["key"][slots])
+        parts = [words(self.accounts).take(slots, axis=0), words(self.meters).take(meter_slots, 0)]
+        if shape // _MORE_ACCUMULATIONS:
+            at = np.array([self._accumulations_of[slot] for slot in slots.tolist()])
+            counted = words(self.accumulations).take(at.ravel(), axis=0)
+            parts.append(counted.reshape(len(slots), -1))
+        if shape % _MORE_ACCUMULATIONS:
+            tails = b"".join(map(self._tail, meter_slots.tolist()))
+            parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
+        return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
+
+    def _tables_of_values(self, places: Array, slots: Array) -> list[RowTable]:
+        """Return the rows of accounts whose number of meters differs."""
+        values = list(map(self._value, slots.tolist()))
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        tables = []
+        for size in sorted(set(sizes.tolist())):
+            which = np.flatnonzero(sizes == size)
+            packed = np.frombuffer(b"".join(values[i] for i in which.tolist()), np.uint8)
+            keys = account_row_keys(self.accounts["key"][slots[which]])
+            tables.append(RowTable(places[which], keys, packed.reshape(len(which), -1)))
+        return tables
 
     def _tail(self, meter_slot: int) -> bytes:
         return self._windows.get(meter_slot, b"") + self._held.get(meter_slot, b"")
@@ -531,7 +548,7 @@ class ShardState:
         parsed = parsed_accounts(values)
         accounts, meters = parsed.accounts, parsed.meters
         keys, count = accounts["key"].tolist(), len(accounts)
-        self._row_keys = list(map(account_row_key, keys))
+        self._accounts_used = count
         self._account_slots = dict(zip(keys, range(count), strict=True))
         self.accounts = grown(self.accounts, count)
         self.account_links = grown(self.account_links, count)
@@ -588,23 +605,6 @@ class ShardState:
                 self.tariffs.put(fact)
             else:
                 self.policies.put(fact)
-
-
-def _lines_of_bytes(*tables: Array) -> list[bytes]:
-    """Return each line of tables of words, side by side, as bytes."""
-    table = np.concatenate(tables, axis=1)
-    raw, size = table.tobytes(), table.itemsize * table.shape[1]
-    return [raw[start : start + size] for start in range(0, len(raw), size)]
-
-
-def _merged(which: Array, yes: list[bytes], no: list[bytes]) -> list[bytes]:
-    """Return the values of `yes` where `which` says so, of `no` elsewhere, in their order."""
-    if len(yes) == len(which):
-        return yes
-    if len(no) == len(which):
-        return no
-    ones, others = iter(yes), iter(no)
-    return [next(ones) if one else next(others) for one in which.tolist()]
 
 
 def _billed_as(fact: Fact) -> tuple[str, str, str]:

@@ -179,7 +179,7 @@ class _Gathered(Outbox):
             found[number] = Absorbed(
                 (out.charge_frame(frame), *out.balances(told)),
                 (),
-                tuple(rows[start:end]),
+                rows[start:end],
                 header_row(record.offset, now_ms),
                 Counter(accepted=end - start),
             )

@@ -1,0 +1,148 @@
+"""Rows as one batch of Kafka records, written as columns.
+
+aiokafka's builder takes rows one by one. Rows of one size lie the same distance apart, so that
+their records can be written all at once: a third of the time, and the rows of a full frame are
+most of what metering writes. Format: Kafka's record batch, version 2, as aiokafka builds it.
+"""
+
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+
+import numpy as np
+import numpy.typing as npt
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBase
+from aiokafka.record.util import calc_crc32c, encode_varint
+
+from services.metering.domain.messages import Row, Rows, RowTable
+
+HEADER = DefaultRecordBase.HEADER_STRUCT
+MAGIC = 2
+NO_LEADER_EPOCH = -1
+UNCOMPRESSED = 0
+ONE_BYTE_MAX, TWO_BYTES_MAX = 1 << 6, 1 << 13
+"""Numbers below them take one byte, two bytes, as a zigzag varint."""
+
+Octets = npt.NDArray[np.uint8]
+
+
+class RowBatch(BatchBuilder):
+    """A batch for `AIOKafkaProducer.send_batch`, complete. `records`: rows, a sequence each."""
+
+    def __init__(self, records: Iterable[Sequence[Row]]) -> None:
+        super().__init__(0, UNCOMPRESSED)
+        self._parts = list(_encoded(records))
+        self._relative_offset = sum(count for count, _ in self._parts)
+        self._size = HEADER.size + sum(len(octets) for _, octets in self._parts)
+        self._written_at_ms = time.time_ns() // 1_000_000
+        self._producer_state = (-1, -1, 0)
+        self.close()
+
+    def size(self) -> int:
+        return self._size
+
+    def _set_producer_state(self, producer_id: int, producer_epoch: int, sequence: int) -> None:
+        self._producer_state = (producer_id, producer_epoch, sequence)
+
+    def _build(self) -> bytes:
+        if self._buffer is None:
+            count = self._relative_offset
+            after_crc = struct.pack(
+                ">hiqqqhii",
+                UNCOMPRESSED,
+                count - 1,
+                self._written_at_ms,
+                self._written_at_ms,
+                *self._producer_state,
+                count,
+            )
+            data = b"".join([after_crc, *(octets for _, octets in self._parts)])
+            before_length = DefaultRecordBase.AFTER_LEN_OFFSET
+            before_crc = struct.pack(
+                ">qiibI",
+                0,
+                self._size - before_length,
+                NO_LEADER_EPOCH,
+                MAGIC,
+                calc_crc32c(data),
+            )
+            self._buffer = before_crc + data
+            self._parts = []
+        return self._buffer
+
+
+def _encoded(records: Iterable[Sequence[Row]]) -> Iterator[tuple[int, bytes]]:
+    """Yield (how many rows, the records that hold them) in the order of the rows."""
+    tables = chain.from_iterable(map(_tables, records))
+    at = 0
+    for _, alike in groupby(tables, lambda table: (table.keys.shape[1], table.values.shape[1])):
+        found = list(alike)
+        keys, values = found[0].keys, found[0].values
+        if len(found) > 1:
+            keys = np.concatenate([table.keys for table in found])
+            values = np.concatenate([table.values for table in found])
+        for start, end in _of_one_width(at, at + len(keys)):
+            within = slice(start - at, end - at)
+            yield end - start, _records(start, keys[within], values[within])
+        at += len(keys)
+
+
+def _tables(rows: Sequence[Row]) -> Iterable[RowTable]:
+    if isinstance(rows, Rows):
+        return rows.tables
+    return (_table(list(alike)) for _, alike in groupby(rows, lambda row: tuple(map(len, row))))
+
+
+def _table(rows: Sequence[Row]) -> RowTable:
+    """Return rows of the same sizes as a table."""
+    parts = (np.frombuffer(b"".join(of_each), np.uint8) for of_each in zip(*rows, strict=True))
+    keys, values = (part.reshape(len(rows), -1) for part in parts)
+    return RowTable(np.arange(len(rows)), keys, values)
+
+
+def _of_one_width(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a range of numbers in which a varint of each takes as many bytes."""
+    for edge in (ONE_BYTE_MAX, TWO_BYTES_MAX):
+        if start < min(edge, end):
+            yield start, min(edge, end)
+            start = min(edge, end)
+    if start < end:
+        yield start, end
+
+
+def _records(start: int, keys: Octets, values: Octets) -> bytes:
+    """Return rows as records whose offsets begin at `start`; offset deltas of one width."""
+    count = len(keys)
+    deltas = np.arange(start, start + count) << 1
+    width = len(_varint(start))
+    parts = [
+        _octets(b"\0\0"),  # attributes, time delta
+        *(
+            (deltas >> 7 * i & 0x7F | (0x80 if i < width - 1 else 0))[:, np.newaxis]
+            for i in range(width)
+        ),
+        _octets(_varint(keys.shape[1])),
+        keys,
+        _octets(_varint(values.shape[1])),
+        values,
+        _octets(b"\0"),  # headers
+    ]
+    parts.insert(0, _octets(_varint(sum(part.shape[1] for part in parts))))
+    table = np.empty((count, sum(part.shape[1] for part in parts)), np.uint8)
+    at = 0
+    for part in parts:
+        table[:, at : at + part.shape[1]] = part
+        at += part.shape[1]
+    return table.tobytes()
+
+
+def _octets(of_each: bytes) -> Octets:
+    return np.frombuffer(of_each, np.uint8)[np.newaxis]
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    encode_varint(number, out.append)
+    return bytes(out)
