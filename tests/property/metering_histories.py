@@ -9,6 +9,7 @@ follow from each other, registers that count upwards, with every disorder of the
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -501,6 +502,30 @@ class Book:
         opening = (closing, closing, closing, None, last + 500)[op.d % 5]
         self._hand_over(device, owner, shard, closing, opening)
 
+    def _replace(self, op: Op) -> None:
+        """Replace a device, or its transformers; the closing register is one that may be, or not.
+
+        The most that the load allows since the last reading, the least that a person need not
+        confirm, and a thousandth more or less.
+        """
+        device = self.devices.get(METERS[op.a % len(METERS)])
+        if device is None or device.owner is None:
+            return
+        risen_milli = _allowed_milli(device, self.now_ms - device.time_ms) or 300
+        fallen_milli = _allowed_milli(device, 2**31) or 300
+        last = device.register_milli
+        closing = (
+            last
+            + (
+                *(0, 300, risen_milli, risen_milli + 1, 10**9),
+                *(-fallen_milli, -fallen_milli - 1, -(10**9)),
+            )[op.b % 8]
+        )
+        device.register_milli = (closing, 0, 10**10)[op.c % 3]
+        self._hand_over(device, device.owner, device.shard, closing, device.register_milli)
+        closing_id = name_uuid("closing", device.meter_id, device.epoch)
+        device.odd = {"reading_id": closing_id.bytes, "register_milli": device.register_milli}
+
     def _overtake(self, op: Op) -> None:
         """Assign a meter twice; the later fact arrives first, so the earlier one is old."""
         self.delay = 2
@@ -729,11 +754,16 @@ def _jumps(reading: dict[str, Any], device: Device) -> bool:
 
 def _highest(reading: dict[str, Any], device: Device) -> int | None:
     """Return the highest register that rule 3 lets a reading have; None: any."""
+    allowed_milli = _allowed_milli(device, reading["device_time_ms"] - device.time_ms)
+    return None if allowed_milli is None else device.register_milli + allowed_milli
+
+
+def _allowed_milli(device: Device, duration_ms: int) -> int | None:
+    """Return by how much rule 3 lets the register rise in a while; None: by whatever."""
     if device.max_power_w is None or device.max_power_w > 10**8:
         return None
-    duration_ms = min(reading["device_time_ms"] - device.time_ms, 2**31)
-    allowed_milli = device.max_power_w * duration_ms // 3_000_000 + 100 * device.ratio
-    return device.register_milli + allowed_milli // device.ratio
+    allowed_milli = device.max_power_w * min(duration_ms, 2**31) // 3_000_000 + 100 * device.ratio
+    return allowed_milli // device.ratio
 
 
 def _beyond(reading: dict[str, Any], device: Device) -> None:
@@ -895,6 +925,7 @@ _which = st.sampled_from((0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5))
 _kinds = st.sampled_from(
     (
         *("sell", "sell", "assign", "wake", "resolve", "resolve", "resolve") * 3,
+        *("replace",) * 3,
         *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
         *("tariff", "order", "force"),
         *(
@@ -979,7 +1010,16 @@ _resolutions = st.builds(
     _small,
     _small,
 )
-_odd_bodies = st.lists(st.one_of(_odd_frames, _odd_frames, _resolutions), max_size=40)
+_replacements = st.tuples(
+    _odd_frames,
+    st.builds(Op, st.just("replace"), st.sampled_from((0, 2)), _small, _small),
+    st.builds(Op, st.sampled_from(("resolve", "resolve", "wake")), _small, _small, st.just(1)),
+)
+"""A device that was read is replaced, and mostly a person says at once what is true."""
+_odd_parts = st.one_of(
+    st.tuples(_odd_frames), st.tuples(_odd_frames), st.tuples(_resolutions), _replacements
+)
+_odd_bodies = st.lists(_odd_parts, max_size=30).map(lambda parts: [*chain(*parts)])
 
 
 def oddities() -> st.SearchStrategy[list[LogRecord]]:

@@ -109,10 +109,13 @@ class Meter:
     send_before: int | None = None
     relay: str = ""
     """Rule 7: not known, closed or tripped."""
+    waiting: "tuple[Meter, Reading] | None" = None
+    """The meter as it stood in the epoch before, and the closing register that waits."""
     windows: list[Window] = field(default_factory=list)
 
     def copy(self) -> "Meter":
-        return replace(self, windows=list(self.windows), flags=set(self.flags))
+        waiting = self.waiting and (self.waiting[0].copy(), self.waiting[1])
+        return replace(self, windows=list(self.windows), flags=set(self.flags), waiting=waiting)
 
     def window_of(self, time: int) -> Window | None:
         return next((window for window in self.windows if window[0] < time < window[2]), None)
@@ -432,25 +435,46 @@ class ScalarShard:
         if self._is_old("meter", fact["meter_id"], fact):
             return
         self._keep("meter", fact["meter_id"], fact)
+        waiting = None
         if fact["previous_shard"] == self.shard:
             left = self.accounts.get(fact["previous_account_key"])
             if left is not None:
-                self._leave(left, fact)
+                waiting = self._leave(left, fact)
         self._miss(fact)
         if fact["shard"] == self.shard:
             key = fact["account_key"]
             entered = self.accounts.setdefault(
                 key, Account(fact["account_id"], key, house=fact["is_house"])
             )
-            self._attempt(entered, lambda: self._enter(entered, fact), Cause(fact))
+            self._attempt(entered, lambda: self._enter(entered, fact, waiting), Cause(fact))
 
-    def _leave(self, account: Account, fact: Fact) -> None:
+    def _leave(self, account: Account, fact: Fact) -> tuple[Meter, Reading] | None:
+        """Return the meter and the closing register that waits, where one does."""
         meter = account.meters.get(fact["meter_key"])
         if meter is None or meter.epoch != fact["previous_epoch"]:
-            return
+            return None
         self._tell_leaving(account, meter)
-        self._attempt(account, lambda: self._close(account, meter, fact), Cause(meter.fact))
+        before, waiting = meter.copy(), self._waiting_closing(account, meter, fact)
+        cause = Cause(meter.fact)
+        self._attempt(account, lambda: self._close(account, meter, fact, waiting), cause)
         self._remove(account, meter.key)
+        return (before, waiting) if waiting else None
+
+    def _waiting_closing(self, account: Account, meter: Meter, fact: Fact) -> Reading | None:
+        """Return the closing register, as a reading, where a person must confirm it."""
+        register, time = fact["closing_register_milli"], max(self.now, meter.time)
+        above, below = self._bound(meter, time), self._bound(meter, meter.time + 2**31)
+        if fact["account_key"] != account.key or account.frozen or above is None or below is None:
+            return None
+        assert meter.register is not None
+        if meter.register - below <= register <= meter.register + above:
+            return None
+        return {
+            "reading_id": name_uuid("closing", fact["meter_id"], fact["epoch"]).bytes,
+            "register_milli": register,
+            "device_time_ms": time,
+            "received_at_ms": self.now,
+        }
 
     def _miss(self, fact: Fact) -> None:
         """Rule 2: the meter may still stand where its leaving was missed; it is gone from there."""
@@ -462,7 +486,7 @@ class ScalarShard:
                 self._remove(account, meter.key)
 
     def _tell_leaving(self, account: Account, meter: Meter) -> None:
-        if (meter.hold or meter.flags) and not account.house:
+        if (meter.hold or meter.flags or meter.waiting) and not account.house:
             self._alarm(account, "meter-left", "meter-left", Cause(meter.fact), None, account.level)
 
     def _remove(self, account: Account, key: int) -> None:
@@ -470,18 +494,23 @@ class ScalarShard:
         for each in [other for other in account.accumulations if other[0] == key]:
             del account.accumulations[each]
 
-    def _close(self, account: Account, meter: Meter, fact: Fact) -> None:
+    def _close(self, account: Account, meter: Meter, fact: Fact, waiting: Reading | None) -> None:
         charge = None
-        if meter.register is not None and not account.frozen:
+        if waiting is not None:
+            self.work.counts["closing"] += 1
+            cause = Cause(meter.fact, reading=waiting)
+            self._tell(account, "reading-held", "closing", cause, self._evidence(meter, waiting))
+        elif meter.register is not None and not account.frozen:
             charge = self._closing_charge(account, meter, fact["closing_register_milli"])
             self._warn_of_closed(account, charge, Cause(meter.fact, charge))
         self._remove(account, meter.key)
         self._judge(account, Cause(meter.fact, charge))
 
-    def _enter(self, account: Account, fact: Fact) -> None:
+    def _enter(self, account: Account, fact: Fact, waiting: tuple[Meter, Reading] | None) -> None:
         standing = account.meters.get(fact["meter_key"])
         if standing is not None and standing.epoch == fact["epoch"]:
             self._resolve(account, standing, fact)
+            self._resolve_closing(account, standing, fact)
             if standing.fact["ratio"] != fact["ratio"]:
                 standing.windows = []
             forced, standing.fact = standing.forced, fact
@@ -492,6 +521,7 @@ class ScalarShard:
             raise Raised
         meter = Meter(fact, fact["opening_register_milli"], self.now)
         meter.silent_at = self.now + SILENCE_MS
+        meter.waiting = waiting
         account.meters[meter.key] = meter
         if meter.forced:
             self._obey(account, meter, Cause(named=fact))
@@ -525,6 +555,31 @@ class ScalarShard:
             self._tell(account, "hold-resolved", "accept", told, evidence)
             correction = Cause(fact, charge)
             self._warn_of_closed(account, charge, correction)
+            self._judge(account, correction)
+
+    def _resolve_closing(self, account: Account, meter: Meter, fact: Fact) -> None:
+        """Rule 2: a person has judged the closing register that waits."""
+        if meter.waiting is None or fact["resolution"] not in ("accept", "reject"):
+            return
+        before, held = meter.waiting
+        if fact["resolves_reading_id"] != str(UUID(bytes=held["reading_id"])):
+            return
+        cause, evidence = Cause(fact, reading=held), self._evidence(before, held)
+        if fact["resolution"] == "reject":
+            meter.waiting = None
+            self.work.counts["hold-rejected"] += 1
+            self._tell(account, "hold-resolved", "reject", cause, evidence)
+        elif account.frozen:
+            self.work.counts["resolution-refused"] += 1
+            self._tell(account, "resolution-refused", "closing", cause, evidence)
+        else:
+            meter.waiting = None
+            before.since = meter.since
+            charge = self._closing_charge(account, before, held["register_milli"], MANUAL)
+            correction = Cause(fact, charge)
+            self.work.counts["hold-accepted"] += 1
+            self._warn_of_closed(account, charge, correction)
+            self._tell(account, "hold-resolved", "accept", Cause(fact, charge, held), evidence)
             self._judge(account, correction)
 
     def _wake(self, _wake: Fact) -> None:
@@ -783,7 +838,9 @@ class ScalarShard:
         _, basis = self._tariff(account).shape(*ends_of(window), meter.fact["ratio"])
         return basis == BY_TIME
 
-    def _closing_charge(self, account: Account, meter: Meter, register: int) -> Charge:
+    def _closing_charge(
+        self, account: Account, meter: Meter, register: int, quality: int = VERIFIED
+    ) -> Charge:
         return self._charge(
             account,
             meter,
@@ -796,7 +853,7 @@ class ScalarShard:
             to_time_ms=meter.time,
             to_received_at_ms=0,
             to_register_milli=register,
-            to_quality=VERIFIED,
+            to_quality=quality,
             from_rates_milli=list(meter.rates),
             to_rates_milli=list(NO_RATES),
         )

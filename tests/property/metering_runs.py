@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from hypothesis import HealthCheck, settings
 
 from services.common.kernel.frames import CHARGE_COLUMNS, LINE_COLUMNS, ChargeFrame
@@ -22,6 +23,7 @@ from services.metering.domain.rows import (
     FLAGS,
     HELD,
     HOLDS,
+    METER,
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
@@ -114,16 +116,16 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
                 for each in parsed.accumulations
             },
             "meters": {
-                int(meter["key"]): _meter(meter, windows, held)
-                for meter, windows, held in zip(
-                    parsed.meters, parsed.windows, parsed.held, strict=True
+                int(meter["key"]): _meter(meter, *tail)
+                for meter, *tail in zip(
+                    parsed.meters, parsed.windows, parsed.held, parsed.waiting, strict=True
                 )
             },
         }
     return found
 
 
-def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
+def _meter(meter: Any, windows: bytes, held: bytes, waiting: bytes) -> dict[str, Any]:
     named = ("epoch", "ratio", "serial", "quality", "time_ms", "sequence", "since_ms")
     orders = ("forced", "relay")
     return {
@@ -136,10 +138,20 @@ def _meter(meter: Any, windows: bytes, held: bytes) -> dict[str, Any]:
         "rates_milli": tuple(meter["rates_milli"].tolist()),
         "hold": HOLDS[meter["hold"]],
         "held": [*HELD.iter_unpack(held)],
+        "waiting": _waiting(waiting),
         "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},
         "relay_bits": meter["relay_bits"].item(),
         "silent_at_ms": _or_none(meter["silent_at_ms"], NOT_DUE_MS),
     }
+
+
+def _waiting(packed: bytes) -> list[tuple[Any, ...]]:
+    """Return (epoch, register, charges of that epoch, what is held) where a closing waits."""
+    if not packed:
+        return []
+    (before,) = np.frombuffer(packed[: METER.itemsize], METER)
+    stood = (before[name].item() for name in ("epoch", "register_milli", "sequence"))
+    return [(*stood, HELD.unpack(packed[METER.itemsize :]))]
 
 
 def _or_none(value: Any, never: int) -> int | None:

@@ -32,7 +32,7 @@ COUNTED = (
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
     *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
     *("rollover", "clock", "conflict", "stuck", "use-while-open", "rates-disagree", "reverse"),
-    *("clock-drift", "gap", "silent"),
+    *("clock-drift", "gap", "silent", "closing"),
 )
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
@@ -150,8 +150,16 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "windows": meter.windows,
         "rates_milli": meter.rates,
         "hold": meter.hold,
-        "held": [tuple(meter.held[name] for name in HELD_COLUMNS)] if meter.held else [],
+        "held": [_held(meter.held)] if meter.held else [],
+        "waiting": [
+            (before.epoch, before.register, before.sequence, _held(held))
+            for before, held in ([meter.waiting] if meter.waiting else [])
+        ],
         "flags": meter.flags,
         "relay_bits": meter.relay_bits,
         "silent_at_ms": meter.silent_at,
     }
+
+
+def _held(reading: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(reading[name] for name in HELD_COLUMNS)

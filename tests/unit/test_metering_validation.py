@@ -191,6 +191,108 @@ def test_a_replaced_meter_closes_and_opens_within_its_account() -> None:
     assert charge["account_charged_total_nano"] == (5_250 + 60) * 10**6
 
 
+def replaced(closing_milli: int, **changes: Any) -> dict[str, Any]:
+    """Return the fact that replaces the meter of read_log: another device begins at 0."""
+    before = meter(max_power_w=POWER_W)
+    return moved(before, "A1", 0, closing_register_milli=closing_milli, **changes)
+
+
+DEEPEST_MILLI = 2**31 * POWER_W // 3_000_000 + 100
+"""What a load of 10 kW by 1.2 uses in 2^31 ms, and 100."""
+
+
+@pytest.mark.parametrize("rise_milli", [0, 3_100, -DEEPEST_MILLI])
+def test_a_closing_register_that_the_load_explains_is_charged(rise_milli: int) -> None:
+    log = read_log()
+    log.use(LAST_MILLI, epoch=1)
+    log.state.meters["register_milli"][0] = last_milli = LAST_MILLI + DEEPEST_MILLI
+    done = log.later(QUARTER_MS).fact(replaced(last_milli + rise_milli))
+    assert [charge["energy_milli"] for charge in charges(done)] == [rise_milli]
+    assert "reading-held" not in kinds(done)
+
+
+@pytest.mark.parametrize("rise_milli", [3_101, 10**9, -DEEPEST_MILLI - 1])
+def test_a_mistyped_closing_register_is_not_charged_until_a_person_confirms_it(
+    rise_milli: int,
+) -> None:
+    log = read_log()
+    log.use(LAST_MILLI)
+    log.state.meters["register_milli"][0] = last_milli = LAST_MILLI + DEEPEST_MILLI
+    done = log.later(QUARTER_MS).fact(replaced(last_milli + rise_milli))
+    assert (dict(done.counts), charges(done)) == ({"closing": 1}, [])
+    (alarm,) = of(done, "alarm")
+    assert (alarm["kind"], alarm["reason"], alarm["meter_id"]) == ("reading-held", "closing", "M1")
+    assert (alarm["register_milli"], alarm["device_time_ms"]) == (
+        last_milli + rise_milli,
+        log.now_ms,
+    )
+    assert (alarm["last_register_milli"], alarm["bound_milli"]) == (last_milli, 3_100)
+    (charge,) = charges(log.later(QUARTER_MS).use(60, epoch=2))  # the new device goes on
+    assert charge["energy_milli"] == 60
+    said = {"resolves_reading_id": alarm["to_reading_id"], "resolution": "accept"}
+    done = log.fact(replaced(last_milli + rise_milli, **said, revision=2))
+    (charge,) = charges(done)
+    assert (charge["kind"], charge["epoch"], charge["sequence"]) == (1, 1, 3)
+    assert (charge["energy_milli"], charge["to_quality"]) == (rise_milli, ord("M"))
+    assert dict(done.counts) == {"hold-accepted": 1}
+    assert ("hold-resolved", "accept") in told(done)
+    assert of(done, "relay-intent") == []
+    assert dict(log.fact(replaced(0, **said, revision=3)).counts) == {}
+
+
+def closing_held() -> tuple[Log, dict[str, Any]]:
+    """Return a log whose meter was replaced at a mistyped register, and what resolves that."""
+    log = read_log()
+    (alarm,) = of(log.fact(replaced(LAST_MILLI * 10)), "alarm")
+    return log, {"resolves_reading_id": alarm["to_reading_id"]}
+
+
+def test_a_closing_register_that_is_rejected_charges_nothing_beyond_the_last_reading() -> None:
+    log, said = closing_held()
+    done = log.fact(replaced(0, **said, resolution="reject", revision=2))
+    assert (dict(done.counts), charges(done)) == ({"hold-rejected": 1}, [])
+    assert told(done) == [("hold-resolved", "reject")]
+    done = log.fact(replaced(0, **said, resolution="accept", revision=3))
+    assert (dict(done.counts), done.outputs) == ({}, ())
+
+
+def test_a_closing_register_waits_over_a_restart_and_not_beyond_its_epoch() -> None:
+    log, said = closing_held()
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    again.later(log.now_ms - START_MS)
+    (charge,) = charges(again.fact(replaced(0, **said, resolution="accept", revision=2)))
+    assert charge["energy_milli"] == 9 * LAST_MILLI
+    log.fact(moved(replaced(0), "A1", 0))
+    done = log.fact(moved(replaced(0), "A1", 0, **said, resolution="accept", revision=3))
+    assert (dict(done.counts), done.outputs) == ({}, ())
+
+
+def test_a_closing_register_of_a_frozen_account_goes_on_waiting() -> None:
+    log, said = closing_held()
+    log.state.accounts["frozen"] = True
+    done = log.fact(replaced(0, **said, resolution="accept", revision=2))
+    assert (told(done), charges(done)) == ([("resolution-refused", "closing")], [])
+    log.state.accounts["frozen"] = False
+    assert len(charges(log.fact(replaced(0, **said, resolution="accept", revision=3)))) == 1
+
+
+def test_a_closing_register_that_cannot_be_charged_freezes_its_account() -> None:
+    log, said = closing_held()
+    log.fact(tariff(version=2, price_micro=INT64_MAX, effective_at_ms=0))
+    done = log.fact(replaced(0, **said, resolution="accept", revision=2))
+    assert (told(done), charges(done)) == ([("frozen", "cannot-charge")], [])
+
+
+@pytest.mark.parametrize(("power_w", "owner"), [(None, "A1"), (POWER_W, "A2")])
+def test_a_closing_register_is_as_given_without_a_bound_and_where_another_account_begins_there(
+    power_w: int | None, owner: str
+) -> None:
+    log = read_log(max_power_w=power_w)
+    done = log.fact(moved(meter(max_power_w=power_w), owner, 10 * LAST_MILLI))
+    assert [charge["energy_milli"] for charge in charges(done)] == [9 * LAST_MILLI]
+
+
 def test_a_new_ratio_counts_from_the_register_at_which_it_was_set() -> None:
     log = read_log()
     assert told(log.use(5_100, ratio=40)) == [("reading-held", "ratio-mismatch")]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.common.kernel.ids import name_uuid
 from services.common.runtime import codec
 from services.common.runtime.kafka import Outgoing
 from services.metering.domain.messages import Absorbed
@@ -155,10 +156,23 @@ async def test_a_replaced_device_ends_at_its_closing_register_and_the_next_begin
 
 
 async def test_a_register_that_ran_over_counts_on_from_nothing(platform: Platform) -> None:
-    await platform.desk.replace(closing_register_milli=JUMPED_MILLI, opening_register_milli=0)
+    await platform.desk.replace(closing_register_milli=LAST_MILLI + 70, opening_register_milli=0)
     await platform.told()
     await platform.read(5)
-    assert platform.charged_milli == [200, JUMPED_MILLI - LAST_MILLI, 5]
+    assert platform.charged_milli == [200, 70, 5]
+
+
+async def test_a_mistyped_closing_register_waits_for_the_person_and_the_new_device_does_not(
+    platform: Platform,
+) -> None:
+    await platform.desk.replace(closing_register_milli=JUMPED_MILLI, opening_register_milli=0)
+    assert await platform.told() == ["meter-left", "reading-held", "closed"]
+    await platform.read(5)
+    assert platform.charged_milli == [200, 5]
+    closing_id = str(name_uuid("closing", "M1", (await platform.desk.office.meter("M1")).epoch))
+    await platform.desk.resolve("accept", closing_id)
+    assert "hold-resolved" in await platform.told()
+    assert platform.charged_milli == [200, 5, JUMPED_MILLI - LAST_MILLI]
 
 
 async def test_a_new_ratio_counts_from_the_register_that_was_charged_last(
@@ -174,14 +188,14 @@ async def test_an_order_of_an_account_that_is_told_twice_is_obeyed_once(
     platform: Platform,
 ) -> None:
     """A restart of vending publishes again from its last checkpoint."""
-    await platform.desk.replace(opening_register_milli=30)
+    await platform.desk.replace(closing_register_milli=LAST_MILLI + 70, opening_register_milli=30)
     await platform.told()
     await platform.read(40)
     async with relaying(platform.desk, platform.shards) as again:
         await again.caught_up()
     assert await platform.told() == []
     await platform.read(45)
-    assert platform.charged_milli == [200, 7_000 - LAST_MILLI, 10, 5]
+    assert platform.charged_milli == [200, 70, 10, 5]
 
 
 @pytest.fixture

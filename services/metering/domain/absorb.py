@@ -5,21 +5,20 @@ rows, however often it is absorbed and wherever it was interrupted.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import ABSENT_REGISTER, KIND_CLOSING, READING, ReadingFrame
+from services.common.kernel.frames import ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
-from services.metering.domain.charging import Intervals, charge_one
+from services.metering.domain.closings import close_meter, let_wait, must_wait, resolve_closing
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees, set_due
 from services.metering.domain.holds import resolve, tell_leaving, tell_silence
 from services.metering.domain.judging import close, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
-from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
+from services.metering.domain.outbox import Cause, Outbox, freeze
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
     ABSORB_VERSION,
@@ -30,7 +29,7 @@ from services.metering.domain.rows import (
     account_entity,
     meter_entity,
 )
-from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
+from services.metering.domain.shard import ShardState, Waiting
 
 __all__ = ["ABSORB_VERSION", "LAYOUT_VERSION", "absorb"]
 
@@ -190,63 +189,48 @@ def _meter_fact(out: Outbox, fact: Fact) -> None:
     if not (leaves or enters) or _is_old(out, entity, fact):
         return
     before = state.facts.newest(entity) or fact
-    if leaves:
-        _leave(out, fact, before)
+    waiting = _leave(out, fact, before) if leaves else None
     _keep(out, entity, fact)
     if enters:
-        _enter(out, fact, before)
+        _enter(out, fact, before, waiting)
     else:
         _stand_nowhere(out, before)
 
 
-def _leave(out: Outbox, fact: Fact, before: Fact) -> None:
-    """Close the meter in the account it leaves. `before`: the meter's fact until now."""
-    state = out.state
+def _leave(out: Outbox, fact: Fact, before: Fact) -> Waiting | None:
+    """Close the meter in the account it leaves. `before`: the meter's fact until now.
+
+    Return the closing that must wait for a person.
+    """
+    state, waiting = out.state, None
     slot = state.account_slot(fact["previous_account_key"])
     if slot is None or state.is_ahead(slot, out.offset):
-        return
+        return None
     meter_slot = state.meter_in(slot, fact["meter_key"])
     if meter_slot is None or state.meters["epoch"][meter_slot] != fact["previous_epoch"]:
-        return
+        return None
     tell_leaving(out, slot, meter_slot, before)
-    cause, closing_milli = Cause(meter=before), fact["closing_register_milli"]
-    if state.meters["opened"][meter_slot] and not state.accounts["frozen"][slot]:
-        charge = _close_register(out, slot, meter_slot, closing_milli, cause)
-        if charge is None:
-            freeze(out, slot, cause)
-        cause = replace(cause, charge=charge)
+    cause, meters = Cause(meter=before), state.meters[[meter_slot]]
+    if meters["opened"][0] and not state.accounts["frozen"][slot]:
+        if must_wait(meters[0], fact, out.now_ms):
+            waiting = let_wait(out, slot, meters, fact, cause)
+        else:
+            closing_milli = fact["closing_register_milli"]
+            charge = close_meter(out, slot, meter_slot, closing_milli, cause)
+            if charge is None:
+                freeze(out, slot, cause)
+            cause = replace(cause, charge=charge)
     state.remove_meter(meter_slot)
     slots = np.array([slot])
     out.touch(slots)
     judge(out, slots, lambda _: cause)
+    return waiting
 
 
-def _close_register(
-    out: Outbox, slot: int, meter_slot: int, closing_milli: int | None, cause: Cause
-) -> Any:
-    """Charge to a closing register as if it had been read.
-
-    Return the charge; None where that cannot be.
-    """
-    state = out.state
-    slots, meter_slots = np.array([slot]), np.array([meter_slot])
-    meters, end = state.meters[meter_slots], np.zeros(1, READING)
-    end["register_milli"] = closing_milli or 0
-    end["device_time_ms"] = meters["time_ms"]
-    end["rate_registers_milli"] = ABSENT_REGISTER
-    end["quality"] = ASSIGNED_QUALITY
-    interval = Intervals(meters, state.accounts[slots], slots, meter_slots, end)
-    bill = None if closing_milli is None else charge_one(out, interval, KIND_CLOSING)
-    if bill is None:
-        return None
-    cause = replace(cause, charge=bill.charges[0])
-    warn_of_closed(out, slots, bill.lines, lambda _: cause)
-    return bill.charges[0]
-
-
-def _enter(out: Outbox, fact: Fact, before: Fact) -> None:
+def _enter(out: Outbox, fact: Fact, before: Fact, waiting: Waiting | None) -> None:
     """Let the meter stand in its account at its new epoch. `before`: its fact until now.
 
+    `waiting`: the closing register of the epoch before that waits with it.
     A fact of the epoch at which it stands there already says only what the meter is.
     """
     state = out.state
@@ -260,7 +244,8 @@ def _enter(out: Outbox, fact: Fact, before: Fact) -> None:
     standing = state.meter_in(slot, fact["meter_key"])
     if standing is not None and state.meters["epoch"][standing] == fact["epoch"]:
         forced = state.meters["forced"][standing].item()
-        if resolve(out, slot, standing, fact):
+        resolved = resolve(out, slot, standing, fact) and resolve_closing(out, slot, standing, fact)
+        if resolved:
             state.describe_meter(standing, fact)
         out.touch(np.array([slot]))
         if state.meters["forced"][standing] != forced:
@@ -272,6 +257,7 @@ def _enter(out: Outbox, fact: Fact, before: Fact) -> None:
         freeze(out, slot, Cause(identity=fact, meter=fact))
         return
     meter_slot, slots = state.add_meter(slot, fact, out.offset), np.array([slot])
+    state.put_waiting(meter_slot, waiting)
     out.touch(slots)
     if state.meters["forced"][meter_slot]:
         obey(out, slot, meter_slot, Cause(identity=fact))

@@ -38,7 +38,7 @@ def hold(
             out.state.meters["flags"][meter_slot] |= BITS[outcomes[i]]
         out.touch(np.array([slot]))
         if not intervals.accounts["house"][i]:
-            evidence = _evidence(intervals.meters[i], reading)
+            evidence = evidence_of(intervals.meters[i], reading)
             out.alarm(slot, "reading-held", outcome, cause_of(i), evidence=evidence)
 
 
@@ -58,7 +58,7 @@ def changed_flags(intervals: Intervals, flags: Array) -> list[Change]:
 
 def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
     before = int(intervals.meters["flags"][i])
-    evidence = _evidence(intervals.meters[i], intervals.readings[i])
+    evidence = evidence_of(intervals.meters[i], intervals.readings[i])
     for number, name in enumerate(FLAGS):
         is_up, was_up = flags >> number & 1, before >> number & 1
         if is_up != was_up:
@@ -67,8 +67,8 @@ def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
 
 def tell_leaving(out: Outbox, slot: int, meter_slot: int, meter: Fact) -> None:
     """Say that what is told of a meter is over, where something is: it leaves its account."""
-    state = out.state
-    is_told = state.meters["hold"][meter_slot] or state.meters["flags"][meter_slot]
+    state, meter_row = out.state, out.state.meters[meter_slot]
+    is_told = meter_row["hold"] or meter_row["flags"] or meter_row["waiting"]
     if is_told and not state.accounts["house"][slot]:
         out.alarm(slot, "meter-left", "meter-left", Cause(meter=meter))
 
@@ -116,7 +116,7 @@ def resolve(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool:
         cause = replace(cause, charge=bill.charges[0])
         out.count("hold-accepted")
     if not state.accounts["house"][slot]:
-        out.alarm(slot, kind, reason, cause, evidence=_evidence(meter, reading))
+        out.alarm(slot, kind, reason, cause, evidence=evidence_of(meter, reading))
     if bill is not None:
         correction, slots = replace(cause, reading=None), np.array([slot])
         warn_of_closed(out, slots, bill.lines, lambda _: correction)
@@ -151,18 +151,25 @@ def _held(reading: Any) -> Held:
 
 def _held_reading(state: ShardState, meter_slot: int) -> Any:
     """Return the reading that a meter is held for, as a person has judged it (dtype READING)."""
-    held, reading = state.held_of(meter_slot), np.zeros((), READING)
+    reading = reading_of(state.held_of(meter_slot))
+    reading["relay_bits"] = state.meters["relay_bits"][meter_slot]
+    return reading
+
+
+def reading_of(held: Held) -> Any:
+    """Return what waits for a person as a reading of quality manual (dtype READING)."""
+    reading = np.zeros((), READING)
     reading["reading_id"] = np.void(held.reading_id)
     reading["register_milli"] = held.register_milli
     reading["device_time_ms"] = held.time_ms
     reading["received_at_ms"] = held.received_at_ms
     reading["rate_registers_milli"] = ABSENT_REGISTER
     reading["quality"] = QUALITY_MANUAL
-    reading["relay_bits"] = state.meters["relay_bits"][meter_slot]
     return reading
 
 
-def _evidence(meter: Any, reading: Any) -> Evidence:
+def evidence_of(meter: Any, reading: Any) -> Evidence:
+    """Return by what a reading of a meter (dtypes READING and METER) is judged."""
     time_ms = int(reading["device_time_ms"])
     bound = bound_milli(meter, time_ms)
     return Evidence(int(reading["register_milli"]), time_ms, *_stood(meter), bound)

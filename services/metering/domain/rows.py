@@ -11,7 +11,8 @@ f/<entity>                   HEAD, JSON: versions of the fact, oldest first, [[o
 a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for each of its meters, in
                              ascending meter_key; its ACCUMULATIONs, in ascending order of their
                              first four fields; the tail of each meter: its WINDOWs, in ascending
-                             order, and the HELD that it waits for, if any
+                             order, the HELD that it is held for, if any, and the closing that
+                             waits with it, if any: the METER of the epoch before, and its HELD
 
 Account rows hold numbers only; names stand in the fact rows. The account row alone is the truth
 about which meters stand in an account.
@@ -19,6 +20,7 @@ about which meters stand in an account.
 
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Row
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Raised when the bytes of a row change their meaning."""
 ABSORB_VERSION = 3
 """Raised when the same log would give other outputs or rows."""
@@ -113,7 +115,7 @@ METER = np.dtype(
         ("relay_bits", "u1"),  # of the last accepted reading
         ("forced", "u1"),  # the position that a person ordered, in FORCED
         ("relay", "u1"),  # what is known of its relay: RELAY_UNKNOWN, _CLOSED, _TRIPPED
-        ("spare", "V1"),
+        ("waiting", "u1"),  # closings of the epoch before that wait for a person: 0 or 1
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -151,7 +153,8 @@ WINDOWS_MAX = 4
 HOLDS = ("", "implausible", "negative", "scale", "reset")
 """Outcomes that hold a meter until a person resolves them (rule 3), by number."""
 HELD = struct.Struct("<16s3q")
-"""The reading that a hold waits for: id, register, device time, time received."""
+"""What waits for a person: the id, register, device time and time received of a reading."""
+WAITING_SIZE = METER.itemsize + HELD.size
 FLAGS = (
     *("other-serial", "absurd", "ratio-mismatch", "clock", "conflict"),
     *("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift", "silent"),
@@ -264,7 +267,7 @@ def check_drained(values: Iterable[bytes], header_offset: int) -> None:
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    `windows` and `held`: of each meter, packed.
+    `windows`, `held` and `waiting`: of each meter, packed.
     """
 
     accounts: npt.NDArray[Any]
@@ -272,6 +275,7 @@ class ParsedAccounts:
     accumulations: npt.NDArray[Any]
     windows: list[bytes]
     held: list[bytes]
+    waiting: list[bytes]
 
 
 def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
@@ -287,19 +291,24 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
         raise torn
     parts = zip(values, ends.tolist(), strict=True)
     meters = np.frombuffer(b"".join(value[ACCOUNT.itemsize : end] for value, end in parts), METER)
-    windowed = meters["windows"] * np.int64(WINDOW.size)
-    tails = windowed + (meters["hold"] != 0) * np.int64(HELD.size)
+    tails = np.stack(
+        [
+            meters["windows"] * np.int64(WINDOW.size),
+            (meters["hold"] != 0) * np.int64(HELD.size),
+            meters["waiting"] * np.int64(WAITING_SIZE),
+        ],
+        axis=1,
+    )
     accumulated = ends + accounts["accumulations"] * np.int64(ACCUMULATION.itemsize)
     of_accounts = np.zeros(len(values), np.int64)
-    np.add.at(of_accounts, np.repeat(np.arange(len(values)), accounts["meters"]), tails)
+    owners = np.repeat(np.arange(len(values)), accounts["meters"])
+    np.add.at(of_accounts, owners, tails.sum(axis=1))
     if (sizes != accumulated + of_accounts).any():
         raise torn
     more = np.flatnonzero(sizes > ends).tolist()
     accumulations = b"".join(values[i][ends[i] : accumulated[i]] for i in more)
     packed = b"".join(values[i][accumulated[i] :] for i in more)
-    stops = np.cumsum(tails)
-    middles = (stops - tails + windowed).tolist()
-    windows = [packed[a:b] for a, b in zip((stops - tails).tolist(), middles, strict=True)]
-    held = [packed[a:b] for a, b in zip(middles, stops.tolist(), strict=True)]
+    stops = np.cumsum(tails).tolist()
+    found = [packed[a:b] for a, b in pairwise((0, *stops))]
     counted = np.frombuffer(accumulations, ACCUMULATION)
-    return ParsedAccounts(accounts, meters, counted, windows, held)
+    return ParsedAccounts(accounts, meters, counted, found[::3], found[1::3], found[2::3])

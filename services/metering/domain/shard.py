@@ -63,10 +63,10 @@ has exactly one. accumulation: slot of the one that energy comes to most likely;
 is known.
 """
 _NONE = -1
-_MORE_ACCUMULATIONS = 16
+_MORE_ACCUMULATIONS = 32
 _UNEVEN = -1
-"""Shapes of rows: of an account of one meter 16 × accumulations + 2 × windows + whether a hold has
-a reading; of others, whose sizes differ, _UNEVEN."""
+"""Shapes of rows: of an account of one meter 32 × accumulations + 4 × windows + 2 × closings that
+wait + whether a hold has a reading; of others, whose sizes differ, _UNEVEN."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,)), ("accumulation", "<i8")])
@@ -83,6 +83,13 @@ class Held(NamedTuple):
     register_milli: int
     time_ms: int
     received_at_ms: int
+
+
+class Waiting(NamedTuple):
+    """A closing register that waits for a person, with the meter (dtype METER) it would close."""
+
+    meters: Array
+    held: Held
 
 
 class ShardState:
@@ -112,6 +119,7 @@ class ShardState:
         self._accumulations_used = 0
         self._windows: dict[int, bytes] = {}
         self._held: dict[int, bytes] = {}
+        self._waiting: dict[int, bytes] = {}
         self._meters_of: list[list[int]] = []
         self._accounts_used = 0
         self._account_slots: dict[int, int] = {}
@@ -322,6 +330,7 @@ class ShardState:
         self._count_meters(slot)
         self.put_windows(meter_slot, [])
         self.put_hold(meter_slot, 0)
+        self.put_waiting(meter_slot, None)
         self.silent_at_ms[meter_slot] = NOT_DUE_MS
         ladder = self.ladder_of(slot)
         if ladder.leave(meter_key):
@@ -434,6 +443,22 @@ class ShardState:
         else:
             self._held.pop(meter_slot, None)
 
+    def waiting_of(self, meter_slot: int) -> Waiting | None:
+        """Return the closing register of the epoch before that waits with a meter."""
+        packed = self._waiting.get(meter_slot)
+        if packed is None:
+            return None
+        meters = np.frombuffer(packed[: METER.itemsize], METER).copy()
+        return Waiting(meters, Held(*HELD.unpack(packed[METER.itemsize :])))
+
+    def put_waiting(self, meter_slot: int, waiting: Waiting | None) -> None:
+        """Let a closing register wait with a meter; None: none."""
+        self.meters["waiting"][meter_slot] = waiting is not None
+        if waiting is not None:
+            self._waiting[meter_slot] = waiting.meters.tobytes() + HELD.pack(*waiting.held)
+        else:
+            self._waiting.pop(meter_slot, None)
+
     def silent_meters(self, offset: int) -> list[int]:
         """Return the slots of meters whose silence the record at `offset` tells.
 
@@ -464,7 +489,8 @@ class ShardState:
         """Return the rows of accounts, in the order of `slots`."""
         meter_slots = self.account_links["only_meter"][slots]
         shapes = self.accounts["accumulations"][slots] * np.int64(_MORE_ACCUMULATIONS)
-        shapes += self.meters["windows"][meter_slots] * np.int64(2)
+        shapes += self.meters["windows"][meter_slots] * np.int64(4)
+        shapes += self.meters["waiting"][meter_slots] * np.int64(2)
         shapes += self.meters["hold"][meter_slots] != 0
         shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
         tables = []
@@ -502,7 +528,8 @@ class ShardState:
         return tables
 
     def _tail(self, meter_slot: int) -> bytes:
-        return self._windows.get(meter_slot, b"") + self._held.get(meter_slot, b"")
+        tails = (self._windows, self._held, self._waiting)
+        return b"".join(tail.get(meter_slot, b"") for tail in tails)
 
     def _accumulated(self, slot: int) -> bytes:
         return bytes(self.accumulations[self._accumulations_of.get(slot, [])].tobytes())
@@ -580,6 +607,7 @@ class ShardState:
     def _load_shapes(self, parsed: ParsedAccounts) -> None:
         self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
         self._held = {slot: packed for slot, packed in enumerate(parsed.held) if packed}
+        self._waiting = {slot: packed for slot, packed in enumerate(parsed.waiting) if packed}
         self.accumulations = grown(self.accumulations, len(parsed.accumulations))
         self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
         self._accumulations_used = len(parsed.accumulations)
