@@ -1,14 +1,14 @@
 """Frames: readings and charges as columns.
 
 A frame's Avro record holds each column as `bytes`, packed little-endian (schemas/avro). Here a
-frame is one numpy structured array, an entry a reading or a charge, so that a service works on
-columns without copying and tests can build a frame from rows. Layout is one table a kind: field,
-Avro column, dtype.
+frame is a structured array of numpy, an entry a reading or a charge, or a `Table`, whose columns
+are those bytes as they came: the same to whoever asks for columns by name and entries by number.
+Layout is one table a kind: field, Avro column, dtype.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, Union, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,93 @@ def _dtype(columns: Columns) -> np.dtype[Any]:
 READING = _dtype(READING_COLUMNS)
 CHARGE = _dtype(CHARGE_COLUMNS)
 LINE = _dtype(LINE_COLUMNS)
+
+Column = npt.NDArray[Any]
+Kinds = Mapping[str, np.dtype[Any]]
+
+
+def _kinds(dtype: np.dtype[Any]) -> Kinds:
+    return {name: dtype[name] for name in dtype.names or ()}
+
+
+READING_KINDS = _kinds(READING)
+CHARGE_KINDS = _kinds(CHARGE)
+LINE_KINDS = _kinds(LINE)
+
+
+class Table:
+    """Entries as columns, each by itself in memory.
+
+    A structured array's columns lie apart, entry by entry: to go along one of five hundred takes
+    numpy three times as long. `kinds`: name → dtype. A column that was not set is zeros.
+    """
+
+    __slots__ = ("_columns", "_count", "_kinds")
+
+    def __init__(
+        self, kinds: Kinds, count: int, columns: Mapping[str, Column] | None = None
+    ) -> None:
+        self._kinds = kinds
+        self._count = count
+        self._columns = dict(columns or {})
+
+    @classmethod
+    def joined(cls, kinds: Kinds, parts: Sequence["Entries"]) -> "Table":
+        """Return entries of several tables, or structured arrays, behind each other."""
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in kinds}
+        return cls(kinds, sum(map(len, parts)), columns)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, which: str) -> Column: ...
+    @overload
+    def __getitem__(self, which: int) -> "Entry": ...
+    def __getitem__(self, which: str | int) -> "Column | Entry":
+        if isinstance(which, str):
+            if which not in self._columns:
+                self[which] = np.zeros((), self._kinds[which].base)
+            return self._columns[which]
+        if not -self._count <= which < self._count:
+            raise IndexError(f"entry {which} of {self._count}")
+        return Entry(self, which)
+
+    def __setitem__(self, name: str, values: Any) -> None:
+        """Set a column to a copy of values, or to one value."""
+        kind = self._kinds[name]
+        column = np.empty((self._count, *kind.shape), kind.base)
+        column[...] = values
+        self._columns[name] = column
+
+    def __iter__(self) -> "Iterator[Entry]":
+        return (Entry(self, i) for i in range(self._count))
+
+    def as_array(self, dtype: np.dtype[Any]) -> Column:
+        """Return the same entries as a structured array."""
+        array = np.empty(self._count, dtype)
+        for name in self._kinds:
+            array[name] = self[name]
+        return array
+
+    def take(self, which: Column) -> "Table":
+        """Return the entries at the indexes `which`."""
+        columns = {name: column.take(which, axis=0) for name, column in self._columns.items()}
+        return Table(self._kinds, len(which), columns)
+
+
+@value_class
+class Entry:
+    """One entry of a table: `entry["ratio"]` is a value of it."""
+
+    table: Table
+    at: int
+
+    def __getitem__(self, name: str) -> Any:
+        return self.table[name][self.at]
+
+
+Entries = Union[Column, Table]  # noqa: UP007 - used before it is known
 LINES_MAX = 2**24
 """Lines a frame may have: beyond it a count is damage."""
 
@@ -135,13 +222,13 @@ BASIS_CLOSED = 4
 
 @value_class
 class ReadingFrame:
-    """Readings of one shard. `rows`: structured array of dtype READING, 1..500 entries."""
+    """Readings of one shard. `rows`: dtype READING, 1..500 entries."""
 
     shard: int
     worker: str
     run_id: str
     sequence: int
-    rows: npt.NDArray[Any]
+    rows: Entries
 
     def to_record(self) -> dict[str, Any]:
         """Return the Avro record (subject reading-frame)."""
@@ -162,7 +249,9 @@ class ReadingFrame:
             record["worker"],
             record["run_id"],
             record["sequence"],
-            _unpacked(record, READING_COLUMNS, READING, record["count"], count_max=READINGS_MAX),
+            _unpacked(
+                record, READING_COLUMNS, READING_KINDS, record["count"], count_max=READINGS_MAX
+            ),
         )
 
 
@@ -181,23 +270,18 @@ class ChargeFrame:
 
     def to_record(self) -> dict[str, Any]:
         """Return the Avro record (subject charge-frame)."""
-        return {
-            "shard": self.shard,
-            "log_offset": self.log_offset,
-            "count": len(self.rows),
-            "names": list(self.names),
-            **_packed(self.rows, CHARGE_COLUMNS),
-            "line_count": len(self.lines),
-            **_packed(self.lines, LINE_COLUMNS),
-        }
+        columns = columns_of_charges(self.names, self.rows, self.lines)
+        return {"shard": self.shard, "log_offset": self.log_offset, **columns}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ChargeFrame":
         """Return the frame of an Avro record. Raises InvalidInput where columns do not fit."""
-        rows = _unpacked(record, CHARGE_COLUMNS, CHARGE, record["count"], count_max=2**31 - 1)
-        lines = np.zeros(0, LINE)
-        if record["line_count"]:
-            lines = _unpacked(record, LINE_COLUMNS, LINE, record["line_count"], count_max=LINES_MAX)
+        count, line_count = record["count"], record["line_count"]
+        charges = _unpacked(record, CHARGE_COLUMNS, CHARGE_KINDS, count, count_max=2**31 - 1)
+        rows, lines = charges.as_array(CHARGE), np.zeros(0, LINE)
+        if line_count:
+            found = _unpacked(record, LINE_COLUMNS, LINE_KINDS, line_count, count_max=LINES_MAX)
+            lines = found.as_array(LINE)
             if lines["charge"].max() >= len(rows):
                 raise InvalidInput(
                     Reason.INVALID_ARGUMENT,
@@ -207,14 +291,25 @@ class ChargeFrame:
         return cls(record["shard"], record["log_offset"], tuple(record["names"]), rows, lines)
 
 
-def packed_frames(
-    rows: npt.NDArray[Any], columns: Columns, ends: Sequence[int]
-) -> list[dict[str, bytes]]:
+def columns_of_charges(
+    names: Sequence[str], charges: Entries, lines: npt.NDArray[Any]
+) -> dict[str, Any]:
+    """Return the Avro record of a charge frame, but for where it belongs."""
+    return {
+        "count": len(charges),
+        "names": list(names),
+        **_packed(charges, CHARGE_COLUMNS),
+        "line_count": len(lines),
+        **_packed(lines, LINE_COLUMNS),
+    }
+
+
+def packed_frames(rows: Entries, columns: Columns, ends: Sequence[int]) -> list[dict[str, bytes]]:
     """Return the columns of frames that stand behind each other in `rows` and end at `ends`."""
     frames: list[dict[str, bytes]] = [{} for _ in ends]
     for name, column, _ in columns:
         values, start = rows[name], 0
-        packed, size = values.tobytes(), rows.dtype[name].itemsize
+        packed, size = values.tobytes(), values.nbytes // max(len(values), 1)
         may_be_empty = column in MAY_BE_EMPTY
         if may_be_empty and (values < 0).all():
             packed, may_be_empty = b"", False
@@ -225,7 +320,7 @@ def packed_frames(
     return frames
 
 
-def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
+def _packed(rows: Entries, columns: Columns) -> dict[str, bytes]:
     return {
         column: b"" if column in MAY_BE_EMPTY and (rows[field] < 0).all() else rows[field].tobytes()
         for field, column, _ in columns
@@ -235,23 +330,23 @@ def _packed(rows: npt.NDArray[Any], columns: Columns) -> dict[str, bytes]:
 def _unpacked(
     record: Mapping[str, Any],
     columns: Columns,
-    dtype: np.dtype[Any],
+    kinds: Kinds,
     count: int,
     *,
     count_max: int,
-) -> npt.NDArray[Any]:
+) -> Table:
     if not 0 < count <= count_max:
         raise InvalidInput(
             Reason.INVALID_ARGUMENT,
             f"a frame of {count} entries; 1..{count_max} may be",
             field="count",
         )
-    rows = np.zeros(count, dtype)
+    found = {}
     for name, column, _ in columns:
-        kind = dtype[name]
+        kind = kinds[name]
         data = record[column]
         if column in MAY_BE_EMPTY and not data:
-            rows[name] = ABSENT_REGISTER
+            found[name] = np.full((count, *kind.shape), ABSENT_REGISTER, kind.base)
             continue
         if len(data) != count * kind.itemsize:
             raise InvalidInput(
@@ -260,5 +355,5 @@ def _unpacked(
                 f"{kind.itemsize} bytes need {count * kind.itemsize}",
                 field=column,
             )
-        rows[name] = np.frombuffer(data, kind.base).reshape((count, *kind.shape))
-    return rows
+        found[name] = np.frombuffer(data, kind.base).reshape((count, *kind.shape))
+    return Table(kinds, count, found)

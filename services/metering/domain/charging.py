@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import CHARGE, KIND_ROLLOVER, LINE
+from services.common.kernel.frames import CHARGE_KINDS, KIND_ROLLOVER, LINE, Entries, Table
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
@@ -33,7 +33,7 @@ class Intervals:
     accounts: Array
     account_slots: Array
     meter_slots: Array
-    readings: Array
+    readings: Entries
 
     def __len__(self) -> int:
         return len(self.meters)
@@ -58,7 +58,7 @@ class Bill:
     `ladders`, by account slot: what is to stand of what the lines counted (`stand`).
     """
 
-    charges: Array
+    charges: Table
     names: Array
     cannot: Array
     windows: dict[int, Window]
@@ -89,7 +89,7 @@ class Bill:
 def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     """Return what intervals cost. Changes nothing."""
     meters, accounts, readings = intervals.meters, intervals.accounts, intervals.readings
-    charges = np.zeros(len(intervals), CHARGE)
+    charges = Table(CHARGE_KINDS, len(intervals))
     _set_interval(charges, meters, readings)
     links = state.account_links.take(intervals.account_slots)
     bare = ~accounts["known"] | accounts["house"]
@@ -117,7 +117,7 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     windows: dict[int, Window] = {}
     lined = np.flatnonzero(~plain & ~cannot)
     if len(lined):
-        rises_milli, told = rises_of_rates(meters[lined], readings[lined])
+        rises_milli, told = rises_of_rates(meters.take(lined), readings.take(lined))
         told &= kind != KIND_ROLLOVER
         spans = Spans(
             intervals.account_slots[lined],
@@ -156,7 +156,7 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     return Bill(charges, names, cannot, windows, found.lines, found.accumulated, ladders)
 
 
-def rises_of_rates(meters: Array, readings: Array) -> tuple[Array, Array]:
+def rises_of_rates(meters: Array, readings: Entries) -> tuple[Array, Array]:
     """Return (how much each register of rates rose, where they tell what was used), (n, 5), n."""
     after = readings["rate_registers_milli"]
     if (after < 0).all():
@@ -165,7 +165,7 @@ def rises_of_rates(meters: Array, readings: Array) -> tuple[Array, Array]:
     return rises_between(before, meters["register_milli"], after, readings["register_milli"])
 
 
-def _windows(charges: Array, which: Array) -> dict[int, Window]:
+def _windows(charges: Table, which: Array) -> dict[int, Window]:
     """Return the windows of the charges at the indexes `which`."""
     names = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
     ends = zip(*(charges[name][which].tolist() for name in names), strict=True)
@@ -174,7 +174,7 @@ def _windows(charges: Array, which: Array) -> dict[int, Window]:
     return {i: (*four, *before, *after) for i, four, before, after in found}
 
 
-def set_standing(charges: Array, meters: Array, accounts: Array) -> None:
+def set_standing(charges: Table, meters: Array, accounts: Array) -> None:
     """Set what charges tell of their meters and accounts, and the totals after them."""
     charges["meter_key"] = meters["key"]
     charges["epoch"] = meters["epoch"]
@@ -190,7 +190,7 @@ def set_standing(charges: Array, meters: Array, accounts: Array) -> None:
     charges["account_credited_total_nano"] = accounts["credited_nano"]
 
 
-def _set_interval(charges: Array, meters: Array, readings: Array) -> None:
+def _set_interval(charges: Table, meters: Array, readings: Entries) -> None:
     """From the meter's last register to the reading; from the reading itself where it opens."""
     ends = ("register_milli", "device_time_ms", "reading_id", "quality")
     begins = ("register_milli", "time_ms", "reading_id", "quality")
@@ -287,12 +287,12 @@ def stand(state: ShardState, bill: Bill) -> None:
         state.put_ladder(slot, ladder)
 
 
-def post(out: Outbox, intervals: Intervals, charges: Array) -> None:
+def post(out: Outbox, intervals: Intervals, charges: Table) -> None:
     """Let the accounts of `intervals` have their charges; publish or schedule balances (rule 8)."""
     post_to(out, intervals.accounts, intervals.account_slots, charges)
 
 
-def post_to(out: Outbox, accounts: Array, slots: Array, charges: Array) -> None:
+def post_to(out: Outbox, accounts: Array, slots: Array, charges: Table) -> None:
     """Let accounts (dtype ACCOUNT, no slot twice) have their charges."""
     now_ms = out.now_ms
     accounts["charged_nano"] = charges["account_charged_total_nano"]
@@ -307,7 +307,7 @@ def post_to(out: Outbox, accounts: Array, slots: Array, charges: Array) -> None:
         out.publish(slots[overdue])
 
 
-def advance(out: Outbox, intervals: Intervals, charges: Array) -> None:
+def advance(out: Outbox, intervals: Intervals, charges: Table) -> None:
     """Let the meters stand at the readings that were charged."""
     meters, readings = intervals.meters, intervals.readings
     meters["opened"] = True

@@ -11,7 +11,14 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from services.common.kernel.frames import ABSENT_REGISTER, CHARGE, FEE_RATE, KIND_FEE, LINE
+from services.common.kernel.frames import (
+    ABSENT_REGISTER,
+    CHARGE_KINDS,
+    FEE_RATE,
+    KIND_FEE,
+    LINE,
+    Table,
+)
 from services.common.kernel.units import fits_int64
 from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
@@ -113,7 +120,7 @@ def _post(out: Outbox, slots: Array, positions: Array, postings: Sequence[Postin
     meters["key"] = accounts["key"]
     meters["sequence"] = accounts["fees_sequence"]
     meters["ratio"] = 1
-    charges = np.zeros(len(slots), CHARGE)
+    charges = Table(CHARGE_KINDS, len(slots))
     charges["kind"] = KIND_FEE
     charges["from_time_ms"] = [posting.first_ms for posting in postings]
     charges["to_time_ms"] = [posting.last_ms for posting in postings]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_CLOSED, ChargeFrame
+from services.common.kernel.frames import BASIS_CLOSED, CHARGE_KINDS, Table, columns_of_charges
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
@@ -73,7 +73,7 @@ class Outbox:
         self.fact_rows: list[Row] = []
         self._touched: list[Array] = []
         self._publish: list[Array] = []
-        self._charges: list[tuple[Array, Array, Array, Array]] = []
+        self._charges: list[tuple[Array, Table, Array, Array]] = []
         self._decisions: list[tuple[int, Output]] = []
         self._ordinals: Counter[tuple[str, str]] = Counter()
 
@@ -89,7 +89,7 @@ class Outbox:
         """Publish balances at the record's end, one an account, as they are then."""
         self._publish.append(slots)
 
-    def charge(self, positions: Array, charges: Array, names: Array, lines: Array) -> None:
+    def charge(self, positions: Array, charges: Table, names: Array, lines: Array) -> None:
         """Charges (dtype CHARGE) of the readings at `positions`; names: numbers, (n, 5).
 
         lines: dtype LINE, of these charges.
@@ -339,13 +339,13 @@ class Outbox:
             within = (lines["charge"] >= begin) & (lines["charge"] < end)
             mine = lines[within]
             mine["charge"] -= begin
-            yield self._charge_frame(charges[begin:end], numbers[begin:end], mine, begin)
+            some = charges.take(np.arange(begin, min(end, len(charges))))
+            yield self._charge_frame(some, numbers[begin:end], mine, begin)
 
-    def _charge_frame(self, charges: Array, numbers: Array, lines: Array, part: int = 0) -> Output:
+    def _charge_frame(self, charges: Table, numbers: Array, lines: Array, part: int = 0) -> Output:
         names, indexes = self.state.names.dictionary(numbers)
         set_names(charges, indexes)
-        frame = ChargeFrame(self.state.shard, self.offset, names, charges, lines)
-        return self.charge_frame(frame.to_record(), part)
+        return self.charge_frame(columns_of_charges(names, charges, lines), part)
 
     def charge_frame(self, columns: dict[str, Any], part: int = 0) -> Output:
         """Return the output that holds charges of the record, those from `part` on."""
@@ -407,7 +407,7 @@ class Outbox:
         return Output("balances", "balance", account_id, record, event_id, self.now_ms)
 
 
-def set_names(charges: Array, indexes: Array) -> None:
+def set_names(charges: Table, indexes: Array) -> None:
     """Set the names of charges: indexes (n, 5) into the dictionary of their frame."""
     kinds = ("tariff", "policy", "legal_entity", "currency", "commodity")
     for column, kind in enumerate(kinds):
@@ -502,7 +502,7 @@ def _reading_name(raw: Any) -> str | None:
     return str(UUID(bytes=octets)) if any(octets) else None
 
 
-def _together(parts: list[tuple[Array, Array, Array, Array]]) -> tuple[Array, Array, Array]:
+def _together(parts: list[tuple[Array, Table, Array, Array]]) -> tuple[Table, Array, Array]:
     """Return (charges, names, lines) of several rounds in the order of the readings."""
     order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
     places = np.empty(len(order), np.int64)
@@ -512,7 +512,7 @@ def _together(parts: list[tuple[Array, Array, Array, Array]]) -> tuple[Array, Ar
     shifts = np.repeat(befores[:-1], [len(part[3]) for part in parts])
     lines["charge"] = places[lines["charge"] + shifts]
     return (
-        np.concatenate([part[1] for part in parts])[order],
+        Table.joined(CHARGE_KINDS, [part[1] for part in parts]).take(order),
         np.concatenate([part[2] for part in parts])[order],
         lines[np.argsort(lines["charge"], kind="stable")],
     )

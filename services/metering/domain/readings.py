@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE
+from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE, Entries, Table
 from services.metering.domain.charging import Bill, Intervals, advance, bill_of, post, stand
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
@@ -30,7 +30,7 @@ _LATE, _RESPLIT, _ROLLOVER = CODES["late"], CODES["re-split"], CODES["rollover"]
 _REFINED = np.isin(OUTCOMES, ["late", "negative", "implausible"])
 
 
-def absorb_readings(out: Outbox, readings: Array) -> None:
+def absorb_readings(out: Outbox, readings: Entries) -> None:
     """Absorb a frame's readings (dtype READING) in their order."""
     state = out.state
     meter_slots = state.find_meters(readings["meter_key"])
@@ -62,7 +62,7 @@ def rounds(account_slots: Array) -> Iterator[Array]:
 
 
 def _absorb_round(
-    out: Outbox, frame: Array, positions: Array, meter_slots: Array, account_slots: Array
+    out: Outbox, frame: Entries, positions: Array, meter_slots: Array, account_slots: Array
 ) -> None:
     state = out.state
     if len(positions) < len(frame):
@@ -153,7 +153,7 @@ def _causes(
     out: Outbox,
     intervals: Intervals,
     positions: Array,
-    charges: Array | None = None,
+    charges: Table | None = None,
     were_silent: Array | None = None,
 ) -> Callable[[int], Cause]:
     state = out.state

@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_TIME, CHARGE, KIND_RESPLIT, RATES
+from services.common.kernel.frames import BASIS_TIME, CHARGE_KINDS, KIND_RESPLIT, RATES, Table
 from services.common.kernel.units import fits_int64
 from services.common.tariffs.shape import End
 from services.metering.domain.charging import Bill, Intervals, post, set_standing
-from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.ladders import Part
 from services.metering.domain.lines import are_within, as_lines, climbed, parts_of
@@ -129,12 +128,12 @@ def _window(begin: End, end: End) -> Window:
 
 def _charge_of(
     state: ShardState, interval: Intervals, tariff: int, window: Window, amount_nano: int
-) -> Array:
+) -> Table:
     meters, accounts, readings = interval.meters, interval.accounts, interval.readings
     slots = np.array([tariff])
     _, last = state.tariffs.of(slots, np.array([window[0]]), np.array([window[2]]))
     policy = state.policies.rows[state.account_links["policy"][interval.account_slots]]
-    charge = np.zeros(1, CHARGE)
+    charge = Table(CHARGE_KINDS, 1)
     charge["kind"] = KIND_RESPLIT
     charge["from_time_ms"] = window[0]
     charge["from_register_milli"] = window[1]

@@ -19,8 +19,9 @@ from services.common.kernel.frames import (
     CHARGE_COLUMNS,
     KIND_USAGE,
     LINE_COLUMNS,
-    READING,
+    READING_KINDS,
     ReadingFrame,
+    Table,
     packed_frames,
 )
 from services.common.kernel.values import value_class
@@ -37,8 +38,6 @@ from services.metering.domain.validation import CHARGED, are_gaps, flags_of, out
 
 TOGETHER_READINGS_MAX = 500
 """Readings in a pass of several frames: more of them cost as much as one by one."""
-_RAW = np.dtype(("V", READING.itemsize))
-"""Readings as bytes: numpy puts those behind each other without a look at their fields."""
 
 
 def absorb_all(state: ShardState, records: Sequence[LogRecord]) -> list[Absorbed]:
@@ -117,7 +116,7 @@ class _Calm:
 def _calm(state: ShardState, run: Sequence[LogRecord], nows_ms: Sequence[int]) -> _Calm | None:
     """Return what may be absorbed in one pass. Changes nothing."""
     frames = [record.value.rows for record in run if isinstance(record.value, ReadingFrame)]
-    readings = np.concatenate([frame.view(_RAW) for frame in frames]).view(READING)
+    readings = Table.joined(READING_KINDS, frames)
     owners = np.repeat(np.arange(len(run)), [len(frame) for frame in frames])
     meter_slots = state.find_meters(readings["meter_key"])
     slots = state.meter_links["account"][meter_slots]

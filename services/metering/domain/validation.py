@@ -9,6 +9,7 @@ from services.common.kernel.frames import (
     ABSENT_REGISTER,
     RELAY_PHASES,
     RELAY_REPORTED,
+    Entries,
 )
 from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_MAX
 from services.metering.domain.charging import Intervals
@@ -190,7 +191,7 @@ def _is_open(relay_bits: Array) -> Array:
     return relay_bits & (RELAY_REPORTED | RELAY_PHASES) == RELAY_REPORTED
 
 
-def _do_rates_disagree(readings: Array) -> Array:
+def _do_rates_disagree(readings: Entries) -> Array:
     """Say where the total is not the sum of the rates that a meter has registers of."""
     total, rates = readings["register_milli"], readings["rate_registers_milli"]
     present = rates > ABSENT_REGISTER
