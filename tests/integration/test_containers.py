@@ -131,7 +131,7 @@ async def test_a_frame_comes_out_of_its_shard_as_it_went_in_with_the_brokers_tim
     envelope, value = kafka.opened(record)
     received = ReadingFrame.from_record(value)
     assert (envelope.event_id, envelope.occurred_at_ms) == (UUID(int=2), T0)
-    assert (received.shard, received.rows.tobytes()) == (SHARD, sent.rows.tobytes())
+    assert (received.shard, received.to_record()) == (SHARD, sent.to_record())
     assert record.timestamp_type == 1, "a shard's time is the broker's"
     assert record.timestamp != T0
 

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBase
-from aiokafka.record.util import calc_crc32c, encode_varint
+from aiokafka.record.util import encode_varint
+from google_crc32c import value as crc32c
 
 from services.metering.domain.messages import Row, Rows, RowTable
 
 HEADER = DefaultRecordBase.HEADER_STRUCT
+UNTIL_CRC, AFTER_CRC = ">qiibI", ">hiqqqhii"
+"""Its parts: the checksum is of what comes behind it."""
 MAGIC = 2
 NO_LEADER_EPOCH = -1
 UNCOMPRESSED = 0
@@ -34,8 +37,8 @@ class RowBatch(BatchBuilder):
     def __init__(self, records: Iterable[Sequence[Row]]) -> None:
         super().__init__(0, UNCOMPRESSED)
         self._parts = list(_encoded(records))
-        self._relative_offset = sum(count for count, _ in self._parts)
-        self._size = HEADER.size + sum(len(octets) for _, octets in self._parts)
+        self._relative_offset = sum(map(len, self._parts))
+        self._size = HEADER.size + sum(part.size for part in self._parts)
         self._written_at_ms = time.time_ns() // 1_000_000
         self._producer_state = (-1, -1, 0)
         self.close()
@@ -49,32 +52,21 @@ class RowBatch(BatchBuilder):
     def _build(self) -> bytes:
         if self._buffer is None:
             count = self._relative_offset
+            times_ms = (self._written_at_ms, self._written_at_ms)
             after_crc = struct.pack(
-                ">hiqqqhii",
-                UNCOMPRESSED,
-                count - 1,
-                self._written_at_ms,
-                self._written_at_ms,
-                *self._producer_state,
-                count,
+                AFTER_CRC, UNCOMPRESSED, count - 1, *times_ms, *self._producer_state, count
             )
-            data = b"".join([after_crc, *(octets for _, octets in self._parts)])
-            before_length = DefaultRecordBase.AFTER_LEN_OFFSET
-            before_crc = struct.pack(
-                ">qiibI",
-                0,
-                self._size - before_length,
-                NO_LEADER_EPOCH,
-                MAGIC,
-                calc_crc32c(data),
+            data = b"".join([after_crc, *(part.data for part in self._parts)])
+            length = self._size - DefaultRecordBase.AFTER_LEN_OFFSET
+            self._buffer = (
+                struct.pack(UNTIL_CRC, 0, length, NO_LEADER_EPOCH, MAGIC, crc32c(data)) + data
             )
-            self._buffer = before_crc + data
             self._parts = []
         return self._buffer
 
 
-def _encoded(records: Iterable[Sequence[Row]]) -> Iterator[tuple[int, bytes]]:
-    """Yield (how many rows, the records that hold them) in the order of the rows."""
+def _encoded(records: Iterable[Sequence[Row]]) -> Iterator[Octets]:
+    """Yield rows as records, a line each, in their order."""
     tables = chain.from_iterable(map(_tables, records))
     at = 0
     for _, alike in groupby(tables, lambda table: (table.keys.shape[1], table.values.shape[1])):
@@ -85,7 +77,7 @@ def _encoded(records: Iterable[Sequence[Row]]) -> Iterator[tuple[int, bytes]]:
             values = np.concatenate([table.values for table in found])
         for start, end in _of_one_width(at, at + len(keys)):
             within = slice(start - at, end - at)
-            yield end - start, _records(start, keys[within], values[within])
+            yield _records(start, keys[within], values[within])
         at += len(keys)
 
 
@@ -112,7 +104,7 @@ def _of_one_width(start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _records(start: int, keys: Octets, values: Octets) -> bytes:
+def _records(start: int, keys: Octets, values: Octets) -> Octets:
     """Return rows as records whose offsets begin at `start`; offset deltas of one width."""
     count = len(keys)
     deltas = np.arange(start, start + count) << 1
@@ -135,7 +127,7 @@ def _records(start: int, keys: Octets, values: Octets) -> bytes:
     for part in parts:
         table[:, at : at + part.shape[1]] = part
         at += part.shape[1]
-    return table.tobytes()
+    return table
 
 
 def _octets(of_each: bytes) -> Octets:

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import CHARGE_KINDS, KIND_ROLLOVER, LINE, Entries, Table
+from services.common.kernel.frames import (
+    ABSENT_REGISTER,
+    CHARGE_KINDS,
+    KIND_ROLLOVER,
+    LINE,
+    Entries,
+    Table,
+)
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
@@ -203,8 +210,8 @@ def _set_interval(charges: Table, meters: Array, readings: Entries) -> None:
             start = np.where(opens, readings[end], start)
         charges[f"from_{column}"] = start
         charges[f"to_{column}"] = readings[end]
-    charges["from_rates_milli"] = meters["rates_milli"]
-    charges["to_rates_milli"] = readings["rate_registers_milli"]
+    for name, rates in (("from", meters["rates_milli"]), ("to", readings["rate_registers_milli"])):
+        charges[f"{name}_rates_milli"] = ABSENT_REGISTER if (rates < 0).all() else rates
     charges["to_received_at_ms"] = readings["received_at_ms"]
 
 

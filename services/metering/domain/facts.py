@@ -31,6 +31,7 @@ POLICY = np.dtype(
         ("alarm_1_clear_nano", "<i8"),
         ("alarm_2_clear_nano", "<i8"),
         ("floor_nano", "<i8"),  # -overdraft: at or below it, cut
+        ("warned_nano", "<i8"),  # above it nothing is due: the highest of the three
         ("restore_nano", "<i8"),
         ("lease_ms", "<i8"),
         ("max_evidence_age_ms", "<i8"),
@@ -133,7 +134,9 @@ class Names:
         return found
 
     def dictionary(self, numbers: Array) -> tuple[tuple[str, ...], Array]:
-        """Return (names in order of first use, `numbers` as indexes into them, same shape)."""
+        """Return (names in order of first use, `numbers` (n, m) as indexes into them)."""
+        if (numbers == numbers[0]).all():  # of one tariff, one policy: mostly
+            numbers = numbers[:1]
         flat = numbers.ravel()
         ordinals = np.arange(len(flat))
         first = np.empty(len(self._names), np.int64)
@@ -184,6 +187,7 @@ class Policies:
             *alarms_nano,
             *(min(nano + rules.hysteresis_nano, INT64_MAX) for nano in alarms_nano),
             -fact["overdraft_nano"],
+            max(*alarms_nano, -fact["overdraft_nano"]),
             fact["restore_nano"],
             fact["lease_ms"],
             fact["max_evidence_age_ms"],

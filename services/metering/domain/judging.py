@@ -64,14 +64,21 @@ def relays_seen(intervals: Intervals) -> Array:
 
 
 def judge(
-    out: Outbox, slots: Array, cause_of: Callable[[int], Cause], *, by_reading: bool = False
+    out: Outbox,
+    slots: Array,
+    cause_of: Callable[[int], Cause],
+    *,
+    by_reading: bool = False,
+    accounts: Array | None = None,
 ) -> None:
     """Judge accounts after a change of each.
 
     `cause_of` gives the cause of the i-th. `by_reading`: each was charged by a reading. Else they
-    changed by a fact or by a correction, and nobody is cut.
+    changed by a fact or by a correction, and nobody is cut. `accounts`: as they stand, where that
+    is at hand.
     """
-    accounts = out.state.accounts.take(slots)
+    if accounts is None:
+        accounts = out.state.accounts.take(slots)
     found = _moves(out.state, slots, accounts, by_reading=by_reading)
     if found is None:
         return
@@ -103,14 +110,16 @@ def _moves(
 
     `accounts`: dtype ACCOUNT, what stands at `slots` or is to. None: nobody moves.
     """
-    policies = state.policies.rows.take(state.account_links["policy"][slots])
+    slots_of_policies = state.account_links["policy"][slots]
     available = accounts["credited_nano"] - accounts["charged_nano"] - accounts["held_nano"]
+    levels = accounts["level"]
+    is_plenty = available > state.policies.rows["warned_nano"][slots_of_policies]
+    if is_plenty.all() and not levels.any():  # normal, and they were
+        return None
+    policies = state.policies.rows.take(slots_of_policies)
     targets = np.where(available <= policies["alarm_1_nano"], ALARM_1, NORMAL)
     targets[available <= policies["alarm_2_nano"]] = ALARM_2
     targets[available <= policies["floor_nano"]] = CUT
-    levels = accounts["level"]
-    if not (targets.any() or levels.any()):  # normal, and they were
-        return None
     # What stands is cleared only above its threshold and the policy's hysteresis.
     standing = np.where(available <= policies["alarm_1_clear_nano"], ALARM_1, NORMAL)
     standing[available <= policies["alarm_2_clear_nano"]] = ALARM_2

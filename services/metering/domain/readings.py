@@ -143,7 +143,7 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     for i, change, flag, evidence in changes:
         out.alarm(int(slots[i]), change, flag, cause_of(i), evidence=evidence)
     warn_of_closed(out, slots, bill.lines, cause_of)
-    judge(out, slots, cause_of, by_reading=True)
+    judge(out, slots, cause_of, by_reading=True, accounts=intervals.accounts)
     was_cut = intervals.accounts["level"] == CUT
     if was_cut.any():
         renew(out, intervals, cause_of, was_cut)

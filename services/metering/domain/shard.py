@@ -493,6 +493,8 @@ class ShardState:
         shapes += self.meters["waiting"][meter_slots] * np.int64(2)
         shapes += self.meters["hold"][meter_slots] != 0
         shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
+        if len(slots) and not shapes.any():
+            return Rows([self._table(0, np.arange(len(slots)), slots, meter_slots)])
         tables = []
         for shape in sorted(set(shapes.tolist())):
             places = np.flatnonzero(shapes == shape)

@@ -93,8 +93,9 @@ def outcomes_of(intervals: Intervals) -> Array:
         "frozen": intervals.accounts["frozen"],
         "other-epoch": readings["epoch"] != meters["epoch"],
     }
-    for name, where in decided.items():  # the last written stands: the first of the rule
-        outcomes[where] = CODES[name]
+    if np.logical_or.reduce(list(decided.values())).any():
+        for name, where in decided.items():  # the last written stands: the first of the rule
+            outcomes[where] = CODES[name]
     return outcomes
 
 
