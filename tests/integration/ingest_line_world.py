@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -80,6 +80,7 @@ class Gateway:
         self.refused = 0
         self.open: _Connection | None = None
         self.is_accepting = True
+        self.clocks_follow = True
         self._server: asyncio.Server | None = None
         self.port = 0
 
@@ -139,7 +140,7 @@ class _Connection(asyncio.Protocol):
         asked = Asked(
             body[0], body[1], int.from_bytes(body[2:4], "big"), int.from_bytes(body[4:6], "big")
         )
-        if asked.function == 0x10:
+        if asked.function in (0x10, 0x20):
             words = body[7:]
             asked.values = tuple(
                 int.from_bytes(words[at : at + 2], "big") for at in range(0, len(words), 2)
@@ -167,6 +168,10 @@ class _Connection(asyncio.Protocol):
             if asked.address == RELAY:
                 there[0x0224] = 0x0000 if asked.values == (1, 1) else 0x2000
             body = head + asked.address.to_bytes(2, "big") + asked.count.to_bytes(2, "big")
+        elif asked.function == 0x20:
+            if self.gateway.clocks_follow:
+                set_clock(self.gateway)
+            body = (head + asked.address.to_bytes(2, "big")).ljust(13, b"\0")
         else:
             words = [there.get(asked.address + at, 0) for at in range(asked.count)]
             data = b"".join(word.to_bytes(2, "big") for word in words)
@@ -279,9 +284,9 @@ class LineWorld:
         return self.metrics.get_sample_value(name, labels) or 0.0
 
 
-def set_clock(gateway: Gateway) -> None:
-    """Set every meter's clock to now, as in UTC: the world's site lies there."""
-    now = datetime.now(UTC)
+def set_clock(gateway: Gateway, ahead: timedelta = timedelta()) -> None:
+    """Set every meter's clock to now, as in UTC: the world's site lies there. `ahead`: of it."""
+    now = datetime.now(UTC) + ahead
     parts = bytes((now.year - 2000, now.month, now.day, 0, now.hour, now.minute, now.second, 0))
     for there in gateway.registers.values():
         for at in range(4):

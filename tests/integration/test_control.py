@@ -146,6 +146,9 @@ class Ingest:
             "last_seen_ms": None,
             "quarantined_readings": 0,
             "worker": "test",
+            "clock_tended_at_ms": None,
+            "clock_result": None,
+            "clock_ahead_ms": None,
         }
         await self.send("device-status", "device-status", record, f"meters/{meter}", f"L-{meter}")
 

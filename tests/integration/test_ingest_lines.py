@@ -5,12 +5,14 @@ accepts one connection and misbehaves as told; what would go to Kafka is kept in
 """
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from services.common.runtime.clock import SystemClock
 from services.ingest.adapters.modbus_link import ModbusLink
+from services.ingest.domain import clocks
 from services.ingest.domain.exchange import Result
 from tests.integration.ingest_line_world import (
     Asked,
@@ -311,6 +313,7 @@ async def test_an_absurd_reading_is_set_aside_and_the_next_one_counts(gateway: G
 
 
 async def test_a_wrong_clock_is_quarantined_but_the_relay_is_told(gateway: Gateway) -> None:
+    gateway.clocks_follow = False
     async with line_world(gateway) as world:
         gateway.registers[1][0x0228] = 0x0A01
         behind = ("quarantined", "clock-behind")
@@ -401,3 +404,100 @@ async def test_a_meter_that_joins_the_line_is_polled_and_one_that_leaves_is_not(
         before = len(world.kept.readings)
         await until(lambda: len(world.kept.readings) >= before + 3, "readings")
         assert {r.meter.meter_id for r in world.kept.readings[before + 1 :]} == {"M2"}
+
+
+CLOCKS_SET = 0x20
+HALF_AN_HOUR = timedelta(minutes=30)
+
+
+@pytest.fixture
+def any_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clocks be set about midnight too, when a test may run."""
+    monkeypatch.setattr(clocks, "FROM_MIDNIGHT", timedelta())
+
+
+def tended(world: LineWorld, device_id: str = "meters/M1") -> tuple[str, int | None] | None:
+    """Return what came of a meter's clock, and how far ahead it was."""
+    told = [r for r in world.kept.records("device-status") if r["device_id"] == device_id]
+    newest = told[-1] if told else None
+    if newest is None or newest["clock_result"] is None:
+        return None
+    return newest["clock_result"], newest["clock_ahead_ms"]
+
+
+def clocks_written(gateway: Gateway) -> list[Asked]:
+    return [asked for asked in gateway.asked if asked.function == CLOCKS_SET]
+
+
+@pytest.mark.usefixtures("any_hour")
+@pytest.mark.parametrize("ahead", [HALF_AN_HOUR, -HALF_AN_HOUR, timedelta(days=-30)])
+async def test_a_clock_that_is_wrong_is_set_once_and_read_back(
+    gateway: Gateway, ahead: timedelta
+) -> None:
+    async with line_world(gateway) as world:
+        await until(lambda: len(world.kept.readings) >= 2, "two readings")
+        assert tended(world) is None
+        set_clock(gateway, ahead)
+        await until(lambda: tended(world), "the clock is tended")
+        result, ahead_ms = tended(world) or ("", None)
+        assert result == "set"
+        assert ahead_ms is not None
+        assert abs(ahead_ms - ahead / timedelta(milliseconds=1)) < 5_000
+        (write,) = clocks_written(gateway)
+        assert (write.address, write.count) == (0x0354, 5)
+        octets = b"".join(word.to_bytes(2, "big") for word in write.values)
+        assert octets[7:] == bytes(3)
+        second, minute, hour, _, day, month, year = octets[:7]
+        told = datetime(2000 + year, month, day, hour, minute, second, tzinfo=UTC)
+        assert abs(told.timestamp() - time.time()) < 60
+        assert world.kept.status("meters/M1") == ("online", "")
+        readings = len(world.kept.readings)
+        set_clock(gateway, HALF_AN_HOUR)  # wrong again: not before tomorrow
+        await until(lambda: len(world.kept.readings) >= readings + 3, "three more readings")
+        assert len(clocks_written(gateway)) == 1
+        assert world.count("wattvend_ingest_clocks_tended_total", result="set") == 1
+
+
+@pytest.mark.usefixtures("any_hour")
+async def test_a_clock_that_tells_no_time_is_set_and_its_meter_is_read_again(
+    gateway: Gateway,
+) -> None:
+    async with line_world(gateway) as world:
+        await until(lambda: world.kept.readings, "a reading")
+        for at in range(4):
+            gateway.registers[1][0x0228 + at] = 0
+        await until(lambda: tended(world), "the clock is tended")
+        assert tended(world) == ("set", None)
+        await until(lambda: world.kept.status("meters/M1") == ("online", ""), "it is well again")
+        reasons = [record["reason"] for record in world.kept.records("device-status")]
+        assert "clock-impossible" in reasons
+
+
+@pytest.mark.usefixtures("any_hour")
+async def test_where_one_clock_does_not_follow_no_other_of_its_profile_is_written(
+    gateway: Gateway,
+) -> None:
+    gateway.clocks_follow = False
+    async with line_world(gateway, two_meters(gateway)) as world:
+        await until(lambda: len(world.kept.readings) >= 4, "readings")
+        set_clock(gateway, HALF_AN_HOUR)
+        names = ("meters/M1", "meters/M2")
+        await until(lambda: any(tended(world, name) for name in names), "one clock is tended")
+        readings = len(world.kept.readings)
+        await until(lambda: len(world.kept.readings) >= readings + 6, "more readings")
+        assert [tended(world, name) is None for name in names].count(True) == 1
+        assert {found[0] for name in names if (found := tended(world, name))} == {"not-taken"}
+        assert len(clocks_written(gateway)) == 1
+
+
+@pytest.mark.usefixtures("any_hour")
+async def test_a_device_that_refuses_its_clock_is_read_on(gateway: Gateway) -> None:
+    async with line_world(gateway) as world:
+        faulty(world, "exception", function=CLOCKS_SET)
+        await until(lambda: world.kept.readings, "a reading")
+        set_clock(gateway, HALF_AN_HOUR)
+        await until(lambda: tended(world), "the clock is tended")
+        assert (tended(world) or ("",))[0] == "exception"
+        readings = len(world.kept.readings)
+        await until(lambda: len(world.kept.readings) > readings, "it is read on")
+        assert len(clocks_written(gateway)) == 1

@@ -579,6 +579,9 @@ class Story:
             "last_seen_ms": T0,
             "quarantined_readings": 7 if status == "quarantined" else 0,
             "worker": "ingest-0",
+            "clock_tended_at_ms": None,
+            "clock_result": None,
+            "clock_ahead_ms": None,
         }
         return self._hashed("device-status", f"L-{self.run}", "device-status", value, key=device_id)
 

@@ -156,6 +156,16 @@ async def test_the_published_relay_frames_are_understood(
     assert meter.snapshot(NOW_MS + 100).position is position
 
 
+def test_its_clock_is_set_by_the_private_function_and_goes_on_from_there() -> None:
+    meter = make_meter()
+    assert ask(meter, "20 03 54 00 05 0a 00 3c 0c 02 03 03 1a 00 00 00") == "a0 03"
+    assert ask(meter, "20 01 00 00 04 08 00 00 00 00 00 00 00 00") == "a0 02"
+    answer = ask(meter, "20 03 54 00 05 0a 00 00 0c 02 03 03 1a 00 00 00")
+    assert answer == "20 03 54 00 05" + " 00" * 7
+    shown = bytes.fromhex(ask(meter, "03 02 28 00 04", at_ms=NOW_MS + 61_000))[2:9]
+    assert shown.hex(" ") == "1a 03 03 02 0c 01 01"  # 2026-03-03, a Tuesday, 12:01:01
+
+
 def test_a_read_before_the_contacts_have_moved_shows_the_old_relay_and_the_new_command() -> None:
     meter = make_meter()
     assert ask(meter, "10 0057 0002 04 0001 0001") == "10 00 57 00 02"

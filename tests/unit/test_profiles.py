@@ -133,6 +133,8 @@ def test_a_register_of_six_digits_and_two_decimals_begins_again_after_a_million_
         ("acrel-ddsy1352", "register_is_primary", "no", "true or false"),
         ("acrel-ddsy1352", "relay_commands.open", [0, 0], "different for each command"),
         ("acrel-ddsy1352", "relay_commands.open", [1], "as long as the other"),
+        ("acrel-ddsy1352", "clock_command.function", 0x11, "0x10 or 0x20"),
+        ("acrel-ddsy1352", "clock_command.count", 3, "a whole number 4..125"),
         ("acrel-ddsy1352", "rated.voltage_v", 0, "whole number 1.."),
         ("acrel-ddsy1352", "rated.confidence", ..., "rated.confidence is missing"),
         ("acrel-ddsy1352", "dialect", "telnet", "must be one of modbus, mqtt-acrel"),

@@ -59,6 +59,12 @@ class FaultRequest(Strict):
         return self
 
 
+class ClockRequest(Strict):
+    """POST /meters/{id}/clock: so far ahead of the truth; below 0: behind."""
+
+    ahead_ms: int = Field(ge=-(10**11), le=10**11)
+
+
 class StrangerRequest(Strict):
     """POST /gateways/{id}/stranger."""
 
@@ -84,6 +90,7 @@ class Api:
             web.post("/meters/{id}/online", self.meter_online),
             web.post("/meters/{id}/fault", self.fault),
             web.post("/meters/{id}/power", self.power),
+            web.post("/meters/{id}/clock", self.clock),
             web.get("/gateways", self.gateways),
             web.post("/gateways/{id}/offline", self.gateway_offline),
             web.post("/gateways/{id}/online", self.gateway_online),
@@ -127,6 +134,11 @@ class Api:
     async def power(self, request: web.Request) -> web.Response:
         meter, body = self._meter(request), await read_body(request, PowerRequest)
         meter.set_power(body.power_w, self._fleet.now_ms())
+        return self._answer(meter)
+
+    async def clock(self, request: web.Request) -> web.Response:
+        meter, body = self._meter(request), await read_body(request, ClockRequest)
+        meter.clock_ahead_ms = body.ahead_ms
         return self._answer(meter)
 
     async def gateways(self, _: web.Request) -> web.Response:
@@ -193,6 +205,7 @@ def describe_meter(meter: Meter, now_ms: int) -> dict[str, object]:
         "power_w": meter.power_uw(now_ms) // 1_000_000,
         "relay": meter.position,
         "forced": meter.forced,
+        "clock_ahead_ms": meter.clock_ahead_ms,
         "transitions": [
             {"position": one.position, "at_ms": one.at_ms, "by": one.by}
             for one in meter.transitions

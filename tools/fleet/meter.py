@@ -139,6 +139,7 @@ class Meter:
         self.last_served_register_lsb: int | None = None
         self.last_served_at_ms: int | None = None
         self.energy_nanojoule = 0
+        self.clock_ahead_ms = 0
         self.position = Position.CLOSED
         self.fault: Fault | None = None
         self._profile_load = load
@@ -225,6 +226,14 @@ class Meter:
             self._moving.append(Transition(forced.position, at_ms, by="command"))
         return self._moving[-1].at_ms if self._moving else now_ms
 
+    # --- the clock ---------------------------------------------------------------------------
+
+    def set_clock(self, local: datetime, now_ms: int) -> None:
+        """Let its clock show a naive local time; it goes on from there."""
+        self.advance(now_ms)
+        shown_ms = int(local.replace(tzinfo=self._zone).timestamp()) * 1_000
+        self.clock_ahead_ms = shown_ms - now_ms
+
     # --- what it shows -----------------------------------------------------------------------
 
     def snapshot(self, now_ms: int) -> Snapshot:
@@ -235,7 +244,7 @@ class Meter:
             serial=config.serial,
             name=config.name,
             profile=config.profile,
-            local_time=self._local(now_ms),
+            local_time=self._local(now_ms + self.clock_ahead_ms),
             ct=config.ct,
             pt=config.pt,
             register_lsb=self._total_lsb() % REGISTER_MODULUS,

@@ -22,9 +22,12 @@ from tools.fleet.meter import FaultKind, Meter, Presence
 LOOPBACK = "127.0.0.1"
 READ_HOLDING = 0x03
 WRITE_MULTIPLE = 0x10
+WRITE_PRIVATE = 0x20
 READ_COUNT_MAX = 125
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
 PDU_SIZE_MAX = 253
+PRIVATE_ANSWER_SIZE = 12
+"""Function code and data; 15 bytes with unit and CRC."""
 # Nobody sends the second half of a frame later than this: what follows is another frame.
 SILENCE_S = 0.02
 
@@ -47,6 +50,8 @@ def execute(meter: Meter, pdu: bytes, now_ms: int) -> tuple[bytes, FaultKind | N
         return read_holding(meter, pdu, now_ms)
     if function == WRITE_MULTIPLE:
         answer = write_multiple(meter, pdu, now_ms)
+    elif function == WRITE_PRIVATE:
+        answer = write_private(meter, pdu, now_ms)
     else:
         answer = refusal(function, ILLEGAL_FUNCTION)
     _, frame_fault = meter.shown(now_ms, FRAME_FAULTS)
@@ -74,14 +79,37 @@ def read_holding(meter: Meter, pdu: bytes, now_ms: int) -> tuple[bytes, FaultKin
     return bytes((READ_HOLDING, len(data))) + data, fault
 
 
-def write_multiple(meter: Meter, pdu: bytes, now_ms: int) -> bytes:
-    """Write the forced control: the only registers of the map that can be written."""
+def written(pdu: bytes) -> tuple[int, int, bytes] | None:
+    """Return (address, count, values) of a write; None where it is malformed."""
     if len(pdu) < 6:
-        return refusal(WRITE_MULTIPLE, ILLEGAL_VALUE)
+        return None
     address, count, size = struct.unpack(">HHB", pdu[1:6])
     values = pdu[6:]
-    if size != count * 2 or len(values) != size or count == 0:
+    is_whole = size == count * 2 == len(values) and count > 0
+    return (address, count, values) if is_whole else None
+
+
+def write_private(meter: Meter, pdu: bytes, now_ms: int) -> bytes:
+    """Set the clock: all that this meter knows of the private function."""
+    found = written(pdu)
+    if found is None:
+        return refusal(WRITE_PRIVATE, ILLEGAL_VALUE)
+    address, count, values = found
+    if (address, count) != (registers.CLOCK_AT, registers.CLOCK_COUNT):
+        return refusal(WRITE_PRIVATE, ILLEGAL_ADDRESS)
+    local = registers.clock_of(values)
+    if local is None:
+        return refusal(WRITE_PRIVATE, ILLEGAL_VALUE)
+    meter.set_clock(local, now_ms)
+    return pdu[:5].ljust(PRIVATE_ANSWER_SIZE, b"\0")
+
+
+def write_multiple(meter: Meter, pdu: bytes, now_ms: int) -> bytes:
+    """Write the forced control: the only registers of the map that it writes."""
+    found = written(pdu)
+    if found is None:
         return refusal(WRITE_MULTIPLE, ILLEGAL_VALUE)
+    address, count, values = found
     if (address, count) != (registers.FORCED_AT, registers.FORCED_COUNT):
         return refusal(WRITE_MULTIPLE, ILLEGAL_ADDRESS)
     forced = registers.FORCED_OF_PAIR.get(struct.unpack(">HH", values))
@@ -155,7 +183,7 @@ class RtuFraming:
         function = head[1]
         if 0x01 <= function <= 0x06:
             return head + await reader.readexactly(6)
-        if function in (0x0F, WRITE_MULTIPLE):
+        if function in (0x0F, WRITE_MULTIPLE, WRITE_PRIVATE):
             head += await reader.readexactly(5)
             return head + await reader.readexactly(head[6] + 2)
         return head + await self._until_silence(reader)

@@ -18,6 +18,7 @@ FACTORY_AT, FACTORY_END = 0x0043, 0x0062
 FORCED_AT, FORCED_COUNT = 0x0057, 2
 LIVE_AT, LIVE_COUNT = 0x0200, 48
 LIVE_TOTAL_AT = 0x0215
+CLOCK_AT, CLOCK_COUNT = 0x0354, 5
 
 DEVICE_TYPES = {MeterProfile.DDSY1352: 7, MeterProfile.DTSY1352: 5}
 FORCED_PAIRS = {Forced.OPEN: (1, 1), Forced.CLOSED: (1, 0), Forced.PREPAID: (0, 0)}
@@ -120,6 +121,15 @@ def clock(local: datetime) -> bytes:
     """Return YY MM DD WW hh mm ss, binary; Sunday is 0."""
     day = (local.year % 100, local.month, local.day, local.isoweekday() % 7)
     return bytes((*day, local.hour, local.minute, local.second))
+
+
+def clock_of(values: bytes) -> datetime | None:
+    """Return what ss mm hh WW DD MM YY say; None where that is no time."""
+    second, minute, hour, _, day, month, year = values[:7]
+    try:
+        return datetime(2000 + year, month, day, hour, minute, second)  # noqa: DTZ001 - naive
+    except ValueError:
+        return None
 
 
 def u16(value: int) -> int:

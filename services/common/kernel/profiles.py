@@ -8,6 +8,7 @@ the platform's integer: Wh (thousandths of the billing unit), mV, mA, W, thousan
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -119,6 +120,39 @@ class RelayRegisters:
     values: Mapping[RelayCommand, tuple[int, ...]]
 
 
+WRITE_REGISTERS: Final = 0x10
+WRITE_PRIVATE: Final = 0x20
+"""Acrel's own function, framed like the other."""
+
+
+@value_class
+class ClockRegisters:
+    """How a clock is set: `count` registers written at `address`, with a `function` of WRITE_*.
+
+    One binary byte a part of the naive local time, as of `century`; the bytes behind them are 0.
+    """
+
+    address: int
+    count: int
+    function: int
+    layout: tuple[str, ...]
+    century: int
+
+    def words(self, local: datetime) -> tuple[int, ...]:
+        """Return the registers that set the clock to `local`."""
+        parts = {
+            "year": local.year - self.century,
+            "month": local.month,
+            "day": local.day,
+            "weekday": local.isoweekday() % 7,  # Sunday is 0
+            "hour": local.hour,
+            "minute": local.minute,
+            "second": local.second,
+        }
+        octets = bytes(parts[name] for name in self.layout).ljust(2 * self.count, b"\0")
+        return tuple(octets[at] << 8 | octets[at + 1] for at in range(0, len(octets), 2))
+
+
 @value_class
 class Rating:
     """What a meter is built for: the voltage of a phase, the highest current of each."""
@@ -129,7 +163,10 @@ class Rating:
 
 @value_class
 class ModbusProfile:
-    """A meter that is polled. `phases`: the wired ones, 1..3. `rated`: None where nobody says."""
+    """A meter that is polled. `phases`: the wired ones, 1..3. `rated`: None where nobody says.
+
+    `clock`: None where nobody knows how it is set.
+    """
 
     name: str
     phases: tuple[int, ...]
@@ -138,6 +175,7 @@ class ModbusProfile:
     live: LiveBlock
     serial: SerialBlock
     relay: RelayRegisters
+    clock: ClockRegisters | None
 
     @property
     def phase_mask(self) -> int:
@@ -301,7 +339,9 @@ def parse_profile(raw: object) -> Profile:
         live = _live(top.child("live"), len(phases))
         serial = _serial(top.child("serial"))
         relay = _relay_registers(top.child("relay_commands"))
-        profile = ModbusProfile(name, phases, is_primary, rated, live, serial, relay)
+        is_set = top.get("clock_command", None) is not None
+        clock = _clock_registers(top.child("clock_command")) if is_set else None
+        profile = ModbusProfile(name, phases, is_primary, rated, live, serial, relay, clock)
     else:
         topics = top.child("topics")
         up, down = (_topic(topics, key) for key in ("up", "down"))
@@ -481,10 +521,32 @@ def _relay_bits(node: _Node, address: int, count: int, phases: int) -> RelayBits
     return RelayBits(at, tuple(bits))
 
 
-def _clock(node: _Node, count: int) -> ClockBytes:
+def _clock_layout(node: _Node) -> tuple[str, ...]:
     layout = node.texts("layout")
     if set(layout) | {"weekday"} != set(CLOCK_PARTS) or len(layout) != len(set(layout)):
         raise node.wrong("layout", f"{', '.join(CLOCK_PARTS)} (weekday may be absent)", layout)
+    return layout
+
+
+def _clock_registers(node: _Node) -> ClockRegisters:
+    layout = _clock_layout(node)
+    function = node.integer("function", WRITE_REGISTERS, WRITE_PRIVATE)
+    if function not in (WRITE_REGISTERS, WRITE_PRIVATE):
+        raise node.wrong("function", f"{WRITE_REGISTERS:#x} or {WRITE_PRIVATE:#x}", hex(function))
+    parsed = ClockRegisters(
+        node.integer("address", 0, 0xFFFF),
+        node.integer("count", (len(layout) + 1) // 2, REGISTER_COUNT_MAX),
+        function,
+        layout,
+        node.integer("century", 1900, 2100),
+    )
+    node.confidence()
+    node.done()
+    return parsed
+
+
+def _clock(node: _Node, count: int) -> ClockBytes:
+    layout = _clock_layout(node)
     parsed = ClockBytes(
         node.integer("at_byte", 0, 2 * count - len(layout)),
         layout,

@@ -182,6 +182,13 @@ class Intake:
         """Wait for a device that pushes."""
         self._presence.expect(device, self.clock.now_ms(), silent_after_ms)
 
+    def clock_tended(self, meter: Meter, result: str, ahead_ms: int | None) -> None:
+        """Tell what came of a meter's wrong clock; `ahead_ms` None: it told no time."""
+        self.metrics.clocks.labels(result).inc()
+        device = Device.of_meter(meter)
+        self._tell(self._presence.clock_tended(device, result, ahead_ms, self.clock.now_ms()))
+        self.log.info("tended a clock", meter=meter.meter_id, result=result, ahead_ms=ahead_ms)
+
     def commanded(self, meter_id: str) -> None:
         """Have the meter's next relay position told, whatever it is."""
         self._relays.commanded(meter_id)

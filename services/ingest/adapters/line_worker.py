@@ -4,14 +4,24 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.profiles import ModbusProfile, Profile
+from services.common.kernel.profiles import WRITE_PRIVATE, ModbusProfile, Profile
 from services.common.kernel.values import value_class
+from services.common.kernel.zones import utc_ms
 from services.ingest.adapters.intake import POLLED, Intake, Reply, Source
 from services.ingest.adapters.metrics import Metrics
+from services.ingest.domain.clocks import (
+    NO_REGISTER,
+    NOT_TAKEN,
+    SET,
+    TAKEN_MS_MAX,
+    ClockCare,
+    wall_clock,
+)
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.exchange import (
     OPERATION_READ,
@@ -31,6 +41,8 @@ from services.ingest.domain.schedule import PollSchedule
 RECONNECT_FIRST_MS = 100
 IDLE_MAX_MS = 1_000
 """An idle line looks this often whether its connection still stands."""
+SET_WITHIN_MS = 2_000
+"""A clock that is written later than this after it was looked at would be set wrong."""
 REST_MS = 100
 """A line that may be another worker's looks this often whether it is ours again."""
 
@@ -86,6 +98,7 @@ class LineWorker:
         self._meters: dict[str, Meter] = {}
         self._verified: dict[str, Meter] = {}
         self._mismatched_until_ms: dict[str, int] = {}
+        self._clocks = ClockCare()
         self.update(line)
 
     def update(self, line: Line) -> None:
@@ -225,9 +238,46 @@ class LineWorker:
             answer = await self._read(meter, profile, None)
             if answer.result is Result.OK:
                 self._schedule.succeeded(meter.meter_id, self._clock.monotonic_ms())
-                self._decoded(meter, profile, answer, POLLED)
+                told = self._decoded(meter, profile, answer, POLLED)
+                await self._tend_clock(meter, profile, told)
                 return
         self._failed(meter, answer, began_ms)
+
+    async def _tend_clock(
+        self, meter: Meter, profile: ModbusProfile, told: DeviceReading | Unusable
+    ) -> None:
+        """Set the clock of a meter that was just read, where it is wrong; at most once a day."""
+        zone, now_ms = self._intake.registry.zone(meter.site_id), self._clock.now_ms()
+        is_other = isinstance(told, Unusable) and told.fault is not Fault.CLOCK_IMPOSSIBLE
+        if zone is None or is_other or not self._is_ours():
+            return
+        ahead_ms = _ahead_ms(told, zone, now_ms)
+        if not self._clocks.is_due(
+            meter.meter_id, profile.name, ahead_ms=ahead_ms, now_ms=now_ms, zone=zone
+        ):
+            return
+        result = NO_REGISTER
+        if (registers := profile.clock) is not None:
+            words = registers.words(wall_clock(now_ms, zone))
+            is_private = registers.function == WRITE_PRIVATE
+            write = self._link.write_privately if is_private else self._link.write
+            answer = await write(meter.unit, registers.address, words, now_ms + SET_WITHIN_MS)
+            self._count("set-clock", answer)
+            result = answer.result.value
+            if answer.result is Result.OK:
+                result = await self._read_clock_back(meter, profile, zone)
+        now_ms = self._clock.now_ms()
+        self._clocks.tried(meter.meter_id, profile.name, result, now_ms)
+        if self._is_ours():
+            self._intake.clock_tended(meter, result, ahead_ms)
+
+    async def _read_clock_back(self, meter: Meter, profile: ModbusProfile, zone: ZoneInfo) -> str:
+        answer = await self._read(meter, profile, None)
+        if answer.result is not Result.OK:
+            return answer.result.value
+        told = self._decoded(meter, profile, answer, POLLED)
+        ahead_ms = _ahead_ms(told, zone, self._clock.now_ms())
+        return SET if ahead_ms is not None and abs(ahead_ms) <= TAKEN_MS_MAX else NOT_TAKEN
 
     def _failed(self, meter: Meter, answer: Answer, began_ms: int) -> None:
         if answer.result is Result.NOT_CONNECTED or not self._is_ours():
@@ -374,3 +424,10 @@ class LineWorker:
             closed_mask,
         )
         self._intake.reply(reply, request.operation)
+
+
+def _ahead_ms(told: DeviceReading | Unusable, zone: ZoneInfo, now_ms: int) -> int | None:
+    """Return how far a meter's clock is ahead; None where it tells no time."""
+    if isinstance(told, Unusable):
+        return None
+    return utc_ms(told.clock, zone, near_ms=now_ms) - now_ms

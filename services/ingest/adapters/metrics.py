@@ -59,6 +59,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.clocks = Counter(
+            "wattvend_ingest_clocks_tended_total",
+            "Clocks of polled meters found wrong, by what came of setting them",
+            ("result",),
+            registry=registry,
+        )
         self.replies = Counter(
             "wattvend_ingest_replies_total",
             "Device requests answered",

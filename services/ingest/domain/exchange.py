@@ -71,6 +71,12 @@ class Link(Protocol):
         """Write registers with function 0x10, unless `not_after_ms` has passed: EXPIRED."""
         ...
 
+    async def write_privately(
+        self, unit: int, address: int, values: Sequence[int], not_after_ms: int | None
+    ) -> Answer:
+        """Write registers with function 0x20; whether they were taken only a read can tell."""
+        ...
+
 
 @value_class
 class Request:

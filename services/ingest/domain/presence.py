@@ -60,6 +60,8 @@ class _State:
     expected_from_ms: int
     set_aside_count: int = 0
     told_count: int = 0
+    clock: tuple[int, str, int | None] | None = None
+    """(when its clock was tended, what came of it, how far ahead it was)."""
     told_at_ms: int = -1
     """-1: never told. What is only expected is not told before it is heard, or silent too long."""
 
@@ -103,6 +105,14 @@ class Presence:
         state.last_seen_ms = now_ms
         state.set_aside_count += 1
         return self._become(state, QUARANTINED, fault.value, now_ms)
+
+    def clock_tended(
+        self, device: Device, result: str, ahead_ms: int | None, now_ms: int
+    ) -> dict[str, Any]:
+        """Take in what came of a device's wrong clock."""
+        state = self._state(device, now_ms)
+        state.clock = (now_ms, result, ahead_ms)
+        return self._tell(state, state.status, state.reason, now_ms)
 
     def count_aside(self, device: Device, now_ms: int) -> None:
         """Count something unusable of a device that is well otherwise: it stays what it is."""
@@ -160,6 +170,7 @@ class Presence:
         state.status, state.reason = status, reason
         state.told_at_ms = now_ms
         state.told_count = state.set_aside_count
+        tended_at_ms, result, ahead_ms = state.clock or (None, None, None)
         return {
             "device_id": state.device.device_id,
             "kind": state.device.kind,
@@ -171,4 +182,7 @@ class Presence:
             "last_seen_ms": state.last_seen_ms,
             "quarantined_readings": state.set_aside_count,
             "worker": self._worker,
+            "clock_tended_at_ms": tended_at_ms,
+            "clock_result": result,
+            "clock_ahead_ms": ahead_ms,
         }

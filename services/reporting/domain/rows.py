@@ -376,6 +376,9 @@ class DeviceStatusRow(NamedTuple):
     quarantined_readings: int
     worker: str
     topic_offset: int
+    clock_tended_at_ms: int | None
+    clock_result: str | None
+    clock_ahead_ms: int | None
 
 
 class LedgerRow(NamedTuple):
