@@ -399,6 +399,38 @@ async def test_what_the_ledger_tells_of_a_meter_holds_for_its_epochs(
         assert await asked.lived_ms(story.account) == (0, 0)
 
 
+async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    granted = {"account_id": story.account, "amount_minor": 300, "policy_version": 2}
+    told: list[tuple[tuple[int, int], str, dict[str, Any], tuple[int, int, int]]] = [
+        ((0, 1), "debt-set", {"debt_minor": 5_000, "share_ppm": 200_000}, (0, 5_000, 200_000)),
+        ((0, 2), "emergency-granted", granted, (300, 5_000, 200_000)),
+        (
+            (0, 3),
+            "credit-sold",
+            {"emergency_left_minor": 0, "debt_left_minor": 4_800},
+            (0, 4_800, 200_000),
+        ),
+        ((0, 4), "debt-set", {"debt_minor": 0, "share_ppm": 0}, (0, 0, 0)),
+        # The store was restored to revision 2: what it had told beyond is forgotten.
+        ((1, 3), "power-kept", {}, (300, 5_000, 200_000)),
+        ((1, 4), "credit-sold", {"emergency_left_minor": None}, (0, 0, 200_000)),
+    ]
+    async with migrated(stack, schema) as connection:
+        for sent in story.registry():
+            await put(connection, log.rows_of(record_of(sent, 0)))
+        for (book_epoch, revision), kind, data, owed in told:
+            event = uuid4(), kind, Json(json.dumps(data)), T0, "test", "request"
+            stream = f"account-{story.account}"
+            await put(connection, [LedgerRow(stream, book_epoch, revision, revision, *event)])
+            (line,) = await connection.fetch("SELECT * FROM account_debts")
+            assert tuple(line)[3:] == owed, kind
+            assert (line["account_id"], line["site_id"]) == (story.account, story.site)
+        (grant,) = await connection.fetch("SELECT * FROM grants")
+        assert (grant["amount_minor"], grant["policy_version"]) == (300, 2)
+
+
 async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:
     for table, standing in newest(rows).items():
         columns = (list(column) for column in zip(*standing, strict=True))

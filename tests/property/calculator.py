@@ -71,10 +71,16 @@ def reason_of(told: Told) -> str:
         "quality": ord(told["charge"]["to_reading"]["quality"]),
     }
     now = int(decision["decided_at_ms"])
-    began = told["refusals"][0] if told["refusals"] else decision
+    forced = [order["position"] for order in told["orders"] if order["type"] == "relay-forced"]
     notice_at = int(told["notice"]["decided_at_ms"]) if "notice" in told else None
     outcome = decision["notice_outcome"] or None
-    standing = Standing(int(began["decided_at_ms"]), False, notice_at, outcome)
+    standing = Standing(
+        int(decision["arrears_since_ms"]),
+        bool(forced) and all(forced),
+        notice_at,
+        outcome,
+        was_silent="silent_since_ms" in told,
+    )
     return refusal(policy, account, reading, standing, now)
 
 

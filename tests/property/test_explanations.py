@@ -371,13 +371,74 @@ def test_why_an_account_was_not_cut_is_decided_again_too() -> None:
             fact = {"credited_nano": credited, "revision": 3, "promise_until_ms": until_ms}
             month.fact(account(**fact, notice_id=notice_id, notice_outcome="delivered"))
     decided = []
-    for alarm in month.tables.of(AlarmRow):
-        if alarm.kind in {"cut", "not-cut"}:
-            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
-            told = asked(month.tables, "ExplainCutoff", request)
-            assert (reason_of(told) or "threshold-reached") == alarm.reason
-            assert told["decision"]["kind"] == alarm.kind
-            decided.append(alarm.reason)
+    for alarm, told in decisions(month):
+        assert (reason_of(told) or "threshold-reached") == alarm.reason
+        assert told["decision"]["kind"] == alarm.kind
+        decided.append(alarm.reason)
     assert decided[-1] == "threshold-reached"
     assert {"notice-pending", "promised", "notice-running", "notice-failed"} < set(decided)
     assert {"grace", "no-cut-window"} & set(decided)
+
+
+def decisions(month: Month) -> Iterable[tuple[AlarmRow, Told]]:
+    """Yield each decision on a cut, with its explanation."""
+    for alarm in month.tables.of(AlarmRow):
+        if alarm.kind in {"cut", "not-cut"}:
+            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
+            yield alarm, asked(month.tables, "ExplainCutoff", request)
+
+
+def test_grace_is_decided_again_without_the_decisions_before_it() -> None:
+    month = Month(json.dumps({"grace_minutes": 600}))
+    at_ms = at("03-05T00:17")
+    while not any(alarm.kind == "cut" for alarm in month.tables.of(AlarmRow)):
+        at_ms += HOUR_MS
+        month.read("M2", at_ms, 40)
+    (began, refused), (_, cut) = decisions(month)
+    assert (reason_of(refused), reason_of(cut)) == ("grace", "")
+    month.tables.rows = [row for row in month.tables.rows if row != began]
+    ((_, alone),) = decisions(month)
+    assert (alone["refusals"], alone["decision"]["arrears_since_ms"]) == (
+        [],
+        str(began.decided_at_ms),
+    )
+    assert reason_of(alone) == ""
+
+
+def test_a_cut_that_persons_orders_hold_back_names_the_order_of_each_relay() -> None:
+    """The book was restored in between: what it had forgotten holds no relay."""
+    month, at_ms = Month(), at("03-05T09:17")
+    told_at = [(0, 2), (0, 9), (1, 3), (1, 4)]
+    for meter_id, forced, ratio in (("M1", "on", 1), ("M2", "off", 40)):
+        month.fact(meter(meter_id, forced=forced, ratio=ratio, book_epoch=1, revision=3))
+        month.tables.meter_events[f"meter-{meter_id}"] = [
+            BookEvent("relay-forced", name_uuid(meter_id, *book), "", *book, None, at_ms)
+            for book in told_at
+        ]
+    month.read("M2", at_ms, 9_000)
+    ((alarm, told),) = decisions(month)
+    assert (alarm.reason, reason_of(told)) == ("forced", "forced")
+    orders = [order for order in told["orders"] if order["type"] == "relay-forced"]
+    assert {order["meter_id"]: order["position"] for order in orders} == {"M1": "on", "M2": "off"}
+    assert {(order["book_epoch"], order["revision"]) for order in orders} == {(1, "3")}
+    assert all(order["event_id"] for order in orders)
+    assert reason_of({**told, "orders": []}) == ""
+
+
+def test_a_reading_that_ends_a_silence_cuts_nobody_and_says_since_when_it_was() -> None:
+    month = Month()
+    read_at_ms = at("03-05T09:17")
+    month.read("M2", read_at_ms, 40)
+    month.log.now_ms = at("03-14T09:17")
+    month.tables.sent(month.log.wake().outputs)
+    month.read("M2", at("03-14T10:17"), 3_000)
+    ((alarm, told),) = decisions(month)
+    assert (alarm.reason, reason_of(told)) == ("evidence-silent", "evidence-silent")
+    assert told["silent_since_ms"] == str(read_at_ms)
+    (silent,) = [
+        row
+        for row in month.tables.of(AlarmRow)
+        if (row.kind, row.meter_id) == ("meter-silent", "M2")
+    ]
+    assert told["silent_alarm_id"] == str(silent.alarm_id)
+    assert silent.decided_at_ms - read_at_ms > 7 * 24 * HOUR_MS

@@ -37,6 +37,9 @@ class Tables:
     def __init__(self, known: Iterable[str] = ()) -> None:
         self.rows: list[Row] = []
         self.events: list[BookEvent] = []
+        """Of the account."""
+        self.meter_events: dict[str, list[BookEvent]] = {}
+        """By stream."""
         self.registers_max: dict[tuple[str, int], int | None] = {}
         self._meters = {column_key("meter", name): name for name in known}
         self._accounts = {column_key("account", name): name for name in known}
@@ -155,8 +158,18 @@ class Tables:
         )
         return {**level._asdict(), **totals._asdict()}
 
-    async def book_events(self, _account_id: str) -> list[BookEvent]:
-        return self.events
+    async def silence(self, decision: AlarmRow) -> AlarmRow | None:
+        told = [
+            row
+            for row in self.of(AlarmRow)
+            if (row.account_id, row.meter_id) == (decision.account_id, decision.meter_id)
+            and row.kind == "meter-silent"
+            and row.log_offset < decision.log_offset
+        ]
+        return max(told, key=lambda row: row.log_offset, default=None)
+
+    async def book_events(self, stream: str) -> list[BookEvent]:
+        return self.events if stream.startswith("account-") else self.meter_events.get(stream, [])
 
     async def charged_spans(self, account_key: int, sequence: int) -> list[dict[str, Any]]:
         spans: dict[tuple[str, int], list[ChargeRow]] = {}

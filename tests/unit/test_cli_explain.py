@@ -44,10 +44,14 @@ EXPLANATIONS = {
         minor_decimals=2,
     ),
     "ExplainCutoff": r.CutoffExplanation(
-        decision=r.Alarm(account_id="A1", kind="not-cut", reason="grace"),
+        decision=r.Alarm(account_id="A1", kind="not-cut", reason="grace", arrears_since_ms=1),
         charge=told_charge(),
         currency="CNY",
-        orders=[r.AccountOrder(type="power-kept", until_ms=1, revision=4)],
+        orders=[
+            r.AccountOrder(type="power-kept", until_ms=1, revision=4),
+            r.AccountOrder(type="relay-forced", meter_id="M1", position="off", revision=5),
+        ],
+        silent_since_ms=1,
         notice=r.Notice(notice_id="N1", decided_at_ms=1),
         refusals=[r.Alarm(reason="notice-running")],
     ),
@@ -126,7 +130,10 @@ def test_what_kept_a_cut_off_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = wattvend(
         monkeypatch, Vending(**EXPLANATIONS), "explain", "A1", "--decision", "7"
     ).stdout
-    for part in ("not cut off: grace", "power-kept until", "outcome: not known", "notice-running"):
+    for part in (
+        *("not cut off: grace", "power-kept until", "outcome: not known", "notice-running"),
+        *("relay-forced M1 off", "in arrears since", "silent since"),
+    ):
         assert part in re.sub(r"[\s│]+", " ", shown), shown
 
 

@@ -110,14 +110,19 @@ def _add_orders(tree: Tree, answer: r.CutoffExplanation) -> None:
     """Add what kept the cut off, or let it be: orders, the notice, refusals before it."""
     for order in answer.orders:
         until = f" until {moment(order.until_ms)}" if order.HasField("until_ms") else ""
-        what = f"{order.type}{until} {order.outcome}".rstrip()
-        tree.add(f"order: {what} [dim](revision {order.revision}, {order.event_id})[/]")
+        what = f"{order.type} {order.meter_id} {order.position}{until} {order.outcome}".split()
+        tree.add(f"order: {' '.join(what)} [dim](revision {order.revision}, {order.event_id})[/]")
     if answer.HasField("notice"):
         notice, outcome = answer.notice, answer.decision.notice_outcome or "not known yet"
         tree.add(
             f"notice at {moment(notice.decided_at_ms)}, no cut before "
             f"{moment(notice.cut_not_before_ms)}, outcome: {outcome} [dim]{notice.notice_id}[/]"
         )
+    if answer.decision.HasField("arrears_since_ms"):
+        tree.add(f"in arrears since {moment(answer.decision.arrears_since_ms)}")
+    if answer.HasField("silent_since_ms"):
+        since = moment(answer.silent_since_ms)
+        tree.add(f"its meter was silent since {since} [dim]{answer.silent_alarm_id}[/]")
     for refusal in answer.refusals:
         tree.add(f"not cut at {moment(refusal.decided_at_ms)}: {refusal.reason}")
 

@@ -15,6 +15,8 @@ from services.reporting.adapters import messages
 from services.reporting.adapters.queries import Queries
 from services.reporting.domain.explain import (
     CUT,
+    FORCED,
+    SILENT,
     BookEvent,
     Credit,
     CutIntent,
@@ -98,11 +100,7 @@ async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanatio
     )
     if cut.kind == CUT:
         told.intents.extend(map(_intent, await queries.intents(cut, policy)))
-    events = await queries.book_events(cut.account_id)
-    told.orders.extend(map(_order, orders_of(events, (cut.book_epoch, cut.account_revision))))
-    notice = await queries.notice(UUID(cut.notice_id)) if cut.notice_id else None
-    if notice is not None:
-        told.notice.CopyFrom(_notice(notice))
+    await _add_grounds(queries, cut, told)
     if policy is not None:
         told.policy.CopyFrom(_policy(policy))
     charge = None
@@ -122,9 +120,37 @@ async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanatio
     return told
 
 
+async def _add_grounds(queries: Queries, cut: AlarmRow, told: pb.CutoffExplanation) -> None:
+    """Add what kept the cut off, or let it be: orders, a silence, the notice."""
+    events = await queries.book_events(f"account-{cut.account_id}")
+    told.orders.extend(map(_order, orders_of(events, (cut.book_epoch, cut.account_revision))))
+    told.orders.extend(await _forced_orders(queries, cut))
+    silence = await queries.silence(cut) if cut.reason == SILENT else None
+    if silence is not None:
+        told.silent_alarm_id = str(silence.alarm_id)
+        if silence.silent_since_ms is not None:
+            told.silent_since_ms = silence.silent_since_ms
+    notice = await queries.notice(UUID(cut.notice_id)) if cut.notice_id else None
+    if notice is not None:
+        told.notice.CopyFrom(_notice(notice))
+
+
+async def _forced_orders(queries: Queries, cut: AlarmRow) -> list[pb.AccountOrder]:
+    """Return the order that held each relay, with its event where the ledger has it."""
+    orders: list[pb.AccountOrder] = []
+    for cited in orjson.loads(cut.forced_orders or "[]"):
+        meter_id, book = cited["meter_id"], (cited["book_epoch"], cited["revision"])
+        events = await queries.book_events(f"meter-{meter_id}")
+        newest = orders_of(events, book, (FORCED,))
+        order = _order(newest[0]) if newest else pb.AccountOrder(type=FORCED)
+        order.meter_id, order.position = meter_id, cited["position"]
+        orders.append(order)
+    return orders
+
+
 async def explain_balance(queries: Queries, state: BalanceState) -> pb.BalanceExplanation:
     """Return what a balance consists of: every credit, and every charge by its sequences."""
-    credited = credits_of(await queries.book_events(state.account_id), state.book)
+    credited = credits_of(await queries.book_events(f"account-{state.account_id}"), state.book)
     spans = await queries.charged_spans(
         column_key("account", state.account_id), state.account_sequence
     )

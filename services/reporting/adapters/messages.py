@@ -109,6 +109,8 @@ def alarm(row: AlarmRow) -> pb.Alarm:
         log_offset=row.log_offset,
         notice_id=row.notice_id or "",
         notice_outcome=row.notice_outcome or "",
+        arrears_since_ms=row.arrears_since_ms,
+        meter_epoch=row.meter_epoch or 0,
     )
 
 

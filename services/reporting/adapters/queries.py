@@ -342,16 +342,28 @@ class Queries:
         )
         return PolicyVersionRow(*found) if found else None
 
-    async def book_events(self, account_id: str) -> Sequence[BookEvent]:
-        """Return the events of an account's stream that the ledger has."""
+    async def silence(self, decision: AlarmRow) -> AlarmRow | None:
+        """Return what told the silence that the reading of a decision ended, or None."""
+        found = await self._one(
+            f"{_select(AlarmRow)}WHERE account_id = $1 AND meter_id = $2 AND kind = $3 "
+            "AND log_offset < $4 ORDER BY log_offset DESC LIMIT 1",
+            decision.account_id,
+            decision.meter_id,
+            "meter-silent",
+            decision.log_offset,
+        )
+        return AlarmRow(*found) if found else None
+
+    async def book_events(self, stream: str) -> Sequence[BookEvent]:
+        """Return the events of a stream, account-{id} or meter-{id}, that the ledger has."""
         found = await self._all(
             "SELECT type, event_id, coalesce(data ->> 'receipt_id', '') AS receipt_id, "
             "book_epoch, revision, (data ->> 'credited_nano')::bigint AS credited_nano, "
             "occurred_at_ms, (data ->> 'until_ms')::bigint AS until_ms, "
             "coalesce(data ->> 'notice_id', '') AS notice_id, "
             "coalesce(data ->> 'outcome', '') AS outcome "
-            "FROM ledger WHERE stream = 'account-' || $1",
-            account_id,
+            "FROM ledger WHERE stream = $1",
+            stream,
         )
         return [BookEvent(*line) for line in found]
 

@@ -23,8 +23,11 @@ NOT_CUT = "not-cut"
 RESTORED = "restored"
 CLEARED = "cleared"
 OPEN = "open"
+FORCED = "relay-forced"
 ORDERS = ("power-kept", "payment-promised", "notice-recorded")
-"""Events by which a person or a carrier keeps a cut off, or lets it be."""
+"""Events of an account by which a person or a carrier keeps a cut off, or lets it be."""
+SILENT = "evidence-silent"
+"""The reason of a decision by a reading that ended a silence."""
 
 _STEPS = (
     "waiting-line",
@@ -115,7 +118,7 @@ def _when(outcome: CommandOutcomeRow) -> tuple[int, int, int]:
 
 @value_class
 class BookEvent:
-    """An event of an account's stream. `credited_nano`: lifetime total after it, if it tells one.
+    """An event of a stream of the book. `credited_nano`: lifetime total after it, if it tells one.
 
     `receipt_id`: of the receipt that was given, or "". `until_ms`, `notice_id`, `outcome`: what an
     order tells, or None and "".
@@ -170,7 +173,9 @@ def credits_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[Credi
     return found
 
 
-def orders_of(events: Iterable[BookEvent], book: tuple[int, int]) -> list[BookEvent]:
+def orders_of(
+    events: Iterable[BookEvent], book: tuple[int, int], kinds: Sequence[str] = ORDERS
+) -> list[BookEvent]:
     """Return the newest order of each kind that the book had told, as of a revision."""
-    newest = {event.type: event for event in standing(events, book) if event.type in ORDERS}
-    return [newest[kind] for kind in ORDERS if kind in newest]
+    newest = {event.type: event for event in standing(events, book) if event.type in kinds}
+    return [newest[kind] for kind in kinds if kind in newest]

@@ -24,6 +24,8 @@ LEFT JOIN LATERAL (
                   b.meter_id = a.meter_id
                   AND (b.kind IN (a.kind, 'meter-cleared') AND b.reason = a.reason
                        OR b.kind = 'hold-resolved' AND b.to_reading_id = a.to_reading_id
+                          AND a.kind = 'reading-held' AND a.reason NOT IN
+                              ('other-serial', 'absurd', 'ratio-mismatch', 'clock', 'conflict')
                        OR b.kind = 'meter-left')
               WHEN a.kind = 'resolution-refused' THEN
                   b.meter_id = a.meter_id

@@ -237,6 +237,8 @@ class Alarm(_message.Message):
     LOG_OFFSET_FIELD_NUMBER: _builtins.int
     NOTICE_ID_FIELD_NUMBER: _builtins.int
     NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
+    ARREARS_SINCE_MS_FIELD_NUMBER: _builtins.int
+    METER_EPOCH_FIELD_NUMBER: _builtins.int
     alarm_id: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
@@ -267,6 +269,10 @@ class Alarm(_message.Message):
     """of the cut's notice that stands; empty: none"""
     notice_outcome: _builtins.str
     """delivered, failed; empty: not known"""
+    arrears_since_ms: _builtins.int
+    """the arrears that last, and with them grace; absent: none do"""
+    meter_epoch: _builtins.int
+    """at which meter_id stood; 0: of no meter"""
     def __init__(
         self,
         *,
@@ -295,15 +301,21 @@ class Alarm(_message.Message):
         log_offset: _builtins.int = ...,
         notice_id: _builtins.str = ...,
         notice_outcome: _builtins.str = ...,
+        arrears_since_ms: _builtins.int | None = ...,
+        meter_epoch: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "arrears_since_ms", b"arrears_since_ms", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_id", b"meter_id", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "arrears_since_ms", b"arrears_since_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_epoch", b"meter_epoch", "meter_id", b"meter_id", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__arrears_since_ms: _TypeAlias = _typing.Literal["arrears_since_ms"]  # noqa: Y015
+    _WhichOneofArgType__arrears_since_ms: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms"]  # noqa: Y015
     _WhichOneofReturnType__reading_received_at_ms: _TypeAlias = _typing.Literal["reading_received_at_ms"]  # noqa: Y015
     _WhichOneofArgType__reading_received_at_ms: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms"]  # noqa: Y015
     _WhichOneofReturnType__threshold_nano: _TypeAlias = _typing.Literal["threshold_nano"]  # noqa: Y015
     _WhichOneofArgType__threshold_nano: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__arrears_since_ms) -> _WhichOneofReturnType__arrears_since_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reading_received_at_ms) -> _WhichOneofReturnType__reading_received_at_ms | None: ...
     @_typing.overload
@@ -1159,6 +1171,8 @@ class AccountOrder(_message.Message):
     UNTIL_MS_FIELD_NUMBER: _builtins.int
     NOTICE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     event_id: _builtins.str
     book_epoch: _builtins.int
@@ -1168,6 +1182,10 @@ class AccountOrder(_message.Message):
     """absent: at an end, or not one that ends"""
     notice_id: _builtins.str
     outcome: _builtins.str
+    meter_id: _builtins.str
+    """of relay-forced"""
+    position: _builtins.str
+    """of relay-forced: off, on"""
     def __init__(
         self,
         *,
@@ -1179,10 +1197,12 @@ class AccountOrder(_message.Message):
         until_ms: _builtins.int | None = ...,
         notice_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
+        meter_id: _builtins.str = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "until_ms", b"until_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "book_epoch", b"book_epoch", "event_id", b"event_id", "notice_id", b"notice_id", "occurred_at_ms", b"occurred_at_ms", "outcome", b"outcome", "revision", b"revision", "type", b"type", "until_ms", b"until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "book_epoch", b"book_epoch", "event_id", b"event_id", "meter_id", b"meter_id", "notice_id", b"notice_id", "occurred_at_ms", b"occurred_at_ms", "outcome", b"outcome", "position", b"position", "revision", b"revision", "type", b"type", "until_ms", b"until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__until_ms: _TypeAlias = _typing.Literal["until_ms"]  # noqa: Y015
     _WhichOneofArgType__until_ms: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms"]  # noqa: Y015
@@ -1245,10 +1265,15 @@ class CutoffExplanation(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
+    SILENT_SINCE_MS_FIELD_NUMBER: _builtins.int
+    SILENT_ALARM_ID_FIELD_NUMBER: _builtins.int
     threshold_nano: _builtins.int
     available_nano: _builtins.int
     minor_decimals: _builtins.int
     currency: _builtins.str
+    silent_since_ms: _builtins.int
+    """Of the reason evidence-silent: when the silence began that the reading ended, and what told it."""
+    silent_alarm_id: _builtins.str
     @_builtins.property
     def decision(self) -> Global___Alarm: ...
     @_builtins.property
@@ -1270,7 +1295,7 @@ class CutoffExplanation(_message.Message):
     @_builtins.property
     def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountOrder]:
         """The newest of each kind that the book had told by then: power-kept, payment-promised,
-        notice-recorded.
+        notice-recorded; where that is the reason, relay-forced of each meter.
         """
 
     @_builtins.property
@@ -1297,12 +1322,16 @@ class CutoffExplanation(_message.Message):
         orders: _abc.Iterable[Global___AccountOrder] | None = ...,
         notice: Global___Notice | None = ...,
         refusals: _abc.Iterable[Global___Alarm] | None = ...,
+        silent_since_ms: _builtins.int | None = ...,
+        silent_alarm_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "decision", b"decision", "notice", b"notice", "policy", b"policy", "tariff", b"tariff"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms", "charge", b"charge", "decision", b"decision", "notice", b"notice", "policy", b"policy", "silent_since_ms", b"silent_since_ms", "tariff", b"tariff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "notice", b"notice", "orders", b"orders", "policy", b"policy", "refusals", b"refusals", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms", "available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "notice", b"notice", "orders", b"orders", "policy", b"policy", "refusals", b"refusals", "silent_alarm_id", b"silent_alarm_id", "silent_since_ms", b"silent_since_ms", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__silent_since_ms: _TypeAlias = _typing.Literal["silent_since_ms"]  # noqa: Y015
+    _WhichOneofArgType__silent_since_ms: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_since_ms) -> _WhichOneofReturnType__silent_since_ms | None: ...
 
 Global___CutoffExplanation: _TypeAlias = CutoffExplanation  # noqa: Y015
 
