@@ -1,7 +1,7 @@
-"""Goal: what the view `exceptions` says is still so of meters is what metering holds and flags.
+"""Goal: the view `exceptions` says what metering holds and flags, and why it does not cut.
 
 Method: metering's engine absorbs drawn histories of any kind; what it sent becomes rows in the
-real PostgreSQL, and the view, which knows only those, is compared with the meters as they stand.
+real PostgreSQL, and the view, which knows only those, is compared with the rows as they stand.
 """
 
 import asyncio
@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from services.common.kernel.ids import column_key
 from services.metering.domain.messages import LogRecord
+from services.metering.domain.verdict import REFUSALS
 from services.reporting.adapters import database
 from services.reporting.domain.projections import Record, project
 from services.reporting.domain.rows import AccountLevelRow, AccountTotalsRow, AlarmRow, newest
-from tests.property.metering_histories import ACCOUNTS, METERS, histories, oddities
+from tests.property.metering_histories import ACCOUNTS, METERS, arrears, histories, oddities
 from tests.property.metering_runs import examples, fresh_run, outputs_of, totals
 from tools.stack.background import BackgroundStack
 
@@ -27,10 +28,12 @@ pytestmark = pytest.mark.stack
 
 TOPICS = {"charge-frame": "charges", "balance": "balances", "alarm": "alarms"}
 KINDS = (AlarmRow, AccountLevelRow, AccountTotalsRow)
-OF_METERS = "('reading-held', 'meter-flagged', 'meter-silent')"
+JUDGED = "('reading-held', 'meter-flagged', 'meter-silent', 'not-cut')"
 
 
-def test_the_exceptions_of_meters_are_what_metering_holds_and_flags(stack: BackgroundStack) -> None:
+def test_what_lasts_is_what_metering_holds_and_flags_and_why_it_does_not_cut(
+    stack: BackgroundStack,
+) -> None:
     schema = f"exceptions_{uuid4().hex[:10]}"
     loop = asyncio.new_event_loop()
     opened = database.connected(stack.postgres_dsn, schema, name="test")
@@ -38,7 +41,7 @@ def test_the_exceptions_of_meters_are_what_metering_holds_and_flags(stack: Backg
     loop.run_until_complete(database.migrate(connection, schema))
 
     @examples(120)
-    @given(st.one_of(histories(), oddities()))
+    @given(st.one_of(histories(), oddities(), arrears()))
     def law(records: list[LogRecord]) -> None:
         loop.run_until_complete(check(connection, records))
 
@@ -64,24 +67,31 @@ async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> Non
         columns = (list(column) for column in zip(*standing, strict=True))
         await connection.execute(database.upsert(table), *columns)
     found = await connection.fetch(
-        f"SELECT account_id, meter_id, reason FROM lasting_exceptions WHERE kind IN {OF_METERS}"
+        "SELECT account_id, CASE kind WHEN 'not-cut' THEN '' ELSE meter_id END, reason "
+        f"FROM lasting_exceptions WHERE kind IN {JUDGED}"
     )
     still = await connection.fetch("SELECT * FROM exceptions WHERE ended_at_ms IS NULL")
     lasting = await connection.fetch("SELECT * FROM lasting_exceptions")
     await transaction.rollback()
     assert {tuple(line) for line in still} == {tuple(line) for line in lasting}
-    assert {tuple(line) for line in found} == set(held_and_flagged(totals(state)))
+    assert {tuple(line) for line in found} == set(standing_of(totals(state)))
     assert len(found) == len({tuple(line) for line in found})
 
 
-def held_and_flagged(accounts: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Yield (account, meter, reason) of meters as they stand; house accounts have no alarms."""
+def standing_of(accounts: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Yield (account, meter, reason) of meters as they stand, and of accounts that are not cut.
+
+    House accounts have no alarms.
+    """
     names = {column_key(kind, each): each for kind, ids in NAMES.items() for each in ids}
     for account_key, account in accounts.items():
         if account["house"]:
             continue
+        if account["refusal"]:
+            yield names[account_key], "", REFUSALS[account["refusal"]]
         for meter_key, meter in account["meters"].items():
-            for reason in (*meter["flags"], *filter(None, [meter["hold"]])):
+            waiting = ["closing"] * bool(meter["waiting"])
+            for reason in (*meter["flags"], *filter(None, [meter["hold"]]), *waiting):
                 yield names[account_key], names[meter_key], reason
 
 

@@ -775,7 +775,7 @@ class ScalarShard:
         if why_not:
             self._tell_refusal(account, why_not, cause)
             return
-        account.refusal = ""
+        self._end_refusal(account, cause)
         threshold, send_before = -policy["overdraft_nano"], self._send_before(cause, policy)
         self._intent(account, meter, "open", "lease-renewed", cause, threshold, send_before)
 
@@ -1084,7 +1084,14 @@ class ScalarShard:
         else:
             self._move(account, counted, thresholds, cause)
         if target != CUT and account.level != CUT:
-            account.arrears_since, account.notice, account.refusal = None, None, ""
+            self._end_refusal(account, cause)
+            account.arrears_since = account.notice = None
+
+    def _end_refusal(self, account: Account, cause: Cause) -> None:
+        """Rule 6: why it is not cut is forgotten, and that is told."""
+        if account.refusal:
+            reason, account.refusal = account.refusal, ""
+            self._alarm(account, "not-cut-ended", reason, cause, None, account.level)
 
     def _judge_cut(self, account: Account, counted: int, cause: Cause) -> None:
         assert account.fact is not None
@@ -1097,6 +1104,7 @@ class ScalarShard:
                 return
             reason = why = order
             restore = account.notice = None
+        account.refusal = ""
         self._set_level(account, counted)
         free = self._free_meters(account)
         epochs = [meter.epoch for meter in free if meter.relay != "tripped"]
@@ -1255,6 +1263,7 @@ class ScalarShard:
         intent_epoch: int | None = None,
         evidence: Fact | None = None,
     ) -> None:
+        is_forced = (kind, reason) == ("not-cut", "forced")
         record = {
             **self._citation(account, cause),
             **(evidence or dict.fromkeys(EVIDENCE)),
@@ -1263,7 +1272,7 @@ class ScalarShard:
             "reason": reason,
             "meter_id": cause.meter and cause.meter["meter_id"],
             "meter_epoch": cause.meter and cause.meter["epoch"],
-            "forced_orders": self._forced_orders(account) if reason == "forced" else None,
+            "forced_orders": self._forced_orders(account) if is_forced else None,
             "threshold_nano": threshold,
             "intent_epoch": intent_epoch,
             "intent_offset": None if intent_epoch is None else self.work.offset,

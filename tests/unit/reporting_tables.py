@@ -142,7 +142,13 @@ class Tables:
         before = [row for row in mine if row.log_offset < decision.log_offset]
         left = [r.log_offset for r in before if r.kind in {"cut", "restored", "cleared"}]
         since = max(left, default=-1)
-        return [row for row in before if row.kind == "not-cut" and row.log_offset > since]
+        return [
+            row
+            for row in before
+            if row.kind == "not-cut"
+            and row.log_offset > since
+            and row.arrears_since_ms == decision.arrears_since_ms
+        ]
 
     async def notice(self, notice_id: UUID) -> NoticeRow | None:
         return next((row for row in self.of(NoticeRow) if row.notice_id == notice_id), None)

@@ -75,7 +75,8 @@ def test_what_is_decided_cites_when_the_arrears_began() -> None:
 def test_who_pays_and_runs_out_again_has_grace_again() -> None:
     log = ruled_log(grace_minutes=5)
     log.use(2 * KWH_MILLI)
-    log.later(4 * MINUTE_MS).fact(account(credit=2, revision=1))
+    done = log.later(4 * MINUTE_MS).fact(account(credit=2, revision=1))
+    assert told(done) == [("not-cut-ended", "grace")]
     assert told(log.later(2 * MINUTE_MS).use(4 * KWH_MILLI)) == [("not-cut", "grace")]
 
 
@@ -152,7 +153,8 @@ def test_a_lease_is_not_renewed_while_a_rule_forbids_the_cut() -> None:
     log.later(LEASE_MS).fact(policy(version=2, rules='{"qualities": "V"}'))
     done = log.use(3 * KWH_MILLI)
     assert (told(done), kinds(done)) == ([("not-cut", "evidence-quality")], ["not-cut"])
-    assert kinds(log.later(1).use(3 * KWH_MILLI + 1, quality=ord("V"))) == ["open"]
+    done = log.later(1).use(3 * KWH_MILLI + 1, quality=ord("V"))
+    assert kinds(done) == ["not-cut-ended", "open"]
     assert kinds(log.later(LEASE_MS).use(4 * KWH_MILLI, relay_bits=OPEN)) == []
 
 

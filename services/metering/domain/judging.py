@@ -93,7 +93,7 @@ def judge(
         else:
             _move(out, slot, target, cause)
         if not in_arrears[i] and out.state.accounts["level"][slot] != CUT:
-            _leave_arrears(out, slot)
+            _leave_arrears(out, slot, cause)
 
 
 def may_move(state: ShardState, slots: Array, accounts: Array) -> Array:
@@ -149,13 +149,22 @@ def _judge_arrears(out: Outbox, slot: int, target: int, cause: Cause) -> None:
     _refuse(out, slot, found.reason, cause)
 
 
-def _leave_arrears(out: Outbox, slot: int) -> None:
+def _leave_arrears(out: Outbox, slot: int, cause: Cause) -> None:
     account = out.state.accounts[slot]
     if account["arrears_since_ms"] != NEVER_MS:
+        _end_refusal(out, slot, cause)
         account["arrears_since_ms"] = NEVER_MS
         account["notice_at_ms"] = NEVER_MS
-        account["refusal"] = 0
         out.touch(np.array([slot]))
+
+
+def _end_refusal(out: Outbox, slot: int, cause: Cause) -> None:
+    """Say that the reason why an account is not cut, or not again, is over, where one was told."""
+    account = out.state.accounts[slot]
+    reason = REFUSALS[account["refusal"]]
+    if reason:
+        account["refusal"] = 0
+        out.alarm(slot, "not-cut-ended", reason, cause)
 
 
 def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
@@ -267,6 +276,7 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
             return
         reason, cause_name, threshold_nano = kept, kept, None
         state.accounts["notice_at_ms"][slot] = NEVER_MS
+    state.accounts["refusal"][slot] = 0
     free, meters = _free_meters(state, slot), state.meters
     closed = [each for each in free if meters["relay"][each] != RELAY_TRIPPED]
     set_level(out, slot, target)
@@ -396,7 +406,7 @@ def renew(
         cause = cause_of(i)
         found = _verdict(state, slot, cause)
         if found.cut:
-            state.accounts["refusal"][slot] = 0
+            _end_refusal(out, slot, cause)
             _open(out, slot, meter_slot, "lease-renewed", cause)
         else:
             _refuse(out, slot, found.reason, cause)

@@ -224,15 +224,20 @@ class Queries:
         return NoticeRow(*found) if found else None
 
     async def refusals(self, decision: AlarmRow) -> list[AlarmRow]:
-        """Return why an account was not cut before a decision, since its level was last left."""
+        """Return why an account was not cut before a decision, in the arrears that it is in.
+
+        Since its level was last left.
+        """
         found = await self._all(
             f"{_select(AlarmRow)}WHERE account_id = $1 AND kind = $2 AND log_offset < $3 "  # noqa: S608 - our own names
             "AND log_offset > (SELECT coalesce(max(log_offset), -1) FROM alarms "
-            "WHERE account_id = $1 AND kind = ANY($4) AND log_offset < $3) ORDER BY log_offset",
+            "WHERE account_id = $1 AND kind = ANY($4) AND log_offset < $3) "
+            "AND arrears_since_ms IS NOT DISTINCT FROM $5 ORDER BY log_offset",
             decision.account_id,
             NOT_CUT,
             decision.log_offset,
             [CUT, RESTORED, CLEARED],
+            decision.arrears_since_ms,
         )
         return [AlarmRow(*line) for line in found]
 

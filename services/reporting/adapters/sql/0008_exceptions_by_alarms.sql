@@ -5,8 +5,9 @@ ALTER TABLE alarms ADD COLUMN forced_orders text;
 ALTER TABLE relay_intents ADD COLUMN arrears_since_ms bigint;
 
 -- What happened later, within one record too: its alarms come with ascending account sequences.
--- Each way to end is one look into an index. Alarms alone end what is told of meters: metering
--- tells when a meter leaves. Before it told epochs (meter_epoch null) it did not.
+-- Each way to end is one look into an index. Alarms alone end what is told: metering says when a
+-- meter leaves, and when what held back a cut is over. Alarms without meter_epoch, or without
+-- arrears_since_ms, are of before it did.
 CREATE OR REPLACE VIEW exceptions AS
 SELECT a.alarm_id AS exception_id, a.kind, a.reason, a.account_id, a.site_id, a.meter_id,
        a.decided_at_ms AS since_ms, a.to_reading_id AS reading_id, a.register_milli,
@@ -31,7 +32,8 @@ LEFT JOIN LATERAL (
                   b.meter_id = a.meter_id
                   AND (b.kind IN (a.kind, 'hold-resolved') AND b.to_reading_id = a.to_reading_id
                        OR b.kind = 'meter-left')
-              WHEN a.kind = 'not-cut' THEN b.kind IN ('not-cut', 'cut', 'cleared', 'restored')
+              WHEN a.kind = 'not-cut' THEN
+                  b.kind IN ('not-cut', 'not-cut-ended', 'cut', 'cleared', 'restored')
               WHEN a.kind = 'not-restored' THEN b.kind = 'cut'
               ELSE false
           END
@@ -56,7 +58,8 @@ LEFT JOIN LATERAL (
         SELECT t.as_of_ms, 'credit'
         FROM account_levels l
         JOIN account_totals t ON t.account_key = l.account_key
-        WHERE a.kind = 'not-cut' AND l.account_id = a.account_id AND t.log_offset > a.log_offset
+        WHERE a.kind = 'not-cut' AND a.arrears_since_ms IS NULL
+          AND l.account_id = a.account_id AND t.log_offset > a.log_offset
           AND t.credited_nano::numeric - t.charged_nano - l.held_nano > a.threshold_nano
     ) ends WHERE ended_at_ms IS NOT NULL ORDER BY ended_at_ms LIMIT 1
 ) e ON true
@@ -64,6 +67,6 @@ WHERE a.kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-re
                  'not-cut', 'not-restored', 'frozen', 'period-closed', 'fact-late');
 COMMENT ON VIEW exceptions IS
     'What a person has to look at, with its evidence; ended_at_ms null: still so. Ended by a later '
-    'alarm (its kind; meter-left: the meter left the account, or its epoch), by credit. Nothing '
-    'ends frozen, period-closed and fact-late. Source: alarms (400 days), balances; of alarms '
-    'without meter_epoch also charges and ledger.';
+    'alarm (its kind; meter-left: the meter left the account, or its epoch). Nothing ends frozen, '
+    'period-closed and fact-late. Source: alarms (400 days); of alarms without meter_epoch also '
+    'charges and ledger, without arrears_since_ms balances (credit).';
