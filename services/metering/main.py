@@ -77,7 +77,7 @@ async def _log_start(app: faust_app.App, shard: int) -> int:
 
 
 async def _look_after(app: faust_app.App) -> None:
-    """Send wakes that are due and keep the gauges."""
+    """Send wakes that are due, pack facts, and keep the gauges."""
 
     def log_end(shard: int) -> int | None:
         end: int | None = app.consumer.highwater(TP(decoding.TOPIC, shard))
@@ -85,6 +85,7 @@ async def _look_after(app: faust_app.App) -> None:
 
     while True:
         await app.shell.wake_due_shards()
+        app.shell.pack_facts()
         app.shell.measure(log_end)
         await asyncio.sleep(POLL_INTERVAL_S)
 

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from services.common.tariffs.plan import Plan
-from services.metering.domain import facts
+from services.metering.domain import factlog
 from services.metering.domain.absorb import ABSORB_VERSION, LAYOUT_VERSION, absorb
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
@@ -270,8 +270,8 @@ def test_deadlines_survive() -> None:
 def test_a_fact_row_keeps_the_versions_a_restart_may_need_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(facts, "PIPELINE_RECORDS_MAX", 10)
-    log = facts.FactLog()
+    monkeypatch.setattr(factlog, "PIPELINE_RECORDS_MAX", 10)
+    log = factlog.FactLog()
     for offset in (0, 5, 20, 25):
         row = log.put("policies/P1", offset, policy(version=offset + 1))
     assert [offset for offset, _ in versions_of(row.value)] == [5, 20, 25]

@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
 from services.common.kernel.routing import partition_of
-from services.common.runtime import codec
+from services.common.runtime import codec, memory
 from services.common.runtime.fence import EXIT_FENCED, ClockFence
 from services.metering.adapters import app, changelog, lane, shell
 from services.metering.adapters.batches import RowBatch
@@ -65,6 +65,7 @@ from services.metering.domain.messages import Absorbed, LogRecord, Output, Row, 
 from services.metering.domain.rows import header_row, joined
 from services.metering.domain.shard import ShardState
 from services.metering.domain.together import absorb_all
+from tests.unit.metering_log import Log, account, meter, policy
 
 SOON_S = 2.0
 EVENT_ID = UUID(int=7)
@@ -683,6 +684,27 @@ async def test_what_the_header_covers_is_acknowledged_unabsorbed() -> None:
         await bench.take(wake(offset))
     assert bench.acknowledged == [6, 7]
     assert bench.producer.batches == []
+    await bench.shell.revoked()
+
+
+async def test_facts_that_were_read_at_the_start_are_packed_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And once all of them are, the memory that they took goes back to the system."""
+    given_back: list[int] = []
+    log = Log()
+    for fact in (policy(), account("A1"), account("A2"), meter("M1", "A1")):
+        log.fact(fact)
+    facts, accounts, header = log.state.rows()
+    bench = await ShellBench(rows=[*facts, *accounts, header]).start()
+    loaded = bench.shell.owned[3].state.facts
+    monkeypatch.setattr(shell, "FACTS_PACKED_MAX", 2)
+    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(loaded.unpacked_count))
+    for left in (3, 1, 0, 0):
+        assert loaded.unpacked_count == left
+        bench.shell.pack_facts()
+    assert given_back == [0]
+    assert sorted(loaded.rows()) == sorted(facts)
     await bench.shell.revoked()
 
 

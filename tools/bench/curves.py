@@ -22,7 +22,7 @@ import numpy as np
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.frames import READINGS_MAX
 from services.common.kernel.ids import name_uuid
-from services.common.runtime import codec
+from services.common.runtime import codec, memory
 from services.metering.adapters.batches import RowBatch
 from services.metering.adapters.changelog import packed
 from services.metering.adapters.decoding import FRAME, Opened, Raw, opened
@@ -137,6 +137,11 @@ class Worker:
             for subject, fact in (*site.of_every_shard(), *self._meters[-1].facts()):
                 absorb(state, LogRecord(state.offset + 1, self._now_ms, subject, fact))
 
+    @property
+    def meters_bytes(self) -> int:
+        """What the meters take that send the readings: they are the bench's own."""
+        return sum(meters.nbytes for meters in self._meters)
+
     def read_all(self, quarters: int = 1) -> None:
         """Let each meter be read, and each balance be due."""
         self._now_ms += BALANCE_EVERY_MS
@@ -176,15 +181,21 @@ class Worker:
 
 
 def memory_mb(tariff: str, meters: int) -> float:
-    """Return MB a million meters take: read from the changelog, and each read and told of since."""
+    """Return MB a million meters take: read from the changelog, and each read and told of since.
+
+    As metering has it at rest: what was read is packed, and the room it took given back.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # its memory goes with it
         before = _resident_bytes()
         worker, rows = apart.submit(_remembered, tariff, meters).result()
-        worker.states = [ShardState.from_rows(0, rows)]
+        state = ShardState.from_rows(0, rows)
         del rows
+        state.facts.pack(2 * meters)
+        worker.states = [state]
         worker.read_all()
         gc.collect()
-        return (_resident_bytes() - before) / meters
+        memory.give_back()
+        return (_resident_bytes() - before - worker.meters_bytes) / meters
 
 
 def _remembered(tariff: str, meters: int) -> tuple[Worker, list[Row]]:

@@ -64,6 +64,11 @@ class Meters:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def nbytes(self) -> int:
+        """What they take, in bytes."""
+        return self._rows.nbytes + self._steps_milli.nbytes + self._accounts.nbytes
+
     def facts(self) -> Iterator[site.Fact]:
         """Yield what metering must know of them."""
         for number in self._accounts.tolist():

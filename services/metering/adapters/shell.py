@@ -15,7 +15,7 @@ import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.frames import ReadingFrame
-from services.common.runtime import points
+from services.common.runtime import memory, points
 from services.metering.adapters import changelog
 from services.metering.adapters.changelog import Batches, ShardChangelog, StoredRow
 from services.metering.adapters.decoding import (
@@ -40,6 +40,8 @@ from services.metering.domain.together import absorb_all
 HANDFUL_RECORDS_MAX = 32
 HANDFUL_BYTES_MAX = 1 << 16
 """Of records that are absorbed together. A full frame is larger: it goes alone, and soon."""
+FACTS_PACKED_MAX = 1000
+"""Facts that are packed at a time: some milliseconds' worth, in which no record is absorbed."""
 
 
 class Producer(Batches, Sender, Protocol):
@@ -292,6 +294,14 @@ class Shell:
                 and shard.wake.may_be_sent(monotonic_ms, absorbed_offset=shard.state.offset)
             ):
                 await shard.wake.send(self._producer(), due_ms, now_ms, monotonic_ms)
+
+    def pack_facts(self) -> None:
+        """Pack some of the facts that were read at the start, until none is left."""
+        left = FACTS_PACKED_MAX
+        for shard in self.owned.values():
+            left -= shard.state.facts.pack(left)
+        if 0 < left < FACTS_PACKED_MAX:
+            memory.give_back()
 
     def measure(self, end_of: Callable[[int], int | None]) -> None:
         """Set the gauges. `end_of`: shard → end offset of its log, if known."""

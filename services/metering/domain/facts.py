@@ -1,6 +1,5 @@
-"""What the book says, as the shard knows it: versions of facts, and tables made from them."""
+"""Tables made from what the book says: names as numbers, policies by slot."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,15 +8,7 @@ import numpy.typing as npt
 from services.common.kernel.units import INT64_MAX
 from services.common.policies.rules import NONE, read
 from services.common.policies.windows import first_no_cut_ms
-from services.metering.domain.messages import Row
-from services.metering.domain.rows import (
-    PIPELINE_RECORDS_MAX,
-    Fact,
-    Versions,
-    absorbed_offset,
-    fact_row,
-    versions_of,
-)
+from services.metering.domain.rows import Fact
 
 Array = npt.NDArray[Any]
 
@@ -40,73 +31,15 @@ POLICY = np.dtype(
 
 
 def grown(array: Array, count: int) -> Array:
-    """Return `array` with room for `count` entries, doubled where it must grow."""
+    """Return `array` with room for `count` entries, doubled where it must grow.
+
+    What is not used yet takes no memory: the system gives zeros when they are written first.
+    """
     if count <= len(array):
         return array
-    return np.concatenate([array, np.zeros(max(count, len(array)), array.dtype)])
-
-
-class FactLog:
-    """The newest fact of each entity, with the versions that a restart could still need.
-
-    A row that was read at a start is parsed when it is first asked for: most are not, soon.
-    """
-
-    def __init__(self) -> None:
-        self._versions: dict[str, Versions | bytes] = {}
-        self._ahead: set[tuple[str, int]] = set()
-
-    def newest(self, entity: str) -> Fact | None:
-        versions = self._of(entity)
-        return versions[-1][1] if versions else None
-
-    def is_old(self, entity: str, fact: Fact) -> bool:
-        """Say whether a fact at least as new is known, by (book_epoch, revision)."""
-        known = self.newest(entity)
-        return known is not None and _version(fact) <= _version(known)
-
-    def put(self, entity: str, offset: int, fact: Fact) -> Row:
-        """Keep a newer fact; return its row."""
-        versions = (*self._of(entity), (offset, fact))
-        oldest = offset - PIPELINE_RECORDS_MAX
-        outlived = sum(at <= oldest for at, _ in versions)
-        kept = self._versions[entity] = versions[max(outlived - 1, 0) :]
-        return fact_row(entity, kept)
-
-    def load(self, entity: str, value: bytes, header_offset: int) -> bool:
-        """Take a row's versions up to the header; the log brings the later ones again.
-
-        Say whether there are any.
-        """
-        if absorbed_offset(value) <= header_offset:
-            self._versions[entity] = value
-            return True
-        versions = versions_of(value)
-        self._ahead.update((entity, at) for at, _ in versions if at > header_offset)
-        kept = tuple(version for version in versions if version[0] <= header_offset)
-        if kept:
-            self._versions[entity] = kept
-        return bool(kept)
-
-    def stood(self, entity: str, offset: int) -> bool:
-        """Say whether the fact at an offset ahead of the header stood before the restart.
-
-        For accounts whose rows are ahead too: their fact rows were written before those.
-        """
-        return (entity, offset) in self._ahead
-
-    def rows(self) -> Iterator[Row]:
-        return (fact_row(entity, self._of(entity)) for entity in self._versions)
-
-    def _of(self, entity: str) -> Versions:
-        versions = self._versions.get(entity, ())
-        if isinstance(versions, bytes):
-            versions = self._versions[entity] = versions_of(versions)
-        return versions
-
-
-def _version(fact: Fact) -> tuple[int, int]:
-    return fact["book_epoch"], fact["revision"]
+    larger = np.zeros(max(count, 2 * len(array)), array.dtype)
+    larger[: len(array)] = array
+    return larger
 
 
 class Names:

@@ -1,14 +1,14 @@
 """One shard as arrays: one slot an account, one slot a meter."""
 
-from bisect import insort
 from collections.abc import Iterable, Mapping
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
 from services.common.kernel.frames import ABSENT_REGISTER
-from services.metering.domain.facts import Array, FactLog, Names, Policies, grown
+from services.metering.domain.factlog import FactLog
+from services.metering.domain.facts import Array, Names, Policies, grown
+from services.metering.domain.keys import Keys
 from services.metering.domain.ladders import Accumulation, Key, Ladder
 from services.metering.domain.messages import Row, Rows, RowTable
 from services.metering.domain.rows import (
@@ -29,13 +29,11 @@ from services.metering.domain.rows import (
     WINDOW,
     Fact,
     ParsedAccounts,
-    account_entity,
     account_row_keys,
     check_drained,
     header_of,
     header_row,
     joined,
-    meter_entity,
     octets,
     parsed_accounts,
     words,
@@ -51,8 +49,8 @@ _ACCOUNT_LINKS = np.dtype(
     [
         ("tariff", "<i8"),
         ("policy", "<i8"),
-        ("names", "<i8", (5,)),
-        ("only_meter", "<i8"),
+        ("names", "<i4", (5,)),
+        ("only_meter", "<i4"),
         ("accumulation", "<i8"),
     ]
 )
@@ -69,7 +67,7 @@ _UNEVEN = -1
 wait + whether a hold has a reading; of others, whose sizes differ, _UNEVEN."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
-_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i8", (5,)), ("accumulation", "<i8")])
+_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i8")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
 
 Window = tuple[int, ...]
@@ -120,10 +118,13 @@ class ShardState:
         self._windows: dict[int, bytes] = {}
         self._held: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
-        self._meters_of: list[list[int]] = []
-        self._accounts_used = 0
-        self._account_slots: dict[int, int] = {}
-        self._meter_slots: dict[int, int] = {}
+        self._account_keys = Keys()
+        """An account's slot is the number of its key: accounts never go."""
+        self._meters_of: dict[int, list[int]] = {}
+        """Slots of the meters of accounts that have more than one."""
+        self._meter_keys = Keys()
+        self._standing = np.zeros(16, np.int32)
+        """Slots of meters by the number of their key; _NONE: it stands in no account."""
         self._free_meter_slots: list[int] = []
         self._meter_slots_used = 0
 
@@ -133,11 +134,11 @@ class ShardState:
 
     @property
     def account_count(self) -> int:
-        return self._accounts_used
+        return len(self._account_keys)
 
     @property
     def meter_count(self) -> int:
-        return len(self._meter_slots)
+        return int(np.count_nonzero(self._standing[: len(self._meter_keys)] != _NONE))
 
     def next_deadline_ms(self) -> int | None:
         """Return when the next balance or fee is due, or silence told; None: none ever is."""
@@ -151,14 +152,15 @@ class ShardState:
 
     def account_slot(self, account_key: int) -> int | None:
         """Return the slot of an account that a fact is about."""
-        slot = self._account_slots.get(account_key)
-        if slot is not None:
-            self.link_read(np.array([slot]))
+        slot = self._account_keys.number(account_key)
+        if slot < 0:
+            return None
+        self.link_read(np.array([slot]))
         return slot
 
     def account_fact(self, slot: int) -> Fact | None:
         """Return the newest fact of an account."""
-        return self.facts.newest(account_entity(int(self.accounts["key"][slot])))
+        return self.facts.accounts.newest(int(self.accounts["key"][slot]))
 
     def is_ahead(self, slot: int, offset: int) -> bool:
         """Say whether the account has absorbed the record at `offset` already (rule 1)."""
@@ -184,15 +186,12 @@ class ShardState:
         return slot
 
     def _new_account_slot(self, account_key: int) -> int:
-        slot = self.account_count
+        slot = self._account_keys.add(account_key)
         self.accounts = grown(self.accounts, slot + 1)
         self.account_links = grown(self.account_links, slot + 1)
         self.due_ms = grown(self.due_ms, slot + 1)
         self.due_ms[slot] = NOT_DUE_MS
-        self.account_links["accumulation"][slot] = _NONE
-        self._meters_of.append([])
-        self._accounts_used += 1
-        self._account_slots[account_key] = slot
+        self.account_links["only_meter"][slot] = self.account_links["accumulation"][slot] = _NONE
         return slot
 
     def put_accounts(self, slots: Array, accounts: Array) -> None:
@@ -231,21 +230,21 @@ class ShardState:
         self.silent_at_ms[slots] = meters["silent_at_ms"]
 
     def find_meters(self, meter_keys: Array) -> Array:
-        """Return the slot of each meter key, -1 where none stands here.
-
-        A dict, walked in C: as fast as a sorted array, and a new meter costs nothing extra.
-        """
-        found = map(self._meter_slots.get, meter_keys.tolist(), repeat(-1))
-        return np.fromiter(found, np.int64, len(meter_keys))
+        """Return the slot of each meter key, -1 where none stands here."""
+        numbers = self._meter_keys.numbers(meter_keys)
+        slots = self._standing.take(numbers, mode="clip").astype(np.int64)
+        slots[numbers < 0] = _NONE
+        return slots
 
     def meters_of(self, slot: int) -> list[int]:
         """Return the slots of an account's meters, in ascending meter_key."""
-        return self._meters_of[slot]
+        only = int(self.account_links["only_meter"][slot])
+        return self._meters_of.get(slot, []) if only == _NONE else [only]
 
     def meter_in(self, slot: int, meter_key: int) -> int | None:
         """Return the slot at which a meter stands in an account."""
         keys = self.meters["key"]
-        return next((meter for meter in self._meters_of[slot] if keys[meter] == meter_key), None)
+        return next((meter for meter in self.meters_of(slot) if keys[meter] == meter_key), None)
 
     def add_meter(self, slot: int, fact: Fact, offset: int) -> int:
         """Let a meter stand in an account, by its meter-fact absorbed at `offset`."""
@@ -265,8 +264,11 @@ class ShardState:
         self.meters[meter_slot] = meter
         self.meter_links["accumulation"][meter_slot] = _NONE
         self.describe_meter(meter_slot, fact)
-        self._stand(slot, meter_slot)
-        self._meter_slots[fact["meter_key"]] = meter_slot
+        keys = self.meters["key"]
+        self.meter_links["account"][meter_slot] = slot
+        meters = [*self.meters_of(slot), meter_slot]
+        self._put_meters_of(slot, sorted(meters, key=lambda each: int(keys[each])))
+        self._find_at(fact["meter_key"], meter_slot)
         return meter_slot
 
     def _grow_meters(self) -> int:
@@ -276,16 +278,22 @@ class ShardState:
         self.meter_links = grown(self.meter_links, self._meter_slots_used)
         return self._meter_slots_used - 1
 
-    def _stand(self, slot: int, meter_slot: int) -> None:
-        keys = self.meters["key"]
-        insort(self._meters_of[slot], meter_slot, key=lambda meter: int(keys[meter]))
-        self.meter_links["account"][meter_slot] = slot
-        self._count_meters(slot)
-
-    def _count_meters(self, slot: int) -> None:
-        meters = self._meters_of[slot]
+    def _put_meters_of(self, slot: int, meters: list[int]) -> None:
+        """Let an account's meters be those at the slots `meters`, in ascending meter_key."""
         self.accounts["meters"][slot] = len(meters)
-        self.account_links["only_meter"][slot] = meters[0] if len(meters) == 1 else -1
+        self.account_links["only_meter"][slot] = meters[0] if len(meters) == 1 else _NONE
+        if len(meters) > 1:
+            self._meters_of[slot] = meters
+        else:
+            self._meters_of.pop(slot, None)
+
+    def _find_at(self, meter_key: int, meter_slot: int) -> None:
+        """Let readings find a meter at a slot; _NONE: nowhere."""
+        number = self._meter_keys.number(meter_key)
+        if number < 0:
+            number = self._meter_keys.add(meter_key)
+            self._standing = grown(self._standing, number + 1)
+        self._standing[number] = meter_slot
 
     def describe_meter(self, meter_slot: int, fact: Fact) -> None:
         """Set what a meter is, by its meter-fact."""
@@ -310,7 +318,7 @@ class ShardState:
 
     def meter_fact(self, meter_key: int) -> Fact:
         """Return the newest fact of a meter that stands, or stood, here."""
-        fact = self.facts.newest(meter_entity(meter_key))
+        fact = self.facts.meters.newest(meter_key)
         assert fact is not None, "a meter stands by its fact"
         return fact
 
@@ -326,8 +334,8 @@ class ShardState:
         """Let a meter stand in its account no more."""
         slot = int(self.meter_links["account"][meter_slot])
         meter_key = int(self.meters["key"][meter_slot])
-        self._meters_of[slot].remove(meter_slot)
-        self._count_meters(slot)
+        meters = [each for each in self.meters_of(slot) if each != meter_slot]
+        self._put_meters_of(slot, meters)
         self.put_windows(meter_slot, [])
         self.put_hold(meter_slot, 0)
         self.put_waiting(meter_slot, None)
@@ -335,8 +343,8 @@ class ShardState:
         ladder = self.ladder_of(slot)
         if ladder.leave(meter_key):
             self.put_ladder(slot, ladder)
-        if self._meter_slots.get(meter_key) == meter_slot:
-            del self._meter_slots[meter_key]
+        if self.find_meters(np.array([meter_key]))[0] == meter_slot:
+            self._find_at(meter_key, _NONE)
         self._free_meter_slots.append(meter_slot)
 
     def replay_entering(self, slot: int, fact: Fact) -> None:
@@ -346,7 +354,7 @@ class ShardState:
         """
         meter_slot = self.meter_in(slot, fact["meter_key"])
         if meter_slot is not None:
-            self._meter_slots[fact["meter_key"]] = meter_slot
+            self._find_at(fact["meter_key"], meter_slot)
             self.link_meter(meter_slot, fact)
 
     # Ladders and windows
@@ -364,7 +372,7 @@ class ShardState:
         """Let an account's accumulations be those of `ladder`."""
         slots = self._accumulations_of.pop(slot, [])
         self.account_links["accumulation"][slot] = _NONE
-        self.meter_links["accumulation"][self._meters_of[slot]] = _NONE
+        self.meter_links["accumulation"][self.meters_of(slot)] = _NONE
         while len(slots) > len(ladder):
             self._free_accumulations.append(slots.pop())
         while len(slots) < len(ladder):
@@ -421,7 +429,7 @@ class ShardState:
     def forget_windows(self, slot: int, from_ms: int) -> bool:
         """Let the windows of an account's meters go that end behind an instant; say whether any."""
         forgot = False
-        for meter_slot in self._meters_of[slot]:
+        for meter_slot in self.meters_of(slot):
             if meter_slot in self._windows:
                 windows = self.windows_of(meter_slot)
                 kept = [window for window in windows if window[2] <= from_ms]
@@ -537,7 +545,7 @@ class ShardState:
         return bytes(self.accumulations[self._accumulations_of.get(slot, [])].tobytes())
 
     def _value(self, slot: int) -> bytes:
-        meter_slots = self._meters_of[slot]
+        meter_slots = self.meters_of(slot)
         return b"".join(
             (
                 self.accounts[slot].tobytes(),
@@ -568,17 +576,15 @@ class ShardState:
         state._load_accounts(
             [value for key, value in newest.items() if key.startswith(ACCOUNT_PREFIX)]
         )
-        for key, value in newest.items():
-            if key.startswith(FACT_PREFIX):
-                state._load_fact(key.removeprefix(FACT_PREFIX).decode(), value)
+        facts = (pair for pair in newest.items() if pair[0].startswith(FACT_PREFIX))
+        state._load_facts((key.removeprefix(FACT_PREFIX).decode(), value) for key, value in facts)
         return state
 
     def _load_accounts(self, values: list[bytes]) -> None:
         parsed = parsed_accounts(values)
         accounts, meters = parsed.accounts, parsed.meters
-        keys, count = accounts["key"].tolist(), len(accounts)
-        self._accounts_used = count
-        self._account_slots = dict(zip(keys, range(count), strict=True))
+        count = len(accounts)
+        self._account_keys.extend(accounts["key"])
         self.accounts = grown(self.accounts, count)
         self.account_links = grown(self.account_links, count)
         self.due_ms = grown(self.due_ms, count)
@@ -596,15 +602,17 @@ class ShardState:
         self._load_shapes(parsed)
         ends = np.cumsum(accounts["meters"], dtype=np.int64)
         starts = ends - accounts["meters"]
-        self.account_links["only_meter"][slots] = np.where(accounts["meters"] == 1, starts, -1)
+        self.account_links["only_meter"][slots] = np.where(accounts["meters"] == 1, starts, _NONE)
         self.meter_links["account"][: len(meters)] = np.repeat(slots, accounts["meters"])
-        spans = zip(starts.tolist(), ends.tolist(), strict=True)
-        self._meters_of = [list(range(start, end)) for start, end in spans]
+        for slot in np.flatnonzero(accounts["meters"] > 1).tolist():
+            self._meters_of[slot] = list(range(int(starts[slot]), int(ends[slot])))
         # Where a meter stands in two accounts, one row is older than the other. At the header's
         # offset it stands where it had entered last; later stands are found when replay is there.
         standing = np.flatnonzero(meters["entered_offset"] <= self.offset)
         order = standing[np.argsort(meters["entered_offset"][standing], kind="stable")]
-        self._meter_slots.update(zip(meters["key"][order].tolist(), order.tolist(), strict=True))
+        self._meter_keys.extend(np.unique(meters["key"][order]))
+        self._standing = grown(self._standing, len(order))
+        self._standing[self._meter_keys.numbers(meters["key"][order])] = order
 
     def _load_shapes(self, parsed: ParsedAccounts) -> None:
         self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
@@ -619,22 +627,16 @@ class ShardState:
             end = int(ends[slot])
             self._accumulations_of[slot] = list(range(end - int(counts[slot]), end))
 
-    def _load_fact(self, entity: str, value: bytes) -> None:
-        if not self.facts.load(entity, value, self.offset):
-            return
-        kind, _, name = entity.partition("/")
-        if kind == "accounts":
-            slot = self._account_slots.get(int(name))
-            if slot is not None:
-                self.account_links["tariff"][slot] = _UNLINKED
-                self._unlinked += 1
-        elif kind in ("tariffs", "policies"):
-            fact = self.facts.newest(entity)
-            assert fact is not None, "it was just loaded"
-            if kind == "tariffs":
-                self.tariffs.put(fact)
-            else:
-                self.policies.put(fact)
+    def _load_facts(self, values: Iterable[tuple[str, bytes]]) -> None:
+        self.facts.load(values, self.offset)
+        for fact in self.facts.told("tariffs"):
+            self.tariffs.put(fact)
+        for fact in self.facts.told("policies"):
+            self.policies.put(fact)
+        slots = self._account_keys.numbers(self.facts.accounts.keys.all())
+        slots = slots[slots >= 0]
+        self.account_links["tariff"][slots] = _UNLINKED
+        self._unlinked = len(slots)
 
 
 def _billed_as(fact: Fact) -> tuple[str, str, str]:
