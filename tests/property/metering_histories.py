@@ -1093,6 +1093,43 @@ def steady() -> st.SearchStrategy[list[LogRecord]]:
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _steady_bodies)
 
 
+def _gathered(head: tuple[Op | Frame, ...]) -> tuple[Op | Frame, ...]:
+    """Return a beginning after which all meters but one stand in the first account."""
+    more = [op for number in (3, 4, 5) for op in (Op("register", number), Op("assign", number, 0))]
+    return (*head, *more)
+
+
+_merged_reads = st.builds(
+    Read,
+    st.integers(0, 5),
+    st.sampled_from((*("next",) * 24, "duplicate", "tenfold", "other-serial", "rated", "between")),
+    st.sampled_from((0, 1, 300, 300, 900, 2_500)),
+    st.just(0),
+    st.sampled_from((*(RELAY_REPORTED | 7,) * 3, RELAY_REPORTED)),
+    st.sampled_from("AAAAAE"),
+)
+_merged_frames = st.builds(
+    Frame,
+    st.sampled_from((1_000, 60_001, 900_000, 900_000, 3_600_000, 7_000_001, 90_000_000)),
+    st.lists(_merged_reads, min_size=3, max_size=12).map(tuple),
+)
+_merged_kinds = st.sampled_from(
+    (*("sell", "resolve", "calendar", "tariff") * 2, "policy", "open", "assign", "order", "wake")
+)
+_merged_ops = st.builds(Op, _merged_kinds, st.sampled_from((0, 0, 1, 2)), _small, _small, _small)
+_merged_bodies = st.lists(st.one_of(_merged_frames, _merged_frames, _merged_ops), max_size=30)
+
+
+def merged() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs in which frames hold many readings of one account: what goes at once of them."""
+    heads = (SETTLED, *CALENDARED, *map(_ruled, range(len(RULES))))
+    return st.builds(
+        lambda head, body: Book().play([*_gathered(head), *body]),
+        st.sampled_from(heads),
+        st.one_of(_merged_bodies, _bodies),
+    )
+
+
 def histories() -> st.SearchStrategy[list[LogRecord]]:
     """Return logs of some thirty records, at most about eighty."""
     heads = st.sampled_from((SETTLED,) * 5 + CALENDARED + ((),))

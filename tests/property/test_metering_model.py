@@ -19,6 +19,7 @@ from tests.property.metering_histories import (
     Reordering,
     arrears,
     histories,
+    merged,
     oddities,
     reorderings,
     shapes,
@@ -58,6 +59,12 @@ def test_they_agree_on_who_may_be_cut_and_why_not(records: list[LogRecord]) -> N
 @examples(500)
 @given(oddities())
 def test_they_agree_on_what_is_held_and_what_people_say_of_it(records: list[LogRecord]) -> None:
+    check(records)
+
+
+@examples(500)
+@given(merged())
+def test_they_agree_on_accounts_with_many_meters(records: list[LogRecord]) -> None:
     check(records)
 
 

@@ -16,7 +16,6 @@ from services.common.runtime.codec import decode, encode, schema_header
 from services.metering.domain.absorb import absorb
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.messages import LogRecord
-from services.metering.domain.readings import rounds
 from services.metering.domain.rows import METERS_MAX
 from services.metering.domain.shard import SILENCE_MS, ShardState
 from tests.unit.metering_log import (
@@ -215,12 +214,6 @@ def test_charges_stand_in_the_frames_order_also_where_accounts_come_twice() -> N
     assert [charge["energy_milli"] for charge in charges(done)] == [100, 10, 50, 0, 20]
     assert [charge["account_sequence"] for charge in charges(done)] == [2, 2, 3, 4, 3]
     assert len(done.account_rows) == 2
-
-
-def test_rounds_take_each_account_once_and_keep_the_order() -> None:
-    slots = np.array([5, 3, 5, 5, 2, 3])
-    assert [list(chosen) for chosen in rounds(slots)] == [[0, 1, 4], [2, 5], [3]]
-    assert list(rounds(np.array([], np.int64))) == []
 
 
 # Rule 6: levels and alarms. Alarms at 10 and 5, cut at -1, restored at 2

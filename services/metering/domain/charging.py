@@ -1,4 +1,4 @@
-"""Rules 4 and 5: what an interval costs. On columns, one charge an account at a time."""
+"""Rules 4 and 5: what an interval costs. On columns; of one account in the order of the frame."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,23 +17,24 @@ from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
 from services.metering.domain.ladders import Ladder
-from services.metering.domain.lines import Priced, Spans, priced, rises_between
+from services.metering.domain.lines import PLAIN_MAX, Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.shard import SILENCE_MS, ShardState, Window
+from services.metering.domain.sums import sums_before
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
-_NO_LINES = Priced(
-    np.zeros(0, LINE), _NOTHING, np.zeros(0, np.bool_), np.zeros(0, np.bool_), (_NOTHING, _NOTHING)
-)
+_NOWHERE = np.zeros(0, np.bool_)
+_NO_LINES = Priced(np.zeros(0, LINE), _NOTHING, _NOWHERE, _NOWHERE, (_NOTHING, _NOTHING))
 
 
 @value_class
 class Intervals:
     """The intervals to charge: a meter, its account and the reading that ends it, n entries each.
 
-    Dtypes METER, ACCOUNT and READING; slots int64. No account comes twice. A meter that has no
-    register yet opens at the reading.
+    Dtypes METER, ACCOUNT and READING; slots int64. No meter comes twice; where an account does, all
+    its entries are the account as it was before. A meter that has no register yet opens at the
+    reading.
     """
 
     meters: Array
@@ -60,9 +61,10 @@ class Intervals:
 class Bill:
     """What intervals cost: charges (dtype CHARGE), their names as numbers (n, 5), their lines.
 
-    `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged; their
-    entries mean nothing. `windows`: of those that were split by time. `accumulated` and
-    `ladders`, by account slot: what is to stand of what the lines counted (`stand`).
+    `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged, or not
+    with others of their account; their entries mean nothing. `windows`: of those that were split by
+    time. `accumulated` and `ladders`, by account slot: what is to stand of what the lines counted
+    (`stand`). `several`: an account may have more than one charge.
     """
 
     charges: Table
@@ -72,6 +74,7 @@ class Bill:
     lines: Array
     accumulated: tuple[Array, Array]
     ladders: dict[int, Ladder]
+    several: bool
 
     def take(self, which: Array) -> "Bill":
         """Return those at the ascending indexes `which`; what is to stand is all of it still."""
@@ -90,11 +93,17 @@ class Bill:
             lines,
             self.accumulated,
             self.ladders,
+            self.several,
         )
 
 
-def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
-    """Return what intervals cost. Changes nothing."""
+def bill_of(
+    state: ShardState, intervals: Intervals, kind: int, shared: Array | None = None
+) -> Bill:
+    """Return what intervals cost. Changes nothing.
+
+    `shared`: which have an account that comes more than once; None: none has.
+    """
     meters, accounts, readings = intervals.meters, intervals.accounts, intervals.readings
     charges = Table(CHARGE_KINDS, len(intervals))
     _set_interval(charges, meters, readings)
@@ -119,13 +128,16 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
     )
     beyond, unsure = _beyond_int64((tops_milli, bottoms_milli), meters, accounts, bounds, plain)
     cannot |= beyond
+    if shared is None:
+        shared = np.zeros(len(intervals), np.bool_)
+    elif (beyond | unsure).any() or not _fit_together(accounts, energies, bounds):
+        cannot |= shared
     amounts = energies * prices
     found = _NO_LINES
     windows: dict[int, Window] = {}
     lined = np.flatnonzero(~plain & ~cannot)
     if len(lined):
         rises_milli, told = rises_of_rates(meters.take(lined), readings.take(lined))
-        told &= kind != KIND_ROLLOVER
         spans = Spans(
             intervals.account_slots[lined],
             intervals.meter_slots[lined],
@@ -135,8 +147,9 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
             ends_ms[lined],
             energies[lined],
             unsure[lined],
+            shared[lined],
             rises_milli,
-            told,
+            told & (kind != KIND_ROLLOVER),
             meters["ratio"][lined].astype(np.int64),
         )
         found = priced(state, spans)
@@ -147,20 +160,34 @@ def bill_of(state: ShardState, intervals: Intervals, kind: int) -> Bill:
         found.lines["charge"] = lined[found.lines["charge"]]
         windows = _windows(charges, lined[found.estimated])
 
-    charges["kind"] = kind
-    charges["energy_milli"] = energies
-    charges["price_micro"] = prices
-    charges["amount_nano"] = amounts
-    charges["tariff_version"] = table["version"][segments["row"]]
-    charges["policy_version"] = policies["version"]
+    told_of = {
+        "kind": kind,
+        "energy_milli": energies,
+        "price_micro": prices,
+        "amount_nano": amounts,
+        "tariff_version": table["version"][segments["row"]],
+        "policy_version": policies["version"],
+    }
+    for name, column in told_of.items():
+        charges[name] = column
     set_standing(charges, meters, accounts)
-    names = links["names"]
+    several = bool(shared.any())
+    if several:
+        _go_on(charges, intervals.account_slots)
+    names = _names(state, intervals, bare)
+    slots = intervals.account_slots[lined]
+    ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
+    lines = found.lines
+    return Bill(charges, names, cannot, windows, lines, found.accumulated, ladders, several)
+
+
+def _names(state: ShardState, intervals: Intervals, bare: Array) -> Array:
+    """Return what charges are named by, as numbers (n, 5); of `bare` accounts by their meters."""
+    names: Array = state.account_links["names"][intervals.account_slots]
     if bare.any():
         own = state.names_of_meters(intervals.meter_slots)
         names = np.where(bare[:, np.newaxis], own, names)
-    slots = intervals.account_slots[lined]
-    ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
-    return Bill(charges, names, cannot, windows, found.lines, found.accumulated, ladders)
+    return names
 
 
 def rises_of_rates(meters: Array, readings: Entries) -> tuple[Array, Array]:
@@ -195,6 +222,13 @@ def set_standing(charges: Table, meters: Array, accounts: Array) -> None:
     charges["meter_energy_total_milli"] = totals_milli
     charges["account_charged_total_nano"] = accounts["charged_nano"] + charges["amount_nano"]
     charges["account_credited_total_nano"] = accounts["credited_nano"]
+
+
+def _go_on(charges: Table, account_slots: Array) -> None:
+    """Let each charge begin where the one before it on its account ended."""
+    before = sums_before(account_slots, charges["amount_nano"])
+    charges["account_charged_total_nano"] += before
+    charges["account_sequence"] += sums_before(account_slots, np.ones(len(charges), np.int64))
 
 
 def _set_interval(charges: Table, meters: Array, readings: Entries) -> None:
@@ -250,6 +284,21 @@ def _beyond_int64(
         for row, is_plain in zip(rows, plain.tolist(), strict=True)
     ]
     return np.array(beyond, np.bool_), ~plain
+
+
+def _fit_together(accounts: Array, energies_milli: Array, prices_micro: Array) -> bool:
+    """Say whether all of these charges are sure to fit, if they were of one account and ladder.
+
+    `prices_micro`: the most that a unit may cost. Each by itself fits.
+    """
+    columns = (accounts[f"{name}_nano"] for name in ("charged", "credited", "held"))
+    energy_milli = len(accounts) * _magnitude(energies_milli)
+    amount_nano = energy_milli * _magnitude(prices_micro)
+    return energy_milli <= PLAIN_MAX and amount_nano + sum(map(_magnitude, columns)) <= INT64_MAX
+
+
+def _magnitude(figures: Array) -> int:
+    return max(int(figures.max()), -int(figures.min()))
 
 
 def _energy_fits(figures: Sequence[int]) -> bool:

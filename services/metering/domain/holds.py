@@ -27,9 +27,7 @@ def hold(
     out: Outbox, intervals: Intervals, outcomes: Array, cause_of: Callable[[int], Cause]
 ) -> None:
     """Hold the meters of readings whose outcome says so, with an alarm where that is new."""
-    flags = intervals.meters["flags"]
-    newly = IS_HELD[outcomes] & (flags & BITS[outcomes] == 0)
-    for i in np.flatnonzero(newly).tolist():
+    for i in np.flatnonzero(are_newly_held(intervals, outcomes)).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
         outcome, reading = OUTCOMES[outcomes[i]], intervals.readings[i]
         if outcome in HOLDS:
@@ -40,6 +38,12 @@ def hold(
         if not intervals.accounts["house"][i]:
             evidence = evidence_of(intervals.meters[i], reading)
             out.alarm(slot, "reading-held", outcome, cause_of(i), evidence=evidence)
+
+
+def are_newly_held(intervals: Intervals, outcomes: Array) -> Array:
+    """Say which readings hold their meters, or are the first that are refused as they are."""
+    newly: Array = IS_HELD[outcomes] & (intervals.meters["flags"] & BITS[outcomes] == 0)
+    return newly
 
 
 def count_flags(out: Outbox, flags: Array) -> None:

@@ -96,11 +96,24 @@ def judge(
             _leave_arrears(out, slot, cause)
 
 
-def may_move(state: ShardState, slots: Array, accounts: Array) -> Array:
-    """Say of which accounts something may be decided when a reading makes them `accounts`."""
-    found = _moves(state, slots, accounts, by_reading=True)
-    are_cut: Array = accounts["level"] == CUT
-    return are_cut if found is None else found[0] | are_cut
+def may_decide(state: ShardState, intervals: Intervals, charged_nano: Array, now_ms: int) -> Array:
+    """Say at which readings something may be decided, `charged_nano` after each on its account.
+
+    `now_ms`: of the record, or of a later one.
+    """
+    accounts = intervals.accounts.copy()
+    accounts["charged_nano"] = charged_nano
+    found = _moves(state, intervals.account_slots, accounts, by_reading=True)
+    if found is None:
+        return np.zeros(len(accounts), np.bool_)
+    candidates = (accounts["level"] == CUT) & _are_closed(intervals.readings["relay_bits"])
+    leases_ms = state.policies.rows["lease_ms"][
+        state.account_links["policy"][intervals.account_slots]
+    ]
+    renewed: Array = candidates & _is_running_out(
+        leases_ms, intervals.meters["send_before_ms"], now_ms
+    )
+    return found[0] | renewed
 
 
 def _moves(
@@ -394,14 +407,14 @@ def renew(
 
     `candidates`: charged by a reading, and cut before it.
     """
-    state, relay_bits = out.state, intervals.readings["relay_bits"]
-    closed = (relay_bits & RELAY_REPORTED != 0) & (relay_bits & RELAY_PHASES != 0)
-    accounts = state.accounts.take(intervals.account_slots)
-    candidates = candidates & closed & (accounts["level"] == CUT) & ~accounts["closed"]
+    state, accounts = out.state, out.state.accounts.take(intervals.account_slots)
+    candidates = candidates & _are_closed(intervals.readings["relay_bits"])
+    candidates &= (accounts["level"] == CUT) & ~accounts["closed"]
     candidates &= intervals.meters["forced"] == 0
     for i in np.flatnonzero(candidates).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
-        if not _is_running_out(state, meter_slot, int(_policy(state, slot)["lease_ms"])):
+        lease_ms = _policy(state, slot)["lease_ms"]
+        if not _is_running_out(lease_ms, state.meters["send_before_ms"][meter_slot], state.now_ms):
             continue
         cause = cause_of(i)
         found = _verdict(state, slot, cause)
@@ -412,6 +425,12 @@ def renew(
             _refuse(out, slot, found.reason, cause)
 
 
-def _is_running_out(state: ShardState, meter_slot: int, lease_ms: int) -> bool:
-    send_before_ms = int(state.meters["send_before_ms"][meter_slot])
-    return send_before_ms == NEVER_MS or state.now_ms > send_before_ms - lease_ms // 2
+def _is_running_out(lease_ms: Any, send_before_ms: Any, now_ms: int) -> Any:
+    """Say of which leases less than half is left, or none was given (NEVER_MS: before any time)."""
+    return now_ms + lease_ms // 2 > send_before_ms
+
+
+def _are_closed(relay_bits: Array) -> Array:
+    """Say which relays were reported with a phase closed."""
+    closed: Array = (relay_bits & RELAY_REPORTED != 0) & (relay_bits & RELAY_PHASES != 0)
+    return closed

@@ -12,11 +12,12 @@ from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_
 from services.metering.domain.facts import Array
 from services.metering.domain.ladders import Ladder, Part, PricedLine
 from services.metering.domain.shard import ShardState
+from services.metering.domain.sums import sums_before
 from services.metering.domain.tariffs import NO_REST
 
 NO_LADDER = -2
 """In place of a rate: the line counts in no accumulation."""
-_PLAIN_MAX = 2**61
+PLAIN_MAX = 2**61
 """Below it, sums of a few fit int64."""
 
 
@@ -25,7 +26,8 @@ class Spans:
     """Intervals that need lines, n of them: where they stand and what of time and energy.
 
     `first`, `last`: their segments. `exact`: figures are so large that int64 might not hold them.
-    `rises_milli` (n, 5): how much the registers of rates rose; `told`: where they count.
+    `shared`: others of the account stand beside it. `rises_milli` (n, 5): how much the registers of
+    rates rose; `told`: where they count.
     """
 
     account_slots: Array
@@ -36,6 +38,7 @@ class Spans:
     ends_ms: Array
     energies_milli: Array
     exact: Array
+    shared: Array
     rises_milli: Array
     told: Array
     ratios: Array
@@ -45,9 +48,10 @@ class Spans:
 class Priced:
     """The lines of intervals (dtype LINE; `charge` is the interval's index), and what they change.
 
-    `amounts_nano`: of each interval. `cannot`: a figure does not fit int64. `estimated`: where time
-    alone said when inside the interval the energy was used. `accumulated`: slots of
-    accumulations and their new totals; `ladders`: interval → its account's accumulations.
+    `amounts_nano`: of each interval. `cannot`: a figure does not fit int64, or it is one that must
+    be priced by itself and is not; its lines mean nothing. `estimated`: where time alone said when
+    inside the interval the energy was used. `accumulated`: slots of accumulations and their new
+    totals, of which the last stands; `ladders`: interval → its account's accumulations.
     """
 
     lines: Array
@@ -59,7 +63,7 @@ class Priced:
 
 
 def priced(state: ShardState, spans: Spans) -> Priced:
-    """Price intervals, no account twice. Changes nothing."""
+    """Price intervals, those of one account in their order. Changes nothing."""
     count = len(spans.first)
     lines, rows = _split(state, spans)
     table = state.tariffs.table
@@ -86,7 +90,7 @@ def priced(state: ShardState, spans: Spans) -> Priced:
         known = (slots[owners[counted]] >= 0) & (at["period"] == lines["period"][counted])
         known &= at["version"] == lines["version"][counted]
         known &= at["rate"] == ladder_of[counted]
-        known &= (np.abs(at["base_milli"]) < _PLAIN_MAX) & (np.abs(at["total_milli"]) < _PLAIN_MAX)
+        known &= (np.abs(at["base_milli"]) < PLAIN_MAX) & (np.abs(at["total_milli"]) < PLAIN_MAX)
         slowly[owners[counted[~known]]] = True
     _set_amounts(lines, rows, table, rates)
     climbs = counted[~slowly[owners[counted]]]
@@ -95,10 +99,11 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     done = Priced(
         lines,
         np.zeros(count, np.int64),
-        np.zeros(count, np.bool_),
+        slowly & spans.shared,
         (spans.first != spans.last) & ~told,
         (slots[touched], totals[touched]),
     )
+    slowly &= ~spans.shared
     if slowly.any():
         done = _with_slow(state, spans, done, rows, np.flatnonzero(slowly))
     amounts = sum(done.lines[f"{name}_nano"] for name in ("rate", "surcharge", "ladder", "tax"))
@@ -227,34 +232,29 @@ def _climb(
 ) -> Array:
     """Let the lines at `climbs` climb their ladders; return the new totals by interval.
 
-    `ladders`: of each its row in the table of terms, and which ladder there. Lines of one interval
-    climb one after the other, all in the accumulation at `slots`.
+    `ladders`: of each its row in the table of terms, and which ladder there. Lines climb one after
+    the other in the accumulation at `slots` of their interval.
     """
     totals = state.accumulations["total_milli"][slots]
     if not len(climbs):
         return totals
-    table, owners = state.tariffs.table, lines["charge"][climbs]
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    ranks = np.arange(len(owners)) - np.repeat(starts, np.diff(starts, append=len(owners)))
-    for rank in range(int(ranks.max()) + 1):
-        chosen = np.flatnonzero(ranks == rank)
-        which, row, ladder = climbs[chosen], ladders[0][chosen], ladders[1][chosen]
-        owner = owners[chosen]
-        at = state.accumulations.take(slots[owner])
-        before = at["base_milli"] + totals[owner]
-        after = before + lines["energy_milli"][which]
-        totals[owner] += lines["energy_milli"][which]
-        lines["total_milli"][which] = after
-        for name in ("base_milli", "days", "days_of"):
-            lines[name][which] = at[name]
-        above = table["above_milli"][row, ladder]
-        if (at["days"] != at["days_of"]).any():
-            above = above * at["days"][:, np.newaxis].astype(np.int64)
-            above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
-        steps = np.maximum(after[:, np.newaxis] - above, 0)
-        steps -= np.maximum(before[:, np.newaxis] - above, 0)
-        lines["ladder_nano"][which] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)
-        lines["tax_nano"][which] += (steps * table["rise_tax_micro"][row, ladder]).sum(axis=1)
+    (row, ladder), table = ladders, state.tariffs.table
+    owners, energies = lines["charge"][climbs], lines["energy_milli"][climbs]
+    at = state.accumulations.take(slots[owners])
+    before = at["base_milli"] + at["total_milli"] + sums_before(slots[owners], energies)
+    after = before + energies
+    totals[owners] = after - at["base_milli"]
+    lines["total_milli"][climbs] = after
+    for name in ("base_milli", "days", "days_of"):
+        lines[name][climbs] = at[name]
+    above = table["above_milli"][row, ladder]
+    if (at["days"] != at["days_of"]).any():
+        above = above * at["days"][:, np.newaxis].astype(np.int64)
+        above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
+    steps = np.maximum(after[:, np.newaxis] - above, 0)
+    steps -= np.maximum(before[:, np.newaxis] - above, 0)
+    lines["ladder_nano"][climbs] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)
+    lines["tax_nano"][climbs] += (steps * table["rise_tax_micro"][row, ladder]).sum(axis=1)
     return totals
 
 
@@ -330,7 +330,9 @@ def parts_of(
     registers = np.array([begin.register_milli]), np.array([end.register_milli])
     rises_milli, told = rises_between(before, registers[0], after, registers[1])
     ratios = np.array([ratio])
-    span = Spans(none, none, first, last, begins, ends, energies, exact, rises_milli, told, ratios)
+    span = Spans(
+        *(none, none, first, last, begins, ends, energies, exact, exact, rises_milli, told, ratios)
+    )
     lines, rows = _split(state, span)
     told = _told(state, span)
     if told.any():

@@ -1,19 +1,28 @@
-"""Rule 3: a frame of readings, absorbed as columns, in rounds that touch each account once."""
+"""Rule 3: a frame of readings, absorbed as columns: at once what comes to the same one by one."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE, Entries, Table
-from services.metering.domain.charging import Bill, Intervals, advance, bill_of, post, stand
+from services.metering.domain.charging import (
+    Bill,
+    Intervals,
+    advance,
+    bill_of,
+    post,
+    post_to,
+    stand,
+)
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
-from services.metering.domain.holds import changed_flags, count_flags, hold
-from services.metering.domain.judging import judge, relays_seen, renew
+from services.metering.domain.holds import are_newly_held, changed_flags, count_flags, hold
+from services.metering.domain.judging import judge, may_decide, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
 from services.metering.domain.rows import CUT
 from services.metering.domain.shard import ShardState
+from services.metering.domain.sums import last_of_each, shared_of, sums_before
 from services.metering.domain.validation import (
     CHARGED,
     CODES,
@@ -28,6 +37,8 @@ from services.metering.domain.validation import (
 
 _LATE, _RESPLIT, _ROLLOVER = CODES["late"], CODES["re-split"], CODES["rollover"]
 _REFINED = np.isin(OUTCOMES, ["late", "negative", "implausible"])
+REACH = 16
+"""How many readings are looked at for each that went at once before."""
 
 
 def absorb_readings(out: Outbox, readings: Entries) -> None:
@@ -42,28 +53,47 @@ def absorb_readings(out: Outbox, readings: Entries) -> None:
     positions = np.flatnonzero(behind)
     state.link_read(account_slots[positions])
     post_fees(out, account_slots[positions])
-    for chosen in rounds(account_slots[positions]):
-        _absorb_round(out, readings, positions[chosen], meter_slots, account_slots)
+    for chosen in waves(account_slots[positions], meter_slots[positions]):
+        _absorb_wave(out, readings, positions[chosen], meter_slots, account_slots)
 
 
-def rounds(account_slots: Array) -> Iterator[Array]:
-    """Yield indexes into `account_slots`: ascending, no account twice, first mentions first."""
-    count = len(account_slots)
-    if len(set(account_slots.tolist())) == count:
+def waves(account_slots: Array, meter_slots: Array) -> Iterator[Array]:
+    """Yield indexes of readings, ascending: no meter twice, those of an account in their order."""
+    count = len(meter_slots)
+    if len(set(meter_slots.tolist())) == count:
         if count:
             yield np.arange(count)
         return
-    order = np.argsort(account_slots, kind="stable")
-    ordered = account_slots[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    ranks = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
-    for rank in range(int(ranks.max()) + 1):
-        yield np.sort(order[ranks == rank])
+    numbers = np.zeros(count, np.int64)
+    newest: dict[int, int] = {}  # of each account
+    seen: dict[int, int] = {}  # in which wave each meter came last
+    places = zip(account_slots.tolist(), meter_slots.tolist(), strict=True)
+    for i, (account, meter) in enumerate(places):
+        number = newest.get(account, 0)
+        if seen.get(meter) == number:
+            number += 1
+        newest[account] = seen[meter] = numbers[i] = number
+    for number in range(int(numbers.max()) + 1):
+        yield np.flatnonzero(numbers == number)
+
+
+def _absorb_wave(
+    out: Outbox, frame: Entries, positions: Array, meter_slots: Array, account_slots: Array
+) -> None:
+    """Absorb the readings at `positions` of a frame, no meter twice, in rounds."""
+    reach = len(positions)
+    while len(positions):
+        looked_at = positions[:reach]
+        done = _absorb_round(out, frame, looked_at, meter_slots, account_slots)
+        # Where little may go at once, little is looked at: or the last were looked at every time.
+        reach = REACH * int(np.count_nonzero(done))
+        positions = np.append(looked_at[~done], positions[len(looked_at) :])
 
 
 def _absorb_round(
     out: Outbox, frame: Entries, positions: Array, meter_slots: Array, account_slots: Array
-) -> None:
+) -> Array:
+    """Absorb what may go at once of the readings at `positions`; say which those were."""
     state = out.state
     if len(positions) < len(frame):
         frame, meter_slots = frame.take(positions), meter_slots[positions]
@@ -76,12 +106,61 @@ def _absorb_round(
         frame,
     )
     outcomes = outcomes_of(intervals)
-    charged = np.flatnonzero(CHARGED[outcomes])
-    if len(charged) == len(frame):
-        _charge(out, intervals, positions, KIND_USAGE)
-        return
     for i in np.flatnonzero(_REFINED[outcomes]).tolist():
         outcomes[i] = CODES[_refined(state, intervals, i, int(outcomes[i]))]
+    go, bill = np.ones(len(positions), np.bool_), None
+    if len(set(account_slots.tolist())) < len(positions):
+        go, bill = at_once(state, intervals, outcomes)
+        which = np.flatnonzero(go)
+        intervals, outcomes, positions = intervals.take(which), outcomes[which], positions[which]
+    _absorb_now(out, intervals, outcomes, positions, bill)
+    return go
+
+
+def at_once(state: ShardState, intervals: Intervals, outcomes: Array) -> tuple[Array, Bill | None]:
+    """Say which readings may go at once, with the bill of those that are charged (None: none is).
+
+    Of each account the first one, whatever comes of it, and those behind it up to one of which
+    something may come besides its charge: that tells what the others left. Changes nothing.
+    """
+    slots = intervals.account_slots
+    go = _leading(slots, _may_be_told(intervals, outcomes))
+    while True:
+        charged = np.flatnonzero(go & CHARGED[outcomes])
+        if not len(charged):
+            return go, None
+        chosen = intervals.take(charged)
+        bill = bill_of(state, chosen, KIND_USAGE, shared_of(chosen.account_slots))
+        odd = np.zeros(len(slots), np.bool_)
+        totals_nano = bill.charges["account_charged_total_nano"]
+        odd[charged] = bill.cannot | may_decide(state, chosen, totals_nano, state.now_ms)
+        fewer = go & _leading(slots, odd)
+        if (fewer == go).all():
+            return go, bill
+        go = fewer
+
+
+def _may_be_told(intervals: Intervals, outcomes: Array) -> Array:
+    """Say of which readings something may come besides a charge and what the charge does."""
+    changed = flags_of(intervals) != intervals.meters["flags"]
+    found: Array = (CHARGED[outcomes] & changed) | are_newly_held(intervals, outcomes)
+    return found | (outcomes == _RESPLIT) | (outcomes == _ROLLOVER)
+
+
+def _leading(slots: Array, odd: Array) -> Array:
+    """Say which entries are the first of their slot, or stand before all odd ones of it."""
+    first = sums_before(slots, np.ones(len(slots), np.int64)) == 0
+    return first | (sums_before(slots, odd) + odd == 0)
+
+
+def _absorb_now(
+    out: Outbox, intervals: Intervals, outcomes: Array, positions: Array, bill: Bill | None
+) -> None:
+    """Absorb readings. `bill`: of those that are charged, where it is known."""
+    charged = np.flatnonzero(CHARGED[outcomes])
+    if len(charged) == len(outcomes):
+        _charge(out, intervals, positions, KIND_USAGE, bill)
+        return
     for code, how_many in enumerate(np.bincount(outcomes, minlength=len(OUTCOMES)).tolist()):
         if not (CHARGED[code] or code in (_RESPLIT, _ROLLOVER)):
             out.count(OUTCOMES[code], how_many)
@@ -93,7 +172,8 @@ def _absorb_round(
         (KIND_ROLLOVER, np.flatnonzero(outcomes == _ROLLOVER)),
     ):
         if len(which):
-            _charge(out, intervals.take(which), positions[which], kind)
+            known = bill if kind == KIND_USAGE else None
+            _charge(out, intervals.take(which), positions[which], kind, known)
 
 
 def _refined(state: ShardState, intervals: Intervals, i: int, outcome: int) -> str:
@@ -105,9 +185,12 @@ def _refined(state: ShardState, intervals: Intervals, i: int, outcome: int) -> s
     return "conflict" if is_conflict(meter, reading) else late_outcome(state, intervals, i)
 
 
-def _charge(out: Outbox, intervals: Intervals, positions: Array, kind: int) -> None:
+def _charge(
+    out: Outbox, intervals: Intervals, positions: Array, kind: int, bill: Bill | None
+) -> None:
     """Charge readings that were accepted; judge their accounts."""
-    bill = bill_of(out.state, intervals, kind)
+    if bill is None:
+        bill = bill_of(out.state, intervals, kind)
     if bill.cannot.any():
         cause_of = _causes(out, intervals, positions)
         for i in np.flatnonzero(bill.cannot).tolist():
@@ -133,7 +216,12 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     intervals.meters["relay"] = relays_seen(intervals)
     advance(out, intervals, charges)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
-    post(out, intervals, charges)
+    if bill.several:
+        ends = last_of_each(intervals.account_slots)
+        slots = intervals.account_slots.take(ends)
+        post_to(out, intervals.accounts.take(ends), slots, charges.take(ends))
+    else:
+        post(out, intervals, charges)
     stand(state, bill)
     if kind == KIND_USAGE and bill.windows:
         leave_windows(state, intervals, bill)
@@ -143,7 +231,8 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     for i, change, flag, evidence in changes:
         out.alarm(int(slots[i]), change, flag, cause_of(i), evidence=evidence)
     warn_of_closed(out, slots, bill.lines, cause_of)
-    judge(out, slots, cause_of, by_reading=True, accounts=intervals.accounts)
+    accounts = None if bill.several else intervals.accounts
+    judge(out, slots, cause_of, by_reading=True, accounts=accounts)
     was_cut = intervals.accounts["level"] == CUT
     if was_cut.any():
         renew(out, intervals, cause_of, was_cut)

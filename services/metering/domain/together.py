@@ -28,7 +28,7 @@ from services.common.kernel.values import value_class
 from services.metering.domain.absorb import absorb, check
 from services.metering.domain.charging import Bill, Intervals, bill_of
 from services.metering.domain.facts import Array
-from services.metering.domain.judging import may_move
+from services.metering.domain.judging import may_decide
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Outbox, set_names
 from services.metering.domain.readings import charge
@@ -135,9 +135,8 @@ def _calm(state: ShardState, run: Sequence[LogRecord], nows_ms: Sequence[int]) -
         if not len(owners):
             return None
         bill = bill_of(state, intervals, KIND_USAGE)
-        after = intervals.accounts.copy()
-        after["charged_nano"] = bill.charges["account_charged_total_nano"]
-        odd = bill.cannot | may_move(state, intervals.account_slots, after)
+        totals_nano = bill.charges["account_charged_total_nano"]
+        odd = bill.cannot | may_decide(state, intervals, totals_nano, nows_ms[-1])
         odd[bill.lines["charge"][bill.lines["basis"] & BASIS_CLOSED != 0]] = True
         if not odd.any():
             return _Calm(owners, intervals, bill)
