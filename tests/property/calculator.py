@@ -63,7 +63,7 @@ def reason_of(told: Told) -> str:
     policy = {**told["policy"], "rules": told["policy"].get("rules")}
     policy["max_evidence_age_ms"] = int(policy["max_evidence_age_ms"])
     account = {
-        f"{what}_until_ms": int(orders[kind]["until_ms"]) if kind in orders else None
+        f"{what}_until_ms": int(orders.get(kind, {}).get("until_ms", 0)) or None
         for what, kind in (("keep_power", "power-kept"), ("promise", "payment-promised"))
     }
     reading = {

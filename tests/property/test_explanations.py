@@ -21,7 +21,7 @@ from services.reporting.adapters.commits import Commits
 from services.reporting.domain.explain import BookEvent
 from services.reporting.domain.rows import AlarmRow, ChargeRow
 from tests.property.calculator import Told, amount_of, reason_of
-from tests.property.metering_histories import ACCOUNTS, METERS, histories, shapes
+from tests.property.metering_histories import ACCOUNTS, METERS, arrears, histories, shapes
 from tests.property.metering_runs import examples, fresh_run
 from tests.unit.metering_log import (
     CREDIT_NANO,
@@ -117,6 +117,44 @@ def check(records: list[LogRecord]) -> None:
         tables.sent(absorbed.outputs)
     for told in explained(tables, METERS):
         assert amount_of(told) == int(told["charge"]["amount_nano"])
+
+
+@examples(150)
+@given(arrears())
+def test_every_decision_on_a_cut_is_decided_again_from_its_explanation(
+    records: list[LogRecord],
+) -> None:
+    tables = Tables((*ACCOUNTS, *METERS))
+    before: dict[str, Any] = {}
+    for record, absorbed in zip(records, fresh_run(records)[1], strict=True):
+        fact: Any = record.value
+        if record.subject in {"tariff-fact", "policy-fact"}:
+            tables.published(fact)
+        elif record.subject == "account-fact":
+            stream = tables.streams.setdefault(f"account-{fact['account_id']}", [])
+            stream += orders_in(before.get(fact["account_id"], {}), fact)
+            before[fact["account_id"]] = fact
+        tables.sent(absorbed.outputs)
+    for alarm, told in decisions(tables):
+        assert (reason_of(told) or "threshold-reached") == alarm.reason
+
+
+def orders_in(before: dict[str, Any], fact: dict[str, Any]) -> Iterable[BookEvent]:
+    """Yield what the ledger tells where a fact of an account brings, or ends, an order."""
+    kinds = {"keep_power_until_ms": "power-kept", "promise_until_ms": "payment-promised"}
+    for name, kind in kinds.items():
+        if fact[name] != before.get(name):
+            book = (fact["book_epoch"], fact["revision"])
+            event_id = name_uuid(fact["account_id"], *book)
+            yield BookEvent(kind, event_id, "", *book, None, 0, fact[name])
+
+
+def decisions(tables: Tables) -> Iterable[tuple[AlarmRow, Told]]:
+    """Yield each decision on a cut, with its explanation."""
+    for alarm in tables.of(AlarmRow):
+        if alarm.kind in {"cut", "not-cut"}:
+            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
+            yield alarm, asked(tables, "ExplainCutoff", request)
 
 
 # --- a month ----------------------------------------------------------------------------------
@@ -371,7 +409,7 @@ def test_why_an_account_was_not_cut_is_decided_again_too() -> None:
             fact = {"credited_nano": credited, "revision": 3, "promise_until_ms": until_ms}
             month.fact(account(**fact, notice_id=notice_id, notice_outcome="delivered"))
     decided = []
-    for alarm, told in decisions(month):
+    for alarm, told in decisions(month.tables):
         assert (reason_of(told) or "threshold-reached") == alarm.reason
         assert told["decision"]["kind"] == alarm.kind
         decided.append(alarm.reason)
@@ -380,24 +418,16 @@ def test_why_an_account_was_not_cut_is_decided_again_too() -> None:
     assert {"grace", "no-cut-window"} & set(decided)
 
 
-def decisions(month: Month) -> Iterable[tuple[AlarmRow, Told]]:
-    """Yield each decision on a cut, with its explanation."""
-    for alarm in month.tables.of(AlarmRow):
-        if alarm.kind in {"cut", "not-cut"}:
-            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
-            yield alarm, asked(month.tables, "ExplainCutoff", request)
-
-
 def test_grace_is_decided_again_without_the_decisions_before_it() -> None:
     month = Month(json.dumps({"grace_minutes": 600}))
     at_ms = at("03-05T00:17")
     while not any(alarm.kind == "cut" for alarm in month.tables.of(AlarmRow)):
         at_ms += HOUR_MS
         month.read("M2", at_ms, 40)
-    (began, refused), (_, cut) = decisions(month)
+    (began, refused), (_, cut) = decisions(month.tables)
     assert (reason_of(refused), reason_of(cut)) == ("grace", "")
     month.tables.rows = [row for row in month.tables.rows if row != began]
-    ((_, alone),) = decisions(month)
+    ((_, alone),) = decisions(month.tables)
     assert (alone["refusals"], alone["decision"]["arrears_since_ms"]) == (
         [],
         str(began.decided_at_ms),
@@ -411,12 +441,12 @@ def test_a_cut_that_persons_orders_hold_back_names_the_order_of_each_relay() -> 
     told_at = [(0, 2), (0, 9), (1, 3), (1, 4)]
     for meter_id, forced, ratio in (("M1", "on", 1), ("M2", "off", 40)):
         month.fact(meter(meter_id, forced=forced, ratio=ratio, book_epoch=1, revision=3))
-        month.tables.meter_events[f"meter-{meter_id}"] = [
+        month.tables.streams[f"meter-{meter_id}"] = [
             BookEvent("relay-forced", name_uuid(meter_id, *book), "", *book, None, at_ms)
             for book in told_at
         ]
     month.read("M2", at_ms, 9_000)
-    ((alarm, told),) = decisions(month)
+    ((alarm, told),) = decisions(month.tables)
     assert (alarm.reason, reason_of(told)) == ("forced", "forced")
     orders = [order for order in told["orders"] if order["type"] == "relay-forced"]
     assert {order["meter_id"]: order["position"] for order in orders} == {"M1": "on", "M2": "off"}
@@ -432,7 +462,7 @@ def test_a_reading_that_ends_a_silence_cuts_nobody_and_says_since_when_it_was() 
     month.log.now_ms = at("03-14T09:17")
     month.tables.sent(month.log.wake().outputs)
     month.read("M2", at("03-14T10:17"), 3_000)
-    ((alarm, told),) = decisions(month)
+    ((alarm, told),) = decisions(month.tables)
     assert (alarm.reason, reason_of(told)) == ("evidence-silent", "evidence-silent")
     assert told["silent_since_ms"] == str(read_at_ms)
     (silent,) = [

@@ -37,9 +37,8 @@ class Tables:
     def __init__(self, known: Iterable[str] = ()) -> None:
         self.rows: list[Row] = []
         self.events: list[BookEvent] = []
-        """Of the account."""
-        self.meter_events: dict[str, list[BookEvent]] = {}
-        """By stream."""
+        self.streams: dict[str, list[BookEvent]] = {}
+        """Events by stream; `events` are those of an account that has none here."""
         self.registers_max: dict[tuple[str, int], int | None] = {}
         self._meters = {column_key("meter", name): name for name in known}
         self._accounts = {column_key("account", name): name for name in known}
@@ -175,7 +174,7 @@ class Tables:
         return max(told, key=lambda row: row.log_offset, default=None)
 
     async def book_events(self, stream: str) -> list[BookEvent]:
-        return self.events if stream.startswith("account-") else self.meter_events.get(stream, [])
+        return self.streams.get(stream, self.events if stream.startswith("account-") else [])
 
     async def charged_spans(self, account_key: int, sequence: int) -> list[dict[str, Any]]:
         spans: dict[tuple[str, int], list[ChargeRow]] = {}

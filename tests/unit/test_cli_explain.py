@@ -99,6 +99,7 @@ EXPLANATIONS = {
                 kind="not-cut", threshold_nano=0, available_nano=-(10**9), currency="CNY"
             ),
             r.ExceptionState(kind="fact-late", ended_at_ms=1, ended_by="cleared"),
+            r.ExceptionState(kind="meter-silent", silent_since_ms=1),
         ]
     ),
 }
@@ -141,7 +142,7 @@ def test_exceptions_are_shown_with_their_evidence(monkeypatch: pytest.MonkeyPatc
     reporting = Vending(**EXPLANATIONS)
     result = wattvend(monkeypatch, reporting, "exceptions", "--site", "S", "--ended")
     shown = re.sub(r"[\s│]+", " ", result.stdout)
-    for part in ("9999.00", "1.00", "0.50", "-1.00", "cleared"):
+    for part in ("9999.00", "1.00", "0.50", "-1.00", "cleared", "silent since"):
         assert part in shown, result.stdout
     ((_, asked),) = reporting.asked
     assert (asked.site_id, asked.ended, asked.page_size) == ("S", True, 50)

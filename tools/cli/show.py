@@ -212,6 +212,8 @@ def exceptions(answer: r.ListExceptionsResponse) -> RenderableType:
 def _evidence(each: r.ExceptionState) -> str:
     """Return the figures of an exception in words, as many as it has."""
     if not each.HasField("register_milli"):
+        if each.HasField("silent_since_ms"):
+            return f"silent since {moment(each.silent_since_ms)}"
         if each.HasField("threshold_nano"):
             return f"available {money(each.available_nano, each.currency)}"
         return "-"

@@ -12,7 +12,8 @@ CREATE OR REPLACE VIEW exceptions AS
 SELECT a.alarm_id AS exception_id, a.kind, a.reason, a.account_id, a.site_id, a.meter_id,
        a.decided_at_ms AS since_ms, a.to_reading_id AS reading_id, a.register_milli,
        a.device_time_ms, a.last_register_milli, a.last_time_ms, a.bound_milli,
-       a.available_nano, a.threshold_nano, a.currency, e.ended_at_ms, e.ended_by
+       a.available_nano, a.threshold_nano, a.currency, e.ended_at_ms, e.ended_by,
+       a.silent_since_ms
 FROM alarms a
 LEFT JOIN LATERAL (
     SELECT ended_at_ms, ended_by FROM (
@@ -70,3 +71,23 @@ COMMENT ON VIEW exceptions IS
     'alarm (its kind; meter-left: the meter left the account, or its epoch). Nothing ends frozen, '
     'period-closed and fact-late. Source: alarms (400 days); of alarms without meter_epoch also '
     'charges and ledger, without arrears_since_ms balances (credit).';
+
+-- Of one kind and reason only the newest can last: the others need no look.
+CREATE OR REPLACE VIEW lasting_exceptions AS
+SELECT e.*
+FROM (
+    SELECT DISTINCT ON (site_id, account_id, meter_id, kind, reason,
+                        CASE WHEN kind IN ('frozen', 'period-closed', 'fact-late')
+                             THEN alarm_id END)
+           site_id, account_id, meter_id, alarm_id
+    FROM alarms
+    WHERE kind IN ('reading-held', 'meter-flagged', 'meter-silent', 'resolution-refused',
+                   'not-cut', 'not-restored', 'frozen', 'period-closed', 'fact-late')
+    ORDER BY site_id, account_id, meter_id, kind, reason,
+             CASE WHEN kind IN ('frozen', 'period-closed', 'fact-late') THEN alarm_id END,
+             log_offset DESC, account_sequence DESC
+) newest
+CROSS JOIN LATERAL (  -- OFFSET: looked up for each, whatever the planner thinks of their number
+    SELECT * FROM exceptions x
+    WHERE x.exception_id = newest.alarm_id AND x.ended_at_ms IS NULL OFFSET 0
+) e;

@@ -437,6 +437,7 @@ class ExceptionState(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     ENDED_AT_MS_FIELD_NUMBER: _builtins.int
     ENDED_BY_FIELD_NUMBER: _builtins.int
+    SILENT_SINCE_MS_FIELD_NUMBER: _builtins.int
     exception_id: _builtins.str
     """of the alarm that raised it"""
     kind: _builtins.str
@@ -462,7 +463,9 @@ class ExceptionState(_message.Message):
     ended_at_ms: _builtins.int
     """absent: it is still so"""
     ended_by: _builtins.str
-    """kind of the alarm that ended it, meter-left, credit"""
+    """kind of the alarm that ended it; of old ones also meter-left, credit"""
+    silent_since_ms: _builtins.int
+    """of meter-silent"""
     def __init__(
         self,
         *,
@@ -484,10 +487,11 @@ class ExceptionState(_message.Message):
         currency: _builtins.str = ...,
         ended_at_ms: _builtins.int | None = ...,
         ended_by: _builtins.str = ...,
+        silent_since_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_threshold_nano", b"_threshold_nano", "bound_milli", b"bound_milli", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "register_milli", b"register_milli", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_silent_since_ms", b"_silent_since_ms", "_threshold_nano", b"_threshold_nano", "bound_milli", b"bound_milli", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "register_milli", b"register_milli", "silent_since_ms", b"silent_since_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "available_nano", b"available_nano", "bound_milli", b"bound_milli", "currency", b"currency", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "ended_by", b"ended_by", "exception_id", b"exception_id", "kind", b"kind", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "register_milli", b"register_milli", "since_ms", b"since_ms", "site_id", b"site_id", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_silent_since_ms", b"_silent_since_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "available_nano", b"available_nano", "bound_milli", b"bound_milli", "currency", b"currency", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "ended_by", b"ended_by", "exception_id", b"exception_id", "kind", b"kind", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "register_milli", b"register_milli", "silent_since_ms", b"silent_since_ms", "since_ms", b"since_ms", "site_id", b"site_id", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bound_milli: _TypeAlias = _typing.Literal["bound_milli"]  # noqa: Y015
     _WhichOneofArgType__bound_milli: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli"]  # noqa: Y015
@@ -501,6 +505,8 @@ class ExceptionState(_message.Message):
     _WhichOneofArgType__last_time_ms: _TypeAlias = _typing.Literal["_last_time_ms", b"_last_time_ms"]  # noqa: Y015
     _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
     _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
+    _WhichOneofReturnType__silent_since_ms: _TypeAlias = _typing.Literal["silent_since_ms"]  # noqa: Y015
+    _WhichOneofArgType__silent_since_ms: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms"]  # noqa: Y015
     _WhichOneofReturnType__threshold_nano: _TypeAlias = _typing.Literal["threshold_nano"]  # noqa: Y015
     _WhichOneofArgType__threshold_nano: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano"]  # noqa: Y015
     @_typing.overload
@@ -515,6 +521,8 @@ class ExceptionState(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_time_ms) -> _WhichOneofReturnType__last_time_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__register_milli) -> _WhichOneofReturnType__register_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silent_since_ms) -> _WhichOneofReturnType__silent_since_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_nano) -> _WhichOneofReturnType__threshold_nano | None: ...
 
