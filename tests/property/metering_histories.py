@@ -278,6 +278,8 @@ class Book:
     delay: int = 0
     holds: int = 0
     site_revision: int = -1
+    elsewhere: frozenset[str] = frozenset({"A3"})
+    """The accounts of the other shard."""
 
     def play(self, ops: Sequence[Op | Frame]) -> list[LogRecord]:
         """Return the log that `ops` leave behind."""
@@ -297,6 +299,12 @@ class Book:
     def _log(self, subject: str, value: Any) -> None:
         offset = FIRST_OFFSET + len(self.records)
         self.records.append(LogRecord(offset, self.now_ms, subject, value))
+
+    def _log_of(self, _shard: int) -> list[LogRecord]:
+        return self.records
+
+    def _shard_of(self, account_id: str) -> int:
+        return OTHER_SHARD if account_id in self.elsewhere else SHARD
 
     def _fact(self, subject: str, fact: dict[str, Any]) -> None:
         fact["book_epoch"] = self.book_epoch
@@ -411,7 +419,7 @@ class Book:
         self.accounts[name] = {
             "account_id": name,
             "account_key": column_key("account", name),
-            "shard": SHARD if name != "A3" else OTHER_SHARD,
+            "shard": self._shard_of(name),
             "site_id": SITE if name != "A1" else OTHER_SITE,
             "subject_id": None,
             "status": "open",
@@ -462,8 +470,9 @@ class Book:
 
         Which one stands the log alone decides, so the model is asked.
         """
-        name, model = ACCOUNTS[op.a % len(ACCOUNTS)], ScalarShard(SHARD)
-        for record in self.records:
+        name = ACCOUNTS[op.a % len(ACCOUNTS)]
+        model = ScalarShard(self._shard_of(name))
+        for record in self._log_of(model.shard):
             model.absorb(record)
         account = model.accounts.get(column_key("account", name))
         notice_id = account and model.notice_of(account)[0]
@@ -487,7 +496,8 @@ class Book:
             highest_milli = REGISTER_MAXES_MILLI[op.c % len(REGISTER_MAXES_MILLI)]
             device = self.devices[name] = Device(name, ratio, power_w, highest_milli)
             device.register_milli = 1_000 * (op.d % 4)
-            self._hand_over(device, house_account_id(name), SHARD, None, None)
+            house = house_account_id(name)
+            self._hand_over(device, house, self._shard_of(house), None, None)
 
     def _assign(self, op: Op) -> None:
         """Assign a meter to another account, or home, or anew to its own."""
@@ -496,7 +506,7 @@ class Book:
             return
         target = (*ACCOUNTS, "home", "home-elsewhere", *ACCOUNTS)[op.b % 10]
         owner = house_account_id(device.meter_id) if target.startswith("home") else target
-        shard = OTHER_SHARD if target in ("A3", "home-elsewhere") else SHARD
+        shard = OTHER_SHARD if target == "home-elsewhere" else self._shard_of(owner)
         last = device.register_milli
         closing = (last, last, last + 400, max(0, last - 700), 0, last + 10**15)[op.c % 6]
         opening = (closing, closing, closing, None, last + 500)[op.d % 5]

@@ -180,23 +180,24 @@ def sorted_rows(state: ShardState) -> tuple[list[Row], list[Row], Row]:
 @given(histories())
 def test_energy_and_money_are_conserved_to_the_last_unit(records: list[LogRecord]) -> None:
     _, done = fresh_run(records)
-    charges: list[dict[str, Any]] = []
+    check_handovers(records, stands_of(outputs_of(done)))
+
+
+def stands_of(outputs: list[Output]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Return the charges of each meter and epoch; fail where they, or balances, do not add up."""
     charged: dict[int, int] = defaultdict(int)
     sequences: dict[int, int] = defaultdict(int)
-    for absorbed in done:
-        for output in absorbed.outputs:
-            if output.subject == "charge-frame":
-                for charge in charges_of(output):
-                    check_charge(charge, charged, sequences)
-                    charges.append(charge)
-            elif output.subject == "balance":
-                check_balance(output.record, charged, sequences)
     stands: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for charge in charges:
-        stands[charge["meter_key"], charge["epoch"]].append(charge)
+    for output in outputs:
+        if output.subject == "charge-frame":
+            for charge in charges_of(output):
+                check_charge(charge, charged, sequences)
+                stands[charge["meter_key"], charge["epoch"]].append(charge)
+        elif output.subject == "balance":
+            check_balance(output.record, charged, sequences)
     for stand in stands.values():
         check_stand(stand)
-    check_handovers(records, stands)
+    return stands
 
 
 def check_charge(

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import currently_in_test_context, given, note
 
 from services.metering.domain.absorb import absorb
-from services.metering.domain.messages import LogRecord
+from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.rows import FORCED
 from services.metering.domain.shard import ShardState
 from services.metering.domain.verdict import REFUSALS
@@ -78,18 +78,27 @@ def check(records: list[LogRecord]) -> None:
     """Let both absorb `records`; fail at the first record where they differ."""
     engine, model = ShardState.empty(SHARD), ScalarShard(SHARD)
     for record in records:
-        done = absorb(engine, record)
-        sent, counts = model.absorb(record)
-        expected = [
-            {"topic": s.topic, "key": s.key, "route": s.route, "record": s.record} for s in sent
-        ]
-        if currently_in_test_context():
-            note(f"{record.offset}: {record.subject} -> {[s.topic for s in sent]}")
-        assert differences([plain(output) for output in done.outputs], expected) == []
-        assert {name: done.counts[name] for name in COUNTED} == {
-            name: counts[name] for name in COUNTED
-        }
-        assert engine.next_deadline_ms() == model.next_deadline
+        check_record(engine, model, record)
+    check_standing(engine, model)
+
+
+def check_record(engine: ShardState, model: ScalarShard, record: LogRecord) -> Absorbed:
+    """Let both absorb a record; fail where they differ, else return what it caused."""
+    done = absorb(engine, record)
+    sent, counts = model.absorb(record)
+    expected = [
+        {"topic": s.topic, "key": s.key, "route": s.route, "record": s.record} for s in sent
+    ]
+    if currently_in_test_context():
+        note(f"{record.offset}: {record.subject} -> {[s.topic for s in sent]}")
+    assert differences([plain(output) for output in done.outputs], expected) == []
+    assert {name: done.counts[name] for name in COUNTED} == {name: counts[name] for name in COUNTED}
+    assert engine.next_deadline_ms() == model.next_deadline
+    return done
+
+
+def check_standing(engine: ShardState, model: ScalarShard) -> None:
+    """Fail where accounts and meters stand otherwise."""
     standing = {
         key: {**_account(each), "fees_due_ms": model.fee_due(each)}
         for key, each in model.accounts.items()
