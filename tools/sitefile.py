@@ -11,9 +11,10 @@ from typing import Self, TypeVar
 from uuid import UUID, uuid5
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from services.common.policies.rules import Rules
+from services.common.policies.windows import why_nobody_is_cut
 from services.common.tariffs.plan import Plan
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
@@ -88,6 +89,13 @@ class Terms(_Part):
     lease_ms: int | None = None
     max_evidence_age_ms: int | None = None
     rules: Rules | None = None
+
+    @field_validator("rules")
+    @classmethod
+    def _let_somebody_be_cut(cls, rules: Rules | None) -> Rules | None:
+        if rules is not None and (never := why_nobody_is_cut(rules)):
+            raise ValueError(never)
+        return rules
 
     def request(self, request_id: str, policy_id: str, currency: str) -> v.PublishPolicyRequest:
         """Return what publishes them as the next version of a policy."""

@@ -184,12 +184,16 @@ def test_what_is_wrong_with_a_policy_is_said_with_its_place(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = (ROOT / "docs/examples/homes-policy.yaml").read_text()
-    (tmp_path / "policy.yaml").write_text(text.replace("Asia/Shanghai", "Asia/Atlantis"))
-    result = wattvend(monkeypatch, Vending(), "policy", "check", str(tmp_path / "policy.yaml"))
-    assert result.exit_code == 1
-    said = re.sub(r"\s+", " ", result.stderr)
-    assert "policy, rules: " in said
-    assert "there is no IANA time zone" in said
+    for was, turned, why in (
+        ("Asia/Shanghai", "Asia/Atlantis", "there is no IANA time zone"),
+        ("qualities: AV", "qualities: ES", "nobody is ever cut"),
+    ):
+        (tmp_path / "policy.yaml").write_text(text.replace(was, turned))
+        result = wattvend(monkeypatch, Vending(), "policy", "check", str(tmp_path / "policy.yaml"))
+        assert result.exit_code == 1
+        said = re.sub(r"\s+", " ", result.stderr)
+        assert "policy, rules: " in said
+        assert why in said
 
 
 def test_the_commands_of_the_page_on_accounts_work(

@@ -15,7 +15,7 @@ import pytest
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.policies.rules import NONE, Rules, read
-from services.common.policies.windows import first_no_cut_ms
+from services.common.policies.windows import first_no_cut_ms, why_nobody_is_cut
 from services.metering.domain.verdict import REFUSALS, Grounds, Verdict, verdict
 
 MINUTE_MS = 60_000
@@ -139,6 +139,45 @@ def test_the_first_instant_of_a_window_is_found_in_a_span_and_not_at_its_end() -
     assert first_no_cut_ms(held, begins_ms - 5 * MINUTE_MS, begins_ms) is None
     assert first_no_cut_ms(held, begins_ms + 7, begins_ms + 9) == begins_ms + 7
     assert first_no_cut_ms(NONE, 0, DAY_MS) is None
+
+
+# Rules under which nobody is ever cut
+
+ALL_DAYS, ORDINARY = ["weekday", "weekend", "holiday"], ["weekday", "weekend"]
+FESTIVAL = ["2026-10-01", "2026-10-02", "2026-10-03", "2026-10-06", "2026-10-12"]
+"""Dates behind and before days of each kind."""
+
+
+@pytest.mark.parametrize(
+    ("windows", "holidays", "always"),
+    [
+        ([(ALL_DAYS, "00:00", "00:00")], FESTIVAL, True),
+        ([(ALL_DAYS, "00:00", "23:30")], FESTIVAL, False),
+        ([(ORDINARY, "06:00", "06:00")], [], True),
+        ([(ORDINARY, "06:00", "06:00")], FESTIVAL, False),
+        ([(["weekday"], "00:00", "00:00")], [], False),
+        ([(ORDINARY, "22:00", "08:00"), (ORDINARY, "07:30", "22:00")], [], True),
+        ([(ORDINARY, "22:00", "08:00"), (ORDINARY, "08:30", "22:00")], [], False),
+        ([(ORDINARY, "22:00", "08:00"), (ALL_DAYS, "00:00", "22:00")], FESTIVAL, False),
+        ([(ALL_DAYS, "12:00", "00:00"), (ALL_DAYS, "00:00", "12:00")], FESTIVAL, True),
+        ([(["weekday"], "18:00", "18:00"), (["weekend"], "08:00", "08:00")], [], False),
+        ([], [], False),
+    ],
+)
+def test_windows_that_leave_no_minute_of_any_day_are_found(
+    windows: list[tuple[list[str], str, str]], holidays: list[str], always: bool
+) -> None:
+    named = [dict(zip(("days", "begins", "ends"), window, strict=True)) for window in windows]
+    held = rules(*named, holidays=holidays)
+    first_ms = at("2026-09-21 00:00:00")
+    half_hours = range(first_ms, first_ms + 28 * DAY_MS, 30 * MINUTE_MS)
+    assert all(is_no_cut(held, at_ms) for at_ms in half_hours) is always
+    assert (why_nobody_is_cut(held) is not None) is always
+
+
+def test_qualities_that_no_device_tells_are_found() -> None:
+    assert "quality A" in str(why_nobody_is_cut(rules(qualities="ESM")))
+    assert why_nobody_is_cut(NONE) is why_nobody_is_cut(rules(NIGHTS, qualities="A")) is None
 
 
 # The verdict

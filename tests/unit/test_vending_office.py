@@ -331,7 +331,18 @@ async def test_a_policy_has_defaults_and_bounds(world: World) -> None:
     assert (policy.alarm_1_nano, policy.overdraft_nano) == (1000 * NANO, 100 * NANO)
     assert await refused(world.policy(lease_ms=300_001)) is Reason.INVALID_ARGUMENT
     assert await refused(world.policy(alarm_1_minor=INT64_MAX)) is Reason.AMOUNT_TOO_LARGE
-    assert (await world.policy()).state.version == 2
+    for span in ("lease_ms", "max_evidence_age_ms"):
+        assert await refused(world.policy("P1", **{span: 9_999})) is Reason.INVALID_ARGUMENT
+    assert (await world.policy(lease_ms=10_000, max_evidence_age_ms=10_000)).state.version == 2
+
+
+async def test_a_policy_under_which_nobody_could_ever_be_cut_is_refused(world: World) -> None:
+    whole = '{"days": ["weekday", "weekend"], "begins": "00:00", "ends": "00:00"}'
+    for rules in (f'{{"zone": "UTC", "no_cut": [{whole}]}}', '{"qualities": "ES"}'):
+        with pytest.raises(InvalidInput, match="nobody is ever cut") as never:
+            await world.policy(rules=rules)
+        assert (never.value.reason, never.value.field) == (Reason.INVALID_ARGUMENT, "rules")
+    assert (await world.policy(rules='{"qualities": "A"}')).state.version == 1
 
 
 async def test_cuts_are_held_and_released_once(mall: World) -> None:

@@ -5,6 +5,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.units import INT64_MAX, nano_from_minor
 from services.common.kernel.values import value_class
 from services.common.policies.rules import read
+from services.common.policies.windows import why_nobody_is_cut
 from services.vending.domain import checks
 from services.vending.domain.decisions import (
     Accepted,
@@ -18,6 +19,8 @@ from services.vending.domain.decisions import (
 from services.vending.domain.events import Event, PolicyPublished
 
 LEASE_MS_MAX = 300_000
+CUT_WITHIN_MS_MIN = 10_000
+"""A cut that must be sent sooner after the reading than it takes to send it is never sent."""
 EVIDENCE_AGE_MS_DEFAULT = 900_000
 EVIDENCE_AGE_MS_MAX = 86_400_000
 
@@ -70,11 +73,10 @@ class PublishPolicy:
             nano_from_minor(getattr(self, field), currency)
         most_minor = INT64_MAX // currency.nano_per_minor
         checks.check_between("emergency_minor", self.emergency_minor, 0, most_minor)
-        checks.check_between("lease_ms", self.lease_ms, 0, LEASE_MS_MAX)
-        checks.check_between(
-            "max_evidence_age_ms", self.max_evidence_age_ms, 0, EVIDENCE_AGE_MS_MAX
-        )
-        read(self.rules)
+        _check_span("lease_ms", self.lease_ms, LEASE_MS_MAX)
+        _check_span("max_evidence_age_ms", self.max_evidence_age_ms, EVIDENCE_AGE_MS_MAX)
+        if never := why_nobody_is_cut(read(self.rules)):
+            raise checks.invalid("rules", never)
         self._check_order()
 
     def _check_order(self) -> None:
@@ -104,6 +106,12 @@ class PublishPolicy:
                 "power would come and go at one balance",
                 order,
             )
+
+
+def _check_span(field: str, span_ms: int, most_ms: int) -> None:
+    """Refuse a span in which no cut can be sent; 0 stands for the default."""
+    if span_ms != 0:
+        checks.check_between(field, span_ms, CUT_WITHIN_MS_MIN, most_ms)
 
 
 def decide(state: Policy | None, command: PublishPolicy) -> Decision:
