@@ -1129,6 +1129,8 @@ class ScalarShard:
             self._intent(account, meter, "closed", "forced", cause, None, None, "forced-on")
         elif account.level != CUT:
             self._intent(account, meter, "closed", "released", cause, None, None)
+        else:
+            self._intent(account, meter, "open", "released", cause, None, self.now)
 
     def _judge_arrears(self, account: Account, counted: int, cause: Cause) -> None:
         policy, before = self._policy(account), account.level

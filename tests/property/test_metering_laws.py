@@ -290,7 +290,10 @@ def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
                 noticed_at_ms[output.record["notice_id"]] = output.record["decided_at_ms"]
             if output.subject == "relay-intent" and output.record["mode"] == "prepaid":
                 assert facts["meter", output.record["meter_id"]]["forced"] is None
-                if output.record["wanted"] == "open":
+                if output.record["cause"] == "released" and output.record["wanted"] == "open":
+                    over_ms = output.record["decided_at_ms"]
+                    assert output.record["send_before_ms"] == over_ms, "nothing is sent of it"
+                elif output.record["wanted"] == "open":
                     assert record.subject == "reading-frame", "a fact, or a wake, never cuts"
                     check_cut(output.record, facts, noticed_at_ms)
 

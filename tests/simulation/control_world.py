@@ -295,17 +295,19 @@ class World:
         return intent
 
     def force(self, meter_id: str, position: str) -> Intent:
-        """Let a person order a position: off, on, or released to what it was."""
-        wanted, mode, cause = {
-            "off": ("open", "forced-off", "forced"),
-            "on": ("closed", "forced-on", "forced"),
-            "released": ("closed", "prepaid", "released"),
+        """Let a person order a position: off, on, or released; of a cut account, to wait."""
+        wanted, mode, cause, send_before_ms = {
+            "off": ("open", "forced-off", "forced", None),
+            "on": ("closed", "forced-on", "forced", None),
+            "released": ("closed", "prepaid", "released", None),
+            "released-cut": ("open", "prepaid", "released", self.now_ms),
         }[position]
         self.offsets += 1
         meter = self.devices[meter_id].meter
         line_id, version = meter.line_id, (meter.epoch, self.offsets)
         intent = Intent(
-            *(meter_id, "A1", SITE, line_id, *version, wanted, mode, None, self.now_ms, cause)
+            *(meter_id, "A1", SITE, line_id, *version, wanted, mode),
+            *(send_before_ms, self.now_ms, cause),
         )
         self.publish("relay-intents", intent)
         return intent
@@ -391,6 +393,7 @@ class World:
         if _position_of(command) == "open":
             if command.intent.mode != "forced-off":  # what a person orders does not expire
                 assert command.intent.send_before_ms is not None
+                assert command.intent.send_before_ms > command.intent.decided_at_ms
                 assert now_ms <= command.intent.send_before_ms + STEP_MS
                 assert command.not_after_ms <= command.intent.send_before_ms
             assert not self.is_held_known, "a cut was sent while cuts were held"

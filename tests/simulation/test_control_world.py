@@ -32,7 +32,7 @@ steps = st.one_of(
     # Several times, because nothing else matters without them.
     *(runs, runs, runs),
     *(intends, intends, intends),
-    st.tuples(st.just("force"), meters, st.sampled_from(["off", "on", "released"])),
+    st.tuples(st.just("force"), meters, st.sampled_from(["off", "on", "released", "released-cut"])),
     st.tuples(st.just("poll"), meters),
     st.tuples(st.just("go"), meters, st.booleans(), st.booleans()),
     st.tuples(st.just("hand"), meters, positions),

@@ -569,6 +569,35 @@ def test_what_a_person_forced_off_has_no_lease_and_is_tried_for_ever(world: Worl
     assert world.told("M0")[-1][0] == "confirmed"
 
 
+@pytest.mark.parametrize("order", ["off", "on"])
+def test_an_order_that_ends_while_the_account_is_cut_is_obeyed_no_longer(
+    world: World, order: str
+) -> None:
+    world.go("M0", is_online=False, is_told=True)
+    world.force("M0", order)
+    world.run(MINUTE_MS)
+    world.force("M0", "released-cut")
+    world.run(100)
+    world.go("M0", is_online=True, is_told=True)
+    world.run(MINUTE_MS, poll_every_ms=1_000)
+    assert writes(world, "M0") == []  # it is closed, and only a reading may cut
+    assert world.told("M0")[-1] == ("expired", 0)
+    world.intend("M0", "open")
+    world.run(1_000)
+    assert world.devices["M0"].position == "open"
+
+
+def test_a_relay_that_is_open_when_its_order_ends_is_seen_to_be(world: World) -> None:
+    world.force("M0", "off")
+    world.run(1_000)
+    world.force("M0", "released-cut")
+    world.run(5_000, poll_every_ms=500)
+    assert world.told("M0")[-1] == ("confirmed", 0)
+    world.move_by_hand("M0", "closed")
+    world.run(MINUTE_MS, poll_every_ms=500)
+    assert [write.values for write in writes(world, "M0")] == [(1, 1)]
+
+
 def test_a_restored_relay_that_somebody_opens_is_closed_again(world: World) -> None:
     world.intend("M0", "closed")
     world.run(1_000)

@@ -8,6 +8,8 @@ test_policy_rules.py's affair.
 import json
 from typing import Any
 
+import pytest
+
 from services.common.runtime.codec import decode, encode, schema_header
 from services.metering.domain.messages import Absorbed
 from tests.unit.metering_log import (
@@ -271,11 +273,15 @@ def test_an_account_whose_relays_a_person_holds_is_not_cut_and_the_end_of_it_cut
     assert kinds(log.later(1).use(3 * KWH_MILLI)) == ["cut", "open"]
 
 
-def test_a_meter_that_is_released_while_its_account_is_cut_waits_for_a_reading() -> None:
+@pytest.mark.parametrize("forced", ["on", "off"])
+def test_a_meter_that_is_released_while_its_account_is_cut_waits_for_a_reading(forced: str) -> None:
     log = standing_log(credit=1)
-    log.fact(meter("M2", forced="on"))
+    log.fact(meter("M2", forced=forced))
     log.use(2 * KWH_MILLI)
-    assert positions(log.fact(meter("M2", revision=1))) == []
+    # The order ends, or control would go on obeying it; nothing may be sent in its stead.
+    (intent,) = of(log.fact(meter("M2", revision=1)), "relay-intent")
+    assert (intent["wanted"], intent["mode"], intent["cause"]) == ("open", "prepaid", "released")
+    assert intent["send_before_ms"] == intent["decided_at_ms"] == log.now_ms
     done = log.read(reading(1, at_ms=log.now_ms, meter_id="M2"))
     (intent,) = of(done, "relay-intent")
     assert (intent["wanted"], intent["cause"]) == ("open", "lease-renewed")

@@ -233,11 +233,12 @@ class _Turn:
     def _is_proven(self, intent: Intent) -> bool:
         """Whether the relay already stands as wanted, by a live read after the decision.
 
-        A forced position also needs the device's mode, which no read tells, and so does its end.
-        An earlier command the other way must have been over when the read began.
+        Closed by force also needs the device's mode, which no read tells, and so does closed at
+        the end of that. An earlier command the other way must have been over when the read began.
         """
         reported = self.delivery.reported
-        if reported is None or intent.mode == FORCED_ON or intent.cause == RELEASED:
+        needs_mode = intent.mode == FORCED_ON or (intent.cause == RELEASED and not intent.is_cut)
+        if reported is None or needs_mode:
             return False
         is_after = reported.began_at_ms > intent.decided_at_ms
         return is_after and shows(self.delivery, intent.wanted, reported)
@@ -259,7 +260,8 @@ class _Turn:
     def _has_expired(self, intent: Intent) -> bool:
         if not intent.is_cut or intent.send_before_ms is None:
             return False
-        if self.now_ms <= intent.send_before_ms:
+        # One that ends where it begins only ends a person's order: no clock behind may send it.
+        if intent.decided_at_ms < intent.send_before_ms and self.now_ms <= intent.send_before_ms:
             self._come_again(intent.send_before_ms + 1)
             return False
         self._note(Result.EXPIRED, "the lease of the cut ended; a fresh reading may renew it")

@@ -317,7 +317,7 @@ def _free_meters(state: ShardState, slot: int) -> list[int]:
 
 
 def obey(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> None:
-    """Want a relay as a person ordered it; at the order's end closed, unless its account is cut."""
+    """Want a relay as a person ordered it; at the order's end as its account's level says."""
     forced = FORCED[out.state.meters["forced"][meter_slot]]
     if forced == "off":
         _forget_relay(out.state, meter_slot)
@@ -326,6 +326,18 @@ def obey(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> None:
         close(out, slot, meter_slot, "forced", cause, mode="forced-on")
     elif out.state.accounts["level"][slot] != CUT:
         close(out, slot, meter_slot, "released", cause)
+    else:
+        _let_go(out, slot, meter_slot, cause)
+
+
+def _let_go(out: Outbox, slot: int, meter_slot: int, cause: Cause) -> None:
+    """End a person's order of a relay whose account is cut: by a cut whose lease is over at once.
+
+    Without it the order would be the newest intent still, and be obeyed for ever.
+    """
+    _forget_relay(out.state, meter_slot)
+    now_ms = out.state.meters["send_before_ms"][meter_slot] = out.state.now_ms
+    out.intent(slot, meter_slot, "open", "released", cause, send_before_ms=now_ms)
 
 
 def _forget_relay(state: ShardState, meter_slot: int) -> None:
