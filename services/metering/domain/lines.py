@@ -95,7 +95,8 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     _set_amounts(lines, rows, table, rates)
     climbs = counted[~slowly[owners[counted]]]
     totals = _climb(state, lines, climbs, (rows[climbs], ladder_of[climbs]), slots)
-    touched = np.unique(owners[climbs])
+    touched = owners[climbs]
+    touched = touched[_firsts(touched)]
     done = Priced(
         lines,
         np.zeros(count, np.int64),
@@ -225,6 +226,13 @@ def _set_amounts(lines: Array, rows: Array, table: Array, rates: Array) -> None:
     lines["rate_nano"] = energies * table["rate_micro"][rows, rates]
     lines["surcharge_nano"] = energies * table["surcharge_micro"][rows]
     lines["tax_nano"] = energies * table["tax_micro"][rows, rates]
+
+
+def _firsts(owners: Array) -> Array:
+    """Return where each of ascending owners comes first."""
+    first = np.ones(len(owners), np.bool_)
+    np.not_equal(owners[1:], owners[:-1], out=first[1:])
+    return np.flatnonzero(first)
 
 
 def _climb(

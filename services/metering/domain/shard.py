@@ -1,6 +1,7 @@
 """One shard as arrays: one slot an account, one slot a meter."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ has exactly one. accumulation: slot of the one that energy comes to most likely;
 is known.
 """
 _NONE = -1
-_MORE_ACCUMULATIONS = 32
+_WINDOW, _MORE_ACCUMULATIONS = 4, 32
 _UNEVEN = -1
 """Shapes of rows: of an account of one meter 32 × accumulations + 4 × windows + 2 × closings that
 wait + whether a hold has a reading; of others, whose sizes differ, _UNEVEN."""
@@ -497,7 +498,7 @@ class ShardState:
         """Return the rows of accounts, in the order of `slots`."""
         meter_slots = self.account_links["only_meter"][slots]
         shapes = self.accounts["accumulations"][slots] * np.int64(_MORE_ACCUMULATIONS)
-        shapes += self.meters["windows"][meter_slots] * np.int64(4)
+        shapes += self.meters["windows"][meter_slots] * np.int64(_WINDOW)
         shapes += self.meters["waiting"][meter_slots] * np.int64(2)
         shapes += self.meters["hold"][meter_slots] != 0
         shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
@@ -517,11 +518,13 @@ class ShardState:
         keys = account_row_keys(self.accounts["key"][slots])
         parts = [words(self.accounts).take(slots, axis=0), words(self.meters).take(meter_slots, 0)]
         if shape // _MORE_ACCUMULATIONS:
-            at = np.array([self._accumulations_of[slot] for slot in slots.tolist()])
-            counted = words(self.accumulations).take(at.ravel(), axis=0)
+            at = chain.from_iterable(map(self._accumulations_of.__getitem__, slots.tolist()))
+            counted = words(self.accumulations).take(np.fromiter(at, np.int64), axis=0)
             parts.append(counted.reshape(len(slots), -1))
         if shape % _MORE_ACCUMULATIONS:
-            tails = b"".join(map(self._tail, meter_slots.tolist()))
+            only_windows = shape % _WINDOW == 0
+            tail_of = self._windows.__getitem__ if only_windows else self._tail
+            tails = b"".join(map(tail_of, meter_slots.tolist()))
             parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
         return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
 
