@@ -27,8 +27,8 @@ from services.metering.domain.rows import (
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
-    WINDOW,
     parsed_accounts,
+    windows_in,
 )
 from services.metering.domain.shard import ShardState
 from tests.property.metering_histories import SHARD
@@ -134,7 +134,7 @@ def _meter(meter: Any, windows: bytes, held: bytes, waiting: bytes) -> dict[str,
         "reading_id": meter["reading_id"].tobytes(),
         "max_power_w": _or_none(meter["max_power_w"], NO_POWER),
         "send_before_ms": _or_none(meter["send_before_ms"], NEVER_MS),
-        "windows": [(*w[:4], w[4:9], w[9:]) for w in WINDOW.iter_unpack(windows)],
+        "windows": [(*w[:4], w[4:9], w[9:]) for w in windows_in(meter["windows"].item(), windows)],
         "rates_milli": tuple(meter["rates_milli"].tolist()),
         "hold": HOLDS[meter["hold"]],
         "held": [*HELD.iter_unpack(held)],

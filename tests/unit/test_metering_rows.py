@@ -10,7 +10,10 @@ import random
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.common.tariffs.plan import Plan
 from services.metering.domain import factlog
@@ -22,11 +25,15 @@ from services.metering.domain.rows import (
     ACCUMULATION,
     METER,
     WINDOW,
+    WINDOW_WITH_RATES,
     account_row_key,
     header_of,
     joined,
+    packed_windows,
     parsed_accounts,
+    sizes_of_tails,
     versions_of,
+    windows_in,
 )
 from services.metering.domain.shard import ShardState
 from tests.unit.metering_log import (
@@ -278,12 +285,8 @@ def test_a_fact_row_keeps_the_versions_a_restart_may_need_and_no_more(
 
 
 def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:
-    assert (ACCOUNT.itemsize, METER.itemsize, ACCUMULATION.itemsize, WINDOW.size) == (
-        176,
-        176,
-        40,
-        112,
-    )
+    assert (ACCOUNT.itemsize, METER.itemsize, ACCUMULATION.itemsize) == (176, 176, 40)
+    assert (WINDOW.size, WINDOW_WITH_RATES.size) == (32, 112)
     key = account_row_key(account("A2")["account_key"])
     value = ROWS[key]
     parsed = parsed_accounts([value])
@@ -315,3 +318,24 @@ def test_a_torn_row_is_refused() -> None:
     key = account_row_key(account("A2")["account_key"])
     with pytest.raises(BadRows, match="length"):
         ShardState.from_rows(SHARD, [(key, ROWS[key] + bytes(METER.itemsize))])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(*[st.integers(-1, 3)] * 4, *[st.just(-1)] * 10),
+            st.tuples(*[st.integers(-1, 3)] * 4, *[st.sampled_from([-1, 0, 7])] * 10),
+        ),
+        max_size=4,
+    )
+)
+def test_windows_come_back_as_they_were_and_registers_of_rates_cost_room_only_where_they_are(
+    windows: list[tuple[int, ...]],
+) -> None:
+    said, packed = packed_windows(windows)
+    assert windows_in(said, packed) == windows
+    have_rates = any(register >= 0 for window in windows for register in window[4:])
+    assert len(packed) == len(windows) * (112 if have_rates else 32)
+    meters = np.zeros(1, METER)
+    meters["windows"] = said
+    assert sizes_of_tails(meters)[0] == len(packed)

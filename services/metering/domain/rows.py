@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from services.common.kernel.frames import RATES
+from services.common.kernel.frames import ABSENT_REGISTER, RATES
 from services.common.kernel.units import INT64_MAX, INT64_MIN
 from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
@@ -110,7 +110,7 @@ METER = np.dtype(
         ("opened", "?"),  # it has a register
         ("hold", "u1"),  # number of what a person must resolve, in HOLDS; 0: nothing
         ("quality", "u1"),
-        ("windows", "u1"),
+        ("windows", "u1"),  # how many, | WITH_RATES
         ("flags", "<u4"),  # bits, in the order of FLAGS: what stands out at the meter
         ("relay_bits", "u1"),  # of the last accepted reading
         ("forced", "u1"),  # the position that a person ordered, in FORCED
@@ -145,9 +145,12 @@ ACCUMULATION = np.dtype(
 )
 """What a ladder adds up (rule 4), 40 bytes."""
 
-WINDOW = struct.Struct(f"<{4 + 2 * RATES}q")
-"""An interval that was split by time (rule 5): from time, register, to time, register; then the
-registers of rates at its begin, and those at its end."""
+WINDOW = struct.Struct("<4q")
+"""An interval that was split by time (rule 5): from time, register, to time, register."""
+WINDOW_WITH_RATES = struct.Struct(f"<{4 + 2 * RATES}q")
+"""The same; then the registers of rates at its begin, and those at its end."""
+WITH_RATES = 0x80
+"""Beside the number of a meter's windows: they are WINDOW_WITH_RATES, all of them."""
 WINDOWS_MAX = 4
 
 HOLDS = ("", "implausible", "negative", "scale", "reset")
@@ -162,6 +165,7 @@ FLAGS = (
 """What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
 FORCED = ("", "off", "on")
 """Positions that a person may order, by number; 0: none, the balance decides."""
+_NO_RATES = (ABSENT_REGISTER,) * (2 * RATES)
 RELAY_UNKNOWN, RELAY_CLOSED, RELAY_TRIPPED = range(3)
 """What readings told of a relay since the last intent, no cut standing: closed; then open."""
 
@@ -263,6 +267,34 @@ def check_drained(values: Iterable[bytes], header_offset: int) -> None:
             )
 
 
+def packed_windows(windows: Sequence[tuple[int, ...]]) -> tuple[int, bytes]:
+    """Return (what the METER says of its windows, they themselves) of windows with rates."""
+    if all(window[4:] == _NO_RATES for window in windows):
+        return len(windows), b"".join(WINDOW.pack(*window[:4]) for window in windows)
+    packed = b"".join(WINDOW_WITH_RATES.pack(*window) for window in windows)
+    return len(windows) | WITH_RATES, packed
+
+
+def windows_in(said: int, packed: bytes) -> list[tuple[int, ...]]:
+    """Return windows, each with its registers of rates: -1 where absent. `said`: by the METER."""
+    if said & WITH_RATES:
+        return list(WINDOW_WITH_RATES.iter_unpack(packed))
+    return [(*window, *_NO_RATES) for window in WINDOW.iter_unpack(packed)]
+
+
+def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.NDArray[np.int64]:
+    """Return how many bytes windows, a held reading and closings take: (3, n)."""
+    said = meters["windows"][which]
+    window_size = np.where(said & WITH_RATES, WINDOW_WITH_RATES.size, WINDOW.size)
+    return np.stack(
+        [
+            window_size * (said & ~np.uint8(WITH_RATES)),
+            (meters["hold"][which] != 0) * np.int64(HELD.size),
+            meters["waiting"][which] * np.int64(WAITING_SIZE),
+        ]
+    )
+
+
 @value_class
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
@@ -291,14 +323,7 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
         raise torn
     parts = zip(values, ends.tolist(), strict=True)
     meters = np.frombuffer(b"".join(value[ACCOUNT.itemsize : end] for value, end in parts), METER)
-    tails = np.stack(
-        [
-            meters["windows"] * np.int64(WINDOW.size),
-            (meters["hold"] != 0) * np.int64(HELD.size),
-            meters["waiting"] * np.int64(WAITING_SIZE),
-        ],
-        axis=1,
-    )
+    tails = sizes_of_tails(meters).T
     accumulated = ends + accounts["accumulations"] * np.int64(ACCUMULATION.itemsize)
     of_accounts = np.zeros(len(values), np.int64)
     owners = np.repeat(np.arange(len(values)), accounts["meters"])

@@ -1,6 +1,6 @@
 """One shard as arrays: one slot an account, one slot a meter."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from services.metering.domain.rows import (
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
-    WINDOW,
     Fact,
     ParsedAccounts,
     account_row_keys,
@@ -36,7 +35,10 @@ from services.metering.domain.rows import (
     header_row,
     joined,
     octets,
+    packed_windows,
     parsed_accounts,
+    sizes_of_tails,
+    windows_in,
     words,
 )
 from services.metering.domain.tariffs import Tariffs
@@ -62,10 +64,10 @@ has exactly one. accumulation: slot of the one that energy comes to most likely;
 is known.
 """
 _NONE = -1
-_WINDOW, _MORE_ACCUMULATIONS = 4, 32
+_TAILS_END = 1 << 20
 _UNEVEN = -1
-"""Shapes of rows: of an account of one meter 32 × accumulations + 4 × windows + 2 × closings that
-wait + whether a hold has a reading; of others, whose sizes differ, _UNEVEN."""
+"""Shape of the row of an account of one meter: how many accumulations × _TAILS_END + how many bytes
+behind them; of others, whose sizes differ: _UNEVEN."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i8")])
@@ -416,12 +418,12 @@ class ShardState:
 
     def windows_of(self, meter_slot: int) -> list[Window]:
         """Return a meter's windows, ascending."""
-        return list(WINDOW.iter_unpack(self._windows.get(meter_slot, b"")))
+        packed = self._windows.get(meter_slot, b"")
+        return windows_in(int(self.meters["windows"][meter_slot]), packed) if packed else []
 
-    def put_windows(self, meter_slot: int, windows: Iterable[Window]) -> None:
+    def put_windows(self, meter_slot: int, windows: Sequence[Window]) -> None:
         """Let a meter's windows be `windows`, ascending."""
-        packed = b"".join(WINDOW.pack(*window) for window in windows)
-        self.meters["windows"][meter_slot] = len(packed) // WINDOW.size
+        self.meters["windows"][meter_slot], packed = packed_windows(windows)
         if packed:
             self._windows[meter_slot] = packed
         else:
@@ -497,10 +499,8 @@ class ShardState:
     def account_rows(self, slots: Array) -> Rows:
         """Return the rows of accounts, in the order of `slots`."""
         meter_slots = self.account_links["only_meter"][slots]
-        shapes = self.accounts["accumulations"][slots] * np.int64(_MORE_ACCUMULATIONS)
-        shapes += self.meters["windows"][meter_slots] * np.int64(_WINDOW)
-        shapes += self.meters["waiting"][meter_slots] * np.int64(2)
-        shapes += self.meters["hold"][meter_slots] != 0
+        shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
+        shapes += sizes_of_tails(self.meters, meter_slots).sum(axis=0)
         shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
         if len(slots) and not shapes.any():
             return Rows([self._table(0, np.arange(len(slots)), slots, meter_slots)])
@@ -517,12 +517,13 @@ class ShardState:
         """Return the rows of accounts of one meter each, which have the same parts."""
         keys = account_row_keys(self.accounts["key"][slots])
         parts = [words(self.accounts).take(slots, axis=0), words(self.meters).take(meter_slots, 0)]
-        if shape // _MORE_ACCUMULATIONS:
+        if shape // _TAILS_END:
             at = chain.from_iterable(map(self._accumulations_of.__getitem__, slots.tolist()))
             counted = words(self.accumulations).take(np.fromiter(at, np.int64), axis=0)
             parts.append(counted.reshape(len(slots), -1))
-        if shape % _MORE_ACCUMULATIONS:
-            only_windows = shape % _WINDOW == 0
+        if shape % _TAILS_END:
+            windows, *others = sizes_of_tails(self.meters, meter_slots)
+            only_windows = windows.all() and not any(sizes.any() for sizes in others)
             tail_of = self._windows.__getitem__ if only_windows else self._tail
             tails = b"".join(map(tail_of, meter_slots.tolist()))
             parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
