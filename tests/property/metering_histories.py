@@ -57,6 +57,7 @@ TARIFFS = ("T0", "T1", "T2", "T3", "T4", "T5")
 POLICIES = ("P0", "P1")
 RATES_OF = {"M1": (0, 1, 2, 3), "M2": (0, 1, 2, 3, 4), "M4": (1, 3)}
 """The registers of rates that meters have: sharp 0 … deep valley 4."""
+DAY_MS, QUARTER_MS = 86_400_000, 900_000
 MICRO = 1_000_000
 """One currency unit per kWh; so a milli costs a thousandth: 1_000_000 nano."""
 KWH_NANO = 10**9
@@ -75,7 +76,7 @@ THRESHOLDS_NANO = (  # alarm 1, alarm 2, overdraft, restore
 )
 RULES = (
     None,
-    {"hysteresis_nano": KWH_NANO, "grace_minutes": 1},
+    {"hysteresis_nano": KWH_NANO, "grace_minutes": 1, "unusual_factor": 2},
     {"grace_minutes": 3, "qualities": "AM"},
     {"notice": {"lead_minutes": 1, "required": True}},
     {"notice": {"lead_minutes": 2}, "grace_minutes": 1, "qualities": "AVME"},
@@ -86,6 +87,7 @@ RULES = (
             {"days": [WEEKDAY, WEEKEND], "begins": "22:00", "ends": "08:00"},
             {"days": [HOLIDAY], "begins": "00:00", "ends": "00:00"},
         ],
+        "unusual_factor": 3,
         "holidays": ["2027-01-18"],
         "workdays": ["2027-01-16"],
     },
@@ -620,6 +622,31 @@ class Book:
                 row[name] = value
         self._log("reading-frame", ReadingFrame(SHARD, "w0", "run", len(self.records), rows))
 
+    def _routine(self, op: Op) -> None:
+        """Let a meter tell three weeks at once, of which each day is like the last, but one."""
+        name = METERS[op.a % len(METERS)]
+        device = self.devices.get(name)
+        if device is None:
+            return
+        begins_ms, told = max(self.now_ms, device.time_ms + 1), []
+        self.now_ms = begins_ms + 22 * DAY_MS
+        for day in range(22):
+            usual = (300, 0, 1_100, 30_000)[op.b % 4] + 7 * (day % 3)
+            use = usual if day < 21 else (usual, 2_000, 9_000, 60_000)[op.c % 4]
+            for after_ms, milli in ((0, 40), (QUARTER_MS + op.d % 2, use)):
+                at_ms = begins_ms + day * DAY_MS + after_ms
+                reading = self._honest(device, Read(op.a, use_milli=milli))
+                register = reading["register_milli"]
+                reading["device_time_ms"] = at_ms
+                reading["reading_id"] = reading_id(device.serial, at_ms, (register,)).bytes
+                device.register_milli, device.time_ms, device.last = register, at_ms, reading
+                told.append(reading)
+        rows = np.zeros(len(told), READING)
+        for row, reading in zip(rows, told, strict=True):
+            for column, value in reading.items():
+                row[column] = value
+        self._log("reading-frame", ReadingFrame(SHARD, "w0", "run", len(self.records), rows))
+
     def _reading(self, read: Read) -> dict[str, Any]:
         name = METERS[read.meter % len(METERS)]
         device = self.devices.get(name) or Device(name, 1, None)
@@ -1090,6 +1117,24 @@ def arrears() -> st.SearchStrategy[list[LogRecord]]:
     noticed = [number for number, rules in enumerate(RULES) if rules and "notice" in rules]
     heads = st.sampled_from([_ruled(number) for number in (*range(len(RULES)), *noticed * 2)])
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _arrears_bodies)
+
+
+_habit_ops = st.builds(
+    Op,
+    st.sampled_from((*("routine",) * 4, "policy", "replace", "resolve", "open")),
+    st.sampled_from((0, 0, 1, 2)),
+    _small,
+    _small,
+    _small,
+)
+_habit_bodies = st.lists(st.one_of(_odd_frames, _arrears_frames, _habit_ops), max_size=12)
+
+
+def routines() -> st.SearchStrategy[list[LogRecord]]:
+    """Return logs of meters that take much the same day by day, and then do not."""
+    asking = [number for number, rules in enumerate(RULES) if rules and "unusual_factor" in rules]
+    heads = st.sampled_from([_ruled(number) for number in (*asking, *asking, 0)])
+    return st.builds(lambda head, body: Book().play([*head, *body]), heads, _habit_bodies)
 
 
 _steady_kinds = st.sampled_from(("calendar", "calendar", "assign", "sell"))

@@ -30,11 +30,15 @@ from services.metering.domain.messages import LogRecord
 from tests.property.metering_fee_model import instants, lines_of, next_due
 from tests.property.metering_policy_model import (
     Standing,
+    code_of,
     cut_not_before,
     first_no_cut,
+    hour_of,
     hysteresis,
     keeping_order,
+    powers,
     refusal,
+    rules_of,
 )
 from tests.property.metering_tariff_model import (
     BY_TIME,
@@ -63,6 +67,7 @@ WINDOW_AGE_MS = 40 * 86_400_000
 HOLDS = ("negative", "implausible", "scale", "reset")
 PASSING = ("other-serial", "absurd", "ratio-mismatch", "clock", "conflict")
 STANDING = ("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift")
+QUARTER_MS, TWO_HOURS_MS = 900_000, 7_200_000
 SILENCE_MS = 7 * 86_400_000
 MANUAL = ord("M")
 ARREARS = ("arrears_since_ms", "notice_id", "notice_outcome")
@@ -109,13 +114,24 @@ class Meter:
     send_before: int | None = None
     relay: str = ""
     """Rule 7: not known, closed or tripped."""
+    mark: tuple[int, int] | None = None
+    """(time, register) since which its power is told; None: no habits."""
+    levels: list[int] = field(default_factory=lambda: [0] * 24)
+    told: list[int] = field(default_factory=lambda: [0] * 24)
     waiting: "tuple[Meter, Reading] | None" = None
     """The meter as it stood in the epoch before, and the closing register that waits."""
     windows: list[Window] = field(default_factory=list)
 
     def copy(self) -> "Meter":
         waiting = self.waiting and (self.waiting[0].copy(), self.waiting[1])
-        return replace(self, windows=list(self.windows), flags=set(self.flags), waiting=waiting)
+        return replace(
+            self,
+            windows=list(self.windows),
+            flags=set(self.flags),
+            levels=list(self.levels),
+            told=list(self.told),
+            waiting=waiting,
+        )
 
     def window_of(self, time: int) -> Window | None:
         return next((window for window in self.windows if window[0] < time < window[2]), None)
@@ -735,14 +751,17 @@ class ScalarShard:
         evidence = self._evidence(meter, reading)
         is_gap = meter.sequence > 0 and reading["device_time_ms"] - meter.time > 3_600_000
         kind = KIND_ROLLOVER if outcome == "rollover" else KIND_USAGE
+        unusual = self._unusual(account, meter, reading, kind)
+        if unusual or (unusual is None and "unusual" in before):
+            flags.add("unusual")
         charge = self._usage_charge(account, meter, reading, kind)
         account.last_received = reading["received_at_ms"]
         self._see_relay(account, meter, reading["relay_bits"])
         meter.relay_bits, meter.flags = reading["relay_bits"], flags
         self.work.counts["gap"] += is_gap
-        self.work.counts.update(flags)
+        self.work.counts.update(flags if unusual else flags - {"unusual"})
         cause = Cause(meter.fact, charge, reading, was_silent="silent" in before)
-        for flag in (*PASSING, *STANDING, "silent"):
+        for flag in (*PASSING, *STANDING, "silent", "unusual"):
             if (flag in before) != (flag in flags):
                 change = "meter-flagged" if flag in flags else "meter-cleared"
                 self._tell(account, change, flag, cause, evidence)
@@ -753,6 +772,37 @@ class ScalarShard:
         self._judge(account, cause)
         if was_cut and account.level == CUT and account.fact["status"] != "closed":
             self._renew(account, meter, cause, self._policy(account))
+
+    def _unusual(self, account: Account, meter: Meter, reading: Reading, kind: int) -> bool | None:
+        """Rule 3, habits: say whether a reading is unusual; None: it does not tell."""
+        policy = account.fact and self.policies.get(account.fact["policy_id"])
+        rules = rules_of(policy) if policy and not account.house else {}
+        factor = rules.get("unusual_factor")
+        if factor is None:
+            meter.mark, meter.levels, meter.told = None, [0] * 24, [0] * 24
+            return False
+        time, register = reading["device_time_ms"], reading["register_milli"]
+        mark = meter.mark
+        if mark is None or time - mark[0] > TWO_HOURS_MS or kind == KIND_ROLLOVER:
+            meter.mark = (time, register)
+            return None
+        if time - mark[0] < QUARTER_MS:
+            return None
+        rise = register - mark[1]
+        power = rise * meter.fact["ratio"] * 3_600_000 // (time - mark[0])
+        hour = hour_of(rules, mark[0])
+        level, seen = meter.levels[hour], 8 * min(code_of(power), 255)
+        above = next(p for p in powers() if code_of(p) > level // 8)
+        found = meter.told[hour] >= 20 and power > factor * above and rise > 100
+        if meter.told[hour] == 0:
+            meter.levels[hour] = seen
+        elif seen > level:
+            meter.levels[hour] = min(level + 19, seen)
+        elif seen < level:
+            meter.levels[hour] = max(level - 1, seen)
+        meter.told[hour] = min(meter.told[hour] + 1, 255)
+        meter.mark = (time, register)
+        return found
 
     def _see_relay(self, account: Account, meter: Meter, bits: int) -> None:
         """Rule 7: seen closed, then tripped, while no cut stands."""

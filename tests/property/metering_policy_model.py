@@ -5,6 +5,7 @@ wall clock minute by minute.
 """
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -127,3 +128,27 @@ def first_no_cut(policy: Fact, now: int, until: int) -> int:
             return minute
         minute += MINUTE_MS
     return until
+
+
+def hour_of(rules: Rules, at: int) -> int:
+    """Return the hour that the wall clock of the rules' zone shows."""
+    zone = ZoneInfo(rules.get("zone") or "UTC")
+    return datetime.fromtimestamp(at // 1000, UTC).astimezone(zone).hour
+
+
+def code_of(power: int) -> int:
+    """Return 0 for no power; else 1 + 8 a doubling + the eighth of it in which a power lies."""
+    if power == 0:
+        return 0
+    doublings = 0
+    while 2 ** (doublings + 1) <= power:
+        doublings += 1
+    return 8 * doublings + (power - 2**doublings) * 8 // 2**doublings + 1
+
+
+def powers() -> Iterator[int]:
+    """Yield powers, ascending: the lowest of each code is among them."""
+    yield from range(1, 16)
+    for doublings in range(4, 64):
+        for eighth in range(8):
+            yield 2**doublings + eighth * 2**doublings // 8

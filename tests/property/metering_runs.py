@@ -21,6 +21,7 @@ from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, LogRecord, Output
 from services.metering.domain.rows import (
     FLAGS,
+    HABITS,
     HELD,
     HOLDS,
     METER,
@@ -118,14 +119,21 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
             "meters": {
                 int(meter["key"]): _meter(meter, *tail)
                 for meter, *tail in zip(
-                    parsed.meters, parsed.windows, parsed.held, parsed.waiting, strict=True
+                    parsed.meters,
+                    parsed.windows,
+                    parsed.held,
+                    parsed.waiting,
+                    parsed.habits,
+                    strict=True,
                 )
             },
         }
     return found
 
 
-def _meter(meter: Any, windows: bytes, held: bytes, waiting: bytes) -> dict[str, Any]:
+def _meter(
+    meter: Any, windows: bytes, held: bytes, waiting: bytes, habits: bytes
+) -> dict[str, Any]:
     named = ("epoch", "ratio", "serial", "quality", "time_ms", "sequence", "since_ms")
     orders = ("forced", "relay")
     return {
@@ -139,6 +147,7 @@ def _meter(meter: Any, windows: bytes, held: bytes, waiting: bytes) -> dict[str,
         "hold": HOLDS[meter["hold"]],
         "held": [*HELD.iter_unpack(held)],
         "waiting": _waiting(waiting),
+        "habits": [*HABITS.iter_unpack(habits)],
         "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},
         "relay_bits": meter["relay_bits"].item(),
         "silent_at_ms": _or_none(meter["silent_at_ms"], NOT_DUE_MS),

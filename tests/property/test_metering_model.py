@@ -22,6 +22,7 @@ from tests.property.metering_histories import (
     merged,
     oddities,
     reorderings,
+    routines,
     shapes,
 )
 from tests.property.metering_model import Account, Meter, ScalarShard
@@ -33,7 +34,7 @@ COUNTED = (
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
     *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
     *("rollover", "clock", "conflict", "stuck", "use-while-open", "rates-disagree", "reverse"),
-    *("clock-drift", "gap", "silent", "closing"),
+    *("clock-drift", "gap", "silent", "closing", "unusual"),
 )
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
@@ -59,6 +60,12 @@ def test_they_agree_on_who_may_be_cut_and_why_not(records: list[LogRecord]) -> N
 @examples(500)
 @given(oddities())
 def test_they_agree_on_what_is_held_and_what_people_say_of_it(records: list[LogRecord]) -> None:
+    check(records)
+
+
+@examples(150)
+@given(routines())
+def test_they_agree_on_what_is_usual_and_what_is_not(records: list[LogRecord]) -> None:
     check(records)
 
 
@@ -174,6 +181,7 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "flags": meter.flags,
         "relay_bits": meter.relay_bits,
         "silent_at_ms": meter.silent_at,
+        "habits": [(*meter.mark, *meter.levels, *meter.told)] if meter.mark else [],
     }
 
 

@@ -4,6 +4,7 @@ Method: a meter with a bound of 10 kW that was read at 5 kWh, one reading more o
 caused. The rows V1 to V17 of docs/validation.md name the test that shows them.
 """
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from tests.unit.metering_log import (
     meter,
     moved,
     of,
+    policy,
     reading,
     standing_log,
     tariff,
@@ -561,3 +563,80 @@ def test_a_house_meter_is_held_without_alarms() -> None:
     done = log.later(QUARTER_MS).use(10**9)
     assert (dict(done.counts), done.outputs) == ({"implausible": 1}, ())
     assert dict(log.later(1_000).use(LAST_MILLI).counts) == {"meter-held": 1}
+
+
+# What is usual
+
+
+DAY_MS = 86_400_000
+
+
+def learned(days: int = 20, use_milli: int = 500, **rules: Any) -> Log:
+    """Return a log whose meter took `use_milli` in the same quarter of an hour of some days.
+
+    It was read last at the beginning of that quarter; its policy asks for thrice the usual.
+    """
+    log = standing_log(10_000)
+    asked = {"unusual_factor": 3, "zone": "Asia/Shanghai", **rules}
+    log.fact(policy(version=2, rules=json.dumps(asked)))
+    for day in range(days):
+        log.use(day * use_milli)
+        log.later(QUARTER_MS).use((day + 1) * use_milli)
+        log.later(DAY_MS - QUARTER_MS)
+    log.use(days * use_milli)
+    return log.later(QUARTER_MS)
+
+
+def test_what_is_far_beyond_the_habits_of_its_hour_is_charged_and_told() -> None:
+    """500 Wh a quarter are 2 kW, of the code that ends at 2,048 W: thrice that are 1,536 Wh."""
+    log = learned()
+    done = log.use(10_000 + 1_537)
+    assert told(done) == [("meter-flagged", "unusual")]
+    assert (done.counts["accepted"], done.counts["unusual"]) == (1, 1)
+    assert [charge["energy_milli"] for charge in charges(done)] == [1_537]
+    log.later(60_000)
+    assert told(log.use(12_000)) == []  # too soon to tell: it stays as it is
+    assert told(log.later(QUARTER_MS).use(12_100)) == [("meter-cleared", "unusual")]
+
+
+def test_what_is_within_its_habits_is_not_told() -> None:
+    assert told(learned().use(10_000 + 1_536)) == []
+
+
+def test_nobody_knows_an_hour_that_was_told_too_seldom() -> None:
+    assert told(learned(days=19).use(19 * 500 + 9_000)) == []
+
+
+def test_an_hour_that_nothing_was_used_in_is_not_disturbed_by_noise() -> None:
+    assert told(learned(use_milli=0).use(100)) == []
+    assert told(learned(use_milli=0).use(101)) == [("meter-flagged", "unusual")]
+
+
+def test_a_load_that_stays_becomes_usual() -> None:
+    log, register_milli = learned(), 10_000
+    flagged = []
+    for _ in range(30):
+        register_milli += 5_000
+        flagged.append(log.use(register_milli).counts["unusual"])
+        log.later(DAY_MS - QUARTER_MS).use(register_milli)
+        log.later(QUARTER_MS)
+    assert flagged[0] == 1
+    assert flagged[-1] == 0
+    assert sum(flagged) < 12
+
+
+def test_habits_outlive_a_restart_and_go_with_the_policy_that_asked() -> None:
+    log = learned()
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    again.later(log.now_ms - START_MS)
+    assert told(again.use(12_000)) == [("meter-flagged", "unusual")]
+    again.later(QUARTER_MS).fact(policy(version=3))
+    assert told(again.use(12_100)) == [("meter-cleared", "unusual")]
+    assert not again.state.have_habits
+
+
+def test_without_a_policy_that_asks_no_meter_has_habits() -> None:
+    log = read_log()
+    log.use(LAST_MILLI + 100)
+    assert not log.state.have_habits

@@ -73,6 +73,8 @@ def test_equal_rules_have_equal_texts_and_are_read_back() -> None:
         ('{"grace_minutes": -1}', "grace_minutes"),
         ('{"grace_minutes": 1.5}', "grace_minutes"),
         ('{"hysteresis_nano": 1e9}', "hysteresis_nano"),
+        ('{"unusual_factor": 1}', "unusual_factor"),
+        ('{"unusual_factor": 2.5}', "unusual_factor"),
         ('{"notice": {"required": true}}', "notice"),
         ('{"grace": 5}', "grace"),
     ],

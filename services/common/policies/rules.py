@@ -24,6 +24,7 @@ MINUTES_MAX = 60 * 24 * 31
 """A month: who must wait longer for its money than that is kept on power, by its own order."""
 _MINUTE_MS = 60_000
 HYSTERESIS_NANO_MAX = 10**15
+UNUSUAL_FACTOR_MAX = 1_000
 QUALITIES = "AVESM"
 """Actual, validated, estimated, substituted, manual."""
 
@@ -60,7 +61,11 @@ class Window(_Part):
 
 
 class Rules(_Part):
-    """What must hold before arrears cut. The wall clock of `zone` decides what windows hold."""
+    """What must hold before arrears cut. The wall clock of `zone` decides what windows hold.
+
+    `unusual_factor`: a meter is flagged that takes more than so many times what it usually takes
+    at the hour of that clock; None: nobody asks.
+    """
 
     zone: str | None = None
     hysteresis_nano: Annotated[int, Field(ge=0, le=HYSTERESIS_NANO_MAX, strict=True)] = 0
@@ -70,6 +75,7 @@ class Rules(_Part):
     holidays: tuple[date, ...] = Field(default=(), max_length=DATES_MAX)
     workdays: tuple[date, ...] = Field(default=(), max_length=DATES_MAX)
     qualities: str = "AVM"
+    unusual_factor: Annotated[int, Field(ge=2, le=UNUSUAL_FACTOR_MAX, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _are_rules(self) -> Self:

@@ -26,6 +26,7 @@ POLICY = np.dtype(
         ("restore_nano", "<i8"),
         ("lease_ms", "<i8"),
         ("max_evidence_age_ms", "<i8"),
+        ("unusual_factor", "<i8"),  # 0: it does not ask
     ]
 )
 
@@ -90,6 +91,8 @@ class Policies:
         self._slots = {"": 0}
         self.rows = np.zeros(4, POLICY)
         self.rules = [NONE]
+        self.ask_habits = False
+        """Whether any of them asks what its meters usually take."""
         self._no_cut: dict[int, tuple[int, bool]] = {}
 
     def slot(self, policy_id: str) -> int:
@@ -113,6 +116,7 @@ class Policies:
         slot, rules = self.slot(fact["policy_id"]), read(fact["rules"])
         alarms_nano = (fact["alarm_1_nano"], fact["alarm_2_nano"])
         self.rules[slot] = rules
+        self.ask_habits = any(each.unusual_factor is not None for each in self.rules)
         self._no_cut.pop(slot, None)
         self.rows[slot] = (
             True,
@@ -124,5 +128,6 @@ class Policies:
             fact["restore_nano"],
             fact["lease_ms"],
             fact["max_evidence_age_ms"],
+            rules.unusual_factor or 0,
         )
         return slot

@@ -13,7 +13,7 @@ from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Cause, Evidence, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import leave_windows
-from services.metering.domain.rows import FLAGS, HOLDS, Fact
+from services.metering.domain.rows import FLAGS, HOLDS, TAIL_WAITING, Fact
 from services.metering.domain.shard import SILENCE_MS, Held, ShardState
 from services.metering.domain.validation import BITS, IS_HELD, OUTCOMES, bound_milli
 
@@ -72,8 +72,9 @@ def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
 def tell_leaving(out: Outbox, slot: int, meter_slot: int, meter: Fact) -> None:
     """Say that what is told of a meter is over, where something is: it leaves its account."""
     state, meter_row = out.state, out.state.meters[meter_slot]
-    is_told = meter_row["hold"] or meter_row["flags"] or meter_row["waiting"]
+    is_told = meter_row["hold"] or meter_row["flags"] or meter_row["tails"] & TAIL_WAITING
     if is_told and not state.accounts["house"][slot]:
+        state.link_read(np.array([slot]))
         out.alarm(slot, "meter-left", "meter-left", Cause(meter=meter))
 
 

@@ -16,6 +16,7 @@ from services.metering.domain.charging import (
 )
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
+from services.metering.domain.habits import concerned, told_of
 from services.metering.domain.holds import are_newly_held, changed_flags, count_flags, hold
 from services.metering.domain.judging import judge, may_decide, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
@@ -124,7 +125,7 @@ def at_once(state: ShardState, intervals: Intervals, outcomes: Array) -> tuple[A
     something may come besides its charge: that tells what the others left. Changes nothing.
     """
     slots = intervals.account_slots
-    go = _leading(slots, _may_be_told(intervals, outcomes))
+    go = _leading(slots, _may_be_told(state, intervals, outcomes))
     while True:
         charged = np.flatnonzero(go & CHARGED[outcomes])
         if not len(charged):
@@ -140,10 +141,11 @@ def at_once(state: ShardState, intervals: Intervals, outcomes: Array) -> tuple[A
         go = fewer
 
 
-def _may_be_told(intervals: Intervals, outcomes: Array) -> Array:
+def _may_be_told(state: ShardState, intervals: Intervals, outcomes: Array) -> Array:
     """Say of which readings something may come besides a charge and what the charge does."""
     changed = flags_of(intervals) != intervals.meters["flags"]
     found: Array = (CHARGED[outcomes] & changed) | are_newly_held(intervals, outcomes)
+    found[concerned(state, intervals)] = True
     return found | (outcomes == _RESPLIT) | (outcomes == _ROLLOVER)
 
 
@@ -208,13 +210,17 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     out.count("rollover" if kind == KIND_ROLLOVER else "accepted", len(intervals))
     out.count("gap", int(np.count_nonzero(are_gaps(intervals))))
     out.charge(positions, charges, bill.names, bill.lines)
-    flags = flags_of(intervals)
+    flags, told = flags_of(intervals), told_of(state, intervals, kind)
+    flags |= told.raised
     count_flags(out, flags)
+    flags |= told.kept
     changes = changed_flags(intervals, flags)
     were_silent = intervals.meters["flags"] & SILENT != 0
     intervals.meters["flags"] = flags
     intervals.meters["relay"] = relays_seen(intervals)
     advance(out, intervals, charges)
+    for i, habits in told.habits.items():
+        state.put_habits(int(intervals.meter_slots[i]), habits)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     if bill.several:
         ends = last_of_each(intervals.account_slots)

@@ -12,7 +12,8 @@ a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for ea
                              ascending meter_key; its ACCUMULATIONs, in ascending order of their
                              first four fields; the tail of each meter: its WINDOWs, in ascending
                              order, the HELD that it is held for, if any, and the closing that
-                             waits with it, if any: the METER of the epoch before, and its HELD
+                             waits with it, if any: the METER of the epoch before, and its HELD;
+                             its HABITS, if its policy asks
 
 Account rows hold numbers only; names stand in the fact rows. The account row alone is the truth
 about which meters stand in an account.
@@ -115,7 +116,7 @@ METER = np.dtype(
         ("relay_bits", "u1"),  # of the last accepted reading
         ("forced", "u1"),  # the position that a person ordered, in FORCED
         ("relay", "u1"),  # what is known of its relay: RELAY_UNKNOWN, _CLOSED, _TRIPPED
-        ("waiting", "u1"),  # closings of the epoch before that wait for a person: 0 or 1
+        ("tails", "u1"),  # bits: what its tail holds besides, TAIL_WAITING and TAIL_HABITS
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -158,9 +159,15 @@ HOLDS = ("", "implausible", "negative", "scale", "reset")
 HELD = struct.Struct("<16s3q")
 """What waits for a person: the id, register, device time and time received of a reading."""
 WAITING_SIZE = METER.itemsize + HELD.size
+HOURS = 24
+HABITS = struct.Struct(f"<2q{HOURS}H{HOURS}B")
+"""What a meter usually takes (rule 3): the mark's time and register; of each hour its level, and
+how often it was told."""
+TAIL_WAITING, TAIL_HABITS = 1, 2
 FLAGS = (
     *("other-serial", "absurd", "ratio-mismatch", "clock", "conflict"),
     *("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift", "silent"),
+    "unusual",
 )
 """What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
 FORCED = ("", "off", "on")
@@ -283,14 +290,15 @@ def windows_in(said: int, packed: bytes) -> list[tuple[int, ...]]:
 
 
 def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.NDArray[np.int64]:
-    """Return how many bytes windows, a held reading and closings take: (3, n)."""
-    said = meters["windows"][which]
+    """Return how many bytes windows, a held reading, closings and habits take: (4, n)."""
+    said, others = meters["windows"][which], meters["tails"][which]
     window_size = np.where(said & WITH_RATES, WINDOW_WITH_RATES.size, WINDOW.size)
     return np.stack(
         [
             window_size * (said & ~np.uint8(WITH_RATES)),
             (meters["hold"][which] != 0) * np.int64(HELD.size),
-            meters["waiting"][which] * np.int64(WAITING_SIZE),
+            (others & TAIL_WAITING != 0) * np.int64(WAITING_SIZE),
+            (others & TAIL_HABITS != 0) * np.int64(HABITS.size),
         ]
     )
 
@@ -299,7 +307,7 @@ def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.ND
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    `windows`, `held` and `waiting`: of each meter, packed.
+    `windows`, `held`, `waiting` and `habits`: of each meter, packed.
     """
 
     accounts: npt.NDArray[Any]
@@ -308,6 +316,7 @@ class ParsedAccounts:
     windows: list[bytes]
     held: list[bytes]
     waiting: list[bytes]
+    habits: list[bytes]
 
 
 def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
@@ -336,4 +345,4 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
     stops = np.cumsum(tails).tolist()
     found = [packed[a:b] for a, b in pairwise((0, *stops))]
     counted = np.frombuffer(accumulations, ACCUMULATION)
-    return ParsedAccounts(accounts, meters, counted, found[::3], found[1::3], found[2::3])
+    return ParsedAccounts(accounts, meters, counted, *(found[part::4] for part in range(4)))

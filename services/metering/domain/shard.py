@@ -20,13 +20,17 @@ from services.metering.domain.rows import (
     FACT_PREFIX,
     FLAGS,
     FORCED,
+    HABITS,
     HEADER_KEY,
     HELD,
+    HOURS,
     LAYOUT_VERSION,
     METER,
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
+    TAIL_HABITS,
+    TAIL_WAITING,
     Fact,
     ParsedAccounts,
     account_row_keys,
@@ -86,6 +90,18 @@ class Held(NamedTuple):
     received_at_ms: int
 
 
+class Habits(NamedTuple):
+    """What a meter usually takes: since when and from which register its power is told next.
+
+    Of each hour of the day its level, and how often it was told.
+    """
+
+    time_ms: int
+    register_milli: int
+    levels: tuple[int, ...]
+    told: tuple[int, ...]
+
+
 class Waiting(NamedTuple):
     """A closing register that waits for a person, with the meter (dtype METER) it would close."""
 
@@ -121,6 +137,7 @@ class ShardState:
         self._windows: dict[int, bytes] = {}
         self._held: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
+        self._habits: dict[int, bytes] = {}
         self._account_keys = Keys()
         """An account's slot is the number of its key: accounts never go."""
         self._meters_of: dict[int, list[int]] = {}
@@ -342,6 +359,7 @@ class ShardState:
         self.put_windows(meter_slot, [])
         self.put_hold(meter_slot, 0)
         self.put_waiting(meter_slot, None)
+        self.put_habits(meter_slot, None)
         self.silent_at_ms[meter_slot] = NOT_DUE_MS
         ladder = self.ladder_of(slot)
         if ladder.leave(meter_key):
@@ -464,11 +482,39 @@ class ShardState:
 
     def put_waiting(self, meter_slot: int, waiting: Waiting | None) -> None:
         """Let a closing register wait with a meter; None: none."""
-        self.meters["waiting"][meter_slot] = waiting is not None
-        if waiting is not None:
-            self._waiting[meter_slot] = waiting.meters.tobytes() + HELD.pack(*waiting.held)
+        packed = b"" if waiting is None else waiting.meters.tobytes() + HELD.pack(*waiting.held)
+        self._put_tail(self._waiting, TAIL_WAITING, meter_slot, packed)
+
+    def _put_tail(self, tails: dict[int, bytes], bit: int, meter_slot: int, packed: bytes) -> None:
+        if packed:
+            self.meters["tails"][meter_slot] |= bit
+            tails[meter_slot] = packed
         else:
-            self._waiting.pop(meter_slot, None)
+            self.meters["tails"][meter_slot] &= ~np.uint8(bit)
+            tails.pop(meter_slot, None)
+
+    # Habits
+
+    @property
+    def have_habits(self) -> bool:
+        """Whether any meter has some."""
+        return bool(self._habits)
+
+    def habits_of(self, meter_slot: int) -> Habits | None:
+        """Return what a meter usually takes."""
+        packed = self._habits.get(meter_slot)
+        if packed is None:
+            return None
+        time_ms, register_milli, *hours = HABITS.unpack(packed)
+        return Habits(time_ms, register_milli, tuple(hours[:HOURS]), tuple(hours[HOURS:]))
+
+    def put_habits(self, meter_slot: int, habits: Habits | None) -> None:
+        """Let a meter have habits; None: none."""
+        packed = b""
+        if habits is not None:
+            mark = habits.time_ms, habits.register_milli
+            packed = HABITS.pack(*mark, *habits.levels, *habits.told)
+        self._put_tail(self._habits, TAIL_HABITS, meter_slot, packed)
 
     def silent_meters(self, offset: int) -> list[int]:
         """Return the slots of meters whose silence the record at `offset` tells.
@@ -542,7 +588,7 @@ class ShardState:
         return tables
 
     def _tail(self, meter_slot: int) -> bytes:
-        tails = (self._windows, self._held, self._waiting)
+        tails = (self._windows, self._held, self._waiting, self._habits)
         return b"".join(tail.get(meter_slot, b"") for tail in tails)
 
     def _accumulated(self, slot: int) -> bytes:
@@ -622,6 +668,7 @@ class ShardState:
         self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
         self._held = {slot: packed for slot, packed in enumerate(parsed.held) if packed}
         self._waiting = {slot: packed for slot, packed in enumerate(parsed.waiting) if packed}
+        self._habits = {slot: packed for slot, packed in enumerate(parsed.habits) if packed}
         self.accumulations = grown(self.accumulations, len(parsed.accumulations))
         self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
         self._accumulations_used = len(parsed.accumulations)

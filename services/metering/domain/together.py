@@ -28,6 +28,7 @@ from services.common.kernel.values import value_class
 from services.metering.domain.absorb import absorb, check
 from services.metering.domain.charging import Bill, Intervals, bill_of
 from services.metering.domain.facts import Array
+from services.metering.domain.habits import concerned
 from services.metering.domain.judging import may_decide
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Outbox, set_names
@@ -127,6 +128,7 @@ def _calm(state: ShardState, run: Sequence[LogRecord], nows_ms: Sequence[int]) -
     odd = ~CHARGED[outcomes_of(intervals)] | (accounts["offset"] >= offsets[owners])
     odd |= (flags_of(intervals) | meters["flags"]) != 0
     odd |= are_gaps(intervals)
+    odd[concerned(state, intervals)] = True
     odd |= accounts["fees_due_ms"] <= np.array(nows_ms)[owners]
     while True:
         if odd.any():

@@ -1,0 +1,131 @@
+"""Rule 3: what a meter usually takes at an hour of the day, and what is far beyond it.
+
+Only of meters whose policy asks. Nothing here changes a charge: a person is told.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from services.common.kernel.frames import KIND_ROLLOVER
+from services.common.kernel.zones import zone_named
+from services.metering.domain.charging import Intervals
+from services.metering.domain.facts import Array
+from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS
+from services.metering.domain.shard import Habits, ShardState
+from services.metering.domain.validation import NOISE_MILLI
+
+SPAN_MS_MIN, SPAN_MS_MAX = 900_000, 7_200_000
+"""Power is told over a quarter of an hour at least, two hours at most."""
+TOLD_MIN = 20
+"""One in twenty lies above: before that nobody knows it."""
+TOLD_MAX = 255
+STEPS_UP, STEPS_DOWN = 19, 1
+"""A level that rises by 19 where power is above and falls by 1 where it is below rests where one in
+twenty is above."""
+STEPS_OF_CODE = 8
+CODE_MAX = 255
+UNUSUAL = np.uint32(1 << FLAGS.index("unusual"))
+
+
+class Told(NamedTuple):
+    """What readings say of habits: flags that go up and that stay (bits, uint32), and the habits.
+
+    `habits`: of those of the i-th that change; None: they go.
+    """
+
+    raised: Array
+    kept: Array
+    habits: dict[int, Habits | None]
+
+
+def concerned(state: ShardState, intervals: Intervals) -> Array:
+    """Return the indexes of the meters whose policy asks for habits, or did."""
+    if not (state.policies.ask_habits or state.have_habits):
+        return np.zeros(0, np.int64)
+    has_tail = intervals.meters["tails"] & TAIL_HABITS != 0
+    return np.flatnonzero(_asks(state, intervals) | has_tail)
+
+
+def _asks(state: ShardState, intervals: Intervals) -> Array:
+    policies = state.account_links["policy"].take(intervals.account_slots)
+    asks = state.policies.rows["unusual_factor"].take(policies) > 0
+    billed: Array = asks & intervals.accounts["known"] & ~intervals.accounts["house"]
+    return billed
+
+
+def told_of(state: ShardState, intervals: Intervals, kind: int) -> Told:
+    """Return what readings say that are charged. Changes nothing."""
+    raised, kept = (np.zeros(len(intervals), np.uint32) for _ in range(2))
+    habits: dict[int, Habits | None] = {}
+    which = concerned(state, intervals)
+    if len(which):
+        asks = _asks(state, intervals)
+        for i in which.tolist():
+            if not asks[i]:
+                habits[i] = None
+                continue
+            before = state.habits_of(int(intervals.meter_slots[i]))
+            after, verdict = _after(state, intervals, i, before, kind)
+            if verdict is None:
+                kept[i] = intervals.meters["flags"][i] & UNUSUAL
+            elif verdict:
+                raised[i] = UNUSUAL
+            if after is not before:
+                habits[i] = after
+    return Told(raised, kept, habits)
+
+
+def _after(
+    state: ShardState, intervals: Intervals, i: int, before: Habits | None, kind: int
+) -> tuple[Habits, bool | None]:
+    """Return a meter's habits after a reading, and whether it was unusual; None: it tells not."""
+    meter, reading = intervals.meters[i], intervals.readings[i]
+    mark = int(reading["device_time_ms"]), int(reading["register_milli"])
+    if before is None:
+        return Habits(*mark, (0,) * HOURS, (0,) * HOURS), None
+    span_ms = mark[0] - before.time_ms
+    if span_ms > SPAN_MS_MAX or kind == KIND_ROLLOVER:
+        return before._replace(time_ms=mark[0], register_milli=mark[1]), None
+    if span_ms < SPAN_MS_MIN:
+        return before, None
+    rules = state.policies.rules[state.account_links["policy"][intervals.account_slots[i]]]
+    rise_milli = mark[1] - before.register_milli
+    power_milli = rise_milli * int(meter["ratio"]) * 3_600_000 // span_ms
+    hour = _hour(before.time_ms, rules.zone)
+    level, told = before.levels[hour], before.told[hour]
+    beyond = power_milli > (rules.unusual_factor or 0) * _lowest(level // STEPS_OF_CODE + 1)
+    verdict = told >= TOLD_MIN and beyond and rise_milli > NOISE_MILLI
+    levels = _set(before.levels, hour, _moved(level, told, STEPS_OF_CODE * code_of(power_milli)))
+    return Habits(*mark, levels, _set(before.told, hour, min(told + 1, TOLD_MAX))), verdict
+
+
+def code_of(power_milli: int) -> int:
+    """Return the eighth of an octave in which a power (≥ 0) lies; 0 is a code of its own."""
+    if power_milli <= 0:
+        return 0
+    octave = power_milli.bit_length() - 1
+    return min(8 * octave + (8 * power_milli >> octave) - 7, CODE_MAX)
+
+
+def _lowest(code: int) -> int:
+    """Return the lowest power that has a code, or one above it."""
+    octave, eighth = divmod(code - 1, 8)
+    return -(-((8 + eighth) << octave) // 8)
+
+
+def _moved(level: int, told: int, seen: int) -> int:
+    if not told:
+        return seen
+    return min(level + STEPS_UP, seen) if seen > level else max(level - STEPS_DOWN, seen)
+
+
+def _set(values: tuple[int, ...], at: int, value: int) -> tuple[int, ...]:
+    return (*values[:at], value, *values[at + 1 :])
+
+
+def _hour(at_ms: int, zone: str | None) -> int:
+    """Return the hour that the wall clock of a zone shows."""
+    tz: Any = UTC if zone is None else zone_named(zone)
+    return datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(tz).hour
