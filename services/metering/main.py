@@ -8,7 +8,7 @@ from functools import partial
 
 from faust.types import TP
 
-from services.common.runtime import service
+from services.common.runtime import encoding, service
 from services.common.runtime.fence import ClockFence
 from services.common.runtime.settings import load
 from services.metering.adapters import app as faust_app
@@ -36,6 +36,7 @@ async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitSta
     fence.heed_namesake()
     faust_app.heartbeat_while_recovering()
     changelog.read_parsed()
+    encoding.join_once()
     app = faust_app.build(settings)
     app.health = runtime.health
     app.health.not_ready(faust_app.PARTITIONS, "recovering")

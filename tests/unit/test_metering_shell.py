@@ -21,6 +21,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.protocol.commit import OffsetCommitRequest_v2
+from aiokafka.protocol.metadata import MetadataRequest_v1
+from aiokafka.protocol.produce import ProduceRequest_v7
+from aiokafka.protocol.struct import Struct
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import example, given, settings
@@ -30,7 +34,7 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.errors import Bug
 from services.common.kernel.routing import partition_of
-from services.common.runtime import codec, memory
+from services.common.runtime import codec, encoding, memory
 from services.common.runtime.fence import EXIT_FENCED, ClockFence
 from services.metering.adapters import app, changelog, lane, shell
 from services.metering.adapters.batches import RowBatch
@@ -281,6 +285,20 @@ def test_only_the_reader_of_rows_gets_records_as_they_were_parsed(
     make: Any = PartitionRecords._consumer_record
     place = TopicPartition(changelog.TOPIC, 0)
     assert make(reader, place, "parsed") == ("parsed" if ours else "made")
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        ProduceRequest_v7(None, -1, 1_000, [("a", [(0, b"abc"), (3, bytes(300))]), ("b", [])]),
+        ProduceRequest_v7("t", 1, 5, []),
+        MetadataRequest_v1(None),
+        MetadataRequest_v1(["a", "b"]),
+        OffsetCommitRequest_v2("g", 3, "m", -1, [("a", [(0, 7, "")])]),
+    ],
+)
+def test_requests_are_joined_once_to_the_bytes_that_aiokafka_makes(request_of: Struct) -> None:
+    assert encoding.encoded(request_of) == request_of.encode()
 
 
 def row(key: str, size: int = 10) -> Row:
