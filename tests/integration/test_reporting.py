@@ -387,15 +387,17 @@ async def test_what_the_ledger_tells_of_a_meter_holds_for_its_epochs(
     for revision, (kind, data) in enumerate(told):
         event = uuid4(), kind, Json(json.dumps(data)), T0 + revision, "test", "request"
         rows.append(LedgerRow(f"meter-{story.meter}", 0, revision, revision, *event))
-    rows += log.rows_of(record_of(story.charge(1), 0))
+    charge, *_ = log.rows_of(record_of(story.charge(1), 0))
+    assert isinstance(charge, ChargeRow)
+    rows += [charge, charge._replace(epoch=3)]
     async with migrated(stack, schema) as connection:
         await put(connection, rows)
     async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
         asked = queries.Queries(connections)
         most = [await asked.register_max_milli(story.meter, epoch) for epoch in (1, 2, 3)]
         assert most == [999, 999, None]
-        began_ms = await asked.meters_began_ms(story.account_key)
-        assert began_ms == {(story.meter_key, 2): T0 + 1}
+        stays = await asked.stays(story.account_key)
+        assert stays == {(story.meter_key, epoch): (2, T0 + 1) for epoch in (2, 3)}
         assert await asked.lived_ms(story.account) == (0, 0)
 
 

@@ -225,6 +225,9 @@ class Cause:
 
 BY_FACT = Cause()
 
+Stay = tuple[int, tuple[Meter, Reading] | None]
+"""Rule 2: (since, the closing register that waits) of a meter that stays in its account."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -451,21 +454,21 @@ class ScalarShard:
         if self._is_old("meter", fact["meter_id"], fact):
             return
         self._keep("meter", fact["meter_id"], fact)
-        waiting = None
+        stay = None
         if fact["previous_shard"] == self.shard:
             left = self.accounts.get(fact["previous_account_key"])
             if left is not None:
-                waiting = self._leave(left, fact)
+                stay = self._leave(left, fact)
         self._miss(fact)
         if fact["shard"] == self.shard:
             key = fact["account_key"]
             entered = self.accounts.setdefault(
                 key, Account(fact["account_id"], key, house=fact["is_house"])
             )
-            self._attempt(entered, lambda: self._enter(entered, fact, waiting), Cause(fact))
+            self._attempt(entered, lambda: self._enter(entered, fact, stay), Cause(fact))
 
-    def _leave(self, account: Account, fact: Fact) -> tuple[Meter, Reading] | None:
-        """Return the meter and the closing register that waits, where one does."""
+    def _leave(self, account: Account, fact: Fact) -> Stay | None:
+        """Return what goes on where the meter stays in its account."""
         meter = account.meters.get(fact["meter_key"])
         if meter is None or meter.epoch != fact["previous_epoch"]:
             return None
@@ -473,8 +476,13 @@ class ScalarShard:
         before, waiting = meter.copy(), self._waiting_closing(account, meter, fact)
         cause = Cause(meter.fact)
         self._attempt(account, lambda: self._close(account, meter, fact, waiting), cause)
-        self._remove(account, meter.key)
-        return (before, waiting) if waiting else None
+        self._remove(account, meter.key, stays=self._stays(account, fact))
+        if not self._stays(account, fact):
+            return None
+        return before.since, (before, waiting) if waiting else None
+
+    def _stays(self, account: Account, fact: Fact) -> bool:
+        return bool(fact["shard"] == self.shard and fact["account_key"] == account.key)
 
     def _waiting_closing(self, account: Account, meter: Meter, fact: Fact) -> Reading | None:
         """Return the closing register, as a reading, where a person must confirm it."""
@@ -496,18 +504,18 @@ class ScalarShard:
         """Rule 2: the meter may still stand where its leaving was missed; it is gone from there."""
         for account in self.accounts.values():
             meter = account.meters.get(fact["meter_key"])
-            stays = fact["shard"] == self.shard and account.key == fact["account_key"]
-            if meter is not None and not (stays and meter.epoch == fact["epoch"]):
+            enters_again = self._stays(account, fact) and meter and meter.epoch == fact["epoch"]
+            if meter is not None and not enters_again:
                 self._tell_leaving(account, meter)
-                self._remove(account, meter.key)
+                self._remove(account, meter.key, stays=False)
 
     def _tell_leaving(self, account: Account, meter: Meter) -> None:
         if (meter.hold or meter.flags or meter.waiting) and not account.house:
             self._alarm(account, "meter-left", "meter-left", Cause(meter.fact), None, account.level)
 
-    def _remove(self, account: Account, key: int) -> None:
+    def _remove(self, account: Account, key: int, *, stays: bool) -> None:
         account.meters.pop(key, None)
-        for each in [other for other in account.accumulations if other[0] == key]:
+        for each in [other for other in account.accumulations if other[0] == key and not stays]:
             del account.accumulations[each]
 
     def _close(self, account: Account, meter: Meter, fact: Fact, waiting: Reading | None) -> None:
@@ -519,10 +527,10 @@ class ScalarShard:
         elif meter.register is not None and not account.frozen:
             charge = self._closing_charge(account, meter, fact["closing_register_milli"])
             self._warn_of_closed(account, charge, Cause(meter.fact, charge))
-        self._remove(account, meter.key)
+        self._remove(account, meter.key, stays=self._stays(account, fact))
         self._judge(account, Cause(meter.fact, charge))
 
-    def _enter(self, account: Account, fact: Fact, waiting: tuple[Meter, Reading] | None) -> None:
+    def _enter(self, account: Account, fact: Fact, stay: Stay | None) -> None:
         standing = account.meters.get(fact["meter_key"])
         if standing is not None and standing.epoch == fact["epoch"]:
             self._resolve(account, standing, fact)
@@ -535,7 +543,8 @@ class ScalarShard:
             return
         if len(account.meters) == METERS_MAX:
             raise Raised
-        meter = Meter(fact, fact["opening_register_milli"], self.now)
+        since, waiting = stay or (self.now, None)
+        meter = Meter(fact, fact["opening_register_milli"], since)
         meter.silent_at = self.now + SILENCE_MS
         meter.waiting = waiting
         account.meters[meter.key] = meter

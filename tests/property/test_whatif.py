@@ -43,6 +43,7 @@ class History:
     def __init__(self, records: list[LogRecord]) -> None:
         self.tables = Tables((*ACCOUNTS, *METERS))
         self.since_ms: dict[Any, int] = {}
+        self.came: dict[tuple[int, int], int] = {}
         self.facts: dict[str, Any] = {}
         _, done = fresh_run(records)
         now_ms = 0
@@ -57,7 +58,11 @@ class History:
             self.since_ms.setdefault(fact["account_key"], now_ms)
             self.facts[fact["account_id"]] = fact
         elif record.subject == "meter-fact":
-            self.since_ms.setdefault((fact["meter_key"], fact["epoch"]), now_ms)
+            key, epoch = fact["meter_key"], fact["epoch"]
+            self.since_ms.setdefault((key, epoch), now_ms)
+            if fact["previous_account_key"] == fact["account_key"]:
+                epoch = self.came[key, fact["previous_epoch"]]
+            self.came.setdefault((key, fact["epoch"]), epoch)
         elif record.subject == "tariff-fact":
             self.facts[fact["tariff_id"]] = fact
 
@@ -88,7 +93,7 @@ class History:
         begins_ms = min((c.from_time_ms or c.to_time_ms for c in within), default=draft.from_ms)
         reads_ms = draft.reads_from_ms(begins_ms)
         timeline = Timeline(draft.plan, min(begins_ms, reads_ms), draft.to_ms)
-        preview = Preview(draft, timeline, self.since(account_id))
+        preview = Preview(draft, timeline, self.since(account_id), self.came)
         for charge in sorted(charges, key=lambda c: (c.meter_key, c.epoch, c.to_time_ms, c[2])):
             if charge.to_time_ms < draft.to_ms and (
                 charge.to_time_ms >= reads_ms or charge.kind == "re-split"

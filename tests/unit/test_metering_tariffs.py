@@ -28,6 +28,7 @@ from tests.unit.metering_log import (
     Log,
     account,
     charges,
+    house,
     kinds,
     meter,
     moved,
@@ -337,6 +338,28 @@ def test_a_ladder_of_each_meter_counts_for_itself() -> None:
     log.now_ms = at("03-02T00:00")
     done = log.read(*(reading(900, meter_id=m, at_ms=log.now_ms) for m in ("M1", "M2")))
     assert [c["lines"][0]["ladder_nano"] for c in charges(done)] == [0, 0]
+
+
+def test_a_ladder_of_a_meter_goes_on_behind_another_device_and_begins_anew_elsewhere() -> None:
+    ladder = {**MONTHLY["ladder"], "scope": "meter"}
+    log = log_of({**MONTHLY, "ladder": ladder}, "03-01T00:00")
+    read_at(log, "03-16T00:00", 800)
+    replaced = moved(meter(), "A1", 900, serial="SN-NEW", opening_register_milli=50)
+    (closing,) = charges(log.fact(replaced))
+    assert closing["lines"][0]["total_milli"] == 900
+    told = {"serial": b"SN-NEW", "epoch": 2}
+    log.now_ms = at("03-17T00:00")
+    (charge,) = charges(log.read(reading(350, at_ms=log.now_ms, **told)))
+    (line,) = charge["lines"]
+    # 300 of it from 900 on: 200 above the first step of 1,000, of a whole month.
+    assert (line["total_milli"], line["ladder_nano"]) == (1_200, 200 * 5)
+    assert line["days"] == line["days_of"] == 31
+    home = moved(replaced, house("M1"), 350)
+    log.fact(home)
+    log.fact(moved(home, "A1", 350))
+    log.now_ms = at("03-18T00:00")
+    (charge,) = charges(log.read(reading(650, at_ms=log.now_ms, serial=b"SN-NEW", epoch=4)))
+    assert (charge["lines"][0]["total_milli"], charge["lines"][0]["days"]) == (300, 15)
 
 
 def test_a_ladder_of_each_rate_counts_for_itself() -> None:

@@ -29,7 +29,7 @@ from services.metering.domain.rows import (
     account_entity,
     meter_entity,
 )
-from services.metering.domain.shard import ShardState, Waiting
+from services.metering.domain.shard import ShardState, Stay
 
 __all__ = ["ABSORB_VERSION", "LAYOUT_VERSION", "absorb"]
 
@@ -189,18 +189,18 @@ def _meter_fact(out: Outbox, fact: Fact) -> None:
     if not (leaves or enters) or _is_old(out, entity, fact):
         return
     before = state.facts.newest(entity) or fact
-    waiting = _leave(out, fact, before) if leaves else None
+    stay = _leave(out, fact, before) if leaves else None
     _keep(out, entity, fact)
     if enters:
-        _enter(out, fact, before, waiting)
+        _enter(out, fact, before, stay)
     else:
         _stand_nowhere(out, before)
 
 
-def _leave(out: Outbox, fact: Fact, before: Fact) -> Waiting | None:
+def _leave(out: Outbox, fact: Fact, before: Fact) -> Stay | None:
     """Close the meter in the account it leaves. `before`: the meter's fact until now.
 
-    Return the closing that must wait for a person.
+    Return what goes on where it enters the same account again.
     """
     state, waiting = out.state, None
     slot = state.account_slot(fact["previous_account_key"])
@@ -220,17 +220,18 @@ def _leave(out: Outbox, fact: Fact, before: Fact) -> Waiting | None:
             if charge is None:
                 freeze(out, slot, cause)
             cause = replace(cause, charge=charge)
-    state.remove_meter(meter_slot)
+    stays = (fact["account_key"], fact["shard"]) == (fact["previous_account_key"], state.shard)
+    state.remove_meter(meter_slot, stays=stays)
     slots = np.array([slot])
     out.touch(slots)
     judge(out, slots, lambda _: cause)
-    return waiting
+    return Stay(int(meters["since_ms"][0]), waiting) if stays else None
 
 
-def _enter(out: Outbox, fact: Fact, before: Fact, waiting: Waiting | None) -> None:
+def _enter(out: Outbox, fact: Fact, before: Fact, stay: Stay | None) -> None:
     """Let the meter stand in its account at its new epoch. `before`: its fact until now.
 
-    `waiting`: the closing register of the epoch before that waits with it.
+    `stay`: what goes on from its epoch before, in the same account.
     A fact of the epoch at which it stands there already says only what the meter is.
     """
     state = out.state
@@ -256,8 +257,7 @@ def _enter(out: Outbox, fact: Fact, before: Fact, waiting: Waiting | None) -> No
     if account["meters"] >= METERS_MAX or fact["ratio"] < 1:
         freeze(out, slot, Cause(identity=fact, meter=fact))
         return
-    meter_slot, slots = state.add_meter(slot, fact, out.offset), np.array([slot])
-    state.put_waiting(meter_slot, waiting)
+    meter_slot, slots = state.add_meter(slot, fact, out.offset, stay), np.array([slot])
     out.touch(slots)
     if state.meters["forced"][meter_slot]:
         obey(out, slot, meter_slot, Cause(identity=fact))
@@ -278,7 +278,7 @@ def _stand_nowhere(out: Outbox, before: Fact, *, but_in: int = -1) -> None:
     slot = int(state.meter_links["account"][meter_slot])
     out.touch(np.array([slot]))
     tell_leaving(out, slot, meter_slot, before)
-    state.remove_meter(meter_slot)
+    state.remove_meter(meter_slot, stays=False)
 
 
 def _wake(out: Outbox, _: Fact) -> None:

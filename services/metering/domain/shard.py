@@ -109,6 +109,13 @@ class Waiting(NamedTuple):
     held: Held
 
 
+class Stay(NamedTuple):
+    """What goes on where a meter begins a new epoch in its account: another device, or ratio."""
+
+    since_ms: int
+    waiting: Waiting | None
+
+
 class ShardState:
     """One shard: what absorb reads and writes. Mutable; owned by one worker."""
 
@@ -266,8 +273,11 @@ class ShardState:
         keys = self.meters["key"]
         return next((meter for meter in self.meters_of(slot) if keys[meter] == meter_key), None)
 
-    def add_meter(self, slot: int, fact: Fact, offset: int) -> int:
-        """Let a meter stand in an account, by its meter-fact absorbed at `offset`."""
+    def add_meter(self, slot: int, fact: Fact, offset: int, stay: Stay | None) -> int:
+        """Let a meter stand in an account, by its meter-fact absorbed at `offset`.
+
+        `stay`: what goes on from its epoch before, in the same account.
+        """
         meter_slot = self._free_meter_slots.pop() if self._free_meter_slots else self._grow_meters()
         opening_milli = fact["opening_register_milli"]
         meter = np.zeros((), METER)
@@ -278,7 +288,7 @@ class ShardState:
         meter["quality"] = ASSIGNED_QUALITY
         meter["register_milli"] = opening_milli or 0
         meter["send_before_ms"] = NEVER_MS
-        meter["since_ms"] = self.now_ms
+        meter["since_ms"] = self.now_ms if stay is None else stay.since_ms
         meter["silent_at_ms"] = self.silent_at_ms[meter_slot] = self.now_ms + SILENCE_MS
         meter["rates_milli"] = ABSENT_REGISTER
         self.meters[meter_slot] = meter
@@ -289,6 +299,9 @@ class ShardState:
         meters = [*self.meters_of(slot), meter_slot]
         self._put_meters_of(slot, sorted(meters, key=lambda each: int(keys[each])))
         self._find_at(fact["meter_key"], meter_slot)
+        if stay is not None:
+            self.put_waiting(meter_slot, stay.waiting)
+            self._link_accumulations(slot, self.ladder_of(slot))
         return meter_slot
 
     def _grow_meters(self) -> int:
@@ -350,8 +363,8 @@ class ShardState:
         facts = map(self.meter_fact, meter_keys.tolist())
         return np.array([fact["register_max_milli"] + 1 for fact in facts], np.int64)
 
-    def remove_meter(self, meter_slot: int) -> None:
-        """Let a meter stand in its account no more."""
+    def remove_meter(self, meter_slot: int, *, stays: bool) -> None:
+        """Let a meter stand in its account no more; with `stays` its accumulations wait for it."""
         slot = int(self.meter_links["account"][meter_slot])
         meter_key = int(self.meters["key"][meter_slot])
         meters = [each for each in self.meters_of(slot) if each != meter_slot]
@@ -362,7 +375,7 @@ class ShardState:
         self.put_habits(meter_slot, None)
         self.silent_at_ms[meter_slot] = NOT_DUE_MS
         ladder = self.ladder_of(slot)
-        if ladder.leave(meter_key):
+        if not stays and ladder.leave(meter_key):
             self.put_ladder(slot, ladder)
         if self.find_meters(np.array([meter_key]))[0] == meter_slot:
             self._find_at(meter_key, _NONE)

@@ -49,7 +49,7 @@ async def preview(
         step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
         if step not in timelines:
             timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
-        of_account = Preview(draft, timelines[step], await _since_ms(queries, draft, account))
+        of_account = Preview(draft, timelines[step], *await _owners(queries, draft, account))
         async for charges in queries.recorded(key, reads_from_ms, draft.to_ms):
             for charge in charges:
                 of_account.add(charge)
@@ -62,14 +62,19 @@ async def preview(
     return told
 
 
-async def _since_ms(queries: Queries, draft: Draft, account: AccountRow) -> dict[Owner, int]:
+async def _owners(
+    queries: Queries, draft: Draft, account: AccountRow
+) -> tuple[dict[Owner, int], dict[tuple[int, int], int]]:
+    """Return `since_ms` and `came` of a preview."""
     ladder = draft.plan.ladder
     if ladder is None:
-        return {}
+        return {}, {}
     if ladder.scope == "meter":
-        return await queries.meters_began_ms(account.account_key)
+        stays = await queries.stays(account.account_key)
+        since_ms = {(meter, came): at_ms for (meter, _), (came, at_ms) in stays.items()}
+        return since_ms, {meter_epoch: came for meter_epoch, (came, _) in stays.items()}
     began_ms, _ = await queries.lived_ms(account.account_id)
-    return {ACCOUNT: began_ms}
+    return {ACCOUNT: began_ms}, {}
 
 
 async def _fees(queries: Queries, draft: Draft, account: AccountRow) -> tuple[int, int]:

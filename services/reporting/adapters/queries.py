@@ -457,17 +457,22 @@ class Queries:
         ends = (found["closed_ms"], found["as_of_ms"])
         return found["opened_ms"] or 0, min((at for at in ends if at is not None), default=0)
 
-    async def meters_began_ms(self, account_key: int) -> dict[tuple[int, int], int]:
-        """Return (meter_key, epoch) → when the meter came to an account, as the ledger tells."""
+    async def stays(self, account_key: int) -> dict[tuple[int, int], tuple[int, int]]:
+        """Return (meter_key, epoch) → (the epoch in which it came to the account, when).
+
+        As the ledger tells: another device or ratio is a later epoch in the same account.
+        """
         found = await self._all(
-            "SELECT c.meter_key, c.epoch, min(l.occurred_at_ms) AS at_ms "
+            "SELECT DISTINCT ON (c.meter_key, c.epoch) c.meter_key, c.epoch, "
+            "(l.data ->> 'epoch')::integer AS came, l.occurred_at_ms AS at_ms "
             "FROM (SELECT DISTINCT meter_key, epoch FROM charges WHERE account_key = $1) c "
             "JOIN meters m ON m.meter_key = c.meter_key "
-            "JOIN ledger l ON l.stream = 'meter-' || m.meter_id "
-            "AND (l.data ->> 'epoch')::integer = c.epoch GROUP BY c.meter_key, c.epoch",
+            "JOIN ledger l ON l.stream = 'meter-' || m.meter_id AND l.type = 'meter-assigned' "
+            "AND (l.data ->> 'epoch')::integer <= c.epoch "
+            "ORDER BY c.meter_key, c.epoch, came DESC, at_ms",
             account_key,
         )
-        return {(line["meter_key"], line["epoch"]): line["at_ms"] for line in found}
+        return {(line["meter_key"], line["epoch"]): (line["came"], line["at_ms"]) for line in found}
 
     async def recorded(
         self, account_key: int, reads_from_ms: int, to_ms: int

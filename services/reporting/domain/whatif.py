@@ -34,7 +34,7 @@ from services.reporting.domain.projections import FEE, RESPLIT
 
 _NO_RATES = (ABSENT_REGISTER,) * RATES
 ACCOUNT = (0, 0)
-"""The owner of a ladder of the account; one of a meter is (meter_key, epoch)."""
+"""The owner of a ladder of the account; of a meter's: (meter_key, the epoch in which it came)."""
 NANO_PER_MICRO = 1000
 
 Owner = tuple[int, int]
@@ -160,12 +160,14 @@ class Sums:
 class Preview:
     """One account under a draft. `since_ms`: when each owner of a ladder began; else long ago.
 
+    `came`: of (meter_key, epoch) the epoch in which the meter came to the account; else that one.
     Charges are added in ascending order of (meter_key, epoch, to_time_ms, sequence).
     """
 
     draft: Draft
     timeline: Timeline
     since_ms: Mapping[Owner, int]
+    came: Mapping[tuple[int, int], int]
     _sums: Sums = field(default_factory=Sums)
     _rates: Counter[int] = field(default_factory=Counter)
     _before: Counter[Step] = field(default_factory=Counter)
@@ -203,7 +205,7 @@ class Preview:
         self, charge: Recorded, begin: End, end: End, energy_milli: int, *, within: bool
     ) -> None:
         ladders = self._terms.ladders
-        owner = (charge.meter_key, charge.epoch) if self._terms.by_meter else ACCOUNT
+        owner = self._owner(charge)
         for share in self.timeline.shares(begin, end, energy_milli, charge.ratio):
             if within:
                 self._rates[share.rate] += share.energy_milli
@@ -211,6 +213,12 @@ class Preview:
             if rate in ladders:
                 steps = self._within if within else self._before
                 steps[owner, share.period, rate] += share.energy_milli
+
+    def _owner(self, charge: Recorded) -> Owner:
+        if not self._terms.by_meter:
+            return ACCOUNT
+        meter_epoch = (charge.meter_key, charge.epoch)
+        return charge.meter_key, self.came.get(meter_epoch, charge.epoch)
 
     def sums(self, fees: tuple[int, int] = (0, 0)) -> Sums:
         """Return what it comes to, once all is added. `fees`: owed under the draft, and taxes."""
