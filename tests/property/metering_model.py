@@ -1126,7 +1126,10 @@ class ScalarShard:
     # -- Rule 6 -----------------------------------------------------------------------------
 
     def _judge(self, account: Account, cause: Cause) -> None:
-        if account.fact is None or account.fact["status"] == "closed":
+        if account.fact is None:
+            return
+        if account.fact["status"] == "closed":
+            self._end_refusal(account, cause)
             return
         policy, available = self._policy(account), account.available
         if not account.meters:

@@ -82,6 +82,14 @@ def test_who_pays_and_runs_out_again_has_grace_again() -> None:
     assert told(log.later(2 * MINUTE_MS).use(4 * KWH_MILLI)) == [("not-cut", "grace")]
 
 
+def test_an_account_that_is_closed_in_arrears_leaves_no_reason_behind() -> None:
+    log = ruled_log(grace_minutes=5)
+    log.use(2 * KWH_MILLI)
+    done = log.fact(account(credit=1, revision=1, status="closed"))
+    assert told(done) == [("not-cut-ended", "grace")]
+    assert told(log.fact(account(credit=1, revision=2, status="closed"))) == []
+
+
 def test_no_cut_falls_into_a_window_and_a_lease_ends_where_one_begins() -> None:
     # Readings come from 16:53:21 on the wall clock of Shanghai, a Thursday.
     window = {"days": ["weekday"], "begins": "17:00", "ends": "18:00"}

@@ -16,7 +16,7 @@ from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees, set_due
 from services.metering.domain.holds import resolve, tell_leaving, tell_silence
-from services.metering.domain.judging import close, judge, obey
+from services.metering.domain.judging import close, end_refusal, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.outbox import Cause, Outbox, freeze
 from services.metering.domain.readings import absorb_readings
@@ -176,6 +176,8 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
             account["echoed"] = hold
             out.echo(slot, hold_id, Cause())
     judge(out, slots, lambda _: Cause())
+    if account["closed"]:
+        end_refusal(out, slot, Cause())
     if not account["house"]:
         out.publish(slots)
     set_due(out, slots)

@@ -165,13 +165,13 @@ def _judge_arrears(out: Outbox, slot: int, target: int, cause: Cause) -> None:
 def _leave_arrears(out: Outbox, slot: int, cause: Cause) -> None:
     account = out.state.accounts[slot]
     if account["arrears_since_ms"] != NEVER_MS:
-        _end_refusal(out, slot, cause)
+        end_refusal(out, slot, cause)
         account["arrears_since_ms"] = NEVER_MS
         account["notice_at_ms"] = NEVER_MS
         out.touch(np.array([slot]))
 
 
-def _end_refusal(out: Outbox, slot: int, cause: Cause) -> None:
+def end_refusal(out: Outbox, slot: int, cause: Cause) -> None:
     """Say that the reason why an account is not cut, or not again, is over, where one was told."""
     account = out.state.accounts[slot]
     reason = REFUSALS[account["refusal"]]
@@ -431,7 +431,7 @@ def renew(
         cause = cause_of(i)
         found = _verdict(state, slot, cause)
         if found.cut:
-            _end_refusal(out, slot, cause)
+            end_refusal(out, slot, cause)
             _open(out, slot, meter_slot, "lease-renewed", cause)
         else:
             _refuse(out, slot, found.reason, cause)
