@@ -8,15 +8,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import CollectorRegistry
 
 import schemas
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.topics import catalogue
+from services.vending.adapters.api import fingerprints
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.application.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
 from services.vending.domain import chain, site
@@ -154,6 +159,38 @@ async def test_a_request_of_another_stream_fails_alone_among_its_neighbours(
     assert isinstance(answers[1], InvalidInput)
     assert answers[1].reason is Reason.REQUEST_ID_REUSED
     assert len(await store.read(StreamId("site-S1"))) == 3
+
+
+def order(release: int, **content: Any) -> Any:
+    """Return a message as a release has it: the second one's gained two fields."""
+    kind = DescriptorProto(name="SellRequest")
+    names = ("request_id", "account_id", "method", "channel")[: 2 * release]
+    for number, name in enumerate(names, 1):
+        field = kind.field.add(name=name, number=number, label=1, type=9)
+        if name == "channel":
+            field.proto3_optional, field.oneof_index = True, 0
+            kind.oneof_decl.add(name="_channel")
+    file = FileDescriptorProto(name="sell.proto", syntax="proto3", message_type=[kind])
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("SellRequest"))(**content)
+
+
+def test_a_request_is_the_same_when_its_message_has_gained_fields_that_it_does_not_set() -> None:
+    sent, again = order(1, account_id="A1"), order(2, request_id="1", account_id="A1")
+    assert fingerprints(sent)[0] == fingerprints(again)[0]
+    for more in ({"method": "cash"}, {"channel": ""}):
+        assert fingerprints(order(2, account_id="A1", **more))[0] != fingerprints(sent)[0]
+    assert fingerprints(order(2, account_id="A2"))[0] != fingerprints(sent)[0]
+
+
+async def test_a_request_that_an_earlier_release_answered_is_repeated(book: Book) -> None:
+    of_set, of_all = fingerprints(order(2, account_id="A1"))
+    recorded = Request("till", str(UUID(int=9)), of_all, 1)
+    first = await tell(book, RegisterSite(recorded, "S1", "Mall", "UTC", "CNY", "LE1", 10))
+    repeated = Request("till", str(UUID(int=9)), of_set, 2, of_all)
+    again = await tell(book, RegisterSite(repeated, "S1", "Mall", "UTC", "CNY", "LE1", 10))
+    assert (again.state, again.revision) == (first.state, first.revision)
 
 
 async def test_a_command_whose_decision_breaks_fails_alone(book: Book) -> None:

@@ -38,6 +38,22 @@ def _content_of(message: Any) -> list[tuple[str, bool]]:
     return [(field.name, field.has_presence) for field in fields if field.name != "request_id"]
 
 
+def fingerprints(message: Any) -> tuple[bytes, bytes]:
+    """Return that of what is set in a message, and that of all its fields.
+
+    The first stays when the message gains a field, so a repeat is one across an upgrade too. The
+    second is what releases until now recorded: their requests may be repeated after this one's.
+    """
+    name = message.DESCRIPTOR.name
+    is_set = [(field.name, value) for field, value in message.ListFields()]
+    every = [
+        (field, None if has_presence and not message.HasField(field) else getattr(message, field))
+        for field, has_presence in _content_of(message.DESCRIPTOR)
+    ]
+    content = [part for part in is_set if part[0] != "request_id"]
+    return fingerprint(name, *content), fingerprint(name, *every)
+
+
 class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     """The servicer. Errors are raised; services.common.runtime.grpc.Guard maps them.
 
@@ -63,15 +79,13 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     async def _request(self, message: Any, call: Call) -> Request:
         """Return who asks what, when it is its turn."""
         await self._gathering.turn()
-        content = [
-            (name, None if has_presence and not message.HasField(name) else getattr(message, name))
-            for name, has_presence in _content_of(message.DESCRIPTOR)
-        ]
+        of_set, of_all = fingerprints(message)
         return Request(
             call.caller,
             checks.request_id_of(message.request_id),
-            fingerprint(message.DESCRIPTOR.name, *content),
+            of_set,
             self._clock.now_ms(),
+            of_all,
         )
 
     def _version(self, revision: int) -> pb.BookVersion:

@@ -19,13 +19,15 @@ S = TypeVar("S")
 class Request:
     """Who asks what, once.
 
-    `request_id`: a UUID as Python writes it; `fingerprint`: sha256 of the command's content.
+    `request_id`: a UUID as Python writes it; `fingerprint`: sha256 of the command's content;
+    `former`: the same as an earlier release may have recorded it.
     """
 
     caller: str
     request_id: str
     fingerprint: bytes
     at_ms: int
+    former: bytes = b""
 
     @property
     def key(self) -> RequestKey:
@@ -128,7 +130,7 @@ def answered(answers: Answers, request: Request) -> Repeat | Rejection | None:
     earlier = answers.get(request.key)
     if earlier is None:
         return None
-    if earlier.fingerprint != request.fingerprint:
+    if earlier.fingerprint not in (request.fingerprint, request.former):
         return reused(request)
     return Repeat(earlier.revisions[-1])
 
