@@ -39,7 +39,9 @@ def kept(path: Path, figures: list[Figure]) -> dict[str, str]:
 
 
 def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
-    thin = metering.Plan(accounts=80, runs=1, full=10, frames={10: 16, 1: 16}, single=40)
+    thin = metering.Plan(
+        accounts=80, runs=1, full=10, frames={10: 16, 1: 16}, single=40, half_load_s=0.3
+    )
     few = vending.Plan(clients=4, accounts=8, runs=1, seconds=0.5)
 
     async def both() -> tuple[list[Figure], list[Figure]]:
@@ -58,6 +60,8 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "metering.per_record.readings_per_second": "readings/s",
         "metering.flat_to_plain_loop": "ratio",
         "metering.flat_to_per_record": "ratio",
+        "metering.frame_to_charge_at_half_load_ms.p50": "ms",
+        "metering.frame_to_charge_at_half_load_ms.p99": "ms",
     }
     assert kept(tmp_path / "vending.json", of_vending) == {
         "vending.sales_per_second": "sales/s",

@@ -312,6 +312,11 @@ def test_a_records_rows_share_a_batch_where_they_fit() -> None:
     assert batches == [[b"a", b"b"], [b"c", b"d"]]
 
 
+def test_records_without_rows_are_no_batch() -> None:
+    assert list(packed([[], Rows([]), ()])) == []
+    assert list(packed([[], [row("a")], Rows([])])) == [[[row("a")]]]
+
+
 def test_rows_that_do_not_fit_into_one_batch_keep_their_order() -> None:
     rows = [row(f"{number:03}", BATCH_BYTES_MAX // 4) for number in range(11)]
     batches = list(packed([rows[:1], rows[1:]]))

@@ -48,6 +48,7 @@ BARS = {
     "metering.flat.readings_per_second.at_10": Bar(25_000, at_least=True),
     "metering.flat.readings_per_second.at_1": Bar(3_000, at_least=True),
     "metering.tou_ladder.readings_per_second": Bar(200_000, at_least=True),
+    "metering.frame_to_charge_at_half_load_ms.p99": Bar(25),
     "curves.memory_mb_per_million_meters.flat": Bar(1_000),
     "curves.memory_mb_per_million_meters.tou_ladder": Bar(1_000),
     "pipeline.reading_to_charge_beyond_linger_ms.p99": Bar(25),

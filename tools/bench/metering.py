@@ -7,13 +7,26 @@ in it, every output and every row is. What was written is counted against what w
 
 In turn with it a plain loop absorbs such a log, under the same judge, and a plain faust agent
 charges single readings on topics of its own.
+
+Last, full frames come evenly to the running service, at half of what it took: how long each was in
+the log before its charges were, by the broker's clock.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -26,7 +39,7 @@ from services.common.kernel.ids import name_uuid
 from services.common.runtime import kafka
 from services.common.runtime.topics import catalogue
 from tools.bench import per_record, plain_loop, site
-from tools.bench.figures import Figure, median_of
+from tools.bench.figures import Figure, median_of, quantiles_of
 from tools.bench.meters import Meters
 from tools.bench.screen import Screen
 from tools.bench.stand import Stand, until
@@ -48,16 +61,17 @@ class Plan:
 
     `frames`: readings a frame, on the flat tariff → frames a run. `full`: readings in the frames
     that the other tariff and the plain loop have, as many a run. `single`: readings a run, of
-    those that are messages.
+    those that are messages. `half_load_s`: how long half of the load lasts.
     """
 
     accounts: int = 8_000
     runs: int = 5
     full: int = FULL
     frames: Mapping[int, int] = field(
-        default_factory=lambda: {FULL: 1_200, 50: 2_400, 10: 2_400, 1: 2_400}
+        default_factory=lambda: {FULL: 2_000, 50: 2_400, 10: 2_400, 1: 2_400}
     )
     single: int = 4_000
+    half_load_s: float = 10.0
 
 
 async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
@@ -78,7 +92,10 @@ async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
             screen.say(f"metering: {name}, run {run + 1} of {plan.runs}")
             rates[name].append(await load())
     figures = [median_of(f"metering.{name}", UNIT, runs) for name, runs in rates.items()]
-    return figures + _ratios(rates[name_of(plan.full)], rates)
+    figures += _ratios(rates[name_of(plan.full)], rates)
+    screen.say("metering: half of that, evenly")
+    took_ms = await bench.at_half_load(median_of("", UNIT, rates[name_of(plan.full)]).value)
+    return figures + quantiles_of("metering.frame_to_charge_at_half_load_ms", "ms", took_ms)
 
 
 def name_of(size: int) -> str:
@@ -157,13 +174,47 @@ class _Bench:
         times_ms = [at async for at, _ in _behind(self._bootstrap, before)]
         return _rate(Counter(times_ms), max(times_ms) / 1000)
 
+    async def at_half_load(self, rate: float) -> list[int]:
+        """Return how long frames waited for their charges, ms. `rate`: readings/s of full load."""
+        size, frames = self._plan.full, self._frames(site.FLAT, self._plan.full)
+        each_once = self._plan.accounts // size + 1
+        apart_s = size / (rate / 2)
+        await self._stand.start_service("metering", {})
+        async with _watching(self._bootstrap) as (reader, admin):
+
+            async def done() -> bool:
+                return await _is_committed(reader, admin)
+
+            try:
+                await self._write(islice(frames, each_once))  # then none is due a balance soon
+                await until(done, ABSORBED_WITHIN_S, "each account is read once")
+                places = [*_partitions(LOG), *_partitions(CHARGES)]
+                before: dict[TopicPartition, int] = await reader.end_offsets(places)
+                count = int(self._plan.half_load_s / apart_s) + 1
+                await self._write(islice(frames, count), apart_s=apart_s)
+                await until(done, ABSORBED_WITHIN_S, "half of the load is absorbed")
+            finally:
+                await self._stand.stop("metering")
+        came_ms: dict[tuple[int, int], int] = {}
+        took_ms = []
+        of_log = {place: at for place, at in before.items() if place.topic == LOG}
+        of_charges = {place: at for place, at in before.items() if place.topic == CHARGES}
+        async for at_ms, record in _behind(self._bootstrap, of_log):
+            came_ms[record.partition, record.offset] = at_ms
+        async for at_ms, record in _behind(self._bootstrap, of_charges):
+            _, value = kafka.opened(record)
+            took_ms.append(at_ms - came_ms[record.partition, value["log_offset"]])
+        assert len(took_ms) == count, f"{len(took_ms)} of {count} frames were charged"
+        return took_ms
+
+    def _frames(self, tariff: str, size: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Yield frames without end, of each shard in turn."""
+        for meters in cycle(self._meters[tariff]):
+            yield meters.shard, "reading-frame", meters.frame(size).to_record()
+
     async def _fill(self, tariff: str, size: int) -> dict[TopicPartition, int]:
         """Write frames while nobody absorbs; return where the charges end."""
-        of_shards = self._meters[tariff]
-        turns = (of_shards[turn % len(of_shards)] for turn in range(self._plan.frames[size]))
-        await self._write(
-            (meters.shard, "reading-frame", meters.frame(size).to_record()) for meters in turns
-        )
+        await self._write(islice(self._frames(tariff, size), self._plan.frames[size]))
         async with kafka.consumer(self._bootstrap, client_id="bench") as reader:
             ends: dict[TopicPartition, int] = await reader.end_offsets(_partitions(CHARGES))
             return ends
@@ -180,11 +231,16 @@ class _Bench:
         assert charged.total() == wanted, f"{charged.total()} of {wanted} readings were charged"
         return _rate(charged, ended_s)
 
-    async def _write(self, entries: Iterable[tuple[int, str, dict[str, Any]]]) -> None:
+    async def _write(
+        self, entries: Iterable[tuple[int, str, dict[str, Any]]], *, apart_s: float = 0.0
+    ) -> None:
         flights = []
         async with kafka.producer(self._bootstrap, client_id="bench") as producer:
-            for shard, subject, record in entries:
+            began_s = time.monotonic()
+            for number, (shard, subject, record) in enumerate(entries):
                 self._written += 1
+                if (early_s := began_s + number * apart_s - time.monotonic()) > 0:
+                    await asyncio.sleep(early_s)
                 flight = await kafka.send(
                     producer,
                     LOG,
@@ -240,10 +296,8 @@ class _Bench:
         """Let a process absorb all of the log, and stop it; return when the last row came."""
         starting = asyncio.create_task(start)
         rows = _partitions(CHANGELOG)
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
-        await admin.start()
         try:
-            async with kafka.consumer(self._bootstrap, client_id="bench-watch") as reader:
+            async with _watching(self._bootstrap) as (reader, admin):
                 deadline_s = time.monotonic() + ABSORBED_WITHIN_S
                 ends, grew_s, looked_s = await reader.end_offsets(rows), time.time(), 0.0
                 while time.monotonic() < deadline_s:
@@ -255,7 +309,6 @@ class _Bench:
                             return grew_s
                     await asyncio.sleep(WATCH_S)
         finally:
-            await admin.close()
             await starting
             await self._stand.stop(name)
         raise TimeoutError(f"{name} absorbs the log: not within {ABSORBED_WITHIN_S:.0f} s")
@@ -274,6 +327,18 @@ def _partitions(topic: str, count: int | None = None) -> list[TopicPartition]:
     """Return the partitions of a topic; `count` of them where it is not in the catalogue."""
     numbers = range(catalogue().partitions_of(topic) if count is None else count)
     return [TopicPartition(topic, number) for number in numbers]
+
+
+@asynccontextmanager
+async def _watching(bootstrap: str) -> AsyncIterator[tuple[AIOKafkaConsumer, AIOKafkaAdminClient]]:
+    """Look at where topics end, and what is committed."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        async with kafka.consumer(bootstrap, client_id="bench-watch") as reader:
+            yield reader, admin
+    finally:
+        await admin.close()
 
 
 async def _is_committed(reader: AIOKafkaConsumer, admin: AIOKafkaAdminClient) -> bool:

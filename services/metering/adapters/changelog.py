@@ -97,7 +97,7 @@ def packed(records: Iterable[Sequence[Row]]) -> Iterable[list[Sequence[Row]]]:
     batch: list[Sequence[Row]] = []
     room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES
     left = room
-    for rows in records:
+    for rows in filter(len, records):
         fits = rows_bytes(rows) <= room
         for part in (rows,) if fits else ([row] for row in rows):
             size = rows_bytes(part)
