@@ -15,10 +15,10 @@ from services.metering.domain import readings
 from services.metering.domain.absorb import absorb
 from services.metering.domain.charging import Bill, Intervals
 from services.metering.domain.facts import Array
+from services.metering.domain.groups import Groups
 from services.metering.domain.messages import Absorbed, LogRecord
 from services.metering.domain.readings import at_once, waves
 from services.metering.domain.shard import ShardState
-from services.metering.domain.sums import last_of_each, sums_before
 from tests.property.metering_histories import SHARD, arrears, histories, merged, oddities, shapes
 from tests.property.metering_runs import examples
 from tests.property.test_metering_laws import sorted_rows
@@ -65,8 +65,7 @@ def check(records: list[LogRecord]) -> None:
 
 def one_by_one(_: ShardState, intervals: Intervals, __: Array) -> tuple[Array, Bill | None]:
     """Let one reading of each account go."""
-    slots = intervals.account_slots
-    return sums_before(slots, np.ones(len(slots), np.int64)) == 0, None
+    return Groups(intervals.account_slots).ranks() == 0, None
 
 
 def in_order(absorbed: Absorbed) -> Absorbed:
@@ -151,5 +150,10 @@ def test_a_meter_that_comes_again_waits_for_those_before_it() -> None:
     assert list(waves(accounts[:0], meters[:0])) == []
 
 
-def test_the_last_of_each_is_found() -> None:
-    assert list(last_of_each(np.array([4, 2, 4, 9, 2]))) == [2, 3, 4]
+def test_groups_keep_the_order() -> None:
+    groups = Groups(np.array([4, 2, 4, 9, 2]))
+    assert not groups.are_single
+    assert list(groups.ranks()) == [0, 0, 1, 0, 1]
+    assert list(groups.sums_before(np.array([10, 20, 30, 40, 50]))) == [0, 0, 10, 0, 20]
+    assert list(groups.shared()) == [True, True, True, False, True]
+    assert list(groups.ends()) == [2, 3, 4]

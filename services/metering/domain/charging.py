@@ -16,11 +16,11 @@ from services.common.kernel.frames import (
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
 from services.metering.domain.facts import Array
+from services.metering.domain.groups import Groups
 from services.metering.domain.ladders import Ladder
 from services.metering.domain.lines import PLAIN_MAX, Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.shard import SILENCE_MS, ShardState, Window
-from services.metering.domain.sums import sums_before
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
@@ -47,7 +47,9 @@ class Intervals:
         return len(self.meters)
 
     def take(self, which: Array) -> "Intervals":
-        """Return those at the indexes `which`."""
+        """Return those at the indexes `which`, ascending; all of them as they are."""
+        if len(which) == len(self):
+            return self
         return Intervals(
             self.meters.take(which),
             self.accounts.take(which),
@@ -98,11 +100,11 @@ class Bill:
 
 
 def bill_of(
-    state: ShardState, intervals: Intervals, kind: int, shared: Array | None = None
+    state: ShardState, intervals: Intervals, kind: int, of_accounts: Groups | None = None
 ) -> Bill:
     """Return what intervals cost. Changes nothing.
 
-    `shared`: which have an account that comes more than once; None: none has.
+    `of_accounts`: the intervals by their accounts; None: no account comes twice.
     """
     meters, accounts, readings = intervals.meters, intervals.accounts, intervals.readings
     charges = Table(CHARGE_KINDS, len(intervals))
@@ -128,10 +130,11 @@ def bill_of(
     )
     beyond, unsure = _beyond_int64((tops_milli, bottoms_milli), meters, accounts, bounds, plain)
     cannot |= beyond
-    if shared is None:
-        shared = np.zeros(len(intervals), np.bool_)
-    elif (beyond | unsure).any() or not _fit_together(accounts, energies, bounds):
-        cannot |= shared
+    shared = np.zeros(len(intervals), np.bool_)
+    if of_accounts is not None:
+        shared = of_accounts.shared()
+        if (beyond | unsure).any() or not _fit_together(accounts, energies, bounds):
+            cannot |= shared
     amounts = energies * prices
     found = _NO_LINES
     windows: dict[int, Window] = {}
@@ -171,13 +174,12 @@ def bill_of(
     for name, column in told_of.items():
         charges[name] = column
     set_standing(charges, meters, accounts)
-    several = bool(shared.any())
-    if several:
-        _go_on(charges, intervals.account_slots)
+    if of_accounts is not None:
+        _go_on(charges, of_accounts)
     names = _names(state, intervals, bare)
     slots = intervals.account_slots[lined]
     ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
-    lines = found.lines
+    lines, several = found.lines, of_accounts is not None
     return Bill(charges, names, cannot, windows, lines, found.accumulated, ladders, several)
 
 
@@ -224,11 +226,10 @@ def set_standing(charges: Table, meters: Array, accounts: Array) -> None:
     charges["account_credited_total_nano"] = accounts["credited_nano"]
 
 
-def _go_on(charges: Table, account_slots: Array) -> None:
+def _go_on(charges: Table, of_accounts: Groups) -> None:
     """Let each charge begin where the one before it on its account ended."""
-    before = sums_before(account_slots, charges["amount_nano"])
-    charges["account_charged_total_nano"] += before
-    charges["account_sequence"] += sums_before(account_slots, np.ones(len(charges), np.int64))
+    charges["account_sequence"] += of_accounts.ranks()
+    charges["account_charged_total_nano"] += of_accounts.sums_before(charges["amount_nano"])
 
 
 def _set_interval(charges: Table, meters: Array, readings: Entries) -> None:

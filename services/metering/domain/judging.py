@@ -79,7 +79,7 @@ def judge(
     """
     if accounts is None:
         accounts = out.state.accounts.take(slots)
-    found = _moves(out.state, slots, accounts, by_reading=by_reading)
+    found = _moves(out.state, slots, accounts, accounts["charged_nano"], by_reading=by_reading)
     if found is None:
         return
     acts, counted, in_arrears = found
@@ -101,30 +101,26 @@ def may_decide(state: ShardState, intervals: Intervals, charged_nano: Array, now
 
     `now_ms`: of the record, or of a later one.
     """
-    accounts = intervals.accounts.copy()
-    accounts["charged_nano"] = charged_nano
-    found = _moves(state, intervals.account_slots, accounts, by_reading=True)
+    slots, accounts = intervals.account_slots, intervals.accounts
+    found = _moves(state, slots, accounts, charged_nano, by_reading=True)
     if found is None:
         return np.zeros(len(accounts), np.bool_)
-    candidates = (accounts["level"] == CUT) & _are_closed(intervals.readings["relay_bits"])
-    leases_ms = state.policies.rows["lease_ms"][
-        state.account_links["policy"][intervals.account_slots]
-    ]
-    renewed: Array = candidates & _is_running_out(
-        leases_ms, intervals.meters["send_before_ms"], now_ms
-    )
-    return found[0] | renewed
+    leases_ms = state.policies.rows["lease_ms"][state.account_links["policy"][slots]]
+    ends_soon = _is_running_out(leases_ms, intervals.meters["send_before_ms"], now_ms)
+    renewed: Array = (accounts["level"] == CUT) & _are_closed(intervals.readings["relay_bits"])
+    return found[0] | (renewed & ends_soon)
 
 
 def _moves(
-    state: ShardState, slots: Array, accounts: Array, *, by_reading: bool
+    state: ShardState, slots: Array, accounts: Array, charged_nano: Array, *, by_reading: bool
 ) -> tuple[Array, Array, Array] | None:
     """Return (which accounts move, the level that counts for each, which are in arrears).
 
-    `accounts`: dtype ACCOUNT, what stands at `slots` or is to. None: nobody moves.
+    `accounts`: dtype ACCOUNT, what stands at `slots`; `charged_nano`: what of it does, or is to.
+    None: nobody moves.
     """
     slots_of_policies = state.account_links["policy"][slots]
-    available = accounts["credited_nano"] - accounts["charged_nano"] - accounts["held_nano"]
+    available = accounts["credited_nano"] - charged_nano - accounts["held_nano"]
     levels = accounts["level"]
     is_plenty = available > state.policies.rows["warned_nano"][slots_of_policies]
     if is_plenty.all() and not levels.any():  # normal, and they were

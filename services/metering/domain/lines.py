@@ -10,9 +10,9 @@ from services.common.kernel.values import value_class
 from services.common.tariffs.pricing import TOTAL
 from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_MAX, End
 from services.metering.domain.facts import Array
+from services.metering.domain.groups import Groups
 from services.metering.domain.ladders import Ladder, Part, PricedLine
 from services.metering.domain.shard import ShardState
-from services.metering.domain.sums import sums_before
 from services.metering.domain.tariffs import NO_REST
 
 NO_LADDER = -2
@@ -249,7 +249,7 @@ def _climb(
     (row, ladder), table = ladders, state.tariffs.table
     owners, energies = lines["charge"][climbs], lines["energy_milli"][climbs]
     at = state.accumulations.take(slots[owners])
-    before = at["base_milli"] + at["total_milli"] + sums_before(slots[owners], energies)
+    before = at["base_milli"] + at["total_milli"] + Groups(slots[owners]).sums_before(energies)
     after = before + energies
     totals[owners] = after - at["base_milli"]
     lines["total_milli"][climbs] = after

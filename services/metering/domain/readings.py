@@ -16,14 +16,14 @@ from services.metering.domain.charging import (
 )
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees
-from services.metering.domain.habits import concerned, told_of
+from services.metering.domain.groups import Groups
+from services.metering.domain.habits import told_of
 from services.metering.domain.holds import are_newly_held, changed_flags, count_flags, hold
 from services.metering.domain.judging import judge, may_decide, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
 from services.metering.domain.rows import CUT
 from services.metering.domain.shard import ShardState
-from services.metering.domain.sums import last_of_each, shared_of, sums_before
 from services.metering.domain.validation import (
     CHARGED,
     CODES,
@@ -131,7 +131,9 @@ def at_once(state: ShardState, intervals: Intervals, outcomes: Array) -> tuple[A
         if not len(charged):
             return go, None
         chosen = intervals.take(charged)
-        bill = bill_of(state, chosen, KIND_USAGE, shared_of(chosen.account_slots))
+        of_accounts = Groups(chosen.account_slots)
+        several = None if of_accounts.are_single else of_accounts
+        bill = bill_of(state, chosen, KIND_USAGE, several)
         odd = np.zeros(len(slots), np.bool_)
         totals_nano = bill.charges["account_charged_total_nano"]
         odd[charged] = bill.cannot | may_decide(state, chosen, totals_nano, state.now_ms)
@@ -143,16 +145,18 @@ def at_once(state: ShardState, intervals: Intervals, outcomes: Array) -> tuple[A
 
 def _may_be_told(state: ShardState, intervals: Intervals, outcomes: Array) -> Array:
     """Say of which readings something may come besides a charge and what the charge does."""
-    changed = flags_of(intervals) != intervals.meters["flags"]
+    told = told_of(state, intervals, KIND_USAGE)
+    changed = (flags_of(intervals) | told.raised | told.kept) != intervals.meters["flags"]
     found: Array = (CHARGED[outcomes] & changed) | are_newly_held(intervals, outcomes)
-    found[concerned(state, intervals)] = True
     return found | (outcomes == _RESPLIT) | (outcomes == _ROLLOVER)
 
 
 def _leading(slots: Array, odd: Array) -> Array:
     """Say which entries are the first of their slot, or stand before all odd ones of it."""
-    first = sums_before(slots, np.ones(len(slots), np.int64)) == 0
-    return first | (sums_before(slots, odd) + odd == 0)
+    if not odd.any():
+        return np.ones(len(slots), np.bool_)
+    of_slots = Groups(slots)
+    return (of_slots.ranks() == 0) | (of_slots.sums_before(odd) + odd == 0)
 
 
 def _absorb_now(
@@ -223,7 +227,7 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
         state.put_habits(int(intervals.meter_slots[i]), habits)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     if bill.several:
-        ends = last_of_each(intervals.account_slots)
+        ends = Groups(intervals.account_slots).ends()
         slots = intervals.account_slots.take(ends)
         post_to(out, intervals.accounts.take(ends), slots, charges.take(ends))
     else:

@@ -1,6 +1,7 @@
 """One shard as arrays: one slot an account, one slot a meter."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -68,10 +69,8 @@ has exactly one. accumulation: slot of the one that energy comes to most likely;
 is known.
 """
 _NONE = -1
-_TAILS_END = 1 << 20
-_UNEVEN = -1
-"""Shape of the row of an account of one meter: how many accumulations × _TAILS_END + how many bytes
-behind them; of others, whose sizes differ: _UNEVEN."""
+_TAILS_END = 1 << 32
+"""Shape of an account's row: how many accumulations × _TAILS_END + how many bytes behind them."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i8")])
@@ -270,8 +269,9 @@ class ShardState:
 
     def meter_in(self, slot: int, meter_key: int) -> int | None:
         """Return the slot at which a meter stands in an account."""
-        keys = self.meters["key"]
-        return next((meter for meter in self.meters_of(slot) if keys[meter] == meter_key), None)
+        meters, keys = self.meters_of(slot), self.meters["key"]
+        at = bisect_left(meters, meter_key, key=lambda meter: int(keys[meter]))
+        return meters[at] if at < len(meters) and keys[meters[at]] == meter_key else None
 
     def add_meter(self, slot: int, fact: Fact, offset: int, stay: Stay | None) -> int:
         """Let a meter stand in an account, by its meter-fact absorbed at `offset`.
@@ -557,66 +557,49 @@ class ShardState:
 
     def account_rows(self, slots: Array) -> Rows:
         """Return the rows of accounts, in the order of `slots`."""
-        meter_slots = self.account_links["only_meter"][slots]
-        shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
-        shapes += sizes_of_tails(self.meters, meter_slots).sum(axis=0)
-        shapes[self.accounts["meters"][slots] != 1] = _UNEVEN
-        if len(slots) and not shapes.any():
-            return Rows([self._table(0, np.arange(len(slots)), slots, meter_slots)])
-        tables = []
-        for shape in sorted(set(shapes.tolist())):
-            places = np.flatnonzero(shapes == shape)
-            if shape == _UNEVEN:
-                tables += self._tables_of_values(places, slots[places])
-            else:
-                tables.append(self._table(shape, places, slots[places], meter_slots[places]))
+        counts = self.accounts["meters"][slots]
+        tables: list[RowTable] = []
+        for count in sorted(set(counts.tolist())):
+            places = np.flatnonzero(counts == count)
+            tables += self._tables(places, slots[places], count)
         return Rows(tables)
 
+    def _tables(self, places: Array, slots: Array, count: int) -> Iterator[RowTable]:
+        """Yield the rows of accounts with so many meters each, together those of one shape."""
+        if count == 1:
+            meter_slots = self.account_links["only_meter"][slots]
+        else:
+            of_each = chain.from_iterable(map(self.meters_of, slots.tolist()))
+            meter_slots = np.fromiter(of_each, np.int64)
+        tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
+        shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
+        shapes += tails.reshape(len(slots), count).sum(axis=1)
+        meter_slots = meter_slots.reshape(len(slots), count)
+        for shape in sorted(set(shapes.tolist())):
+            which = np.flatnonzero(shapes == shape)
+            yield self._table(shape, places[which], slots[which], meter_slots[which])
+
     def _table(self, shape: int, places: Array, slots: Array, meter_slots: Array) -> RowTable:
-        """Return the rows of accounts of one meter each, which have the same parts."""
+        """Return the rows of accounts of one shape; `meter_slots`: of each, a line an account."""
         keys = account_row_keys(self.accounts["key"][slots])
-        parts = [words(self.accounts).take(slots, axis=0), words(self.meters).take(meter_slots, 0)]
+        accounts, meters = words(self.accounts), words(self.meters)
+        counted = meters.take(meter_slots.ravel(), axis=0)
+        parts = [accounts.take(slots, axis=0), counted.reshape(len(slots), -1)]
         if shape // _TAILS_END:
             at = chain.from_iterable(map(self._accumulations_of.__getitem__, slots.tolist()))
             counted = words(self.accumulations).take(np.fromiter(at, np.int64), axis=0)
             parts.append(counted.reshape(len(slots), -1))
         if shape % _TAILS_END:
-            windows, *others = sizes_of_tails(self.meters, meter_slots)
+            windows, *others = sizes_of_tails(self.meters, meter_slots.ravel())
             only_windows = windows.all() and not any(sizes.any() for sizes in others)
             tail_of = self._windows.__getitem__ if only_windows else self._tail
-            tails = b"".join(map(tail_of, meter_slots.tolist()))
+            tails = b"".join(map(tail_of, meter_slots.ravel().tolist()))
             parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
         return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
-
-    def _tables_of_values(self, places: Array, slots: Array) -> list[RowTable]:
-        """Return the rows of accounts whose number of meters differs."""
-        values = list(map(self._value, slots.tolist()))
-        sizes = np.fromiter(map(len, values), np.int64, len(values))
-        tables = []
-        for size in sorted(set(sizes.tolist())):
-            which = np.flatnonzero(sizes == size)
-            packed = np.frombuffer(b"".join(values[i] for i in which.tolist()), np.uint8)
-            keys = account_row_keys(self.accounts["key"][slots[which]])
-            tables.append(RowTable(places[which], keys, packed.reshape(len(which), -1)))
-        return tables
 
     def _tail(self, meter_slot: int) -> bytes:
         tails = (self._windows, self._held, self._waiting, self._habits)
         return b"".join(tail.get(meter_slot, b"") for tail in tails)
-
-    def _accumulated(self, slot: int) -> bytes:
-        return bytes(self.accumulations[self._accumulations_of.get(slot, [])].tobytes())
-
-    def _value(self, slot: int) -> bytes:
-        meter_slots = self.meters_of(slot)
-        return b"".join(
-            (
-                self.accounts[slot].tobytes(),
-                self.meters[meter_slots].tobytes(),
-                self._accumulated(slot),
-                *map(self._tail, meter_slots),
-            )
-        )
 
     @classmethod
     def from_rows(cls, shard: int, rows: Iterable[tuple[bytes, bytes]]) -> "ShardState":
