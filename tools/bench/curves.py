@@ -77,10 +77,12 @@ class Step:
         return f"curves.reading_us.{self.curve}.{self.size}"
 
 
+_MERGED = [Step("meters_per_account", n, accounts=12_800 // n, meters=n) for n in (1, 16, 256)]
 STEPS = (
     *(Step("accounts_per_shard", n, accounts=n) for n in (1_000, 10_000, 100_000)),
     *(Step("shards_per_worker", n, shards=n) for n in (1, 2, 4, 8)),
-    *(Step("meters_per_account", n, accounts=12_800 // n, meters=n) for n in (1, 16, 256)),
+    *_MERGED,
+    *(replace(s, curve=f"{s.curve}_on_ladders", tariff=site.TOU_LADDER) for s in _MERGED),
     *(Step("weeks_of_history", n, tariff=site.TOU_LADDER, weeks=n) for n in (0, 1, 26)),
 )
 
