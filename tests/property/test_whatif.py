@@ -26,7 +26,16 @@ from services.reporting.domain.whatif import (
     Sums,
     fees_owed,
 )
-from tests.property.metering_histories import ACCOUNTS, METERS, steady
+from tests.property.metering_histories import (
+    ACCOUNTS,
+    METERS,
+    Book,
+    Frame,
+    Op,
+    Read,
+    calendared,
+    steady,
+)
 from tests.property.metering_runs import examples, fresh_run
 from tests.unit.reporting_tables import Tables
 
@@ -116,6 +125,21 @@ def test_the_tariff_in_force_would_have_charged_what_it_charged(records: list[Lo
         charged_nano = sum(charge.amount_nano for charge in charges)
         assert sums.charged_nano == sums.draft_nano == charged_nano
         assert sums.energy_milli == sum(charge.energy_milli for charge in charges)
+
+
+def test_a_ladder_of_a_meter_goes_on_behind_another_device_in_a_preview_too() -> None:
+    used = Frame(3_600_000, (Read(1, use_milli=1_700),))
+    replaced = Op("assign", 1, 0)
+    records = Book().play([*calendared(4, 0), *(used,) * 3, replaced, *(used,) * 3])
+    history = History(records)
+    charges = history.charges("A0")
+    charged_nano = sum(charge.amount_nano for charge in charges)
+    draft = Draft(history.plan_of("A0"), *all_of(charges))
+    assert draft.plan.ladder is not None
+    assert draft.plan.ladder.scope == "meter"
+    assert history.preview("A0", draft).draft_nano == charged_nano
+    history.came.clear()
+    assert history.preview("A0", draft).draft_nano != charged_nano
 
 
 @examples(100)
