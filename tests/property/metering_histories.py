@@ -632,7 +632,7 @@ class Book:
         self.now_ms = begins_ms + 22 * DAY_MS
         for day in range(22):
             usual = (300, 0, 1_100, 30_000)[op.b % 4] + 7 * (day % 3)
-            use = usual if day < 21 else (usual, 2_000, 9_000, 60_000)[op.c % 4]
+            use = usual if day < 21 else (9_000, 2_000, usual, 60_000)[op.c % 4]
             for after_ms, milli in ((0, 40), (QUARTER_MS + op.d % 2, use)):
                 at_ms = begins_ms + day * DAY_MS + after_ms
                 reading = self._honest(device, Read(op.a, use_milli=milli))

@@ -116,6 +116,8 @@ class Meter:
     """Rule 7: not known, closed or tripped."""
     mark: tuple[int, int] | None = None
     """(time, register) since which its power is told; None: no habits."""
+    unusual_by: Fact = field(default_factory=dict)
+    """The evidence of the reading that told last."""
     levels: list[int] = field(default_factory=lambda: [0] * 24)
     told: list[int] = field(default_factory=lambda: [0] * 24)
     waiting: "tuple[Meter, Reading] | None" = None
@@ -773,7 +775,8 @@ class ScalarShard:
         for flag in (*PASSING, *STANDING, "silent", "unusual"):
             if (flag in before) != (flag in flags):
                 change = "meter-flagged" if flag in flags else "meter-cleared"
-                self._tell(account, change, flag, cause, evidence)
+                found_so = flag == "unusual" and flag in flags
+                self._tell(account, change, flag, cause, meter.unusual_by if found_so else evidence)
         if account.fact is None:
             return
         was_cut = account.level == CUT
@@ -803,6 +806,10 @@ class ScalarShard:
         level, seen = meter.levels[hour], 8 * min(code_of(power), 255)
         above = next(p for p in powers() if code_of(p) > level // 8)
         found = meter.told[hour] >= 20 and power > factor * above and rise > 100
+        # The most that gives no power above the limit: powers are rounded down.
+        beyond = -(-(factor * above + 1) * (time - mark[0]) // (meter.fact["ratio"] * 3_600_000))
+        since = (register, time, mark[1], mark[0], max(100, beyond - 1), None)
+        meter.unusual_by = dict(zip(EVIDENCE, since, strict=True))
         if meter.told[hour] == 0:
             meter.levels[hour] = seen
         elif seen > level:

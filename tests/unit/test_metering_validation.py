@@ -592,6 +592,10 @@ def test_what_is_far_beyond_the_habits_of_its_hour_is_charged_and_told() -> None
     log = learned()
     done = log.use(10_000 + 1_537)
     assert told(done) == [("meter-flagged", "unusual")]
+    (alarm,) = of(done, "alarm")
+    assert (alarm["register_milli"], alarm["device_time_ms"]) == (11_537, log.now_ms)
+    mark = (10_000, log.now_ms - QUARTER_MS, 1_536)
+    assert (alarm["last_register_milli"], alarm["last_time_ms"], alarm["bound_milli"]) == mark
     assert (done.counts["accepted"], done.counts["unusual"]) == (1, 1)
     assert [charge["energy_milli"] for charge in charges(done)] == [1_537]
     log.later(60_000)

@@ -12,12 +12,14 @@ from services.common.kernel.frames import KIND_ROLLOVER
 from services.common.kernel.zones import zone_named
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
+from services.metering.domain.outbox import Evidence
 from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS
 from services.metering.domain.shard import Habits, ShardState
 from services.metering.domain.validation import NOISE_MILLI
 
 SPAN_MS_MIN, SPAN_MS_MAX = 900_000, 7_200_000
 """Power is told over a quarter of an hour at least, two hours at most."""
+HOUR_MS = 3_600_000
 TOLD_MIN = 20
 """One in twenty lies above: before that nobody knows it."""
 TOLD_MAX = 255
@@ -30,13 +32,14 @@ UNUSUAL = np.uint32(1 << FLAGS.index("unusual"))
 
 
 class Told(NamedTuple):
-    """What readings say of habits: flags that go up and that stay (bits, uint32), and the habits.
+    """What readings say of habits: flags that go up and that stay (bits, uint32).
 
-    `habits`: of those of the i-th that change; None: they go.
+    By the number of the reading: by what it was found unusual; habits that change (None: they go).
     """
 
     raised: Array
     kept: Array
+    unusual: dict[int, Evidence]
     habits: dict[int, Habits | None]
 
 
@@ -57,48 +60,55 @@ def _asks(state: ShardState, intervals: Intervals) -> Array:
 
 def told_of(state: ShardState, intervals: Intervals, kind: int) -> Told:
     """Return what readings say that are charged. Changes nothing."""
-    raised, kept = (np.zeros(len(intervals), np.uint32) for _ in range(2))
-    habits: dict[int, Habits | None] = {}
+    count = len(intervals)
+    told = Told(np.zeros(count, np.uint32), np.zeros(count, np.uint32), {}, {})
     which = concerned(state, intervals)
     if len(which):
         asks = _asks(state, intervals)
         for i in which.tolist():
-            if not asks[i]:
-                habits[i] = None
-                continue
-            before = state.habits_of(int(intervals.meter_slots[i]))
-            after, verdict = _after(state, intervals, i, before, kind)
-            if verdict is None:
-                kept[i] = intervals.meters["flags"][i] & UNUSUAL
-            elif verdict:
-                raised[i] = UNUSUAL
-            if after is not before:
-                habits[i] = after
-    return Told(raised, kept, habits)
+            if asks[i]:
+                _tell(state, intervals, i, kind, told)
+            else:
+                told.habits[i] = None
+    return told
 
 
-def _after(
-    state: ShardState, intervals: Intervals, i: int, before: Habits | None, kind: int
-) -> tuple[Habits, bool | None]:
-    """Return a meter's habits after a reading, and whether it was unusual; None: it tells not."""
-    meter, reading = intervals.meters[i], intervals.readings[i]
-    mark = int(reading["device_time_ms"]), int(reading["register_milli"])
+def _tell(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told) -> None:
+    """Add to `told` what the i-th reading says."""
+    reading = intervals.readings[i]
+    time_ms, register_milli = int(reading["device_time_ms"]), int(reading["register_milli"])
+    before = state.habits_of(int(intervals.meter_slots[i]))
+    told.kept[i] = intervals.meters["flags"][i] & UNUSUAL
     if before is None:
-        return Habits(*mark, (0,) * HOURS, (0,) * HOURS), None
-    span_ms = mark[0] - before.time_ms
+        told.habits[i] = Habits(time_ms, register_milli, (0,) * HOURS, (0,) * HOURS)
+        return
+    span_ms = time_ms - before.time_ms
     if span_ms > SPAN_MS_MAX or kind == KIND_ROLLOVER:
-        return before._replace(time_ms=mark[0], register_milli=mark[1]), None
-    if span_ms < SPAN_MS_MIN:
-        return before, None
-    rules = state.policies.rules[state.account_links["policy"][intervals.account_slots[i]]]
-    rise_milli = mark[1] - before.register_milli
-    power_milli = rise_milli * int(meter["ratio"]) * 3_600_000 // span_ms
-    hour = _hour(before.time_ms, rules.zone)
-    level, told = before.levels[hour], before.told[hour]
-    beyond = power_milli > (rules.unusual_factor or 0) * _lowest(level // STEPS_OF_CODE + 1)
-    verdict = told >= TOLD_MIN and beyond and rise_milli > NOISE_MILLI
-    levels = _set(before.levels, hour, _moved(level, told, STEPS_OF_CODE * code_of(power_milli)))
-    return Habits(*mark, levels, _set(before.told, hour, min(told + 1, TOLD_MAX))), verdict
+        told.habits[i] = before._replace(time_ms=time_ms, register_milli=register_milli)
+    elif span_ms >= SPAN_MS_MIN:
+        rules = state.policies.rules[state.account_links["policy"][intervals.account_slots[i]]]
+        hour, ratio = _hour(before.time_ms, rules.zone), int(intervals.meters["ratio"][i])
+        rise_milli = register_milli - before.register_milli
+        usual_milli = _usual_milli(before.levels[hour], rules.unusual_factor or 0, ratio, span_ms)
+        told.kept[i] = 0
+        if before.told[hour] >= TOLD_MIN and rise_milli > usual_milli:
+            told.raised[i] = UNUSUAL
+            mark = before.register_milli, before.time_ms
+            told.unusual[i] = Evidence(register_milli, time_ms, *mark, usual_milli)
+        seen = STEPS_OF_CODE * code_of(rise_milli * ratio * HOUR_MS // span_ms)
+        level = _moved(before.levels[hour], before.told[hour], seen)
+        told.habits[i] = Habits(
+            time_ms,
+            register_milli,
+            _set(before.levels, hour, level),
+            _set(before.told, hour, min(before.told[hour] + 1, TOLD_MAX)),
+        )
+
+
+def _usual_milli(level: int, factor: int, ratio: int, span_ms: int) -> int:
+    """Return by how much a register may rise in a while without being unusual."""
+    highest_milli = factor * _lowest(level // STEPS_OF_CODE + 1)
+    return max(NOISE_MILLI, ((highest_milli + 1) * span_ms - 1) // (ratio * HOUR_MS))
 
 
 def code_of(power_milli: int) -> int:

@@ -1,6 +1,6 @@
 """Rule 3: what holds a meter, what stands out at it, and what a person says of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -53,20 +53,32 @@ def count_flags(out: Outbox, flags: Array) -> None:
             out.count(name, int(np.count_nonzero(flags >> number & 1)))
 
 
-def changed_flags(intervals: Intervals, flags: Array) -> list[Change]:
-    """Return which flags go up or down where meters get `flags`, before they do."""
+def changed_flags(
+    intervals: Intervals, flags: Array, unusual: Mapping[int, Evidence]
+) -> list[Change]:
+    """Return which flags go up or down where meters get `flags`, before they do.
+
+    `unusual`: by what the i-th was found so.
+    """
     before = intervals.meters["flags"]
     changed = np.flatnonzero((before != flags) & ~intervals.accounts["house"])
-    return [change for i in changed.tolist() for change in _changes(intervals, i, int(flags[i]))]
+    return [
+        change
+        for i in changed.tolist()
+        for change in _changes(intervals, i, int(flags[i]), unusual.get(i))
+    ]
 
 
-def _changes(intervals: Intervals, i: int, flags: int) -> Iterator[Change]:
+def _changes(
+    intervals: Intervals, i: int, flags: int, unusual: Evidence | None
+) -> Iterator[Change]:
     before = int(intervals.meters["flags"][i])
     evidence = evidence_of(intervals.meters[i], intervals.readings[i])
     for number, name in enumerate(FLAGS):
         is_up, was_up = flags >> number & 1, before >> number & 1
+        own = unusual if is_up and name == "unusual" else None
         if is_up != was_up:
-            yield i, "meter-flagged" if is_up else "meter-cleared", name, evidence
+            yield i, "meter-flagged" if is_up else "meter-cleared", name, own or evidence
 
 
 def tell_leaving(out: Outbox, slot: int, meter_slot: int, meter: Fact) -> None:

@@ -218,7 +218,7 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     flags |= told.raised
     count_flags(out, flags)
     flags |= told.kept
-    changes = changed_flags(intervals, flags)
+    changes = changed_flags(intervals, flags, told.unusual)
     were_silent = intervals.meters["flags"] & SILENT != 0
     intervals.meters["flags"] = flags
     intervals.meters["relay"] = relays_seen(intervals)
