@@ -31,6 +31,17 @@ POLICY = np.dtype(
 )
 
 
+_FEW = 32
+
+
+def are_distinct(slots: Array) -> bool:
+    """Say whether no number comes twice."""
+    if len(slots) <= _FEW:
+        return len(set(slots.tolist())) == len(slots)
+    ordered = np.sort(slots)
+    return not (ordered[1:] == ordered[:-1]).any()
+
+
 def grown(array: Array, count: int) -> Array:
     """Return `array` with room for `count` entries, doubled where it must grow.
 

@@ -14,7 +14,7 @@ from services.metering.domain.charging import (
     post_to,
     stand,
 )
-from services.metering.domain.facts import Array
+from services.metering.domain.facts import Array, are_distinct
 from services.metering.domain.fees import post_fees
 from services.metering.domain.groups import Groups
 from services.metering.domain.habits import told_of
@@ -61,7 +61,7 @@ def absorb_readings(out: Outbox, readings: Entries) -> None:
 def waves(account_slots: Array, meter_slots: Array) -> Iterator[Array]:
     """Yield indexes of readings, ascending: no meter twice, those of an account in their order."""
     count = len(meter_slots)
-    if len(set(meter_slots.tolist())) == count:
+    if are_distinct(account_slots) or are_distinct(meter_slots):
         if count:
             yield np.arange(count)
         return
@@ -110,7 +110,7 @@ def _absorb_round(
     for i in np.flatnonzero(_REFINED[outcomes]).tolist():
         outcomes[i] = CODES[_refined(state, intervals, i, int(outcomes[i]))]
     go, bill = np.ones(len(positions), np.bool_), None
-    if len(set(account_slots.tolist())) < len(positions):
+    if not are_distinct(account_slots):
         go, bill = at_once(state, intervals, outcomes)
         which = np.flatnonzero(go)
         intervals, outcomes, positions = intervals.take(which), outcomes[which], positions[which]

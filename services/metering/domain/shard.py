@@ -558,6 +558,8 @@ class ShardState:
     def account_rows(self, slots: Array) -> Rows:
         """Return the rows of accounts, in the order of `slots`."""
         counts = self.accounts["meters"][slots]
+        if len(slots) and (counts == counts[0]).all():
+            return Rows(list(self._tables(np.arange(len(slots)), slots, int(counts[0]))))
         tables: list[RowTable] = []
         for count in sorted(set(counts.tolist())):
             places = np.flatnonzero(counts == count)
@@ -571,6 +573,9 @@ class ShardState:
         else:
             of_each = chain.from_iterable(map(self.meters_of, slots.tolist()))
             meter_slots = np.fromiter(of_each, np.int64)
+        if not (self._accumulations_of or any(self._tails)):
+            yield self._table(0, places, slots, meter_slots.reshape(len(slots), count))
+            return
         tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
         shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
         shapes += tails.reshape(len(slots), count).sum(axis=1)
@@ -597,9 +602,13 @@ class ShardState:
             parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
         return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
 
+    @property
+    def _tails(self) -> tuple[dict[int, bytes], ...]:
+        """What stands behind a row's meters, of each meter packed, in its order."""
+        return self._windows, self._held, self._waiting, self._habits
+
     def _tail(self, meter_slot: int) -> bytes:
-        tails = (self._windows, self._held, self._waiting, self._habits)
-        return b"".join(tail.get(meter_slot, b"") for tail in tails)
+        return b"".join(tail.get(meter_slot, b"") for tail in self._tails)
 
     @classmethod
     def from_rows(cls, shard: int, rows: Iterable[tuple[bytes, bytes]]) -> "ShardState":
