@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from services.metering.domain.facts import Array
 from services.metering.domain.keys import Keys
 from services.metering.domain.messages import Row
 from services.metering.domain.rows import (
@@ -87,6 +88,11 @@ class PackedFacts:
         number = self.keys.number(key)
         return None if number < 0 else self._fact(key, self._versions(number)[-1])
 
+    def newest_of(self, keys: Array) -> Iterator[Fact | None]:
+        """Yield the newest fact of each key, in their order."""
+        for key, number in zip(keys.tolist(), self.keys.numbers(keys).tolist(), strict=True):
+            yield None if number < 0 else self._fact(key, self._versions(number)[-1])
+
     def versions(self, key: int) -> Versions:
         number = self.keys.number(key)
         if number < 0:
@@ -145,10 +151,9 @@ class PackedFacts:
         return form, at, *own[:count]
 
     def _fact(self, key: int, packed: _Packed) -> Fact:
-        number, _, *own = packed
-        form = self._forms[number]
+        form = self._forms[packed[0]]
         fact = form.common.copy()
-        fact.update(zip(form.own, own, strict=False))  # the rest is null
+        fact.update(zip(form.own, packed[2:], strict=False))  # the rest is null
         fact[self._key] = key
         return fact
 

@@ -373,7 +373,7 @@ class Outbox:
             return []
         accounts = self.state.accounts.take(slots)
         order = np.argsort(accounts["key"])
-        facts = map(self.state.account_fact, slots[order].tolist())
+        facts = self.state.account_facts(slots[order])
         columns = (accounts[name][order].tolist() for name in _BALANCE_COLUMNS)
         return list(map(self._balance, facts, *columns))
 

@@ -59,21 +59,24 @@ _ACCOUNT_LINKS = np.dtype(
         ("policy", "<i8"),
         ("names", "<i4", (5,)),
         ("only_meter", "<i4"),
-        ("accumulation", "<i8"),
+        ("accumulation", "<i4"),
+        ("first_accumulation", "<i4"),
     ]
 )
 """What facts say of an account, as numbers; made anew at each start, never stored.
 
 names: tariff, policy, legal entity, currency, commodity. only_meter: slot of its meter where it
 has exactly one. accumulation: slot of the one that energy comes to most likely; _NONE where none
-is known.
+is known. first_accumulation: that of the first in the order of the row; _NONE where it has none.
 """
 _NONE = -1
+_STEPS_MAX = 8
+"""Of chains walked side by side; a merged account's are longer, and there are few of those."""
 _TAILS_END = 1 << 32
 """Shape of an account's row: how many accumulations × _TAILS_END + how many bytes behind them."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
-_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i8")])
+_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i4")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
 
 Window = tuple[int, ...]
@@ -137,7 +140,8 @@ class ShardState:
         """Copy of meters["silent_at_ms"], dense, because it is searched often."""
         self.meter_links = np.zeros(16, _METER_LINKS)
         self.accumulations = np.zeros(16, ACCUMULATION)
-        self._accumulations_of: dict[int, list[int]] = {}
+        self._next_accumulation = np.zeros(16, np.int32)
+        """Slot of the next one of the same account; _NONE behind its last."""
         self._free_accumulations: list[int] = []
         self._accumulations_used = 0
         self._windows: dict[int, bytes] = {}
@@ -188,6 +192,10 @@ class ShardState:
         """Return the newest fact of an account."""
         return self.facts.accounts.newest(int(self.accounts["key"][slot]))
 
+    def account_facts(self, slots: Array) -> Iterator[Fact | None]:
+        """Yield the newest facts of accounts, in the order of `slots`."""
+        return self.facts.accounts.newest_of(self.accounts["key"].take(slots))
+
     def is_ahead(self, slot: int, offset: int) -> bool:
         """Say whether the account has absorbed the record at `offset` already (rule 1)."""
         return bool(self.accounts["offset"][slot] >= offset)
@@ -217,7 +225,8 @@ class ShardState:
         self.account_links = grown(self.account_links, slot + 1)
         self.due_ms = grown(self.due_ms, slot + 1)
         self.due_ms[slot] = NOT_DUE_MS
-        self.account_links["only_meter"][slot] = self.account_links["accumulation"][slot] = _NONE
+        for link in ("only_meter", "accumulation", "first_accumulation"):
+            self.account_links[link][slot] = _NONE
         return slot
 
     def put_accounts(self, slots: Array, accounts: Array) -> None:
@@ -396,7 +405,7 @@ class ShardState:
     def ladder_of(self, slot: int) -> Ladder:
         """Return a copy of an account's accumulations; `put_ladder` makes it stand."""
         found: dict[Key, Accumulation] = {}
-        for each in self.accumulations[self._accumulations_of.get(slot, [])].tolist():
+        for each in self.accumulations[self._accumulations_of(slot)].tolist():
             owner, period, version, rate, days, days_of, _, base_milli, total_milli = each
             key = (owner, period, version, rate)
             found[key] = Accumulation(base_milli, total_milli, days, days_of)
@@ -404,7 +413,7 @@ class ShardState:
 
     def put_ladder(self, slot: int, ladder: Ladder) -> None:
         """Let an account's accumulations be those of `ladder`."""
-        slots = self._accumulations_of.pop(slot, [])
+        slots = self._accumulations_of(slot)
         self.account_links["accumulation"][slot] = _NONE
         self.meter_links["accumulation"][self.meters_of(slot)] = _NONE
         while len(slots) > len(ladder):
@@ -415,8 +424,8 @@ class ShardState:
             days = (each.days, each.days_of, b"", each.base_milli, each.total_milli)
             self.accumulations[at] = (*key, *days)
         self.accounts["accumulations"][slot] = len(slots)
-        if slots:
-            self._accumulations_of[slot] = slots
+        self.account_links["first_accumulation"][slot] = slots[0] if slots else _NONE
+        self._next_accumulation[slots] = [*slots[1:], _NONE][: len(slots)]
         self._link_accumulations(slot, ladder)
 
     def forget_shapes(self, slot: int) -> None:
@@ -424,10 +433,19 @@ class ShardState:
         self.forget_windows(slot, 0)
         self.put_ladder(slot, Ladder(self.tariffs, 0, {}))
 
+    def _accumulations_of(self, slot: int) -> list[int]:
+        """Return the slots of an account's accumulations, in the order of its row."""
+        slots, at = [], int(self.account_links["first_accumulation"][slot])
+        following = self._next_accumulation.data
+        while at != _NONE:
+            slots.append(at)
+            at = following[at]
+        return slots
+
     def _link_accumulations(self, slot: int, ladder: Ladder) -> None:
         """Let each owner's newest accumulation be found at once, or that of the rate used last."""
         newest: dict[int, int] = {}
-        slots = self._accumulations_of.get(slot, [])
+        slots = self._accumulations_of(slot)
         used = [key in ladder.heads for key, _ in ladder.sorted()]
         for only_used in (False, True):
             for at, (key, _), is_used in zip(slots, ladder.sorted(), used, strict=True):
@@ -445,6 +463,7 @@ class ShardState:
             return self._free_accumulations.pop()
         self._accumulations_used += 1
         self.accumulations = grown(self.accumulations, self._accumulations_used)
+        self._next_accumulation = grown(self._next_accumulation, self._accumulations_used)
         return self._accumulations_used - 1
 
     def windows_of(self, meter_slot: int) -> list[Window]:
@@ -573,7 +592,7 @@ class ShardState:
         else:
             of_each = chain.from_iterable(map(self.meters_of, slots.tolist()))
             meter_slots = np.fromiter(of_each, np.int64)
-        if not (self._accumulations_of or any(self._tails)):
+        if not (self._accumulations_used or any(self._tails)):
             yield self._table(0, places, slots, meter_slots.reshape(len(slots), count))
             return
         tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
@@ -591,8 +610,8 @@ class ShardState:
         counted = meters.take(meter_slots.ravel(), axis=0)
         parts = [accounts.take(slots, axis=0), counted.reshape(len(slots), -1)]
         if shape // _TAILS_END:
-            at = chain.from_iterable(map(self._accumulations_of.__getitem__, slots.tolist()))
-            counted = words(self.accumulations).take(np.fromiter(at, np.int64), axis=0)
+            at = self._accumulations_of_each(slots, shape // _TAILS_END)
+            counted = words(self.accumulations).take(at, axis=0)
             parts.append(counted.reshape(len(slots), -1))
         if shape % _TAILS_END:
             windows, *others = sizes_of_tails(self.meters, meter_slots.ravel())
@@ -606,6 +625,16 @@ class ShardState:
     def _tails(self) -> tuple[dict[int, bytes], ...]:
         """What stands behind a row's meters, of each meter packed, in its order."""
         return self._windows, self._held, self._waiting, self._habits
+
+    def _accumulations_of_each(self, slots: Array, count: int) -> Array:
+        """Return the slots of the accumulations of accounts that have `count` each."""
+        if count > _STEPS_MAX:
+            of_each = chain.from_iterable(map(self._accumulations_of, slots.tolist()))
+            return np.fromiter(of_each, np.int64)
+        steps = [self.account_links["first_accumulation"][slots]]
+        while len(steps) < count:
+            steps.append(self._next_accumulation.take(steps[-1]))
+        return np.stack(steps, axis=1).ravel()
 
     def _tail(self, meter_slot: int) -> bytes:
         return b"".join(tail.get(meter_slot, b"") for tail in self._tails)
@@ -677,11 +706,12 @@ class ShardState:
         self.accumulations = grown(self.accumulations, len(parsed.accumulations))
         self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
         self._accumulations_used = len(parsed.accumulations)
-        counts = parsed.accounts["accumulations"]
-        ends = np.cumsum(counts, dtype=np.int64)
-        for slot in np.flatnonzero(counts).tolist():
-            end = int(ends[slot])
-            self._accumulations_of[slot] = list(range(end - int(counts[slot]), end))
+        counts = parsed.accounts["accumulations"].astype(np.int64)
+        ends = np.cumsum(counts)
+        firsts = np.where(counts, ends - counts, _NONE)
+        self.account_links["first_accumulation"][: len(counts)] = firsts
+        self._next_accumulation = np.arange(1, 1 + len(self.accumulations), dtype=np.int32)
+        self._next_accumulation[ends[counts > 0] - 1] = _NONE
 
     def _load_facts(self, values: Iterable[tuple[str, bytes]]) -> None:
         self.facts.load(values, self.offset)

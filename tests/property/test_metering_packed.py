@@ -113,6 +113,8 @@ def test_a_packed_fact_comes_back_as_it_was(
         versions = known.get(key, ())
         assert facts.versions(key) == versions
         assert facts.newest(key) == (versions[-1][1] if versions else None)
+    newest = facts.newest_of(np.arange(9))
+    assert list(newest) == list(map(facts.newest, range(9)))
 
 
 def _keyed(key: int, versions: Versions) -> Versions:
