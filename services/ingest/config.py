@@ -65,6 +65,9 @@ class IngestSettings(MqttSettings):
     line_requests_max: int = Field(
         256, ge=1, le=10_000, description="requests that may wait for one line; more are refused"
     )
+    set_clocks: bool = Field(
+        True, description="set clocks of polled meters that are wrong; false: only tell of them"
+    )
 
     mqtt_enabled: bool = Field(
         True, description="subscribe to MQTT; in a fleet of workers exactly one does"

@@ -191,6 +191,7 @@ class Ingest:
                 chosen.reconnect_backoff_max_ms,
                 chosen.serial_recheck_ms,
                 chosen.line_requests_max,
+                chosen.set_clocks,
             ),
             is_ours=self._is_ours,
             profiles=self._profiles,

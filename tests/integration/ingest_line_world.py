@@ -325,7 +325,7 @@ async def line_world(
         metrics=metrics,
         log=log,
     )
-    settings = {
+    settings: dict[str, Any] = {
         "poll_interval_ms": 50,
         "transaction_timeout_ms": 200,
         "offline_after_failures": 2,
@@ -333,6 +333,7 @@ async def line_world(
         "reconnect_backoff_max_ms": 200,
         "serial_recheck_ms": 300,
         "requests_max": 8,
+        "set_clocks": True,
         **changed,
     }
     worker = LineWorker(

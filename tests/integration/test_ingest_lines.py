@@ -459,6 +459,18 @@ async def test_a_clock_that_is_wrong_is_set_once_and_read_back(
 
 
 @pytest.mark.usefixtures("any_hour")
+async def test_clocks_are_left_where_the_setting_says_so_and_told_all_the_same(
+    gateway: Gateway,
+) -> None:
+    async with line_world(gateway, set_clocks=False) as world:
+        await until(lambda: world.kept.readings, "a reading")
+        set_clock(gateway, HALF_AN_HOUR)
+        await until(lambda: tended(world), "the clock is seen to")
+        assert (tended(world) or ("", None))[0] == "left"
+        assert clocks_written(gateway) == []
+
+
+@pytest.mark.usefixtures("any_hour")
 async def test_a_clock_that_tells_no_time_is_set_and_its_meter_is_read_again(
     gateway: Gateway,
 ) -> None:

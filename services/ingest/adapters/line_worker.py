@@ -15,6 +15,7 @@ from services.common.kernel.zones import utc_ms
 from services.ingest.adapters.intake import POLLED, Intake, Reply, Source
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.clocks import (
+    LEFT,
     NO_REGISTER,
     NOT_TAKEN,
     SET,
@@ -58,6 +59,7 @@ class LineSettings:
     reconnect_backoff_max_ms: int
     serial_recheck_ms: int
     requests_max: int
+    set_clocks: bool
 
 
 class LineWorker:
@@ -256,8 +258,9 @@ class LineWorker:
             meter.meter_id, profile.name, ahead_ms=ahead_ms, now_ms=now_ms, zone=zone
         ):
             return
-        result = NO_REGISTER
-        if (registers := profile.clock) is not None:
+        result = NO_REGISTER if self._settings.set_clocks else LEFT
+        registers = profile.clock if self._settings.set_clocks else None
+        if registers is not None:
             words = registers.words(wall_clock(now_ms, zone))
             is_private = registers.function == WRITE_PRIVATE
             write = self._link.write_privately if is_private else self._link.write

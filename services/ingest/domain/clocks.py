@@ -17,6 +17,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SET = "set"
 NOT_TAKEN = "not-taken"
 NO_REGISTER = "no-register"
+LEFT = "left"
+"""The setting says that clocks are left as they are."""
 
 
 @dataclass(slots=True)
