@@ -100,6 +100,7 @@ def test_the_promised_bars_are_held_against_figures_that_exist() -> None:
         "metering.flat.readings_per_second.at_10": "≥ 25,000",
         "metering.flat.readings_per_second.at_1": "≥ 3,000",
         "metering.tou_ladder.readings_per_second": "≥ 200,000",
+        "metering.frame_to_charge_at_half_load_ms.p99": "≤ 25",
         "curves.memory_mb_per_million_meters.flat": "≤ 1,000",
         "curves.memory_mb_per_million_meters.tou_ladder": "≤ 1,000",
         "pipeline.reading_to_charge_beyond_linger_ms.p99": "≤ 25",
