@@ -40,8 +40,8 @@ from services.metering.domain.together import absorb_all
 HANDFUL_RECORDS_MAX = 32
 HANDFUL_BYTES_MAX = 1 << 16
 """Of records that are absorbed together. A full frame is larger: it goes alone, and soon."""
-FACTS_PACKED_MAX = 1000
-"""Facts that are packed at a time: some milliseconds' worth, in which no record is absorbed."""
+FACTS_PACKED_MAX = 200
+"""Facts that are packed at a time: a millisecond or two, in which no record is absorbed."""
 
 
 class Producer(Batches, Sender, Protocol):
