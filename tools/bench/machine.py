@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PINNED = Path(__file__).with_name("pinned.py")
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of this user's is made in it
 BUSY_SHARE = 0.5
 """Load average a core, above which a bench measures its neighbours too."""
 
@@ -55,6 +57,15 @@ class Cores:
         if self.service is None:
             return tuple(command)
         return (sys.executable, "-I", "-S", str(PINNED), str(self.service), *command)
+
+
+def in_memory(name: str, room_bytes: int) -> Path | None:
+    """Return a folder of this user's that no disk is behind; None where there is no such room."""
+    try:
+        free_bytes = shutil.disk_usage(MEMORY).free
+    except OSError:
+        return None
+    return MEMORY / f"{name}-{os.getuid()}" if free_bytes >= room_bytes else None
 
 
 def description() -> str:
