@@ -5,15 +5,19 @@ import numpy as np
 from services.metering.domain.facts import Array
 
 
+def firsts(ordered: Array) -> Array:
+    """Return the index at which each of ordered numbers comes first."""
+    begins = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    return np.flatnonzero(begins)
+
+
 class Groups:
     """Entries by the number of what they belong to; those of one group in their order."""
 
     def __init__(self, numbers: Array) -> None:
         self._order = np.argsort(numbers, kind="stable")
-        ordered = numbers[self._order]
-        begins = np.ones(len(numbers), np.bool_)
-        np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
-        self._starts = np.flatnonzero(begins)
+        self._starts = firsts(numbers[self._order])
         self._sizes = np.diff(self._starts, append=len(numbers))
 
     @property

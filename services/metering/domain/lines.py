@@ -10,7 +10,7 @@ from services.common.kernel.values import value_class
 from services.common.tariffs.pricing import TOTAL
 from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_MAX, End
 from services.metering.domain.facts import Array
-from services.metering.domain.groups import Groups
+from services.metering.domain.groups import Groups, firsts
 from services.metering.domain.ladders import Ladder, Part, PricedLine
 from services.metering.domain.shard import ShardState
 from services.metering.domain.tariffs import NO_REST
@@ -96,7 +96,7 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     climbs = counted[~slowly[owners[counted]]]
     totals = _climb(state, lines, climbs, (rows[climbs], ladder_of[climbs]), slots)
     touched = owners[climbs]
-    touched = touched[_firsts(touched)]
+    touched = touched[firsts(touched)]
     done = Priced(
         lines,
         np.zeros(count, np.int64),
@@ -226,13 +226,6 @@ def _set_amounts(lines: Array, rows: Array, table: Array, rates: Array) -> None:
     lines["rate_nano"] = energies * table["rate_micro"][rows, rates]
     lines["surcharge_nano"] = energies * table["surcharge_micro"][rows]
     lines["tax_nano"] = energies * table["tax_micro"][rows, rates]
-
-
-def _firsts(owners: Array) -> Array:
-    """Return where each of ascending owners comes first."""
-    first = np.ones(len(owners), np.bool_)
-    np.not_equal(owners[1:], owners[:-1], out=first[1:])
-    return np.flatnonzero(first)
 
 
 def _climb(

@@ -577,10 +577,8 @@ class ShardState:
     def account_rows(self, slots: Array) -> Rows:
         """Return the rows of accounts, in the order of `slots`."""
         counts = self.accounts["meters"][slots]
-        if len(slots) and (counts == counts[0]).all():
-            return Rows(list(self._tables(np.arange(len(slots)), slots, int(counts[0]))))
         tables: list[RowTable] = []
-        for count in sorted(set(counts.tolist())):
+        for count in np.unique(counts).tolist():
             places = np.flatnonzero(counts == count)
             tables += self._tables(places, slots[places], count)
         return Rows(tables)
