@@ -62,12 +62,17 @@ def check(one: ShardState, other: ShardState, records: list[LogRecord], random: 
         handful, records = records[: (count := random.randint(1, 12))], records[count:]
         done = absorb_all(other, handful)
         for record, mine in zip(handful, done, strict=True):
-            assert mine == absorb(one, record), record.offset
+            assert same_rows(mine) == same_rows(absorb(one, record)), record.offset
         assert (other.offset, other.now_ms) == (one.offset, one.now_ms)
         assert other.next_deadline_ms() == one.next_deadline_ms()
         passes += count > 1
     assert sorted_rows(one) == sorted_rows(other)
     event(f"{min(passes, 5)} handfuls")
+
+
+def same_rows(done: Absorbed) -> Absorbed:
+    """Return it with its account rows sorted: in which order they are written says nothing."""
+    return replace(done, account_rows=tuple(sorted(done.account_rows)))
 
 
 def thinned(records: list[LogRecord]) -> list[LogRecord]:

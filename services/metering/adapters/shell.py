@@ -38,8 +38,8 @@ from services.metering.domain.shard import ShardState
 from services.metering.domain.together import absorb_all
 
 HANDFUL_RECORDS_MAX = 32
-HANDFUL_BYTES_MAX = 1 << 16
-"""Of records that are absorbed together. A full frame is larger: it goes alone, and soon."""
+HANDFUL_BYTES_MAX = 1 << 19
+"""Of records that are absorbed together: a few full frames, some milliseconds' work."""
 FACTS_PACKED_MAX = 200
 """Facts that are packed at a time: a millisecond or two, in which no record is absorbed."""
 

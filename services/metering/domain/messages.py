@@ -57,7 +57,7 @@ class Row(NamedTuple):
 class RowTable:
     """Rows whose keys are of one size, and whose values are, as bytes in columns: uint8, (n, size).
 
-    `places`: where each stands among the rows that it belongs to.
+    `places`: where each stands among the rows that it belongs to, ascending.
     """
 
     places: npt.NDArray[np.int64]
@@ -66,6 +66,12 @@ class RowTable:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def between(self, start: int, stop: int) -> "RowTable":
+        """Return the rows at the places start..stop - 1, as places of their own."""
+        first, last = np.searchsorted(self.places, (start, stop)).tolist()
+        places = self.places[first:last] - start
+        return RowTable(places, self.keys[first:last], self.values[first:last])
 
     def rows(self) -> Iterator[Row]:
         """Yield them one by one."""
@@ -88,10 +94,10 @@ class Rows(Sequence[Row]):
     @overload
     def __getitem__(self, at: slice) -> Sequence[Row]: ...
     def __getitem__(self, at: int | slice) -> Row | Sequence[Row]:
-        if isinstance(at, slice) and len(self.tables) == 1:
-            (table,) = self.tables
-            keys, values = table.keys[at], table.values[at]
-            return Rows([RowTable(np.arange(len(keys)), keys, values)])
+        if isinstance(at, slice) and at.step is None:
+            start, stop, _ = at.indices(len(self))
+            parts = (table.between(start, stop) for table in self.tables)
+            return Rows([part for part in parts if len(part)])
         return self._one_by_one[at]
 
     def __eq__(self, other: object) -> bool:

@@ -42,8 +42,8 @@ REACH = 16
 """How many readings are looked at for each that went at once before."""
 
 
-def absorb_readings(out: Outbox, readings: Entries) -> None:
-    """Absorb a frame's readings (dtype READING) in their order."""
+def absorb_readings(out: Outbox, readings: Entries, *, among: Array | None = None) -> None:
+    """Absorb a frame's readings (dtype READING) in their order; only those `among` them."""
     state = out.state
     meter_slots = state.find_meters(readings["meter_key"])
     known = meter_slots >= 0
@@ -51,7 +51,7 @@ def absorb_readings(out: Outbox, readings: Entries) -> None:
     account_slots = np.where(known, state.meter_links["account"][meter_slots], -1)
     # Accounts that absorbed this record before a restart (rule 1).
     behind = known & (state.accounts["offset"][account_slots] < out.offset)
-    positions = np.flatnonzero(behind)
+    positions = np.flatnonzero(behind if among is None else behind & among)
     state.link_read(account_slots[positions])
     post_fees(out, account_slots[positions])
     for chosen in waves(account_slots[positions], meter_slots[positions]):
