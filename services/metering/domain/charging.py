@@ -20,7 +20,7 @@ from services.metering.domain.groups import Groups
 from services.metering.domain.ladders import Ladder
 from services.metering.domain.lines import PLAIN_MAX, Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
-from services.metering.domain.shard import SILENCE_MS, ShardState, Window
+from services.metering.domain.shard import SILENCE_MS, ShardState
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
@@ -64,15 +64,15 @@ class Bill:
     """What intervals cost: charges (dtype CHARGE), their names as numbers (n, 5), their lines.
 
     `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged, or not
-    with others of their account; their entries mean nothing. `windows`: of those that were split by
-    time. `accumulated` and `ladders`, by account slot: what is to stand of what the lines counted
-    (`stand`). `several`: an account may have more than one charge.
+    with others of their account; their entries mean nothing. `split`: indexes of those that were
+    split by time, ascending. `accumulated` and `ladders`, by account slot: what is to stand of what
+    the lines counted (`stand`). `several`: an account may have more than one charge.
     """
 
     charges: Table
     names: Array
     cannot: Array
-    windows: dict[int, Window]
+    split: Array
     lines: Array
     accumulated: tuple[Array, Array]
     ladders: dict[int, Ladder]
@@ -87,11 +87,7 @@ class Bill:
             self.charges.take(which),
             self.names[which],
             self.cannot[which],
-            {
-                new: self.windows[old]
-                for new, old in enumerate(which.tolist())
-                if old in self.windows
-            },
+            np.flatnonzero(np.isin(which, self.split)),
             lines,
             self.accumulated,
             self.ladders,
@@ -137,7 +133,7 @@ def bill_of(
             cannot |= shared
     amounts = energies * prices
     found = _NO_LINES
-    windows: dict[int, Window] = {}
+    split = _NOTHING
     lined = np.flatnonzero(~plain & ~cannot)
     if len(lined):
         rises_milli, told = rises_of_rates(meters.take(lined), readings.take(lined))
@@ -161,7 +157,7 @@ def bill_of(
         for i in lined[unsure[lined]].tolist():
             cannot[i] |= not _fits_with(accounts[i], int(amounts[i]))
         found.lines["charge"] = lined[found.lines["charge"]]
-        windows = _windows(charges, lined[found.estimated])
+        split = lined[found.estimated]
 
     told_of = {
         "kind": kind,
@@ -180,7 +176,7 @@ def bill_of(
     slots = intervals.account_slots[lined]
     ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
     lines, several = found.lines, of_accounts is not None
-    return Bill(charges, names, cannot, windows, lines, found.accumulated, ladders, several)
+    return Bill(charges, names, cannot, split, lines, found.accumulated, ladders, several)
 
 
 def _names(state: ShardState, intervals: Intervals, bare: Array) -> Array:
@@ -199,15 +195,6 @@ def rises_of_rates(meters: Array, readings: Entries) -> tuple[Array, Array]:
         return np.zeros(after.shape, np.int64), np.zeros(len(after), np.bool_)
     before = meters["rates_milli"]
     return rises_between(before, meters["register_milli"], after, readings["register_milli"])
-
-
-def _windows(charges: Table, which: Array) -> dict[int, Window]:
-    """Return the windows of the charges at the indexes `which`."""
-    names = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
-    ends = zip(*(charges[name][which].tolist() for name in names), strict=True)
-    rates = (charges[name][which].tolist() for name in ("from_rates_milli", "to_rates_milli"))
-    found = zip(which.tolist(), ends, *rates, strict=True)
-    return {i: (*four, *before, *after) for i, four, before, after in found}
 
 
 def set_standing(charges: Table, meters: Array, accounts: Array) -> None:

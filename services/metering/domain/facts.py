@@ -49,7 +49,7 @@ def grown(array: Array, count: int) -> Array:
     """
     if count <= len(array):
         return array
-    larger = np.zeros(max(count, 2 * len(array)), array.dtype)
+    larger = np.zeros((max(count, 2 * len(array)), *array.shape[1:]), array.dtype)
     larger[: len(array)] = array
     return larger
 

@@ -233,7 +233,7 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     else:
         post(out, intervals, charges)
     stand(state, bill)
-    if kind == KIND_USAGE and bill.windows:
+    if kind == KIND_USAGE and len(bill.split):
         leave_windows(state, intervals, bill)
 
     cause_of = _causes(out, intervals, positions, charges, were_silent)

@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_TIME, CHARGE_KINDS, KIND_RESPLIT, RATES, Table
+from services.common.kernel.frames import (
+    ABSENT_REGISTER,
+    BASIS_TIME,
+    CHARGE_KINDS,
+    KIND_RESPLIT,
+    RATES,
+    Table,
+)
 from services.common.kernel.units import fits_int64
 from services.common.tariffs.shape import End
 from services.metering.domain.charging import Bill, Intervals, post, set_standing
@@ -12,27 +19,26 @@ from services.metering.domain.judging import judge
 from services.metering.domain.ladders import Part
 from services.metering.domain.lines import are_within, as_lines, climbed, parts_of
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
-from services.metering.domain.rows import WINDOWS_MAX
-from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState, Window
-
-WINDOW_AGE_MS_MAX = 40 * 86_400_000
-"""A window that ended longer before the newest one goes: nothing will come for it."""
-
-
-def kept_windows(windows: list[Window]) -> list[Window]:
-    """Return those that stay of ascending windows: the widest, and none that is too old."""
-    newest_ms = windows[-1][2]
-    young = [window for window in windows if window[2] >= newest_ms - WINDOW_AGE_MS_MAX]
-    while len(young) > WINDOWS_MAX:
-        young.remove(min(young, key=lambda window: (window[2] - window[0], window[0])))
-    return young
+from services.metering.domain.rows import WITH_RATES
+from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
+from services.metering.domain.windows import Window, kept_windows
 
 
 def leave_windows(state: ShardState, intervals: Intervals, bill: Bill) -> None:
     """Keep the intervals that were split by time, for a late reading to split them again."""
-    for i, window in bill.windows.items():
-        meter_slot = int(intervals.meter_slots[i])
-        state.put_windows(meter_slot, kept_windows([*state.windows_of(meter_slot), window]))
+    which, charges = bill.split, bill.charges
+    meter_slots = intervals.meter_slots[which]
+    names = ("from_time_ms", "from_register_milli", "to_time_ms", "to_register_milli")
+    rates = [charges[name][which] for name in ("from_rates_milli", "to_rates_milli")]
+    plain = np.logical_and(*((of_end == ABSENT_REGISTER).all(axis=1) for of_end in rates))
+    plain &= state.meters["windows"][meter_slots] & WITH_RATES == 0
+    windows = np.stack([charges[name][which] for name in names], axis=1)
+    state.append_windows(meter_slots[plain], windows[plain])
+    if not plain.all():
+        windows = np.concatenate([windows, *rates], axis=1)
+        for i in np.flatnonzero(~plain).tolist():
+            meter_slot, window = int(meter_slots[i]), tuple(windows[i].tolist())
+            state.put_windows(meter_slot, kept_windows([*state.windows_of(meter_slot), window]))
 
 
 def late_outcome(state: ShardState, intervals: Intervals, i: int) -> str:

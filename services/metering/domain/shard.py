@@ -32,6 +32,7 @@ from services.metering.domain.rows import (
     NOT_DUE_MS,
     TAIL_HABITS,
     TAIL_WAITING,
+    WITH_RATES,
     Fact,
     ParsedAccounts,
     account_row_keys,
@@ -40,13 +41,12 @@ from services.metering.domain.rows import (
     header_row,
     joined,
     octets,
-    packed_windows,
     parsed_accounts,
     sizes_of_tails,
-    windows_in,
     words,
 )
 from services.metering.domain.tariffs import Tariffs
+from services.metering.domain.windows import Window, Windows
 
 SILENCE_MS = 7 * 86_400_000
 """A meter that no reading was accepted of for so long is silent."""
@@ -78,9 +78,6 @@ _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i4")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
-
-Window = tuple[int, ...]
-"""(from time, register, to time, register, registers of rates there, and there)."""
 
 
 class Held(NamedTuple):
@@ -144,7 +141,7 @@ class ShardState:
         """Slot of the next one of the same account; _NONE behind its last."""
         self._free_accumulations: list[int] = []
         self._accumulations_used = 0
-        self._windows: dict[int, bytes] = {}
+        self._windows = Windows()
         self._held: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
         self._habits: dict[int, bytes] = {}
@@ -468,22 +465,22 @@ class ShardState:
 
     def windows_of(self, meter_slot: int) -> list[Window]:
         """Return a meter's windows, ascending."""
-        packed = self._windows.get(meter_slot, b"")
-        return windows_in(int(self.meters["windows"][meter_slot]), packed) if packed else []
+        return self._windows.of(meter_slot, int(self.meters["windows"][meter_slot]))
 
     def put_windows(self, meter_slot: int, windows: Sequence[Window]) -> None:
         """Let a meter's windows be `windows`, ascending."""
-        self.meters["windows"][meter_slot], packed = packed_windows(windows)
-        if packed:
-            self._windows[meter_slot] = packed
-        else:
-            self._windows.pop(meter_slot, None)
+        self.meters["windows"][meter_slot] = self._windows.put(meter_slot, windows)
+
+    def append_windows(self, meter_slots: Array, newest: Array) -> None:
+        """Let each of some meters have one more window: see `Windows.append`."""
+        said = self.meters["windows"].take(meter_slots)
+        self.meters["windows"][meter_slots] = self._windows.append(meter_slots, said, newest)
 
     def forget_windows(self, slot: int, from_ms: int) -> bool:
         """Let the windows of an account's meters go that end behind an instant; say whether any."""
         forgot = False
         for meter_slot in self.meters_of(slot):
-            if meter_slot in self._windows:
+            if self.meters["windows"][meter_slot]:
                 windows = self.windows_of(meter_slot)
                 kept = [window for window in windows if window[2] <= from_ms]
                 self.put_windows(meter_slot, kept)
@@ -590,7 +587,7 @@ class ShardState:
         else:
             of_each = chain.from_iterable(map(self.meters_of, slots.tolist()))
             meter_slots = np.fromiter(of_each, np.int64)
-        if not (self._accumulations_used or any(self._tails)):
+        if not (self._accumulations_used or self._windows or any(self._tails)):
             yield self._table(0, places, slots, meter_slots.reshape(len(slots), count))
             return
         tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
@@ -612,17 +609,23 @@ class ShardState:
             counted = words(self.accumulations).take(at, axis=0)
             parts.append(counted.reshape(len(slots), -1))
         if shape % _TAILS_END:
-            windows, *others = sizes_of_tails(self.meters, meter_slots.ravel())
-            only_windows = windows.all() and not any(sizes.any() for sizes in others)
-            tail_of = self._windows.__getitem__ if only_windows else self._tail
-            tails = b"".join(map(tail_of, meter_slots.ravel().tolist()))
-            parts.append(np.frombuffer(tails, np.int64).reshape(len(slots), -1))
+            tails = self._tails_of(meter_slots.ravel())
+            parts.append(tails.reshape(len(slots), -1))
         return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
 
     @property
     def _tails(self) -> tuple[dict[int, bytes], ...]:
-        """What stands behind a row's meters, of each meter packed, in its order."""
-        return self._windows, self._held, self._waiting, self._habits
+        """What stands behind a meter's windows in its row, packed, in its order."""
+        return self._held, self._waiting, self._habits
+
+    def _tails_of(self, meter_slots: Array) -> Array:
+        """Return what stands behind the meters in their rows, one meter's behind the other's."""
+        said = self.meters["windows"].take(meter_slots)
+        others = sizes_of_tails(self.meters, meter_slots)[1:]
+        if not (others.any() or (said & WITH_RATES).any()):
+            return self._windows.flat(meter_slots, said)
+        each = zip(meter_slots.tolist(), said.tolist(), strict=True)
+        return np.frombuffer(b"".join([self._tail(*meter) for meter in each]), np.int64)
 
     def _accumulations_of_each(self, slots: Array, count: int) -> Array:
         """Return the slots of the accumulations of accounts that have `count` each."""
@@ -634,8 +637,9 @@ class ShardState:
             steps.append(self._next_accumulation.take(steps[-1]))
         return np.stack(steps, axis=1).ravel()
 
-    def _tail(self, meter_slot: int) -> bytes:
-        return b"".join(tail.get(meter_slot, b"") for tail in self._tails)
+    def _tail(self, meter_slot: int, said: int) -> bytes:
+        others = [tail.get(meter_slot, b"") for tail in self._tails]
+        return b"".join([self._windows.packed(meter_slot, said), *others])
 
     @classmethod
     def from_rows(cls, shard: int, rows: Iterable[tuple[bytes, bytes]]) -> "ShardState":
@@ -695,9 +699,10 @@ class ShardState:
         self._meter_keys.extend(np.unique(meters["key"][order]))
         self._standing = grown(self._standing, len(order))
         self._standing[self._meter_keys.numbers(meters["key"][order])] = order
+        self._link_newest_accumulations()
 
     def _load_shapes(self, parsed: ParsedAccounts) -> None:
-        self._windows = {slot: packed for slot, packed in enumerate(parsed.windows) if packed}
+        self._windows = Windows.of_all(parsed.meters["windows"], parsed.windows)
         self._held = {slot: packed for slot, packed in enumerate(parsed.held) if packed}
         self._waiting = {slot: packed for slot, packed in enumerate(parsed.waiting) if packed}
         self._habits = {slot: packed for slot, packed in enumerate(parsed.habits) if packed}
@@ -710,6 +715,21 @@ class ShardState:
         self.account_links["first_accumulation"][: len(counts)] = firsts
         self._next_accumulation = np.arange(1, 1 + len(self.accumulations), dtype=np.int32)
         self._next_accumulation[ends[counts > 0] - 1] = _NONE
+
+    def _link_newest_accumulations(self) -> None:
+        """Let the newest accumulation of each owner be found at once: the last one in the row."""
+        counts = self.accounts["accumulations"][: self.account_count]
+        accounts = np.repeat(np.arange(len(counts)), counts)
+        owners = self.accumulations["owner"][: self._accumulations_used]
+        others = (owners[1:] != owners[:-1]) | (accounts[1:] != accounts[:-1])
+        newest = np.flatnonzero(np.append(others, True)[: len(owners)])
+        of_accounts = newest[owners[newest] == 0]
+        self.account_links["accumulation"][accounts[of_accounts]] = of_accounts
+        of_meters = newest[owners[newest] != 0]
+        meter_slots = self.find_meters(owners[of_meters])
+        here = self.meter_links["account"][meter_slots] == accounts[of_meters]
+        here &= meter_slots != _NONE
+        self.meter_links["accumulation"][meter_slots[here]] = of_meters[here]
 
     def _load_facts(self, values: Iterable[tuple[str, bytes]]) -> None:
         self.facts.load(values, self.offset)
