@@ -44,7 +44,8 @@ async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitSta
         settings,
         clock=runtime.clock,
         metrics=Metrics(runtime.metrics),
-        producer=app.client,
+        outputs=app.outputs,
+        rows=app.rows,
         read_rows=partial(
             changelog.read_rows,
             settings.kafka_bootstrap,

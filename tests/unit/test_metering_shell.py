@@ -677,7 +677,8 @@ class ShellBench:
             self.settings,
             clock=self.clock,
             metrics=Metrics(CollectorRegistry()),
-            producer=lambda: self.producer,
+            outputs=lambda: self.producer,
+            rows=lambda: self.producer,
             read_rows=read_rows,
             log_start=log_start,
         )
