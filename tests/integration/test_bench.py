@@ -40,7 +40,13 @@ def kept(path: Path, figures: list[Figure]) -> dict[str, str]:
 
 def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
     thin = metering.Plan(
-        accounts=80, runs=1, full=10, frames={10: 16, 1: 16}, single=40, half_load_s=0.3
+        accounts=80,
+        runs=1,
+        full=10,
+        frames={10: 16, 1: 16},
+        single=40,
+        half_loads=(0.3, 0.1),
+        balances_apart_s=0.0,
     )
     few = vending.Plan(clients=4, accounts=8, runs=1, seconds=0.5)
 
@@ -89,6 +95,7 @@ def test_curves_and_memory_are_measured(tmp_path: Path) -> None:
         "curves.reading_us.weeks_of_history.1": "µs",
         "curves.memory_mb_per_million_meters.flat": "MB",
         "curves.memory_mb_per_million_meters.tou_ladder": "MB",
+        "curves.memory_mb_per_million_meters.tou_ladder_full": "MB",
     }
 
 

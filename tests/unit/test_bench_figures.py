@@ -103,6 +103,7 @@ def test_the_promised_bars_are_held_against_figures_that_exist() -> None:
         "metering.frame_to_charge_at_half_load_ms.p99": "≤ 25",
         "curves.memory_mb_per_million_meters.flat": "≤ 1,000",
         "curves.memory_mb_per_million_meters.tou_ladder": "≤ 1,000",
+        "curves.memory_mb_per_million_meters.tou_ladder_full": "≤ 1,000",
         "pipeline.reading_to_charge_beyond_linger_ms.p99": "≤ 25",
         "pipeline.threshold_to_open_ms.p99": "≤ 1,000",
         "pipeline.payment_to_closed_ms.p99": "≤ 1,000",

@@ -1,10 +1,10 @@
 """What a reading costs metering as its surroundings grow, and what memory its meters take.
 
 `python -m tools.bench.curves reading TARIFF SHARDS ACCOUNTS METERS WEEKS` prints µs a reading,
-`python -m tools.bench.curves memory TARIFF METERS` MB a million meters. Each step has a process of
-its own on the measured core, without Kafka, which sees frames, not accounts: a frame's bytes are
-decoded and absorbed, its outputs encoded, its rows packed. Times are the process's own, the least
-of some runs: what else the machine does is not in them.
+`python -m tools.bench.curves memory TARIFF METERS WEEKS` MB a million meters. Each step has a
+process of its own on the measured core, without Kafka, which sees frames, not accounts: a frame's
+bytes are decoded and absorbed, its outputs encoded, its rows packed. Times are the process's own,
+the least of some runs: what else the machine does is not in them.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from services.metering.adapters.decoding import FRAME, Opened, Raw, opened
 from services.metering.domain.absorb import absorb
 from services.metering.domain.charging import BALANCE_EVERY_MS
 from services.metering.domain.messages import LogRecord, Row
+from services.metering.domain.rows import WINDOWS_MAX
 from services.metering.domain.shard import ShardState
 from tools.bench import site
 from tools.bench.figures import Figure
@@ -85,6 +86,12 @@ STEPS = (
     *(replace(s, curve=f"{s.curve}_on_ladders", tariff=site.TOU_LADDER) for s in _MERGED),
     *(Step("weeks_of_history", n, tariff=site.TOU_LADDER, weeks=n) for n in (0, 1, 26)),
 )
+MEMORIES = (
+    (site.FLAT, site.FLAT, 0),
+    (site.TOU_LADDER, site.TOU_LADDER, 0),
+    (f"{site.TOU_LADDER}_full", site.TOU_LADDER, WINDOWS_MAX + 1),
+)
+"""(name, tariff, weeks of history): with as many as there may be windows all of them are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +108,10 @@ async def measure(cores: Cores, screen: Screen, plan: Plan) -> list[Figure]:
     for step in plan.steps:
         screen.say(f"curves: {step.curve} {step.size:,}")
         figures.append(_figure(step.name, "µs", await _said(cores, *step.arguments)))
-    for tariff in (site.FLAT, site.TOU_LADDER):
-        screen.say(f"curves: memory, {tariff}")
-        found = await _said(cores, "memory", tariff, str(plan.remembered))
-        figures.append(_figure(f"curves.memory_mb_per_million_meters.{tariff}", "MB", found))
+    for name, tariff, weeks in MEMORIES:
+        screen.say(f"curves: memory, {name}")
+        found = await _said(cores, "memory", tariff, str(plan.remembered), str(weeks))
+        figures.append(_figure(f"curves.memory_mb_per_million_meters.{name}", "MB", found))
     return figures
 
 
@@ -182,14 +189,15 @@ class Worker:
             RowBatch(records)
 
 
-def memory_mb(tariff: str, meters: int) -> float:
+def memory_mb(tariff: str, meters: int, weeks: int) -> float:
     """Return MB a million meters take: read from the changelog, and each read and told of since.
 
+    They were read `weeks` times before, a week apart.
     As metering has it at rest: what was read is packed, and the room it took given back.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # its memory goes with it
         before = _resident_bytes()
-        worker, rows = apart.submit(_remembered, tariff, meters).result()
+        worker, rows = apart.submit(_remembered, tariff, meters, weeks).result()
         state = ShardState.from_rows(0, rows)
         del rows
         state.facts.pack(2 * meters)
@@ -200,9 +208,11 @@ def memory_mb(tariff: str, meters: int) -> float:
         return (_resident_bytes() - before - worker.meters_bytes) / meters
 
 
-def _remembered(tariff: str, meters: int) -> tuple[Worker, list[Row]]:
+def _remembered(tariff: str, meters: int, weeks: int) -> tuple[Worker, list[Row]]:
     worker = Worker(tariff, 1, meters, 1)
     worker.read_all()
+    for _ in range(weeks):
+        worker.read_all(WEEK_QUARTERS)
     facts, accounts, header = worker.states[0].rows()
     worker.states = []
     return worker, [*facts, *accounts, header]
@@ -216,7 +226,7 @@ def main() -> None:
     """Measure one thing, and print it."""
     what, tariff, *numbers = sys.argv[1:]
     if what == "memory":
-        print(memory_mb(tariff, int(numbers[0])))
+        print(memory_mb(tariff, *map(int, numbers)))
         return
     shards, accounts, meters, weeks = map(int, numbers)
     worker = Worker(tariff, shards, accounts, meters)

@@ -51,6 +51,7 @@ BARS = {
     "metering.frame_to_charge_at_half_load_ms.p99": Bar(25),
     "curves.memory_mb_per_million_meters.flat": Bar(1_000),
     "curves.memory_mb_per_million_meters.tou_ladder": Bar(1_000),
+    "curves.memory_mb_per_million_meters.tou_ladder_full": Bar(1_000),
     "pipeline.reading_to_charge_beyond_linger_ms.p99": Bar(25),
     "pipeline.threshold_to_open_ms.p99": Bar(1000),
     "pipeline.payment_to_closed_ms.p99": Bar(1000),
