@@ -1,6 +1,7 @@
 """Rule 4: what intervals are priced by. All intervals of a frame at once, where they are alike."""
 
 from dataclasses import field
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -261,34 +262,26 @@ def _climb(
 
 def _with_slow(state: ShardState, spans: Spans, done: Priced, rows: Array, slow: Array) -> Priced:
     """Price the intervals at the indexes `slow` one by one, in integers without end."""
-    kept = np.isin(done.lines["charge"], slow, invert=True)
-    found = [done.lines[kept]]
+    is_slow = np.isin(done.lines["charge"], slow)
+    mine = done.lines[is_slow]
+    columns = [rows[is_slow].tolist()]
+    columns += [mine[name].tolist() for name in ("rate", "period", "energy_milli", "basis")]
+    edges = [*firsts(mine["charge"]).tolist(), len(mine)]
+    account_slots, meter_slots = spans.account_slots[slow], spans.meter_slots[slow]
+    each = zip(
+        slow.tolist(), account_slots.tolist(), meter_slots.tolist(), pairwise(edges), strict=True
+    )
+    found: list[tuple[int, ...]] = []
     ladders, cannot = dict(done.ladders), done.cannot.copy()
-    for i in slow.tolist():
-        mine = np.flatnonzero(done.lines["charge"] == i)
-        parts = [
-            Part(*values)
-            for values in zip(
-                rows[mine].tolist(),
-                done.lines["rate"][mine].tolist(),
-                done.lines["period"][mine].tolist(),
-                done.lines["energy_milli"][mine].tolist(),
-                strict=True,
-            )
-        ]
-        ladder, priced_lines = climbed(
-            state,
-            int(spans.account_slots[i]),
-            int(spans.meter_slots[i]),
-            parts,
-            int(done.lines["basis"][mine[0]]),
-        )
-        ladders[i] = ladder
+    for i, slot, meter_slot, (start, end) in each:
+        *of_parts, bases = (column[start:end] for column in columns)
+        parts = [Part(*values) for values in zip(*of_parts, strict=True)]
+        ladders[i], priced_lines = climbed(state, slot, meter_slot, parts, bases[0])
         if are_within(priced_lines):
-            found.append(as_lines(i, priced_lines))
+            found += _rows_of(i, priced_lines)
         else:
             cannot[i] = True
-    lines = np.concatenate(found)
+    lines = np.append(done.lines[~is_slow], np.array(found, LINE))
     lines = lines[np.argsort(lines["charge"], kind="stable")]
     return Priced(lines, done.amounts_nano, cannot, done.estimated, done.accumulated, ladders)
 
@@ -306,17 +299,21 @@ def climbed(
 
 def are_within(lines: list[PricedLine]) -> bool:
     """Say whether every figure of the lines, and their sum, fits int64."""
-    figures = (figure for line in lines for figure in (*line.figures, line.amount_nano))
-    return all(map(fits_int64, figures)) and fits_int64(sum(line.amount_nano for line in lines))
+    amounts_nano = [line.amount_nano for line in lines]
+    figures = chain(*(line.figures for line in lines), amounts_nano, [sum(amounts_nano)])
+    return all(map(fits_int64, figures))
 
 
 def as_lines(charge: int, lines: list[PricedLine]) -> Array:
     """Return lines as dtype LINE."""
-    table = np.zeros(len(lines), LINE)
-    for i, line in enumerate(lines):
-        names = ("version", "rate", "basis", "period")
-        table[i] = (charge, *(getattr(line, name) for name in names), *line.figures)
-    return table
+    return np.array(_rows_of(charge, lines), LINE)
+
+
+def _rows_of(charge: int, lines: list[PricedLine]) -> list[tuple[int, ...]]:
+    """Return lines as entries of dtype LINE."""
+    return [
+        (charge, line.version, line.rate, line.basis, line.period, *line.figures) for line in lines
+    ]
 
 
 def parts_of(

@@ -307,7 +307,9 @@ class ShardState:
         self._find_at(fact["meter_key"], meter_slot)
         if stay is not None:
             self.put_waiting(meter_slot, stay.waiting)
-            self._link_accumulations(slot, self.ladder_of(slot))
+            ladder = self.ladder_of(slot)
+            slots, owned = self._accumulations_of(slot), [key for key, _ in ladder.sorted()]
+            self._link_accumulations(slot, slots, owned, ladder.heads)
         return meter_slot
 
     def _grow_meters(self) -> int:
@@ -402,7 +404,8 @@ class ShardState:
     def ladder_of(self, slot: int) -> Ladder:
         """Return a copy of an account's accumulations; `put_ladder` makes it stand."""
         found: dict[Key, Accumulation] = {}
-        for each in self.accumulations[self._accumulations_of(slot)].tolist():
+        slots = self._accumulations_of(slot)
+        for each in self.accumulations[slots].tolist() if slots else ():
             owner, period, version, rate, days, days_of, _, base_milli, total_milli = each
             key = (owner, period, version, rate)
             found[key] = Accumulation(base_milli, total_milli, days, days_of)
@@ -417,13 +420,14 @@ class ShardState:
             self._free_accumulations.append(slots.pop())
         while len(slots) < len(ladder):
             slots.append(self._free_accumulation())
-        for at, (key, each) in zip(slots, ladder.sorted(), strict=True):
+        ordered = ladder.sorted()
+        for at, (key, each) in zip(slots, ordered, strict=True):
             days = (each.days, each.days_of, b"", each.base_milli, each.total_milli)
             self.accumulations[at] = (*key, *days)
         self.accounts["accumulations"][slot] = len(slots)
         self.account_links["first_accumulation"][slot] = slots[0] if slots else _NONE
         self._next_accumulation[slots] = [*slots[1:], _NONE][: len(slots)]
-        self._link_accumulations(slot, ladder)
+        self._link_accumulations(slot, slots, [key for key, _ in ordered], ladder.heads)
 
     def forget_shapes(self, slot: int) -> None:
         """Let an account's windows and accumulations go."""
@@ -439,15 +443,15 @@ class ShardState:
             at = following[at]
         return slots
 
-    def _link_accumulations(self, slot: int, ladder: Ladder) -> None:
-        """Let each owner's newest accumulation be found at once, or that of the rate used last."""
-        newest: dict[int, int] = {}
-        slots = self._accumulations_of(slot)
-        used = [key in ladder.heads for key, _ in ladder.sorted()]
-        for only_used in (False, True):
-            for at, (key, _), is_used in zip(slots, ladder.sorted(), used, strict=True):
-                if is_used or not only_used:
-                    newest[key[0]] = at
+    def _link_accumulations(
+        self, slot: int, slots: list[int], keys: list[Key], heads: set[Key]
+    ) -> None:
+        """Let each owner's newest accumulation be found at once, or that of the rate used last.
+
+        `slots` and `keys`: of all of them, in the order of the row. `heads`: see `Ladder`.
+        """
+        newest = {key[0]: at for at, key in zip(slots, keys, strict=True)}
+        newest |= {key[0]: at for at, key in zip(slots, keys, strict=True) if key in heads}
         for owner, at in newest.items():
             meter_slot = self.meter_in(slot, owner) if owner else None
             if meter_slot is not None:
