@@ -44,8 +44,7 @@ async def wire(settings: Settings, runtime: service.Runtime, stack: AsyncExitSta
         settings,
         clock=runtime.clock,
         metrics=Metrics(runtime.metrics),
-        outputs=app.outputs,
-        rows=app.rows,
+        producer=app.client,
         read_rows=partial(
             changelog.read_rows,
             settings.kafka_bootstrap,

@@ -677,8 +677,7 @@ class ShellBench:
             self.settings,
             clock=self.clock,
             metrics=Metrics(CollectorRegistry()),
-            outputs=lambda: self.producer,
-            rows=lambda: self.producer,
+            producer=lambda: self.producer,
             read_rows=read_rows,
             log_start=log_start,
         )

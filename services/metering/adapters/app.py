@@ -120,30 +120,13 @@ class SteadyConsumer(driver.Consumer):
 
 
 class IdempotentProducer(driver.Producer):
-    """faust's producer with acks=all and idempotence: a retry neither doubles nor reorders.
-
-    Beside it one of the same settings for rows. aiokafka has one request to a broker under way at
-    a time: outputs, which somebody waits for, would wait behind rows, which are more bytes.
-    """
-
-    rows: AIOKafkaProducer
+    """faust's producer with acks=all and idempotence: a retry neither doubles nor reorders."""
 
     def _settings_extra(self) -> dict[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
 
-    async def on_start(self) -> None:
-        """Start both."""
-        await super().on_start()
-        self.rows = self._new_producer()
-        await self.rows.start()
-
-    async def on_stop(self) -> None:
-        """Stop both."""
-        await self.rows.stop()
-        await super().on_stop()
-
-    def outputs(self) -> AIOKafkaProducer:
-        """Return the aiokafka producer that sends everything but rows."""
+    def client(self) -> AIOKafkaProducer:
+        """Return the aiokafka producer that does the work."""
         return self._ensure_producer()
 
 
@@ -169,18 +152,11 @@ class App(faust.App):
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
 
-    def outputs(self) -> AIOKafkaProducer:
-        """Return the producer of outputs; it is there once faust has started it."""
-        return self._producers().outputs()
-
-    def rows(self) -> AIOKafkaProducer:
-        """Return the producer of rows; it is there once faust has started it."""
-        return self._producers().rows
-
-    def _producers(self) -> IdempotentProducer:
+    def client(self) -> AIOKafkaProducer:
+        """Return the one aiokafka producer; it is there once faust has started it."""
         producer = self.producer
         assert isinstance(producer, IdempotentProducer)
-        return producer
+        return producer.client()
 
     def _create_directories(self) -> None:
         """Create nothing: the rows live in memory and in the changelog."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -42,6 +42,10 @@ HANDFUL_BYTES_MAX = 1 << 19
 """Of records that are absorbed together: a few full frames, some milliseconds' work."""
 FACTS_PACKED_MAX = 200
 """Facts that are packed at a time: a millisecond or two, in which no record is absorbed."""
+
+
+class Producer(Batches, Sender, Protocol):
+    """The one producer of the worker."""
 
 
 ReadRows = Callable[[Iterable[int]], Awaitable[dict[int, tuple[list[StoredRow], int]]]]
@@ -93,16 +97,14 @@ class Shell:
         *,
         clock: Clock,
         metrics: Metrics,
-        outputs: Callable[[], Sender],
-        rows: Callable[[], Batches],
+        producer: Callable[[], Producer],
         read_rows: ReadRows,
         log_start: LogStart,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
-        self._outputs = outputs
-        self._rows = rows
+        self._producer = producer
         self._read_rows = read_rows
         self._log_start = log_start
         self._bound = DeadLetterBound()
@@ -135,7 +137,7 @@ class Shell:
         newest = joined(versions)
         state = ShardState.from_newest(shard, newest)
         lane = Lane(
-            ShardChangelog(self._rows(), shard, end),
+            ShardChangelog(self._producer(), shard, end),
             header=state.header_row(),
             offset=state.offset,
             pending_max=self._settings.records_pending_max,
@@ -248,7 +250,7 @@ class Shell:
                 return  # revoked meanwhile: nothing more is sent for it
             self._metrics.count(each.record.subject, absorbed.counts)
             points.point("absorbed")
-            sent = await send_outputs(self._outputs(), absorbed.outputs, raw, each.traceparent)
+            sent = await send_outputs(self._producer(), absorbed.outputs, raw, each.traceparent)
             points.point("outputs-sent")
             if isinstance(each.record.value, ReadingFrame) and sent:
                 oldest_ms = int(each.record.value.rows["received_at_ms"].min())
@@ -271,7 +273,7 @@ class Shell:
             self._bound.dead(found.why)
             self._metrics.dead_letters.inc()
             self._log.error("a reading frame cannot be decoded", at=raw.place, why=found.why)
-            return Opened(stand_in(raw), ""), [await send_dead(self._outputs(), raw, found)]
+            return Opened(stand_in(raw), ""), [await send_dead(self._producer(), raw, found)]
         if found.record.subject == FRAME:
             self._bound.alive()
         return found, []
@@ -291,7 +293,7 @@ class Shell:
                 and due_ms <= now_ms
                 and shard.wake.may_be_sent(monotonic_ms, absorbed_offset=shard.state.offset)
             ):
-                await shard.wake.send(self._outputs(), due_ms, now_ms, monotonic_ms)
+                await shard.wake.send(self._producer(), due_ms, now_ms, monotonic_ms)
 
     def pack_facts(self) -> None:
         """Pack some of the facts that were read at the start, until none is left."""
