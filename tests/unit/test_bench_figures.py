@@ -122,6 +122,18 @@ def test_metering_is_measured_at_full_and_at_thin_frames() -> None:
     ]
 
 
+def test_what_a_killed_run_left_in_memory_is_removed_before_room_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "MEMORY", tmp_path)
+    folder = machine.in_memory("bench", 1)
+    assert folder is not None
+    (folder / "kafka").mkdir(parents=True)
+    assert machine.in_memory("bench", 1) == folder
+    assert not folder.exists()
+    assert machine.in_memory("bench", 1 << 62) is None
+
+
 def test_the_measured_process_has_a_core_of_its_own_where_there_are_two() -> None:
     cores = Cores(0, frozenset({1, 2}))
     assert cores.measured(["program", "argument"])[-3:] == ("0", "program", "argument")

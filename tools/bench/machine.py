@@ -60,12 +60,17 @@ class Cores:
 
 
 def in_memory(name: str, room_bytes: int) -> Path | None:
-    """Return a folder of this user's that no disk is behind; None where there is no such room."""
+    """Return a folder of this user's that no disk is behind; None where there is no such room.
+
+    What a run that was killed left there is removed: its room is needed, and it is memory.
+    """
+    folder = MEMORY / f"{name}-{os.getuid()}"
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         free_bytes = shutil.disk_usage(MEMORY).free
     except OSError:
         return None
-    return MEMORY / f"{name}-{os.getuid()}" if free_bytes >= room_bytes else None
+    return folder if free_bytes >= room_bytes else None
 
 
 def description() -> str:
