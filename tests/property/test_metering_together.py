@@ -160,3 +160,23 @@ def test_who_is_warned_is_absorbed_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     done = absorb_all(log.state, frames(log, (0, 1_000), (1, 95_500), (2, 1_000), (3, 0)))
     assert counted.alone == 1
     assert [kinds(each) for each in done] == [[], ["alarm-2"], [], []]
+
+
+def test_of_a_frame_in_which_one_is_warned_the_others_go_in_the_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, counted = crowd(6), Counted(monkeypatch)
+    at_ms = log.now_ms + 1
+    frames_of = [
+        frame([reading(register, meter_id=f"M{number}", at_ms=at_ms) for number, register in some])
+        for some in ([(0, 1_000), (1, 95_500), (2, 1_000)], [(3, 1_000), (4, 95_500), (5, 1_000)])
+    ]
+    records = [
+        LogRecord(log.state.offset + turn, at_ms, "reading-frame", value)
+        for turn, value in enumerate(frames_of, 1)
+    ]
+    done = absorb_all(log.state, records)
+    assert counted.alone == 0
+    assert [kinds(each) for each in done] == [["alarm-2"], ["alarm-2"]]
+    assert [each.counts["accepted"] for each in done] == [3, 3]
+    assert [each.outputs[0].record["count"] for each in done] == [3, 3]

@@ -2,9 +2,9 @@
 
 Absorbing a frame takes some hundred steps over its columns, however short they are. Frames of
 different accounts know nothing of each other, so their columns may stand behind each other. A pass
-takes those of which nothing but charges and balances comes; the others are absorbed by themselves.
-What each record caused is kept apart: outputs, rows and header are those of `absorb`, byte for
-byte, so that neither a restart nor a reader can tell.
+takes the readings of which nothing but charges and balances comes; the others are absorbed behind
+them, with their own record. What each record caused is kept apart: outputs, rows and header are
+those of `absorb`, byte for byte, so that neither a restart nor a reader can tell.
 """
 
 from collections import Counter
