@@ -59,14 +59,14 @@ def test_a_fifth_lets_the_narrowest_go_the_earliest_of_equals() -> None:
 
 
 def test_a_block_that_is_let_go_is_used_again() -> None:
-    windows, one, other = Windows(), np.array([1]), np.array([2])
-    none = np.zeros(1, np.uint8)
-    windows.append(one, none, np.array([[0, 0, 9, 1]]))
-    assert windows.put(1, []) == 0
-    windows.append(other, none, np.array([[5, 0, 6, 1]]))
-    assert windows.of(1, 0) == []
-    assert windows.of(2, 1) == [(5, 0, 6, 1, *NO_RATES)]
-    assert len(windows._blocks) == 16
+    windows, none = Windows(), np.zeros(1, np.uint8)
+    blocks = len(windows._blocks)
+    for meter in range(3 * blocks):
+        windows.append(np.array([meter]), none, np.array([[meter, 0, meter + 9, 1]]))
+        assert windows.of(meter, 1) == [(meter, 0, meter + 9, 1, *NO_RATES)]
+        assert windows.put(meter, []) == 0
+        assert windows.of(meter, 0) == []
+    assert len(windows._blocks) == blocks
 
 
 def test_windows_with_registers_of_rates_are_kept_beside_the_others() -> None:

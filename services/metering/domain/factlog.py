@@ -86,10 +86,6 @@ class PackedFacts:
 
     def newest(self, key: int) -> Fact | None:
         number = self.keys.number(key)
-        if value := self._rows.pop(number, None):
-            versions = versions_of(value)
-            self._put(number, versions)
-            return versions[-1][1]  # as it would come back
         return None if number < 0 else self._fact(key, self._versions(number)[-1])
 
     def newest_of(self, keys: Array) -> Iterator[Fact | None]:
