@@ -14,11 +14,8 @@ from services.common.runtime import grpc, kafka, service
 from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
-from services.vending.adapters import bus, sqlite_store, tables
+from services.vending.adapters import bus, stores
 from services.vending.adapters.api import SERVICE_NAME, VendingApi
-from services.vending.adapters.sqlite_file import SqliteFile
-from services.vending.adapters.sqlite_store import SqliteEventStore
-from services.vending.adapters.tables import Tables
 from services.vending.application.book import Book
 from services.vending.application.office import Office, Terms
 from services.vending.application.relay import (
@@ -36,7 +33,6 @@ from services.vending.domain.event_store import FROM_START, StreamId
 from services.vending.metrics import Metrics
 from wattvend.vending.v1 import vending_pb2_grpc
 
-SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA
 COMPLETE_INTERVAL_S = 1.0
 DRAIN_S = 3.0
 
@@ -55,9 +51,8 @@ class _Vending:
 
     async def start(self) -> None:
         settings, runtime = self.settings, self.runtime
-        file = await self.stack.enter_async_context(SqliteFile(settings.store_path, SCHEMA))
-        self.tables = Tables(file)
-        self.store = SqliteEventStore(file, [self.tables])
+        stored = await self.stack.enter_async_context(stores.sqlite(settings.store_path))
+        self.store, self.tables = stored.store, stored.tables
         self.book = Book(self.store, self.metrics, states_cached_max=settings.states_cached_max)
         terms = Terms(
             catalogue().shards,
@@ -65,7 +60,7 @@ class _Vending:
             profiles(),
         )
         self.office = Office(self.book, self.tables, runtime.clock, terms)
-        self.book_epoch = self.tables.book_epoch()
+        self.book_epoch = await self.tables.book_epoch()
         if mismatch := await self._start_relay():
             self.book.refusing = mismatch
             runtime.health.not_ready("book", mismatch)
@@ -107,7 +102,7 @@ class _Vending:
             shards=catalogue().shards,
             decided=self.book.decided,
         )
-        self.metrics.relay_lag.set_function(lambda: self.store.head() - relay.position)
+        self.metrics.relay_lag.set_function(lambda: self.store.count() - relay.count)
         runtime.spawn(relay.run(), "relay")
         runtime.spawn(relay.keep_checkpoints(settings.checkpoint_interval_ms), "checkpoints")
         self.relay = relay
@@ -119,7 +114,7 @@ class _Vending:
         await bus.follow(
             settings.kafka_bootstrap,
             topic,
-            self.tables.offsets(topic),
+            await self.tables.offsets(topic),
             handle,
             client_id=f"{settings.instance}-{topic}",
             log=self.runtime.log,
@@ -128,8 +123,8 @@ class _Vending:
     async def _complete(self) -> None:
         """Do what of assignments is half done, also after a failure of the store."""
         while True:
-            self.metrics.half_done.set(len(self.tables.todos()))
             try:
+                self.metrics.half_done.set(len(await self.tables.todos()))
                 await self.office.complete()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
@@ -167,26 +162,26 @@ async def _body(settings: VendingSettings, runtime: service.Runtime, stack: Asyn
 
 async def _raise_book_epoch(settings: VendingSettings) -> None:
     last, events = await bus.last_told(settings.kafka_bootstrap, "raise-book-epoch")
-    async with SqliteFile(settings.store_path, SCHEMA) as file:
-        kept = Tables(file)
+    async with stores.sqlite(settings.store_path) as stored:
         told = [event.book_epoch for event in events] + [last.book_epoch if last else 0]
-        await kept.raise_book_epoch(max(*told, kept.book_epoch()) + 1)
+        book_epoch = max(*told, await stored.tables.book_epoch()) + 1
+        await stored.tables.raise_book_epoch(book_epoch, await stored.store.head())
         print(  # noqa: T201 - the answer to a person
-            f"{settings.store_path} is book epoch {kept.book_epoch()} from now on. "
+            f"{settings.store_path} is book epoch {book_epoch} from now on. "
             "At its next start vending publishes all of it anew."
         )
 
 
 async def _verify(settings: VendingSettings) -> None:
-    async with SqliteFile(settings.store_path, SCHEMA) as file:
-        store = SqliteEventStore(file)
+    async with stores.sqlite(settings.store_path) as stored:
+        store = stored.store
         last: dict[StreamId, tuple[int, bytes]] = {}
         position = FROM_START
         while events := await store.read_all(position, SCAN_EVENTS_MAX):
             chain.check_stream_chain(last, events)
             position = events[-1].position
         root = await root_at(store, position) if position else START
-        kept = Tables(file).latest_root()
+        kept = await stored.tables.latest_root()
         if kept is not None and await root_at(store, kept.position) != kept:
             raise chain.BrokenChain(
                 f"the store up to position {kept.position} is not what was published: it was "

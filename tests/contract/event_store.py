@@ -104,6 +104,14 @@ class EventStoreContract:
         assert await store.read_all(positions[1], 1) == [everything[2]]
         assert await store.read_all(positions[-1], 10) == []
 
+    async def test_the_head_is_the_last_position_and_the_count_how_many_there_are(
+        self, store: EventStore
+    ) -> None:
+        assert (await store.head(), store.count()) == (FROM_START, 0)
+        await store.append(A, NO_EVENTS, [new(), new()])
+        last = await store.append(B, NO_EVENTS, [new()])
+        assert (await store.head(), store.count()) == (last.position, 3)
+
     async def test_of_many_who_append_at_one_revision_exactly_one_succeeds(
         self, store: EventStore
     ) -> None:

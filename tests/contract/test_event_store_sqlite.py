@@ -50,7 +50,7 @@ async def test_what_was_answered_is_there_when_the_file_is_opened_again(tmp_path
         again = SqliteEventStore(second)
         assert [e.data for e in await again.read(A)] == [b"kept"]
         await again.append(A, 0, [new(b"more")])
-        assert again.head() == 2
+        assert again.count() == 2
 
 
 async def test_the_commits_wait_for_the_disk(file: SqliteFile) -> None:

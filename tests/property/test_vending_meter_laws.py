@@ -149,7 +149,7 @@ async def follow(history: list[Step], path: Path) -> None:
             for step in steps:
                 others = [card for name, card in cards.items() if name != step.meter]
                 assert await said_to(desk, step) == cards[step.meter].answer(step, others)
-                await check(desk, cards, told=not desk.tables.todos())
+                await check(desk, cards, told=not await desk.tables.todos())
             await desk.office.complete()
             await check(desk, cards, told=True)
             for name in METERS:

@@ -21,13 +21,13 @@ from services.common.kernel.routing import partition_of
 from services.common.kernel.units import INT64_MAX
 from services.common.runtime import codec
 from services.common.tariffs import plan as plans
-from services.vending.adapters.tables import Todo
 from services.vending.domain import account, checks, meter
 from services.vending.domain.account import METERS_MAX, Account, JoinMeter, SettleClosing
 from services.vending.domain.events import CreditSold, EmergencyGranted, event_from
 from services.vending.domain.meter import AssignMeter, Meter
 from services.vending.domain.owed import Owed
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
+from services.vending.domain.tables import Todo
 from tests.unit import vending_world
 from tests.unit.vending_world import LEAD_MS, T0_MS, World
 
@@ -525,7 +525,7 @@ async def test_a_meter_moves_at_an_exact_register_and_a_new_epoch(mall: World) -
     assert released.state.is_house
     assert (released.state.epoch, released.state.opening_register_milli) == (3, 6_000)
     assert (await mall.office.account("A1")).meters == ()
-    assert mall.tables.todos() == []
+    assert await mall.tables.todos() == []
 
 
 async def test_of_accounts_that_want_a_meter_at_once_exactly_one_gets_it(mall: World) -> None:
@@ -552,7 +552,7 @@ async def test_two_decisions_on_a_meter_at_once_are_one_also_without_the_office(
     )
     reasons = [a.reason for a in answers if isinstance(a, InvalidInput)]
     assert reasons == [Reason.METER_ALREADY_ASSIGNED]
-    assert len(mall.tables.todos()) == 1
+    assert len(await mall.tables.todos()) == 1
 
 
 async def test_a_meter_goes_only_to_an_account_like_itself(mall: World) -> None:
@@ -576,12 +576,12 @@ async def test_an_assignment_cut_off_by_a_crash_is_completed_after_it(path: Path
         await first.mall()
         request = first.ask("M1", "A1", 1000)
         await assign_and_crash(first, request)
-        assert first.tables.todos() == [Todo("join", "A1", "M1", 2, 1000)]
+        assert await first.tables.todos() == [Todo("join", "A1", "M1", 2, 1000)]
         assert (await first.office.account("A1")).meters == ()
     async with vending_world.world(path) as second:
         assert await second.office.complete() == 1
         assert [m.epoch for m in (await second.office.account("A1")).meters] == [2]
-        assert second.tables.todos() == []
+        assert await second.tables.todos() == []
         assert await second.office.complete() == 0
         again = await second.assign(request=request)
         assert again.state.epoch == 2
@@ -601,7 +601,7 @@ async def test_a_meter_of_an_account_that_closed_meanwhile_goes_home_again(path:
         home = await second.office.meter("M1")
         assert home.is_house
         assert (home.epoch, home.opening_register_milli) == (3, 1000)
-        assert second.tables.todos() == []
+        assert await second.tables.todos() == []
         assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
         await second.account("A2")
         await second.assign("M1", "A2", 3000)
@@ -613,7 +613,7 @@ async def test_a_caller_that_stops_waiting_leaves_nothing_half_done(mall: World)
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     await mall.office.drained()
-    assert mall.tables.todos() == []
+    assert await mall.tables.todos() == []
     has = (await mall.office.account("A1")).has("M1")
     assert has == (not (await mall.office.meter("M1")).is_house)
 

@@ -116,7 +116,7 @@ async def test_a_replaced_meter_counts_on_for_its_account_in_a_new_epoch(desk: D
     account = await desk.office.account("A1")
     assert account.has("M1")
     assert account.answers.revision == before, "whose the meter is did not change"
-    assert desk.tables.todos() == []
+    assert await desk.tables.todos() == []
 
 
 async def test_a_house_meter_is_replaced_too(desk: Desk) -> None:
@@ -196,7 +196,7 @@ async def test_a_meter_that_must_go_home_again_does_so_before_it_is_replaced(pat
         desk = Desk(**vars(second))
         state = (await desk.replace()).state
         assert (state.account_id, state.epoch) == (house_account_id("M1"), 4)
-        assert desk.tables.todos() == []
+        assert await desk.tables.todos() == []
 
 
 async def test_an_order_is_obeyed_once_and_its_answer_survives_a_restart(path: Path) -> None:

@@ -19,7 +19,6 @@ from services.common.kernel.errors import Retriable
 from services.common.runtime import codec
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
-from services.vending.adapters.tables import Root
 from services.vending.application import relay as relay_module
 from services.vending.application.relay import (
     START,
@@ -33,6 +32,7 @@ from services.vending.application.relay import (
     root_at,
 )
 from services.vending.domain import chain
+from services.vending.domain.tables import Root
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.vending_world import World
@@ -186,7 +186,7 @@ async def test_a_restart_publishes_again_from_the_checkpoint_the_very_same_recor
     before = {identity(record) for record in first.records}
     assert len(again & before) == 6
     assert [one[0] for one in again - before] == ["ledger"], "only the new checkpoint is new"
-    assert second.checkpoint.root == await root_at(world.store, world.store.head())
+    assert second.checkpoint.root == await root_at(world.store, world.store.count())
 
 
 @pytest.mark.parametrize("fail_at", [1, 2, 3, 4])
@@ -210,7 +210,7 @@ async def test_checkpoints_follow_while_it_moves_and_are_written_once(world: Wor
         keeping = asyncio.create_task(relay.keep_checkpoints(interval_ms=1))
         await world.sell(700)
         while not (said := [r for r in notebook.records if r.subject == "ledger-checkpoint"]) or (
-            said[-1].record["position"] < world.store.head()
+            said[-1].record["position"] < world.store.count()
         ):
             await asyncio.sleep(0.001)
         count = len(said)
@@ -268,9 +268,9 @@ async def test_a_raised_epoch_publishes_every_event_and_only_newest_facts(world:
     await world.tariff(price_micro=900_000)
     first, second = Notebook(), Notebook()
     await published(world, first)
-    assert world.tables.book_epoch() == 1
-    await world.tables.raise_book_epoch(2)
-    await published(world, second, book_epoch=world.tables.book_epoch())
+    assert await world.tables.book_epoch() == 1
+    await world.tables.raise_book_epoch(2, world.store.count())
+    await published(world, second, book_epoch=await world.tables.book_epoch())
     facts = [r for r in second.records if r.topic == "registry"]
     entities = [record.key for record in facts]
     assert len(entities) == len(set(entities)), "an older fact would undo a newer one for a while"
@@ -284,11 +284,11 @@ async def test_a_crash_amid_a_raised_epoch_does_not_undo_facts_after_the_restart
     world: World,
 ) -> None:
     """What came before the raise was published once; what comes after it never was."""
-    middle = world.store.head()
+    middle = world.store.count()
     await world.sell(700)
     await world.sell(800)
     await published(world, Notebook())
-    await world.tables.raise_book_epoch(2)
+    await world.tables.raise_book_epoch(2, world.store.count())
     await world.sell(900)
     await world.sell(1000)
     notebook = Notebook()

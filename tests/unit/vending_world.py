@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 from prometheus_client import CollectorRegistry
 
 from services.common.runtime.profiles import profiles
-from services.vending.adapters import sqlite_store, tables
+from services.vending.adapters import tables
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
-from services.vending.adapters.tables import Charged, Tables
+from services.vending.adapters.stores import SQLITE_SCHEMA
+from services.vending.adapters.tables import SqlTables
 from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
@@ -21,10 +22,10 @@ from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import PublishPolicy
 from services.vending.domain.site import RegisterSite
+from services.vending.domain.tables import Charged, Tables
 from services.vending.domain.tariff import PublishTariff
 from services.vending.metrics import Metrics
 
-SCHEMA = sqlite_store.SCHEMA + tables.SCHEMA
 T0_MS = 1_790_000_000_000
 LEAD_MS = 3_600_000
 TERMS = Terms(8, LEAD_MS, profiles())
@@ -189,9 +190,9 @@ class World:
 @asynccontextmanager
 async def world(path: Path, terms: Terms = TERMS) -> AsyncIterator[World]:
     """Open the book at `path` as a process would; a second time is a restart."""
-    async with SqliteFile(path, SCHEMA) as file:
-        kept = Tables(file)
-        store = SqliteEventStore(file, [kept])
+    async with SqliteFile(path, SQLITE_SCHEMA) as file:
+        kept = SqlTables(file)
+        store = SqliteEventStore(file, tables.changes)
         book = Book(store, Metrics(CollectorRegistry()))
         clock = FakeClock()
         yield World(file, store, kept, book, Office(book, kept, clock, terms), clock)

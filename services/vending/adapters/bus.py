@@ -15,10 +15,10 @@ from services.common.kernel.frames import KIND_FEE, KIND_RESPLIT, ChargeFrame
 from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
-from services.vending.adapters.tables import Charged, Offset, Root, Tables
 from services.vending.application.office import Office
 from services.vending.application.relay import CHECKPOINT_PARTITION, Checkpoint, ToldEvent
 from services.vending.domain.account import SettleClosing
+from services.vending.domain.tables import Charged, Offset, Root, Tables
 
 RECORDS_PER_POLL_MAX = 50
 """A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""

@@ -55,6 +55,14 @@ class MemoryEventStore:
         """Return at most `limit` events above a position."""
         return self._all[after : after + limit]
 
+    async def head(self) -> int:
+        """Return the position of the last event."""
+        return len(self._all)
+
+    def count(self) -> int:
+        """Return how many events are stored."""
+        return len(self._all)
+
     async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
         """Yield events above a position, those to come too."""
         moved = asyncio.Event()

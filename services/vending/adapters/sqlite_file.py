@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from typing import Any, Self
 
 from services.common.kernel.errors import WattvendError
 from services.common.runtime import points
-from services.vending.domain.event_store import StoreUnavailable
+from services.vending.adapters.tables import CLAIM, OWNER, Change, Claim, Statement
+from services.vending.domain.event_store import NameTaken, StoreUnavailable
 
 WRITES_PER_COMMIT_MAX = 512
 WRITES_WAITING_MAX = 20_000
@@ -111,6 +112,18 @@ class SqliteFile:
         except sqlite3.OperationalError as failed:
             raise self._explained(failed) from failed
 
+    async def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a short query with the parameters `$1`, `$2`, ... (a Database)."""
+        return self.look(_numbered(sql), *values)
+
+    def run(self, statements: Sequence[Statement]) -> asyncio.Future[None]:
+        """Run statements in a transaction of their group (a Database)."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            make(connection, statements)
+
+        return self.write(work)
+
     async def _work(self) -> None:
         try:
             while self._waiting:
@@ -190,6 +203,38 @@ class SqliteFile:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def make(connection: sqlite3.Connection, changes: Iterable[Change]) -> None:
+    """Make changes in the transaction that is open. Raises NameTaken."""
+    for change in changes:
+        if isinstance(change, Claim):
+            _claim(connection, change)
+        else:
+            connection.executemany(_numbered(change.sql), change.rows)
+
+
+def _claim(connection: sqlite3.Connection, claim: Claim) -> None:
+    """Let a name have an owner; where it has one, nothing has changed."""
+    values = (claim.kind, claim.name, claim.owner)
+    if not connection.execute(_numbered(CLAIM), values).rowcount:
+        (owner,) = connection.execute(_numbered(OWNER), values[:2]).fetchone()
+        raise NameTaken(claim.kind, claim.name, owner)
+
+
+def in_sqlite(schema: str) -> str:
+    """Return a schema in SQLite's words: strict types, and tables that are their primary key."""
+    for name, here in (
+        ("bigint", "INTEGER"),
+        ("bytea", "BLOB"),
+        ("\n);", "\n) STRICT, WITHOUT ROWID;"),
+    ):
+        schema = schema.replace(name, here)
+    return schema
+
+
+def _numbered(sql: str) -> str:
+    return sql.replace("$", "?")
 
 
 def _fail(group: list[_Write], failed: Exception) -> None:

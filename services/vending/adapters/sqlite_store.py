@@ -5,10 +5,11 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
-from services.vending.adapters.sqlite_file import SqliteFile
+from services.vending.adapters.sqlite_file import SqliteFile, make
+from services.vending.adapters.tables import Projection, nothing
 from services.vending.domain.event_store import (
     NO_EVENTS,
     Appended,
@@ -60,21 +61,13 @@ _READ_ALL = (
 _MOVE_ON = "UPDATE stream SET revision = ? WHERE name = ? AND revision = ? RETURNING id"
 
 
-class Projection(Protocol):
-    """What is derived from events in the transaction that stores them, so never out of step."""
-
-    def apply(self, connection: sqlite3.Connection, events: Sequence[StoredEvent]) -> None:
-        """Take in events just stored. What it raises refuses the append."""
-        ...
-
-
 class SqliteEventStore:
     """services.vending.domain.event_store.EventStore on a SqliteFile opened with SCHEMA."""
 
-    def __init__(self, file: SqliteFile, projections: Sequence[Projection] = ()) -> None:
-        """Use `file`; feed `projections` within each append."""
+    def __init__(self, file: SqliteFile, projection: Projection = nothing) -> None:
+        """Use `file`; make the changes of `projection` within each append."""
         self._file = file
-        self._projections = projections
+        self._projection = projection
         self._moved: set[asyncio.Event] = set()
         self._newest: deque[StoredEvent] = deque(maxlen=NEWEST_KEPT)
         file.after_commit.append(self._wake)
@@ -87,8 +80,8 @@ class SqliteEventStore:
 
         def work(connection: sqlite3.Connection) -> list[StoredEvent]:
             stored = _insert(connection, stream, expected, events)
-            for projection in self._projections:
-                projection.apply(connection, stored)
+            for event in stored:
+                make(connection, self._projection(event))
             return stored
 
         return self._file.write(work, self._appended)
@@ -115,8 +108,12 @@ class SqliteEventStore:
             rows = await self._file.read(lambda c: c.execute(_READ_ALL, (after, limit)).fetchall())
         return [_event(row) for row in rows]
 
-    def head(self) -> int:
-        """Return the position of the last event; positions are dense, so this is their count."""
+    async def head(self) -> int:
+        """Return the position of the last event."""
+        return self.count()
+
+    def count(self) -> int:
+        """Return how many events are stored: positions are dense."""
         return int(self._file.look("SELECT coalesce(max(position), 0) FROM event")[0][0])
 
     async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:

@@ -1,20 +1,19 @@
-"""What vending keeps beside its events in the same file: unique names, work half done, registers.
+"""services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name` and `todo` are derived from events within the append that stores them. `charged` and
-`consumer_offset` come from the topics that vending reads, both in one transaction. `book` holds the
-book epoch, `raised` the position after which each began; `root` the latest roots of the hash chain
-that the relay vouched for.
+`unique_name` and `todo` are derived from events (`changes`) within the transaction that stores
+them. `charged` and `consumer_offset` come from the topics that vending reads. `book` holds the book
+epoch, `raised` the position after which each began; `root` the latest roots of the hash chain that
+the relay vouched for.
 """
 
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.values import value_class
 from services.common.runtime import codec
-from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.domain import chain
-from services.vending.domain.event_store import NameTaken, StoredEvent
+from services.vending.domain.event_store import StoredEvent
 from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
@@ -26,91 +25,96 @@ from services.vending.domain.events import (
     MeterReplaced,
     event_from,
 )
+from services.vending.domain.tables import (
+    ACCOUNT_KEY,
+    BUS_ADDRESS,
+    GATEWAY_ADDRESS,
+    METER_KEY,
+    ROOTS_KEPT,
+    SERIAL,
+    Charged,
+    Offset,
+    Root,
+    Todo,
+)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS unique_name(
-  kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY(kind, name)
-) STRICT, WITHOUT ROWID;
+  kind text NOT NULL, name text NOT NULL, owner text NOT NULL, PRIMARY KEY(kind, name)
+);
 CREATE TABLE IF NOT EXISTS todo(
-  kind TEXT NOT NULL CHECK(kind IN ('join', 'leave')),
-  account_id TEXT NOT NULL,
-  meter_id TEXT NOT NULL,
-  epoch INTEGER NOT NULL,
-  register_milli INTEGER NOT NULL,
-  position INTEGER NOT NULL,
+  kind text NOT NULL CHECK(kind IN ('join', 'leave')),
+  account_id text NOT NULL,
+  meter_id text NOT NULL,
+  epoch bigint NOT NULL,
+  register_milli bigint NOT NULL,
+  position bigint NOT NULL,
   PRIMARY KEY(meter_id, epoch, kind)
-) STRICT, WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS charged(
-  meter_key INTEGER PRIMARY KEY,
-  epoch INTEGER NOT NULL,
-  sequence INTEGER NOT NULL,
-  register_milli INTEGER NOT NULL,
-  to_time_ms INTEGER NOT NULL
-) STRICT;
+  meter_key bigint PRIMARY KEY,
+  epoch bigint NOT NULL,
+  sequence bigint NOT NULL,
+  register_milli bigint NOT NULL,
+  to_time_ms bigint NOT NULL
+);
 CREATE TABLE IF NOT EXISTS consumer_offset(
-  topic TEXT NOT NULL, partition INTEGER NOT NULL, next_offset INTEGER NOT NULL,
+  topic text NOT NULL,
+  partition bigint NOT NULL,
+  next_offset bigint NOT NULL,
   PRIMARY KEY(topic, partition)
-) STRICT, WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS book(
-  one INTEGER PRIMARY KEY CHECK(one = 1), book_epoch INTEGER NOT NULL CHECK(book_epoch >= 1)
-) STRICT;
-INSERT OR IGNORE INTO book(one, book_epoch) VALUES(1, 1);
+  one bigint PRIMARY KEY CHECK(one = 1), book_epoch bigint NOT NULL CHECK(book_epoch >= 1)
+);
+INSERT INTO book(one, book_epoch) VALUES(1, 1) ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS raised(
-  book_epoch INTEGER PRIMARY KEY, position INTEGER NOT NULL
-) STRICT;
+  book_epoch bigint PRIMARY KEY, position bigint NOT NULL
+);
 CREATE TABLE IF NOT EXISTS root(
-  position INTEGER PRIMARY KEY, count INTEGER NOT NULL, root BLOB NOT NULL
-) STRICT;
+  position bigint PRIMARY KEY, count bigint NOT NULL, root bytea NOT NULL
+);
 """
+"""Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
 
-ROOTS_KEPT = 100
-"""Checkpoints are written after their root is kept: the newest few are enough to meet again."""
-
-SERIAL = "serial"
-METER_KEY = "meter key"
-ACCOUNT_KEY = "account key"
-BUS_ADDRESS = "bus address"
-GATEWAY_ADDRESS = "gateway address"
+CLAIM = "INSERT INTO unique_name(kind, name, owner) VALUES($1, $2, $3) ON CONFLICT DO NOTHING"
+OWNER = "SELECT owner FROM unique_name WHERE kind = $1 AND name = $2"
 
 
 @value_class
-class Todo:
-    """An assignment that is decided in the meter's stream and not yet in the account's."""
+class Statement:
+    """SQL with the parameters `$1`, `$2`, ..., run once for each of `rows`."""
+
+    sql: str
+    rows: Sequence[Sequence[Any]]
+
+
+@value_class
+class Claim:
+    """Let a name be the owner's. The append is refused with NameTaken where it is taken."""
 
     kind: str
-    account_id: str
-    meter_id: str
-    epoch: int
-    register_milli: int
+    name: str
+    owner: str
 
 
-@value_class
-class Charged:
-    """The newest charge of a meter: where it ended."""
-
-    meter_key: int
-    epoch: int
-    sequence: int
-    register_milli: int
-    to_time_ms: int
+Change = Claim | Statement
 
 
-@value_class
-class Offset:
-    """What is to be read next of a partition."""
-
-    topic: str
-    partition: int
-    next_offset: int
+Projection = Callable[[StoredEvent], Iterable[Change]]
+"""What an event changes beside the events. What it claims may refuse the append."""
 
 
-@value_class
-class Root:
-    """The hash chain over the store after `count` events, the last at `position`."""
+class Database(Protocol):
+    """Where the tables are."""
 
-    position: int
-    count: int
-    root: bytes
+    async def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a short query on what is committed."""
+        ...
+
+    def run(self, statements: Sequence[Statement]) -> Awaitable[None]:
+        """Run statements in one transaction; done when it is durable."""
+        ...
 
 
 _PROJECTED = {
@@ -132,168 +136,168 @@ def event_of(stored: StoredEvent) -> Event:
     return event_from(stored.type, codec.decode(chain.schema_of(stored.meta), stored.data))
 
 
-class Tables:
-    """The tables on a SqliteFile opened with SCHEMA; a Projection of the event store."""
+def changes(stored: StoredEvent) -> Iterable[Change]:
+    """Return what an event changes in the tables, in order: of most types nothing.
 
-    def __init__(self, file: SqliteFile) -> None:
-        """Use `file`."""
-        self._file = file
+    Whoever stores the event makes the changes in the same transaction.
+    """
+    return _changes(event_of(stored), stored.position) if stored.type in _PROJECTED else ()
 
-    def apply(self, connection: sqlite3.Connection, events: Sequence[StoredEvent]) -> None:
-        """Derive unique names and todos. Raises NameTaken, which refuses the append."""
-        for stored in events:
-            if stored.type in _PROJECTED:
-                _project(connection, event_of(stored), stored.position)
 
-    def todos(self, meter_id: str | None = None) -> list[Todo]:
+def nothing(_: StoredEvent) -> Iterable[Change]:
+    """Change nothing: the Projection of a store without tables."""
+    return ()
+
+
+class SqlTables:
+    """The tables in a database that has SCHEMA."""
+
+    def __init__(self, database: Database) -> None:
+        """Use `database`."""
+        self._database = database
+
+    async def todos(self, meter_id: str | None = None) -> list[Todo]:
         """Return what is half done, oldest first: of one meter, or of all."""
-        rows = self._file.look(
+        rows = await self._database.rows(
             "SELECT kind, account_id, meter_id, epoch, register_milli FROM todo "
-            "WHERE ?1 IS NULL OR meter_id = ?1 ORDER BY position, kind DESC",
+            "WHERE CAST($1 AS text) IS NULL OR meter_id = $1 ORDER BY position, kind DESC",
             meter_id,
         )
         return [Todo(*row) for row in rows]
 
-    def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
+    async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
         """Return the last register charged in a meter's epoch; None where none is known."""
-        rows = self._file.look(
-            "SELECT register_milli FROM charged WHERE meter_key = ? AND epoch = ?", meter_key, epoch
+        rows = await self._database.rows(
+            "SELECT register_milli FROM charged WHERE meter_key = $1 AND epoch = $2",
+            meter_key,
+            epoch,
         )
         return rows[0][0] if rows else None
 
     async def keep_charged(self, charged: Iterable[Charged], offsets: Iterable[Offset]) -> None:
         """Keep what was charged and how far the topic was read, in one transaction."""
-        charges = [
-            (c.meter_key, c.epoch, c.sequence, c.register_milli, c.to_time_ms) for c in charged
-        ]
-        positions = [(o.topic, o.partition, o.next_offset) for o in offsets]
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(
-                "INSERT INTO charged VALUES(?,?,?,?,?) ON CONFLICT(meter_key) DO UPDATE SET "
-                "epoch = excluded.epoch, sequence = excluded.sequence, "
-                "register_milli = excluded.register_milli, to_time_ms = excluded.to_time_ms "
-                "WHERE (excluded.epoch, excluded.sequence) > (charged.epoch, charged.sequence)",
-                charges,
-            )
-            connection.executemany(
-                "INSERT OR REPLACE INTO consumer_offset VALUES(?,?,?)", positions
-            )
-
-        await self._file.write(work)
-
-    def offsets(self, topic: str) -> dict[int, int]:
-        """Return partition → next offset of what was read of a topic."""
-        return dict(
-            self._file.look(
-                "SELECT partition, next_offset FROM consumer_offset WHERE topic = ?", topic
-            )
+        charges = Statement(
+            "INSERT INTO charged(meter_key, epoch, sequence, register_milli, to_time_ms) "
+            "VALUES($1, $2, $3, $4, $5) ON CONFLICT(meter_key) DO UPDATE SET "
+            "epoch = excluded.epoch, sequence = excluded.sequence, "
+            "register_milli = excluded.register_milli, to_time_ms = excluded.to_time_ms "
+            "WHERE (excluded.epoch, excluded.sequence) > (charged.epoch, charged.sequence)",
+            [(c.meter_key, c.epoch, c.sequence, c.register_milli, c.to_time_ms) for c in charged],
         )
+        positions = Statement(
+            "INSERT INTO consumer_offset(topic, partition, next_offset) VALUES($1, $2, $3) "
+            "ON CONFLICT(topic, partition) DO UPDATE SET next_offset = excluded.next_offset",
+            [(o.topic, o.partition, o.next_offset) for o in offsets],
+        )
+        await self._database.run([charges, positions])
 
-    def book_epoch(self) -> int:
+    async def offsets(self, topic: str) -> dict[int, int]:
+        """Return partition → next offset of what was read of a topic."""
+        rows = await self._database.rows(
+            "SELECT partition, next_offset FROM consumer_offset WHERE topic = $1", topic
+        )
+        return dict(rows)
+
+    async def book_epoch(self) -> int:
         """Return the epoch of the book."""
-        return int(self._file.look("SELECT book_epoch FROM book")[0][0])
+        return int((await self._database.rows("SELECT book_epoch FROM book"))[0][0])
 
-    async def raise_book_epoch(self, book_epoch: int) -> None:
-        """Set the epoch of the book, which only rises."""
+    async def raise_book_epoch(self, book_epoch: int, position: int) -> None:
+        """Raise the epoch of the book; it begins after `position`."""
+        raise_it = Statement(
+            "UPDATE book SET book_epoch = $1 WHERE book_epoch < $1", [(book_epoch,)]
+        )
+        note = Statement(
+            "INSERT INTO raised(book_epoch, position) VALUES($1, $2) ON CONFLICT DO NOTHING",
+            [(book_epoch, position)],
+        )
+        await self._database.run([raise_it, note])
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE book SET book_epoch = max(book_epoch, ?)", (book_epoch,))
-            connection.execute(
-                "INSERT OR IGNORE INTO raised SELECT ?, coalesce(max(position), 0) FROM event",
-                (book_epoch,),
-            )
-
-        await self._file.write(work)
-
-    def raised_at(self) -> int:
+    async def raised_at(self) -> int:
         """Return the position of the last event before the present book epoch; 0 in the first."""
-        return int(self._file.look("SELECT coalesce(max(position), 0) FROM raised")[0][0])
+        rows = await self._database.rows("SELECT coalesce(max(position), 0) FROM raised")
+        return int(rows[0][0])
 
-    def root_at(self, position: int) -> Root | None:
+    async def root_at(self, position: int) -> Root | None:
         """Return the kept root at a position, where there is one."""
-        rows = self._file.look(
-            "SELECT position, count, root FROM root WHERE position = ?", position
+        rows = await self._database.rows(
+            "SELECT position, count, root FROM root WHERE position = $1", position
         )
         return Root(*rows[0]) if rows else None
 
-    def latest_root(self) -> Root | None:
+    async def latest_root(self) -> Root | None:
         """Return the newest kept root."""
-        rows = self._file.look("SELECT position, count, root FROM root ORDER BY 1 DESC LIMIT 1")
+        rows = await self._database.rows(
+            "SELECT position, count, root FROM root ORDER BY position DESC LIMIT 1"
+        )
         return Root(*rows[0]) if rows else None
 
     async def keep_root(self, root: Root) -> None:
         """Keep a root, and drop old ones."""
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT OR REPLACE INTO root VALUES(?,?,?)", (root.position, root.count, root.root)
-            )
-            connection.execute(
-                "DELETE FROM root WHERE position NOT IN "
-                "(SELECT position FROM root ORDER BY position DESC LIMIT ?)",
-                (ROOTS_KEPT,),
-            )
-
-        await self._file.write(work)
-
-
-def _claim(connection: sqlite3.Connection, kind: str, name: str, owner: str) -> None:
-    found = connection.execute(
-        "SELECT owner FROM unique_name WHERE kind = ? AND name = ?", (kind, name)
-    ).fetchone()
-    if found is not None:
-        raise NameTaken(kind, name, found[0])
-    connection.execute("INSERT INTO unique_name VALUES(?,?,?)", (kind, name, owner))
+        keep = Statement(
+            "INSERT INTO root(position, count, root) VALUES($1, $2, $3) ON CONFLICT(position) "
+            "DO UPDATE SET count = excluded.count, root = excluded.root",
+            [(root.position, root.count, root.root)],
+        )
+        drop = Statement(
+            "DELETE FROM root WHERE position NOT IN "
+            "(SELECT position FROM root ORDER BY position DESC LIMIT $1)",
+            [(ROOTS_KEPT,)],
+        )
+        await self._database.run([keep, drop])
 
 
-def _pass_on(connection: sqlite3.Connection, kind: str, before: str, now: str, owner: str) -> None:
-    """Let an owner have another name; the one before is free."""
-    if now != before:
-        _claim(connection, kind, now, owner)
-        connection.execute("DELETE FROM unique_name WHERE kind = ? AND name = ?", (kind, before))
-
-
-def _project(connection: sqlite3.Connection, event: Event, position: int) -> None:
+def _changes(event: Event, position: int) -> Iterator[Change]:
     match event:
         case GatewayRegistered():
-            _claim(connection, GATEWAY_ADDRESS, event.address, event.gateway_id)
+            yield Claim(GATEWAY_ADDRESS, event.address, event.gateway_id)
         case MeterRegistered():
             house = house_account_id(event.meter_id)
-            _claim(connection, SERIAL, event.serial, event.meter_id)
-            _claim(connection, METER_KEY, str(event.meter_key), event.meter_id)
-            _claim(connection, ACCOUNT_KEY, str(column_key("account", house)), house)
+            yield Claim(SERIAL, event.serial, event.meter_id)
+            yield Claim(METER_KEY, str(event.meter_key), event.meter_id)
+            yield Claim(ACCOUNT_KEY, str(column_key("account", house)), house)
             if event.unit:
-                _claim(connection, BUS_ADDRESS, f"{event.line_id}/{event.unit}", event.meter_id)
+                yield Claim(BUS_ADDRESS, f"{event.line_id}/{event.unit}", event.meter_id)
         case MeterReplaced():
-            _pass_on(connection, SERIAL, event.previous_serial, event.serial, event.meter_id)
+            yield from _pass_on(SERIAL, event.previous_serial, event.serial, event.meter_id)
             before, now = (f"{event.line_id}/{u}" for u in (event.previous_unit, event.unit))
-            _pass_on(connection, BUS_ADDRESS, before, now, event.meter_id)
+            yield from _pass_on(BUS_ADDRESS, before, now, event.meter_id)
         case AccountOpened():
-            _claim(connection, ACCOUNT_KEY, str(event.account_key), event.account_id)
+            yield Claim(ACCOUNT_KEY, str(event.account_key), event.account_id)
         case MeterAssigned():
-            _plan(connection, event, position)
+            yield _plan(event, position)
         case AccountMeterJoined():
-            connection.execute(
-                "DELETE FROM todo WHERE meter_id = ? AND epoch = ? AND kind = 'join'",
-                (event.meter_id, event.epoch),
+            yield Statement(
+                "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2 AND kind = 'join'",
+                [(event.meter_id, event.epoch)],
             )
         case AccountMeterLeft():
-            connection.execute(
-                "DELETE FROM todo WHERE meter_id = ? AND epoch = ?", (event.meter_id, event.epoch)
+            yield Statement(
+                "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2",
+                [(event.meter_id, event.epoch)],
             )
 
 
-def _plan(connection: sqlite3.Connection, event: MeterAssigned, position: int) -> None:
+def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:
+    """Let an owner have another name; the one before is free."""
+    if now != before:
+        yield Claim(kind, now, owner)
+        yield Statement("DELETE FROM unique_name WHERE kind = $1 AND name = $2", [(kind, before)])
+
+
+def _plan(event: MeterAssigned, position: int) -> Statement:
     """Note what accounts have still to hear of an assignment."""
     house = house_account_id(event.meter_id)
     sides = (
         ("leave", event.previous_account_id, event.epoch - 1),
         ("join", event.account_id, event.epoch),
     )
-    for kind, account_id, epoch in sides:
-        if account_id != house:
-            connection.execute(
-                "INSERT INTO todo VALUES(?,?,?,?,?,?)",
-                (kind, account_id, event.meter_id, epoch, event.register_milli, position),
-            )
+    return Statement(
+        "INSERT INTO todo(kind, account_id, meter_id, epoch, register_milli, position) "
+        "VALUES($1, $2, $3, $4, $5, $6)",
+        [
+            (kind, account_id, event.meter_id, epoch, event.register_milli, position)
+            for kind, account_id, epoch in sides
+            if account_id != house
+        ],
+    )

@@ -18,8 +18,8 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
-from services.vending.adapters import tables
-from services.vending.domain import chain
+from services.vending.adapters.tables import event_of
+from services.vending.domain import chain, tables
 from services.vending.domain.decisions import (
     Accepted,
     Decision,
@@ -279,7 +279,7 @@ class Book:
         for stored in await self._store.read(stream):
             if stored.revision > revision:
                 break
-            event = tables.event_of(stored)
+            event = event_of(stored)
             state = evolve(state, event)
         assert state is not None, f"{stream} has no revision {revision}"
         return Outcome(state, revision, event)
@@ -291,7 +291,7 @@ class Book:
         evolve = evolve_of(stream)
         folded = _Folded()
         for stored in await self._store.read(stream):
-            state = evolve(folded.state, tables.event_of(stored))
+            state = evolve(folded.state, event_of(stored))
             folded = _Folded(state, stored.revision, chain.stored_hash(stored))
         return folded
 

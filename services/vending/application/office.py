@@ -18,7 +18,6 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import points
-from services.vending.adapters.tables import Tables, Todo
 from services.vending.application.book import Book, Outcome
 from services.vending.domain import account, checks, gateway, meter, orders, policy, site, tariff
 from services.vending.domain.account import Account
@@ -33,6 +32,7 @@ from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
+from services.vending.domain.tables import Tables, Todo
 from services.vending.domain.tariff import Tariff
 
 PROCESS = "~vending"
@@ -336,7 +336,7 @@ class Office:
 
     async def complete(self) -> int:
         """Do what of assignments is half done; return how many steps that took."""
-        if not self._tables.todos():
+        if not await self._tables.todos():
             return 0
         async with self._assigning:
             return await self._complete(None)
@@ -365,7 +365,7 @@ class Office:
 
     async def _complete(self, meter_id: str | None) -> int:
         done = 0
-        while todos := self._tables.todos(meter_id):
+        while todos := await self._tables.todos(meter_id):
             for todo in todos:
                 points.point("telling")
                 await self._tell(todo)
@@ -412,7 +412,7 @@ class Office:
 
     async def _charged(self, meter_id: str) -> int | None:
         now = await self._book.state_of(Meter, meter_id)
-        return self._tables.charged_register_milli(now.meter_key, now.epoch) if now else None
+        return await self._tables.charged_register_milli(now.meter_key, now.epoch) if now else None
 
     # --- queries ----------------------------------------------------------------------------------
 

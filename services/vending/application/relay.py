@@ -21,13 +21,14 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
 from services.common.runtime.kafka import Outgoing
-from services.vending.adapters.tables import Root, Tables, event_of
+from services.vending.adapters.tables import event_of
 from services.vending.application.book import Decided
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.facts import Fact, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
+from services.vending.domain.tables import Root, Tables
 from services.vending.domain.tariff import Tariff
 from services.vending.metrics import Metrics
 
@@ -104,7 +105,7 @@ async def beginning(
             f"ledger's last checkpoint is at position {told.position}, which this event store does "
             f"not have: it was restored to an earlier point, or is another one. {WHAT_TO_DO}"
         )
-    if (tables.root_at(told.position) or await root_at(store, told.position)) != told:
+    if (await tables.root_at(told.position) or await root_at(store, told.position)) != told:
         raise BookMismatch(
             f"the hash chain at position {told.position} is not the one that ledger's last "
             f"checkpoint has: this is another event store, or it was altered. {WHAT_TO_DO}"
@@ -191,11 +192,16 @@ class Relay:
         """Up to where everything is acknowledged on all topics."""
         return self._root.position
 
+    @property
+    def count(self) -> int:
+        """How many events that is."""
+        return self._root.count
+
     async def run(self) -> None:
         """Publish what was and what comes, until cancelled. What fails is tried again."""
-        await self._find_newest(self._tables.raised_at())
         while True:
             try:
+                await self._find_newest(await self._tables.raised_at())
                 async for events in self._store.subscribe_all(self._root.position):
                     next_s = asyncio.get_running_loop().time() + PACE_S
                     await self._publish(events)

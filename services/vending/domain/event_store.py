@@ -99,6 +99,14 @@ class EventStore(Protocol):
         """Return at most `limit` events above position `after`, in the order of positions."""
         ...
 
+    async def head(self) -> int:
+        """Return the position of the last event; FROM_START where there is none."""
+        ...
+
+    def count(self) -> int:
+        """Return how many events are stored, as far as this process knows: for a measurement."""
+        ...
+
     def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
         """Yield every event above position `after`, those to come too, and never end.
 
