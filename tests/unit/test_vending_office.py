@@ -576,7 +576,8 @@ async def test_an_assignment_cut_off_by_a_crash_is_completed_after_it(path: Path
         await first.mall()
         request = first.ask("M1", "A1", 1000)
         await assign_and_crash(first, request)
-        assert await first.tables.todos() == [Todo("join", "A1", "M1", 2, 1000)]
+        decided_at = await first.store.head()
+        assert await first.tables.todos() == [Todo("join", "A1", "M1", 2, 1000, decided_at)]
         assert (await first.office.account("A1")).meters == ()
     async with vending_world.world(path) as second:
         assert await second.office.complete() == 1

@@ -20,6 +20,7 @@ from services.vending.application.office import Office, Terms
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.meter import Meter
+from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.policy import PublishPolicy
 from services.vending.domain.site import RegisterSite
 from services.vending.domain.tables import Charged, Tables
@@ -56,10 +57,18 @@ class World:
     clock: FakeClock
 
     def ask(
-        self, *content: object, request_id: UUID | None = None, caller: str = "till"
+        self,
+        *content: object,
+        request_id: UUID | None = None,
+        caller: str = "till",
+        origin: Origin = NOBODY,
     ) -> Request:
         return Request(
-            caller, str(request_id or uuid4()), fingerprint("test", *content), self.clock.now_ms()
+            caller,
+            str(request_id or uuid4()),
+            fingerprint("test", *content),
+            self.clock.now_ms(),
+            origin=origin,
         )
 
     async def site(self, site_id: str = "S1", currency: str = "CNY", entity: str = "LE1") -> None:

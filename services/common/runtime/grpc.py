@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -35,6 +36,7 @@ from services.common.runtime.settings import ServiceSettings
 DOMAIN = "wattvend"
 """ErrorInfo.domain of every error of the product."""
 CALLER_KEY = "wattvend-caller"
+ACTOR_KEY = "wattvend-actor"
 CALLER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}")
 HEALTH_MIRROR_S = 0.1
 MESSAGE_BYTES_MAX = 4 << 20
@@ -103,6 +105,10 @@ class Context(Protocol):
         """Return the call's metadata: (key, value) pairs, or None."""
         ...
 
+    def peer(self) -> str:
+        """Return where the call came from, as gRPC writes it, e.g. `ipv4:10.0.3.7:41234`."""
+        ...
+
     def time_remaining(self) -> float | None:
         """Return seconds until the client's deadline; None where it set none."""
         ...
@@ -113,17 +119,30 @@ def _is_caller(name: str) -> bool:
     return CALLER_PATTERN.fullmatch(name) is not None
 
 
-def caller_of(context: Context) -> str:
-    """Return who calls: the scope of a request_id. Raises InvalidInput(CALLER_MISSING)."""
+def call_of(context: Context) -> "Call":
+    """Return what a handler needs to know of its call. Raises InvalidInput(CALLER_MISSING)."""
+    caller = actor = ""
     for key, value in context.invocation_metadata() or ():
-        if key == CALLER_KEY and isinstance(value, str) and _is_caller(value):
-            return value
+        if key == CALLER_KEY:
+            caller = caller or value
+        elif key == ACTOR_KEY:
+            actor = actor or value
+    if isinstance(caller, str) and _is_caller(caller):
+        return Call(caller, actor, address_of(context.peer()), context.time_remaining())
     raise InvalidInput(
         Reason.CALLER_MISSING,
         f"metadata {CALLER_KEY} must name who calls, e.g. counter-3 "
         f"({CALLER_PATTERN.pattern}): request ids are unique to a caller",
         field=CALLER_KEY,
     )
+
+
+def address_of(peer: str) -> str:
+    """Return the address of a peer as gRPC writes it, without its port."""
+    kind, _, place = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return peer
+    return unquote(place.rpartition(":")[0]).strip("[]")
 
 
 def code_of(reason: Reason) -> grpc.StatusCode:
@@ -147,10 +166,14 @@ def status_of(reason: Reason, message: str, field: str = "") -> status_pb2.Statu
 class Call:
     """What a handler knows of its call. `remaining_s`: until the client's deadline, if it set one.
 
+    `caller` is the scope of a request_id; `actor` the person behind it, as the caller wrote it, ""
+    where it said nothing; `peer` the address that the call came from, without its port.
     grpc decodes all metadata anew whenever it is asked: here that was done, once.
     """
 
     caller: str
+    actor: str
+    peer: str
     remaining_s: float | None
 
 
@@ -187,7 +210,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
             try:
-                call = Call(caller_of(context), context.time_remaining())
+                call = call_of(context)
                 request = _request(decoded, sent)
                 if call.remaining_s is not None:
                     return await inner(request, call)

@@ -19,6 +19,7 @@ from services.vending.domain.events import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
+from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy, PublishPolicy
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.domain.tariff import PublishTariff, Tariff
@@ -80,12 +81,15 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         """Return who asks what, when it is its turn."""
         await self._gathering.turn()
         of_set, of_all = fingerprints(message)
+        if call.actor:
+            checks.check_actor(call.actor)
         return Request(
             call.caller,
             checks.request_id_of(message.request_id),
             of_set,
             self._clock.now_ms(),
             of_all,
+            Origin(call.caller, call.actor, call.peer),
         )
 
     def _version(self, revision: int) -> pb.BookVersion:

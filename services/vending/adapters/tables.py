@@ -133,7 +133,8 @@ _PROJECTED = {
 
 def event_of(stored: StoredEvent) -> Event:
     """Return what a stored event says."""
-    return event_from(stored.type, codec.decode(chain.schema_of(stored.meta), stored.data))
+    meta = chain.read_meta(stored.meta)
+    return event_from(stored.type, codec.decode(meta.schema, stored.data), meta.origin)
 
 
 def changes(stored: StoredEvent) -> Iterable[Change]:
@@ -159,7 +160,7 @@ class SqlTables:
     async def todos(self, meter_id: str | None = None) -> list[Todo]:
         """Return what is half done, oldest first: of one meter, or of all."""
         rows = await self._database.rows(
-            "SELECT kind, account_id, meter_id, epoch, register_milli FROM todo "
+            "SELECT kind, account_id, meter_id, epoch, register_milli, position FROM todo "
             "WHERE CAST($1 AS text) IS NULL OR meter_id = $1 ORDER BY position, kind DESC",
             meter_id,
         )

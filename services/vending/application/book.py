@@ -38,6 +38,7 @@ from services.vending.domain.event_store import (
     WrongRevision,
 )
 from services.vending.domain.events import Event
+from services.vending.domain.origin import Origin
 from services.vending.domain.streams import State, evolve_of, stream_of
 from services.vending.metrics import Metrics
 
@@ -149,6 +150,11 @@ class Book:
         None where that is longer ago, or was not here: then the store alone knows.
         """
         return self._decided.pop(event_id, None)
+
+    async def origin_at(self, position: int) -> Origin:
+        """Return where the event at a position came from."""
+        there = await self._store.read_all(position - 1, 1)
+        return chain.read_meta(there[0].meta).origin
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""
@@ -343,7 +349,7 @@ def _seal(stream: StreamId, folded: _Folded, event: Event) -> tuple[NewEvent, _F
     assert answer is not None, "a state remembers its requests"
     event_id = name_uuid("event", event.caller, event.request_id, len(answer.revisions))
     data = codec.encode(event.SUBJECT, event.record())
-    meta = chain.meta_of(codec.schema_header(event.SUBJECT), folded.last_hash)
+    meta = chain.meta_of(codec.schema_header(event.SUBJECT), folded.last_hash, event.origin)
     revision = folded.revision + 1
     last_hash = chain.hash_of(stream, revision, event.SUBJECT, data, meta)
     return NewEvent(event_id, event.SUBJECT, data, meta), _Folded(state, revision, last_hash)

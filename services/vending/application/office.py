@@ -377,7 +377,7 @@ class Office:
     async def _tell(self, todo: Todo) -> None:
         """Tell an account that a meter came or went; where it cannot come, release it again."""
         content = (todo.account_id, todo.meter_id, todo.epoch, todo.register_milli)
-        request = self._derived(todo.kind, todo.meter_id, todo.epoch, content)
+        request = await self._derived(todo.kind, todo, content)
         if todo.kind == "leave":
             leave = account.LeaveMeter(request, *content)
             decide = partial(_on, account.decide, leave)
@@ -392,18 +392,22 @@ class Office:
             if now is None or now.epoch != todo.epoch:
                 return  # released already: the leaving, which is next, settles both
             undo = meter.ReleaseMeter(
-                self._derived("undo", todo.meter_id, todo.epoch, content),
+                await self._derived("undo", todo, content),
                 todo.meter_id,
                 todo.register_milli,
                 None,
             )
             await self._book.submit(Meter, todo.meter_id, partial(_on, meter.decide, undo))
 
-    def _derived(
-        self, step: str, meter_id: str, epoch: int, content: tuple[object, ...]
-    ) -> Request:
-        request_id = str(name_uuid("process", step, meter_id, epoch))
-        return Request(PROCESS, request_id, fingerprint(step, *content), self._clock.now_ms())
+    async def _derived(self, step: str, todo: Todo, content: tuple[object, ...]) -> Request:
+        """Return the request of a step, whose origin is that of the move."""
+        return Request(
+            PROCESS,
+            str(name_uuid("process", step, todo.meter_id, todo.epoch)),
+            fingerprint(step, *content),
+            self._clock.now_ms(),
+            origin=await self._book.origin_at(todo.position),
+        )
 
     async def _undone(self, assigned: Meter) -> bool:
         now = await self._book.state_of(Meter, assigned.meter_id)

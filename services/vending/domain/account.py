@@ -53,6 +53,7 @@ from services.vending.domain.orders import (
     RecordNotice,
     obeyed,
 )
+from services.vending.domain.origin import Origin
 from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site, site_not_found
@@ -87,6 +88,7 @@ class Closing:
     caller: str
     request_id: str
     fingerprint: bytes
+    origin: Origin
 
 
 @value_class
@@ -580,6 +582,7 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         "request_id": closing.request_id,
         "fingerprint": closing.fingerprint,
         "occurred_at_ms": command.at_ms,
+        "origin": closing.origin,
         "account_id": state.account_id,
         "hold_id": closing.hold_id,
         "charged_nano": command.charged_nano,
@@ -635,7 +638,9 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case AccountMeterJoined() | AccountMeterLeft():
             return changed(state, answers=answers, meters=_meters_after(state, event))
         case AccountClosing():
-            closing = Closing(event.hold_id, event.caller, event.request_id, event.fingerprint)
+            closing = Closing(
+                event.hold_id, event.caller, event.request_id, event.fingerprint, event.origin
+            )
             return changed(state, answers=answers, status=Status.CLOSING, closing=closing)
         case AccountClosed():
             return changed(state, answers=answers, status=Status.CLOSED, closing=None)

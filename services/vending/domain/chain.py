@@ -12,7 +12,9 @@ from uuid import UUID
 import orjson
 
 from services.common.kernel.errors import Bug
+from services.common.kernel.values import value_class
 from services.vending.domain.event_store import StoredEvent, StreamId
+from services.vending.domain.origin import NOBODY, Origin
 
 GENESIS = bytes(32)
 """The hash before the first event."""
@@ -23,19 +25,47 @@ def _digest(*fields: bytes) -> bytes:
     return sha256(b"".join(sized)).digest()
 
 
-def meta_of(schema: str, prev: bytes) -> bytes:
-    """Return an event's metadata: the version of its data and the hash of the one before."""
-    return f'{{"schema":"{schema}","prev":"{prev.hex()}"}}'.encode()
+@value_class
+class Meta:
+    """What an event's metadata says.
+
+    `schema`: subject/version of its data; `prev`: the hash of the event before it in its stream;
+    `origin`: who asked for it.
+    """
+
+    schema: str
+    prev: bytes
+    origin: Origin
+
+
+def meta_of(schema: str, prev: bytes, origin: Origin = NOBODY) -> bytes:
+    """Return an event's metadata: JSON. What is not known of the origin is left out."""
+    said: dict[str, object] = {"schema": schema, "prev": prev.hex()}
+    if origin != NOBODY:
+        known = {
+            "caller": origin.caller,
+            "actor": origin.actor,
+            "peer": origin.peer,
+            "approved_by": origin.approved_by,
+        }
+        said["origin"] = {name: text for name, text in known.items() if text}
+    return orjson.dumps(said)
+
+
+def read_meta(meta: bytes) -> Meta:
+    """Return what the metadata of a stored event says."""
+    said = orjson.loads(meta)
+    return Meta(said["schema"], bytes.fromhex(said["prev"]), Origin(**said.get("origin", {})))
 
 
 def schema_of(meta: bytes) -> str:
     """Return `subject/version` of an event's data."""
-    return str(orjson.loads(meta)["schema"])
+    return read_meta(meta).schema
 
 
 def prev_of(meta: bytes) -> bytes:
     """Return the hash of the event before, as the event's writer knew it."""
-    return bytes.fromhex(orjson.loads(meta)["prev"])
+    return read_meta(meta).prev
 
 
 def hash_of(stream: StreamId, revision: int, type_: str, data: bytes, meta: bytes) -> bytes:

@@ -74,13 +74,28 @@ def check_id(field: str, value: str) -> None:
         )
 
 
+def _is_opaque(value: str) -> bool:
+    return bool(_ID.fullmatch(value)) and not _NUMBER_OF_A_PERSON.fullmatch(value)
+
+
 def check_subject(value: str) -> None:
     """Refuse what is no opaque id of a person; the error does not repeat what it may be."""
-    if not _ID.fullmatch(value) or _NUMBER_OF_A_PERSON.fullmatch(value):
+    if not _is_opaque(value):
         raise invalid(
             "subject_id",
             "write an opaque id of the person, e.g. a UUID; never a name, an address, a telephone "
             "or identity-card number: what stands in events stands there for good",
+        )
+
+
+def check_actor(value: str) -> None:
+    """Refuse what is no opaque id of the person behind a caller; the error does not repeat it."""
+    if not _is_opaque(value):
+        raise invalid(
+            "wattvend-actor",
+            "this metadata names who is behind the call by an opaque id, e.g. the number of a user "
+            "in your system with letters before it; never a name or a telephone number: what "
+            "stands in events stands there for good",
         )
 
 

@@ -11,6 +11,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain.events import Event, RequestKey
+from services.vending.domain.origin import NOBODY, Origin
 
 S = TypeVar("S")
 
@@ -20,7 +21,7 @@ class Request:
     """Who asks what, once.
 
     `request_id`: a UUID as Python writes it; `fingerprint`: sha256 of the command's content;
-    `former`: the same as an earlier release may have recorded it.
+    `former`: the same as an earlier release may have recorded it; `origin`: who is behind it.
     """
 
     caller: str
@@ -28,6 +29,7 @@ class Request:
     fingerprint: bytes
     at_ms: int
     former: bytes = b""
+    origin: Origin = NOBODY
 
     @property
     def key(self) -> RequestKey:
@@ -152,6 +154,7 @@ def stamp(request: Request) -> dict[str, Any]:
         "request_id": request.request_id,
         "fingerprint": request.fingerprint,
         "occurred_at_ms": request.at_ms,
+        "origin": request.origin,
     }
 
 

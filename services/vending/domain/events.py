@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.values import named_value_class
+from services.vending.domain.origin import NOBODY, Origin
 
 RequestKey = tuple[str, str]
 """(caller, request_id): ids are unique to a caller."""
@@ -16,7 +17,10 @@ RequestKey = tuple[str, str]
 
 @named_value_class
 class Event:
-    """What every event says: who asked for what, and when it was decided."""
+    """What every event says: who asked for what, and when it was decided.
+
+    `origin` stands in the metadata, not in the record.
+    """
 
     SUBJECT: ClassVar[str]
 
@@ -24,6 +28,7 @@ class Event:
     request_id: str
     fingerprint: bytes
     occurred_at_ms: int
+    origin: Origin = NOBODY
 
     @property
     def key(self) -> RequestKey:
@@ -402,12 +407,15 @@ EVENTS: dict[str, type[Event]] = {
         NoticeRecorded,
     )
 }
-_FIELDS = {subject: tuple(field.name for field in fields(kind)) for subject, kind in EVENTS.items()}
+_FIELDS = {
+    subject: tuple(field.name for field in fields(kind) if field.name != "origin")
+    for subject, kind in EVENTS.items()
+}
 
 
-def event_from(subject: str, record: dict[str, Any]) -> Event:
+def event_from(subject: str, record: dict[str, Any], origin: Origin = NOBODY) -> Event:
     """Return the event of an Avro record. Raises Bug for a subject that is no event."""
     kind = EVENTS.get(subject)
     if kind is None:
         raise Bug(f"{subject} is no event of the book; a newer vending wrote it: run that one")
-    return kind(**record)
+    return kind(**record, origin=origin)

@@ -22,13 +22,14 @@ ROOTS_KEPT = 100
 
 @value_class
 class Todo:
-    """An assignment that is decided in the meter's stream and not yet in the account's."""
+    """An assignment that the meter's stream decided, at `position`, and the account's has not."""
 
     kind: str
     account_id: str
     meter_id: str
     epoch: int
     register_milli: int
+    position: int
 
 
 @value_class
