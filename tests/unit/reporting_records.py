@@ -191,6 +191,10 @@ class Story:
             "currency": "CNY",
             "legal_entity": "LE1",
             "commodity": "electricity",
+            "postings": [
+                {"account": "assets:cash", "amount_nano": amount_nano},
+                {"account": "liabilities:prepayment", "amount_nano": -amount_nano},
+            ],
         }
         return self.event(f"account-{self.account}", revision, "credit-sold", data)
 

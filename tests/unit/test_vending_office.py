@@ -28,6 +28,7 @@ from services.vending.domain.meter import AssignMeter, Meter
 from services.vending.domain.owed import Owed
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
 from services.vending.domain.tables import Todo
+from services.vending.domain.trial_balance import TrialBalance
 from tests.unit import vending_world
 from tests.unit.vending_world import LEAD_MS, T0_MS, World
 
@@ -497,10 +498,12 @@ async def test_a_sale_of_before_there_were_debts_is_read_as_one_without(mall: Wo
     known = await mall.office.account("A1")
     sold = (await mall.sell(5)).event
     assert isinstance(sold, CreditSold)
-    owed_nothing = {name: None for name in sold.record() if name.endswith(NEW_IN_2)}
-    value = codec.encode("credit-sold", sold.record() | owed_nothing)
-    old = codec.decode("credit-sold/1", value[: -len(owed_nothing)])  # a null is one byte
-    after = account.evolve(known, event_from("credit-sold", old))
+    new = [name for name in sold.record() if name.endswith(NEW_IN_2) or name == "postings"]
+    value = codec.encode("credit-sold", sold.record() | dict.fromkeys(new))
+    old = event_from("credit-sold", codec.decode("credit-sold/1", value[: -len(new)]))
+    assert isinstance(old, CreditSold)  # a null is one byte
+    assert TrialBalance().postings_of(old) == sold.postings
+    after = account.evolve(known, old)
     assert (after.credited_nano, after.owed) == (5 * NANO, Owed())
 
 

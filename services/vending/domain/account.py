@@ -16,7 +16,7 @@ from services.common.kernel.units import (
 )
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import is_constant
-from services.vending.domain import checks
+from services.vending.domain import checks, postings
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -319,7 +319,7 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
         case GrantEmergencyCredit():
             return _grant(state, command)
         case SetDebt():
-            return not_open(state) or Accepted((_debt(state, command),))
+            return _set_debt(state, command)
         case JoinMeter():
             return not_open(state) or no_room(state) or Accepted((_joined(command),))
         case LeaveMeter():
@@ -413,6 +413,12 @@ def _sale(
         recovered_debt_minor=recovery.debt_minor,
         emergency_left_minor=left.emergency_minor,
         debt_left_minor=left.debt_minor,
+        postings=postings.of_sale(
+            method,
+            amount_nano,
+            recovery.emergency_minor * currency.nano_per_minor,
+            recovery.debt_minor * currency.nano_per_minor,
+        ),
     )
 
 
@@ -494,18 +500,28 @@ def _granted(state: Account, command: GrantEmergencyCredit) -> EmergencyGranted 
         policy_id=policy.policy_id,
         policy_version=policy.version,
         **_of_what(state),
+        postings=postings.of_grant(policy.emergency_nano),
     )
 
 
-def _debt(state: Account, command: SetDebt) -> DebtSet:
-    return DebtSet(
+def _set_debt(state: Account, command: SetDebt) -> Decision:
+    if problem := not_open(state):
+        return problem
+    more_minor = command.debt_minor - state.owed.debt_minor
+    try:
+        more_nano = nano_from_minor(more_minor, checks.currency_named(state.currency))
+    except InvalidInput as too_large:
+        return Rejection(too_large.reason, too_large.message, "debt_minor")
+    owed = DebtSet(
         **stamp(command.request),
         account_id=state.account_id,
         debt_minor=command.debt_minor,
         share_ppm=command.share_ppm,
         reason=command.reason,
         **_of_what(state),
+        postings=postings.of_debt(more_nano),
     )
+    return Accepted((owed,))
 
 
 def _obey(state: Account, order: Order) -> Decision:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from services.common.kernel.errors import Bug
 from services.common.kernel.values import named_value_class
 from services.vending.domain.origin import NOBODY, Origin
+from services.vending.domain.postings import Posting, Postings, check_balanced
 
 RequestKey = tuple[str, str]
 """(caller, request_id): ids are unique to a caller."""
@@ -38,6 +39,32 @@ class Event:
     def record(self) -> dict[str, Any]:
         """Return the Avro record."""
         return {name: getattr(self, name) for name in _FIELDS[self.SUBJECT]}
+
+
+@named_value_class
+class MoneyEvent(Event):
+    """An event that moves money: its postings sum to zero. None: of before there were any."""
+
+    account_id: str
+    currency: str
+    legal_entity: str
+    commodity: str
+    postings: Postings | None
+
+    def __post_init__(self) -> None:
+        """Raise Bug where the postings do not sum to zero."""
+        if self.postings is not None:
+            check_balanced(self.postings)
+
+    def record(self) -> dict[str, Any]:
+        """Return the Avro record."""
+        record = Event.record(self)
+        if self.postings is not None:
+            record["postings"] = [
+                {"account": posting.account, "amount_nano": posting.amount_nano}
+                for posting in self.postings
+            ]
+        return record
 
 
 @named_value_class
@@ -226,18 +253,14 @@ class AccountOpened(Event):
 
 
 @named_value_class
-class CreditSold(Event):
+class CreditSold(MoneyEvent):
     SUBJECT: ClassVar[str] = "credit-sold"
 
-    account_id: str
     amount_minor: int
     amount_nano: int
     credited_nano: int
     method: str
     receipt_id: str
-    currency: str
-    legal_entity: str
-    commodity: str
     recovered_emergency_minor: int | None
     recovered_debt_minor: int | None
     emergency_left_minor: int | None
@@ -258,18 +281,14 @@ class SaleRefused(Event):
 
 
 @named_value_class
-class EmergencyGranted(Event):
+class EmergencyGranted(MoneyEvent):
     SUBJECT: ClassVar[str] = "emergency-granted"
 
-    account_id: str
     amount_minor: int
     amount_nano: int
     credited_nano: int
     policy_id: str
     policy_version: int
-    currency: str
-    legal_entity: str
-    commodity: str
 
 
 @named_value_class
@@ -282,16 +301,12 @@ class EmergencyRefused(Event):
 
 
 @named_value_class
-class DebtSet(Event):
+class DebtSet(MoneyEvent):
     SUBJECT: ClassVar[str] = "debt-set"
 
-    account_id: str
     debt_minor: int
     share_ppm: int
     reason: str
-    currency: str
-    legal_entity: str
-    commodity: str
 
 
 @named_value_class
@@ -418,4 +433,6 @@ def event_from(subject: str, record: dict[str, Any], origin: Origin = NOBODY) ->
     kind = EVENTS.get(subject)
     if kind is None:
         raise Bug(f"{subject} is no event of the book; a newer vending wrote it: run that one")
+    if (listed := record.get("postings")) is not None:
+        record = {**record, "postings": tuple([Posting(**posting) for posting in listed])}
     return kind(**record, origin=origin)

@@ -1,0 +1,92 @@
+"""Double entry: the chart of accounts, and what each movement of money posts (docs/ledger.md).
+
+An amount is in ledger units of the event's currency, debit positive, credit negative. The postings
+of an event sum to zero, and nothing is posted to an account at 0. The account of the customer is
+the event's: `PREPAYMENT` of one account is what it was credited less what it used.
+"""
+
+from collections.abc import Iterable
+
+from services.common.kernel.errors import Bug
+from services.common.kernel.values import value_class
+
+CASH = "assets:cash"
+CLEARING = "assets:clearing"
+"""With a method behind it: what its provider (POS, bank, QR) has taken in and owes us."""
+RECEIVABLE = "assets:receivable"
+"""Debts, which sales recover."""
+EMERGENCY = "assets:emergency-credit"
+"""Emergency credit that was granted and not yet recovered."""
+PREPAYMENT = "liabilities:prepayment"
+BROUGHT_FORWARD = "equity:brought-forward"
+"""Against debts that come from other books."""
+ROUNDING = "income:rounding"
+WRITE_OFF = "expenses:write-off"
+
+_MONEY = {"cash": CASH, **{name: f"{CLEARING}:{name}" for name in ("pos", "transfer", "qr")}}
+
+
+@value_class
+class Posting:
+    """An amount on an account of the chart: debit positive, credit negative, never 0."""
+
+    account: str
+    amount_nano: int
+
+
+Postings = tuple[Posting, ...]
+
+
+def check_balanced(postings: Postings) -> None:
+    """Raise Bug where postings do not sum to zero."""
+    if sum([posting.amount_nano for posting in postings]):
+        raise Bug(f"these postings do not sum to zero: {postings}")
+
+
+def posted(*amounts: tuple[str, int]) -> Postings:
+    """Return the postings of (account, amount), those of 0 left out."""
+    return tuple([Posting(account, nano) for account, nano in amounts if nano])
+
+
+def reversed_of(postings: Iterable[Posting]) -> Postings:
+    """Return what takes postings back."""
+    return tuple([Posting(posting.account, -posting.amount_nano) for posting in postings])
+
+
+def money_account(method: str) -> str:
+    """Return where money of a method of payment lies: the till, or what a provider owes us."""
+    return _MONEY[method]
+
+
+def of_sale(method: str, amount_nano: int, emergency_nano: int, debt_nano: int) -> Postings:
+    """Return what a sale posts; `emergency_nano`, `debt_nano`: what of the amount they recover."""
+    return posted(
+        (_MONEY[method], amount_nano),
+        (EMERGENCY, -emergency_nano),
+        (RECEIVABLE, -debt_nano),
+        (PREPAYMENT, emergency_nano + debt_nano - amount_nano),
+    )
+
+
+def of_grant(amount_nano: int) -> Postings:
+    """Return what emergency credit posts: it is credited now, and owed."""
+    return posted((EMERGENCY, amount_nano), (PREPAYMENT, -amount_nano))
+
+
+def of_debt(more_nano: int) -> Postings:
+    """Return what a debt that was set posts; `more_nano`: by how much it rose (fell: negative).
+
+    A rise was owed in other books before; of a fall nothing is expected any more.
+    """
+    return posted(
+        (RECEIVABLE, more_nano),
+        (BROUGHT_FORWARD if more_nano > 0 else WRITE_OFF, -more_nano),
+    )
+
+
+def of_rounding(dropped_nano: int) -> Postings:
+    """Return what a remainder posts that a document drops of a balance.
+
+    Negative: what is given, so that the balance is whole.
+    """
+    return posted((PREPAYMENT, dropped_nano), (ROUNDING, -dropped_nano))
