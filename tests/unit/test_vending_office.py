@@ -304,6 +304,19 @@ async def test_a_version_that_could_not_go_on_is_refused(
     assert (await world.tariff(plan=plan(), price_micro=0)).state.version == 3
 
 
+@pytest.mark.parametrize(
+    "changed", [{"period": "year"}, {"period": "month", "scope": "meter"}, {"zone": "UTC"}]
+)
+async def test_a_plan_must_go_on_also_behind_a_version_without_one(
+    world: World, changed: dict[str, Any]
+) -> None:
+    await world.tariff(plan=plan(period="month"), price_micro=0)
+    await world.tariff()
+    after = world.tariff(plan=plan(**changed), price_micro=0)
+    assert await refused(after) is Reason.INVALID_ARGUMENT
+    assert (await world.tariff(plan=plan(period="month"), price_micro=0)).state.version == 3
+
+
 async def test_an_account_has_the_days_of_its_tariff(mall: World) -> None:
     await mall.tariff("there", plan=plan("Europe/Berlin"), price_micro=0)
     opening = mall.account("A9", tariff_id="there")

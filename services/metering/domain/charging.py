@@ -20,12 +20,16 @@ from services.metering.domain.groups import Groups
 from services.metering.domain.ladders import Ladder
 from services.metering.domain.lines import PLAIN_MAX, Priced, Spans, priced, rises_between
 from services.metering.domain.outbox import Outbox
+from services.metering.domain.rows import ACCUMULATION
 from services.metering.domain.shard import SILENCE_MS, ShardState
 
 BALANCE_EVERY_MS = 60_000
 _NOTHING = np.zeros(0, np.int64)
 _NOWHERE = np.zeros(0, np.bool_)
-_NO_LINES = Priced(np.zeros(0, LINE), _NOTHING, _NOWHERE, _NOWHERE, (_NOTHING, _NOTHING))
+_NONE_OPENED = (_NOTHING, np.zeros(0, ACCUMULATION))
+_NO_LINES = Priced(
+    np.zeros(0, LINE), _NOTHING, _NOWHERE, _NOWHERE, (_NOTHING, _NOTHING), _NONE_OPENED
+)
 
 
 @value_class
@@ -65,8 +69,8 @@ class Bill:
 
     `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged, or not
     with others of their account; their entries mean nothing. `split`: indexes of those that were
-    split by time, ascending. `accumulated` and `ladders`, by account slot: what is to stand of what
-    the lines counted (`stand`). `several`: an account may have more than one charge.
+    split by time, ascending. `accumulated`, `opened` and `ladders`, by account slot: what is to
+    stand of what the lines counted (`stand`). `several`: an account may have more than one charge.
     """
 
     charges: Table
@@ -75,6 +79,7 @@ class Bill:
     split: Array
     lines: Array
     accumulated: tuple[Array, Array]
+    opened: tuple[Array, Array]
     ladders: dict[int, Ladder]
     several: bool
 
@@ -90,6 +95,7 @@ class Bill:
             np.flatnonzero(np.isin(which, self.split)),
             lines,
             self.accumulated,
+            self.opened,
             self.ladders,
             self.several,
         )
@@ -175,8 +181,8 @@ def bill_of(
     names = _names(state, intervals, bare)
     slots = intervals.account_slots[lined]
     ladders = {int(slots[i]): each for i, each in found.ladders.items() if not cannot[lined[i]]}
-    lines, several = found.lines, of_accounts is not None
-    return Bill(charges, names, cannot, split, lines, found.accumulated, ladders, several)
+    stands = found.accumulated, found.opened, ladders
+    return Bill(charges, names, cannot, split, found.lines, *stands, of_accounts is not None)
 
 
 def _names(state: ShardState, intervals: Intervals, bare: Array) -> Array:
@@ -327,6 +333,7 @@ def stand(state: ShardState, bill: Bill) -> None:
     """Let what the lines counted stand, once their charges are posted."""
     slots, totals_milli = bill.accumulated
     state.accumulations["total_milli"][slots] = totals_milli
+    state.open(*bill.opened)
     for slot, ladder in bill.ladders.items():
         state.put_ladder(slot, ladder)
 

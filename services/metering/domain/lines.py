@@ -13,6 +13,7 @@ from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_
 from services.metering.domain.facts import Array
 from services.metering.domain.groups import Groups, firsts
 from services.metering.domain.ladders import Ladder, Part, PricedLine
+from services.metering.domain.rows import ACCUMULATION
 from services.metering.domain.shard import ShardState
 from services.metering.domain.tariffs import NO_REST
 
@@ -52,7 +53,8 @@ class Priced:
     `amounts_nano`: of each interval. `cannot`: a figure does not fit int64, or it is one that must
     be priced by itself and is not; its lines mean nothing. `estimated`: where time alone said when
     inside the interval the energy was used. `accumulated`: slots of accumulations and their new
-    totals, of which the last stands; `ladders`: interval → its account's accumulations.
+    totals, of which the last stands; `opened`: slots of accounts and the accumulation (dtype
+    ACCUMULATION) that each begins; `ladders`: interval → its account's accumulations.
     """
 
     lines: Array
@@ -60,6 +62,7 @@ class Priced:
     cannot: Array
     estimated: Array
     accumulated: tuple[Array, Array]
+    opened: tuple[Array, Array]
     ladders: dict[int, Ladder] = field(default_factory=dict)
 
 
@@ -77,33 +80,20 @@ def priced(state: ShardState, spans: Spans) -> Priced:
     ladder_of = np.where(laddered[np.arange(len(rows)), rates], rates, NO_LADDER)
     ladder_of[laddered[:, TOTAL]] = TOTAL
     counted = np.flatnonzero(ladder_of != NO_LADDER)
+    terms = rows[counted], ladder_of[counted]
+    climbs = _climbs(state, spans, lines, counted, terms)
     slowly = spans.exact.copy()
-    slots = np.zeros(count, np.int64)
-    if len(counted):
-        by_meter = np.zeros(count, np.bool_)
-        by_meter[owners[counted]] = table["by_meter"][rows[counted]]
-        slots = np.where(
-            by_meter,
-            state.meter_links["accumulation"][spans.meter_slots],
-            state.account_links["accumulation"][spans.account_slots],
-        )
-        at = state.accumulations.take(slots[owners[counted]])
-        known = (slots[owners[counted]] >= 0) & (at["period"] == lines["period"][counted])
-        known &= at["version"] == lines["version"][counted]
-        known &= at["rate"] == ladder_of[counted]
-        known &= (np.abs(at["base_milli"]) < PLAIN_MAX) & (np.abs(at["total_milli"]) < PLAIN_MAX)
-        slowly[owners[counted[~known]]] = True
+    slowly[owners[counted[climbs.at < 0]]] = True
     _set_amounts(lines, rows, table, rates)
-    climbs = counted[~slowly[owners[counted]]]
-    totals = _climb(state, lines, climbs, (rows[climbs], ladder_of[climbs]), slots)
-    touched = owners[climbs]
-    touched = touched[firsts(touched)]
+    fast = np.flatnonzero(~slowly[owners[counted]])
+    accumulated, opened = _climb(state, lines, climbs.take(fast))
     done = Priced(
         lines,
         np.zeros(count, np.int64),
         slowly & spans.shared,
         (spans.first != spans.last) & ~told,
-        (slots[touched], totals[touched]),
+        accumulated,
+        (spans.account_slots[climbs.openers], opened),
     )
     slowly &= ~spans.shared
     if slowly.any():
@@ -229,35 +219,121 @@ def _set_amounts(lines: Array, rows: Array, table: Array, rates: Array) -> None:
     lines["tax_nano"] = energies * table["tax_micro"][rows, rates]
 
 
-def _climb(
-    state: ShardState, lines: Array, climbs: Array, ladders: tuple[Array, Array], slots: Array
-) -> Array:
-    """Let the lines at `climbs` climb their ladders; return the new totals by interval.
+@value_class
+class _Climbs:
+    """Where lines that count in accumulations climb, n of them.
 
-    `ladders`: of each its row in the table of terms, and which ladder there. Lines climb one after
-    the other in the accumulation at `slots` of their interval.
+    `lines`: their indexes; `rows` and `ladders`: of each its row in the table of terms, and which
+    ladder there. `at`: of each the index of its accumulation, -1 where that is not at hand, among
+    `accumulations` (dtype ACCUMULATION, as they were): of each interval that at `slots`, and behind
+    those the ones that the intervals `openers` begin.
     """
-    totals = state.accumulations["total_milli"][slots]
-    if not len(climbs):
-        return totals
-    (row, ladder), table = ladders, state.tariffs.table
-    owners, energies = lines["charge"][climbs], lines["energy_milli"][climbs]
-    at = state.accumulations.take(slots[owners])
-    before = at["base_milli"] + at["total_milli"] + Groups(slots[owners]).sums_before(energies)
+
+    lines: Array
+    rows: Array
+    ladders: Array
+    at: Array
+    slots: Array
+    accumulations: Array
+    openers: Array
+
+    def take(self, which: Array) -> "_Climbs":
+        """Return those at the indexes `which`."""
+        lines, rows, ladders, at = (
+            column[which] for column in (self.lines, self.rows, self.ladders, self.at)
+        )
+        return _Climbs(lines, rows, ladders, at, self.slots, self.accumulations, self.openers)
+
+
+def _climbs(
+    state: ShardState, spans: Spans, lines: Array, counted: Array, terms: tuple[Array, Array]
+) -> _Climbs:
+    """Find the accumulations in which the lines at `counted` climb. `terms`: rows, ladders."""
+    (rows, ladders), owners = terms, lines["charge"][counted].astype(np.int64)
+    by_meter = np.zeros(len(spans.first), np.bool_)
+    by_meter[owners] = state.tariffs.table["by_meter"][rows]
+    slots = np.where(
+        by_meter,
+        state.meter_links["accumulation"][spans.meter_slots],
+        state.account_links["accumulation"][spans.account_slots],
+    )
+    found = state.accumulations.take(slots)
+    is_plain = slots >= 0
+    for name in ("base_milli", "total_milli"):
+        is_plain &= np.abs(found[name]) < PLAIN_MAX
+    known = is_plain[owners] & (found["rate"][owners] == ladders)
+    for name in ("period", "version"):
+        known &= found[name][owners] == lines[name][counted]
+    at, openers = np.where(known, owners, -1), owners[:0]
+    if not known.all():
+        missing = np.flatnonzero(~known)
+        of_missing = rows[missing], ladders[missing]
+        openers, opened = _openings(state, spans, lines[counted[missing]], of_missing)
+        places = np.full(len(slots), -1)
+        places[openers] = len(slots) + np.arange(len(openers))
+        at[missing] = places[owners[missing]]
+        found = np.append(found, opened)
+    return _Climbs(counted, rows, ladders, at, slots, found, openers)
+
+
+def _openings(
+    state: ShardState, spans: Spans, lines: Array, terms: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Return (intervals that begin an accumulation, those as they begin, dtype ACCUMULATION).
+
+    `lines`: those whose accumulations are not at hand, `terms` their rows and ladders. An interval
+    is one where its account's next period, or its first, is all that it asks for.
+    """
+    rows, ladders = terms
+    heads = firsts(lines["charge"])
+    counts = np.diff(heads, append=len(lines))
+    openers, periods = lines["charge"][heads].astype(np.int64), lines["period"][heads]
+    may = ~(spans.shared | spans.exact)[openers] & ~state.tariffs.table["by_meter"][rows[heads]]
+    for column in (lines["period"], rows, ladders):
+        may &= np.logical_and.reduceat(column == np.repeat(column[heads], counts), heads)
+    account_slots = spans.account_slots[openers]
+    may &= state.may_open(account_slots, periods)
+    heads, periods, account_slots = heads[may], periods[may], account_slots[may]
+    opened = np.zeros(len(heads), ACCUMULATION)
+    opened["period"] = periods
+    opened["version"] = lines["version"][heads]
+    opened["rate"] = ladders[heads]
+    since_ms = state.accounts["since_ms"][account_slots]
+    days = state.tariffs.days_left(rows[heads], periods, since_ms)
+    opened["days"], opened["days_of"] = days
+    return openers[may], opened
+
+
+def _climb(state: ShardState, lines: Array, climbs: _Climbs) -> tuple[tuple[Array, Array], Array]:
+    """Let lines climb their ladders, one after the other where they share an accumulation.
+
+    Return (slots of accumulations and their new totals, of which the last stands; those that are
+    opened as they stand then).
+    """
+    where, at, found, count = climbs.lines, climbs.at, climbs.accumulations, len(climbs.slots)
+    if not len(where):
+        return (climbs.slots[:0], climbs.slots[:0]), found[count:]
+    energies, stood = lines["energy_milli"][where], found.take(at)
+    slots = np.append(climbs.slots, len(state.accumulations) + np.arange(len(found) - count))
+    before = stood["base_milli"] + stood["total_milli"]
+    before += Groups(slots[at]).sums_before(energies)
     after = before + energies
-    totals[owners] = after - at["base_milli"]
-    lines["total_milli"][climbs] = after
+    found["total_milli"][at] = after - stood["base_milli"]
+    lines["total_milli"][where] = after
     for name in ("base_milli", "days", "days_of"):
-        lines[name][climbs] = at[name]
+        lines[name][where] = stood[name]
+    row, ladder, table = climbs.rows, climbs.ladders, state.tariffs.table
     above = table["above_milli"][row, ladder]
-    if (at["days"] != at["days_of"]).any():
-        above = above * at["days"][:, np.newaxis].astype(np.int64)
-        above //= np.maximum(at["days_of"], 1)[:, np.newaxis]
+    if (stood["days"] != stood["days_of"]).any():
+        above = above * stood["days"][:, np.newaxis].astype(np.int64)
+        above //= np.maximum(stood["days_of"], 1)[:, np.newaxis]
     steps = np.maximum(after[:, np.newaxis] - above, 0)
     steps -= np.maximum(before[:, np.newaxis] - above, 0)
-    lines["ladder_nano"][climbs] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)
-    lines["tax_nano"][climbs] += (steps * table["rise_tax_micro"][row, ladder]).sum(axis=1)
-    return totals
+    lines["ladder_nano"][where] = (steps * table["rise_micro"][row, ladder]).sum(axis=1)
+    lines["tax_nano"][where] += (steps * table["rise_tax_micro"][row, ladder]).sum(axis=1)
+    touched = at[at < count]
+    touched = touched[firsts(touched)]
+    return (climbs.slots[touched], found["total_milli"][touched]), found[count:]
 
 
 def _with_slow(state: ShardState, spans: Spans, done: Priced, rows: Array, slow: Array) -> Priced:
@@ -283,7 +359,8 @@ def _with_slow(state: ShardState, spans: Spans, done: Priced, rows: Array, slow:
             cannot[i] = True
     lines = np.append(done.lines[~is_slow], np.array(found, LINE))
     lines = lines[np.argsort(lines["charge"], kind="stable")]
-    return Priced(lines, done.amounts_nano, cannot, done.estimated, done.accumulated, ladders)
+    stands = done.estimated, done.accumulated, done.opened
+    return Priced(lines, done.amounts_nano, cannot, *stands, ladders)
 
 
 def climbed(

@@ -429,6 +429,41 @@ class ShardState:
         self._next_accumulation[slots] = [*slots[1:], _NONE][: len(slots)]
         self._link_accumulations(slot, slots, [key for key, _ in ordered], ladder.heads)
 
+    def may_open(self, slots: Array, periods: Array) -> Array:
+        """Say which accounts may begin an accumulation of a period by `open`.
+
+        Those that have none; and those that have one or two, all their own, where the newest, which
+        their energy comes to, is of the period before and the other of an earlier one.
+        """
+        counts, links = self.accounts["accumulations"][slots], self.account_links[slots]
+        newest, first = links["accumulation"], links["first_accumulation"]
+        kept = self.accumulations["period"].take(newest)
+        following = (counts <= 2) & (newest != _NONE) & (kept == periods - 1)
+        following &= self._next_accumulation.take(newest) == _NONE
+        following &= (first == newest) | (self.accumulations["period"].take(first) < kept)
+        may: Array = (counts == 0) | following
+        return may
+
+    def open(self, slots: Array, opened: Array) -> None:
+        """Let accounts, no slot twice, have one accumulation more (dtype ACCUMULATION), the newest.
+
+        Each may (`may_open`). One of a period before the last one goes.
+        """
+        if not len(slots):
+            return
+        newest = self.account_links["accumulation"][slots]
+        first = self.account_links["first_accumulation"][slots]
+        at = np.where(first != newest, first, _NONE)  # that of the first one, which goes
+        fresh = np.flatnonzero(at == _NONE)
+        at[fresh] = [self._free_accumulation() for _ in range(len(fresh))]
+        self.accumulations[at] = opened
+        self._next_accumulation[at] = _NONE
+        following = newest != _NONE
+        self._next_accumulation[newest[following]] = at[following]
+        self.account_links["first_accumulation"][slots] = np.where(following, newest, at)
+        self.account_links["accumulation"][slots] = at
+        self.accounts["accumulations"][slots] = 1 + following
+
     def forget_shapes(self, slot: int) -> None:
         """Let an account's windows and accumulations go."""
         self.forget_windows(slot, 0)

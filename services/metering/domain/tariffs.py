@@ -14,7 +14,15 @@ import numpy as np
 from services.common.kernel.frames import RATES
 from services.common.kernel.values import value_class
 from services.common.tariffs import plan as plans
-from services.common.tariffs.calendar import NO_PERIOD, is_constant, segments
+from services.common.tariffs.calendar import (
+    DAY_MS,
+    NO_PERIOD,
+    day_number,
+    days_left,
+    is_constant,
+    period_days,
+    segments,
+)
 from services.common.tariffs.plan import STEPS_MAX, Plan, rate_index
 from services.common.tariffs.pricing import TOTAL, Terms, terms_of
 from services.metering.domain.facts import Array
@@ -85,6 +93,7 @@ class Tariffs:
         self._versions: list[dict[int, Version]] = [{}]
         self._spans: list[set[int]] = [set()]
         self._timelines: list[list[_Part] | None] = [None]
+        self._plans: list[Plan] = [plans.flat(0)]
         self._fee_reigns: dict[int, list[Reign]] = {}
         self.have_fees = False
         self._is_stale = True
@@ -113,6 +122,8 @@ class Tariffs:
         versions[number] = Version(number, fact["effective_at_ms"], row, plan, terms)
         if row == len(self.table):
             self.table = np.append(self.table, np.zeros(1, TERMS))
+            self._plans.append(plan)
+        self._plans[row] = plan
         self.table[row] = _numbers(number, plan, terms)
         self._timelines[slot] = None
         self._fee_reigns.pop(slot, None)
@@ -122,6 +133,23 @@ class Tariffs:
     def version(self, slot: int, number: int) -> Version:
         """Return a version of the tariff at `slot`."""
         return self._versions[slot][number]
+
+    def days_left(self, rows: Array, periods: Array, since_ms: Array) -> tuple[Array, Array]:
+        """Return (days, days of the period) as calendar.days_left of each.
+
+        `rows`: of ladders' versions in the table of terms.
+        """
+        days, days_of = np.zeros((2, len(rows)), np.int64)
+        for row, period in set(zip(rows.tolist(), periods.tolist(), strict=True)):
+            which = np.flatnonzero((rows == row) & (periods == period))
+            begins, ends = period_days(self._plans[row], period)
+            days[which] = days_of[which] = (ends - begins).days
+            # No clock is more than a day away from UTC's.
+            late = which[since_ms[which] >= (day_number(begins) - 1) * DAY_MS]
+            days[late] = [
+                days_left(self._plans[row], period, each)[0] for each in since_ms[late].tolist()
+            ]
+        return days, days_of
 
     def fee_reigns(self, slot: int) -> list[Reign]:
         """Return the reigns of a tariff's versions with fees, in the order of time."""

@@ -23,7 +23,11 @@ FLAT, PLAN = "flat", "plan"
 
 @value_class
 class Tariff:
-    """The folded stream of a tariff: its newest version."""
+    """The folded stream of a tariff: its newest version.
+
+    `last_plan`, `last_ladder`: the newest plan of any version, and the newest that has a ladder:
+    what those added up stands, whatever has come between.
+    """
 
     answers: Answers
     tariff_id: str
@@ -36,6 +40,8 @@ class Tariff:
     plan: str | None
     effective_at_ms: int
     published_at_ms: int
+    last_plan: str | None
+    last_ladder: str | None
 
     @property
     def charged_by(self) -> Plan:
@@ -130,9 +136,10 @@ def _other_kind(state: Tariff, command: PublishTariff) -> Rejection | None:
 
 
 def _other_shape(state: Tariff, command: PublishTariff) -> Rejection | None:
-    """Refuse a version that could not go on where the one before it stops."""
-    before, after = state.charged_by, command.charged_by
-    if before.ladder is not None and after.ladder is not None:
+    """Refuse a version that could not go on where earlier ones stop."""
+    after = command.charged_by
+    if after.ladder is not None and state.last_ladder is not None:
+        before = plans.read(state.last_ladder)
         for name in ("period", "scope", "basis"):
             is_, wanted = getattr(before.ladder, name), getattr(after.ladder, name)
             if is_ != wanted:
@@ -141,12 +148,14 @@ def _other_shape(state: Tariff, command: PublishTariff) -> Rejection | None:
                     "was added up could not go on: use a tariff of its own"
                 )
                 return Rejection(Reason.INVALID_ARGUMENT, text, "plan")
-    if state.plan is not None and command.plan is not None and before.zone != after.zone:
-        text = (
-            f"tariff {state.tariff_id} has the zone {before.zone}, not {after.zone}: its accounts "
-            "are there; use a tariff of its own"
-        )
-        return Rejection(Reason.INVALID_ARGUMENT, text, "plan")
+    if command.plan is not None and state.last_plan is not None:
+        zone = plans.read(state.last_plan).zone
+        if zone != after.zone:
+            text = (
+                f"tariff {state.tariff_id} has the zone {zone}, not {after.zone}: its accounts "
+                "are there; use a tariff of its own"
+            )
+            return Rejection(Reason.INVALID_ARGUMENT, text, "plan")
     return None
 
 
@@ -169,6 +178,7 @@ def evolve(state: Tariff | None, event: Event) -> Tariff:
     """Return the tariff after an event of its stream."""
     if not isinstance(event, TariffPublished):
         raise Bug(f"{event.SUBJECT} does not belong into a tariff's stream")
+    has_ladder = event.plan is not None and plans.read(event.plan).ladder is not None
     return Tariff(
         (state.answers if state else Answers()).after(event),
         event.tariff_id,
@@ -181,4 +191,6 @@ def evolve(state: Tariff | None, event: Event) -> Tariff:
         event.plan,
         event.effective_at_ms,
         event.occurred_at_ms,
+        event.plan or (state.last_plan if state else None),
+        event.plan if has_ladder else (state.last_ladder if state else None),
     )
