@@ -40,8 +40,8 @@ class Tariff:
     plan: str | None
     effective_at_ms: int
     published_at_ms: int
-    last_plan: str | None
-    last_ladder: str | None
+    last_plan: str | None = None
+    last_ladder: str | None = None
 
     @property
     def charged_by(self) -> Plan:
