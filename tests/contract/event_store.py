@@ -104,6 +104,16 @@ class EventStoreContract:
         assert await store.read_all(positions[1], 1) == [everything[2]]
         assert await store.read_all(positions[-1], 10) == []
 
+    async def test_an_event_is_found_at_its_position_and_none_beside_it(
+        self, store: EventStore
+    ) -> None:
+        assert await store.event_at(1) is None
+        await store.append(A, NO_EVENTS, [new(b"1"), new(b"2")])
+        first, second = await store.read_all(FROM_START, 10)
+        assert [await store.event_at(e.position) for e in (first, second)] == [first, second]
+        assert await store.event_at(second.position + 1) is None
+        assert await store.event_at(first.position - 1) is None
+
     async def test_the_head_is_the_last_position_and_the_count_how_many_there_are(
         self, store: EventStore
     ) -> None:

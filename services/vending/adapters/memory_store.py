@@ -55,6 +55,10 @@ class MemoryEventStore:
         """Return at most `limit` events above a position."""
         return self._all[after : after + limit]
 
+    async def event_at(self, position: int) -> StoredEvent | None:
+        """Return the event at a position."""
+        return self._all[position - 1] if 0 < position <= len(self._all) else None
+
     async def head(self) -> int:
         """Return the position of the last event."""
         return len(self._all)

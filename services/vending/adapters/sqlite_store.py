@@ -108,6 +108,11 @@ class SqliteEventStore:
             rows = await self._file.read(lambda c: c.execute(_READ_ALL, (after, limit)).fetchall())
         return [_event(row) for row in rows]
 
+    async def event_at(self, position: int) -> StoredEvent | None:
+        """Return the event at a position: positions are dense."""
+        found = await self.read_all(position - 1, 1)
+        return found[0] if found and found[0].position == position else None
+
     async def head(self) -> int:
         """Return the position of the last event."""
         return self.count()

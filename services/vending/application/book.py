@@ -153,8 +153,9 @@ class Book:
 
     async def origin_at(self, position: int) -> Origin:
         """Return where the event at a position came from."""
-        there = await self._store.read_all(position - 1, 1)
-        return chain.read_meta(there[0].meta).origin
+        there = await self._store.event_at(position)
+        assert there is not None, f"an event was stored at position {position}"
+        return chain.read_meta(there.meta).origin
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""

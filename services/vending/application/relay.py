@@ -99,8 +99,7 @@ async def beginning(
             f"is of {book_epoch}. {WHAT_TO_DO}"
         )
     told = checkpoint.root
-    there = await store.read_all(told.position - 1, 1)
-    if not there or there[0].position != told.position:
+    if await store.event_at(told.position) is None:
         raise BookMismatch(
             f"ledger's last checkpoint is at position {told.position}, which this event store does "
             f"not have: it was restored to an earlier point, or is another one. {WHAT_TO_DO}"
@@ -122,10 +121,8 @@ async def check_told(store: EventStore, told: Iterable[ToldEvent], book_epoch: i
     for event in told:
         if event.book_epoch < book_epoch:
             continue
-        there = await store.read_all(event.position - 1, 1)
-        if event.book_epoch > book_epoch or [(e.position, e.id) for e in there] != [
-            (event.position, event.event_id)
-        ]:
+        there = await store.event_at(event.position)
+        if event.book_epoch > book_epoch or there is None or there.id != event.event_id:
             raise BookMismatch(
                 f"ledger has event {event.event_id} of book epoch {event.book_epoch} at position "
                 f"{event.position}, and this event store (of book epoch {book_epoch}) has not: it "

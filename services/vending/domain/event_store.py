@@ -96,7 +96,15 @@ class EventStore(Protocol):
         ...
 
     async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
-        """Return at most `limit` events above position `after`, in the order of positions."""
+        """Return at most `limit` events above `after`, in the order of positions.
+
+        `after` is the position of an event, or FROM_START: positions need not be dense, and what is
+        one less than a position need not be one.
+        """
+        ...
+
+    async def event_at(self, position: int) -> StoredEvent | None:
+        """Return the event at a position; None where none is."""
         ...
 
     async def head(self) -> int:
