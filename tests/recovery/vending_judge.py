@@ -19,6 +19,8 @@ from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, kafka, topics
 from services.vending.adapters.tables import event_of
 from services.vending.domain import chain
+from services.vending.domain.approval import Proposal
+from services.vending.domain.authority import Authority
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events import (
     AccountMeterJoined,
@@ -27,7 +29,7 @@ from services.vending.domain.events import (
     Event,
     MeterAssigned,
 )
-from services.vending.domain.facts import fact_of
+from services.vending.domain.facts import Fact, fact_of
 from services.vending.domain.streams import entity_of, evolve_of
 from tests.recovery import bus
 from tests.recovery.vending_shop import NANO_PER_MINOR, Sale, Till
@@ -188,16 +190,20 @@ def must_be_told(events: Sequence[StoredEvent], book_epoch: int = 1) -> Told:
     for stored in events:
         event = event_of(stored)
         state = states[stored.stream] = evolve_of(stored.stream)(states.get(stored.stream), event)
-        fact = fact_of(state, book_epoch=book_epoch, shards=shards)
         _add_ledger(told, stored, event, book_epoch)
-        for shard in fact.shards:
-            name = (SHARDS, shard, fact.event_id)
-            told.add(stored, name, fact.log_key or str(shard), fact.subject, fact.record)
-        name = (REGISTRY, _partition(REGISTRY, fact.entity), fact.event_id)
-        told.add(stored, name, fact.entity, fact.subject, fact.record)
-        told.newest[fact.entity.encode()] = fact.event_id
+        if not isinstance(state, Authority | Proposal):
+            _add_fact(told, stored, fact_of(state, book_epoch=book_epoch, shards=shards))
         told.roots.append(chain.next_root(told.roots[-1], stored.id, chain.stored_hash(stored)))
     return told
+
+
+def _add_fact(told: Told, stored: StoredEvent, fact: Fact) -> None:
+    for shard in fact.shards:
+        name = (SHARDS, shard, fact.event_id)
+        told.add(stored, name, fact.log_key or str(shard), fact.subject, fact.record)
+    name = (REGISTRY, _partition(REGISTRY, fact.entity), fact.event_id)
+    told.add(stored, name, fact.entity, fact.subject, fact.record)
+    told.newest[fact.entity.encode()] = fact.event_id
 
 
 def _add_ledger(told: Told, stored: StoredEvent, event: Event, book_epoch: int) -> None:

@@ -246,6 +246,25 @@ def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch
     assert not ended.HasField("until_ms")
 
 
+def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/operations/approvals.md").read_text()
+    rules = '{"keep-power": 7, "force-off": null, "price-change": 0}'
+    document = v.Authority(legal_entity="property-co", currency="CNY", rules=rules)
+    vending = Vending(
+        **dict.fromkeys(("PublishAuthority", "GetAuthority"), document),
+        **dict.fromkeys(("GetApproval", "Approve", "Decline"), v.Approval()),
+        ListApprovals=v.ListApprovalsResponse(approvals=[v.Approval(approval_id="x")]),
+    )
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result.exit_code == 0, result.output
+    asked = dict(vending.asked)
+    assert asked.keys() == vending.answers.keys() - {"GetAccount", "OpenAccount"}
+    assert json.loads(asked["PublishAuthority"].rules) == {"keep-power": 7, "force-off": None}
+    assert asked["Approve"].reason
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

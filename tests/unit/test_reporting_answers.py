@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.log import rows_of
 from services.reporting.config import ReportingSettings
 from services.reporting.domain.explain import BookEvent, credits_of, intents_of_cut
-from services.reporting.domain.paging import cursor_of, page_size_of, token_of
 from services.reporting.domain.rows import (
     AlarmRow,
     CommandOutcomeRow,

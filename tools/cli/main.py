@@ -34,6 +34,8 @@ AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 """What int64 holds in minor units of any currency, with room."""
 REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
 """A register as a display shows it: units with at most three decimals."""
+IN_DAYS = ("keep-power",)
+"""Actions whose size is told in days, not in money."""
 PREVIEW_TIMEOUT_S = 600.0
 """A year of a thousand accounts takes minutes."""
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
@@ -57,6 +59,12 @@ meter_app = typer.Typer(
 notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became of them.")
 tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
 policy_app = typer.Typer(no_args_is_help=True, help="Policies: check one, publish a version.")
+approval_app = typer.Typer(
+    no_args_is_help=True, help="What waits for a second person: list, approve, decline."
+)
+authority_app = typer.Typer(
+    no_args_is_help=True, help="What one person may do alone: publish, show."
+)
 site_app = typer.Typer(no_args_is_help=True, help="Sites: set up from a file, hold all cuts.")
 explain_app = typer.Typer(
     cls=CutoffByDefault,
@@ -68,6 +76,8 @@ app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
 app.add_typer(policy_app, name="policy")
+app.add_typer(approval_app, name="approval")
+app.add_typer(authority_app, name="authority")
 app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
 
@@ -93,6 +103,7 @@ RequestId = Annotated[
 
 
 Reason = Annotated[str, typer.Option(help="why; kept in the book")]
+ApprovalId = Annotated[str, typer.Argument(help="id of the proposal")]
 MeterId = Annotated[str, typer.Argument(help="meter id")]
 Until = Annotated[str, typer.Option(help="this terminal's clock, e.g. '2027-01-31 18:00'")]
 Register = Annotated[str, typer.Option(help="as the display shows it; default: the last charged")]
@@ -393,6 +404,88 @@ def account_close(
     """Close an account that has no meters and no balance."""
     request = v.CloseAccountRequest(request_id=request_id or str(uuid4()), account_id=account)
     _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
+
+
+def _rule(text: str, currency: str) -> tuple[str, int | None]:
+    """Return what one person may do, as typed: ACTION, or ACTION=UP_TO in days or money."""
+    action, is_limited, limit = text.partition("=")
+    if not is_limited:
+        return action, None
+    if action in IN_DAYS:
+        return action, int(_amount(limit))
+    known = CURRENCIES.get(currency)
+    if known is None:
+        raise typer.BadParameter(f"{currency!r} is no currency")
+    return action, _minor(_amount(limit), known.minor_decimals)
+
+
+@authority_app.command("publish")
+def authority_publish(
+    legal_entity: Annotated[str, typer.Argument(help="legal entity, as its sites name it")],
+    currency: Annotated[str, typer.Option(help="of the amounts")],
+    alone: Annotated[
+        list[str], typer.Option(help="what one person may do: ACTION, or ACTION=UP_TO")
+    ] = [],  # noqa: B006
+    wait_hours: Annotated[int, typer.Option(help="how long a proposal waits; 0: three days")] = 0,
+    request_id: RequestId = "",
+) -> None:
+    """Say what one person may do alone; everything else needs a second one."""
+    request = v.PublishAuthorityRequest(
+        request_id=request_id or str(uuid4()),
+        legal_entity=legal_entity,
+        currency=currency,
+        rules=json.dumps(dict(_rule(text, currency) for text in alone)),
+        proposals_last_ms=wait_hours * 3_600_000,
+    )
+    _run(
+        lambda clients: clients.vending("PublishAuthority", request),
+        show.authority,
+        request.request_id,
+    )
+
+
+@authority_app.command("show")
+def authority_show(
+    legal_entity: Annotated[str, typer.Argument(help="legal entity, as its sites name it")],
+) -> None:
+    """Show what one person may do alone."""
+    request = v.GetAuthorityRequest(legal_entity=legal_entity)
+    _run(lambda clients: clients.vending("GetAuthority", request), show.authority)
+
+
+@approval_app.command("list")
+def approval_list(
+    legal_entity: Annotated[str, typer.Option(help="default: all")] = "",
+    page: Annotated[str, typer.Option(help="token of the page, as the one before told it")] = "",
+) -> None:
+    """List what waits for a second person, the oldest first."""
+    request = v.ListApprovalsRequest(legal_entity=legal_entity, page_token=page)
+    _run(lambda clients: clients.vending("ListApprovals", request), show.approvals)
+
+
+@approval_app.command("show")
+def approval_show(approval: ApprovalId) -> None:
+    """Show what was proposed, and what became of it."""
+    request = v.GetApprovalRequest(approval_id=approval)
+    _run(lambda clients: clients.vending("GetApproval", request), show.approval)
+
+
+@approval_app.command("approve")
+def approval_approve(approval: ApprovalId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let it happen: what was proposed is carried out at once."""
+    request = v.ApproveRequest(
+        request_id=request_id or str(uuid4()), approval_id=approval, reason=reason
+    )
+    _run(lambda clients: clients.vending("Approve", request), show.approval, request.request_id)
+
+
+@approval_app.command("decline")
+def approval_decline(approval: ApprovalId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let it not happen."""
+    request = v.DeclineRequest(
+        request_id=request_id or str(uuid4()), approval_id=approval, reason=reason
+    )
+    _run(lambda clients: clients.vending("Decline", request), show.approval, request.request_id)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a person reads: answers of the services as tables and trees."""
 
+import json
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -170,6 +171,60 @@ def site(answer: v.Site) -> RenderableType:
         f"[bold]site {escape(answer.site_id)}[/]",
         [("cuts", f"{held}, at most {answer.cuts_per_minute} a minute")],
     )
+
+
+def authority(answer: v.Authority) -> RenderableType:
+    """Show what one person may do alone."""
+    decimals = currency_of(answer.currency).minor_decimals
+    rows = [("version", str(answer.authority_version))]
+    for action, above in json.loads(answer.rules).items():
+        if above is None:
+            alone = "[yellow]one person is enough[/]"
+        elif not above:
+            alone = "always a second person"
+        elif action == "keep-power":
+            alone = f"a second person above {above} days"
+        else:
+            alone = f"a second person above {format_scaled(above, decimals)} {answer.currency}"
+        rows.append((action, alone))
+    rows.append(("a proposal waits", f"{answer.proposals_last_ms // 3_600_000} h"))
+    return _fields(f"[bold]{escape(answer.legal_entity)}[/]", rows)
+
+
+def approval(answer: v.Approval) -> RenderableType:
+    """Show what was proposed, and what became of it."""
+    rows = [
+        ("status", f"[bold]{answer.status}[/]"),
+        ("would happen in", escape(answer.target)),
+        ("command", f"{answer.command} {escape(answer.content)}"),
+        ("proposed", f"{moment(answer.proposed_at_ms)} by {escape(answer.proposed_by)}"),
+        ("waits until", moment(answer.expires_at_ms)),
+    ]
+    if answer.decided_by:
+        rows.append(("decided by", f"{escape(answer.decided_by)}: {escape(answer.reason)}"))
+    if answer.failure_reason:
+        failure = f"{answer.failure_reason} {escape(answer.failure_message)}"
+        rows.append(("refused then", f"[red]{failure}[/]"))
+    return _fields(f"[bold]{answer.action} {answer.approval_id}[/]", rows)
+
+
+def approvals(answer: v.ListApprovalsResponse) -> RenderableType:
+    """Show what waits for a second person, the oldest first."""
+    table = Table(header_style="bold")
+    for name in ("since", "action", "in", "by", "until", "id"):
+        table.add_column(name)
+    for each in answer.approvals:
+        table.add_row(
+            moment(each.proposed_at_ms),
+            each.action,
+            escape(each.target),
+            escape(each.proposed_by),
+            moment(each.expires_at_ms),
+            each.approval_id,
+        )
+    if answer.next_page_token:
+        table.caption = f"more: --page {answer.next_page_token}"
+    return table if answer.approvals else "[green]nothing waits for a second person[/]"
 
 
 def alarms(answer: r.ListAlarmsResponse) -> RenderableType:

@@ -67,6 +67,8 @@ _CODES = {
         Reason.TARIFF_NOT_FOUND,
         Reason.POLICY_NOT_FOUND,
         Reason.NO_CUTOFF,
+        Reason.APPROVAL_NOT_FOUND,
+        Reason.AUTHORITY_NOT_FOUND,
         Reason.CHARGE_NOT_FOUND,
     ),
     grpc.StatusCode.ALREADY_EXISTS: (
@@ -75,6 +77,7 @@ _CODES = {
         Reason.SERIAL_TAKEN,
         Reason.KEY_COLLISION,
     ),
+    grpc.StatusCode.PERMISSION_DENIED: (Reason.SAME_PERSON,),
     grpc.StatusCode.UNAVAILABLE: (Reason.NOT_YET_VISIBLE, Reason.UNAVAILABLE),
     grpc.StatusCode.INTERNAL: (Reason.INTERNAL,),
 }

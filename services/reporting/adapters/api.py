@@ -10,6 +10,7 @@ import asyncpg
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import ID_PATTERN, column_key
+from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
 from services.common.tariffs import plan as plans
 from services.reporting.adapters import messages
@@ -27,7 +28,6 @@ from services.reporting.adapters.previews import (
     preview,
 )
 from services.reporting.adapters.queries import Queries
-from services.reporting.domain.paging import cursor_of, page_size_of, token_of
 from services.reporting.domain.whatif import Draft
 from wattvend.reporting.v1 import reporting_pb2 as pb
 from wattvend.reporting.v1 import reporting_pb2_grpc

@@ -8,12 +8,16 @@ from typing import Any
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Bug
+from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.runtime import points
 from services.common.runtime.grpc import Call
+from services.vending.adapters import messages
 from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
 from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
+from services.vending.domain.approval import Approve, Decline, Proposal
+from services.vending.domain.authority import PublishAuthority
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import CreditSold
 from services.vending.domain.gateway import Gateway
@@ -338,6 +342,58 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         )
         return self._account((await self._office.order_for(command)).state)
 
+    async def PublishAuthority(
+        self, request: pb.PublishAuthorityRequest, context: Any
+    ) -> pb.Authority:
+        """Publish what one person may do alone at a legal entity."""
+        command = PublishAuthority(
+            await self._request(request, context),
+            request.legal_entity,
+            request.currency,
+            request.rules,
+            request.proposals_last_ms,
+        )
+        outcome = await self._office.publish_authority(command)
+        return messages.authority(outcome.state, self._version(outcome.revision))
+
+    async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Any) -> pb.Authority:
+        """Return what one person may do alone at a legal entity."""
+        state = await self._office.authority(request.legal_entity)
+        return messages.authority(state, self._version(state.answers.revision))
+
+    async def Approve(self, request: pb.ApproveRequest, context: Any) -> pb.Approval:
+        """Let a proposal happen, and carry it out."""
+        command = Approve(
+            await self._request(request, context), request.approval_id, request.reason
+        )
+        return self._approval(await self._office.approvals.approve(command))
+
+    async def Decline(self, request: pb.DeclineRequest, context: Any) -> pb.Approval:
+        """Let a proposal not happen."""
+        command = Decline(
+            await self._request(request, context), request.approval_id, request.reason
+        )
+        return self._approval(await self._office.approvals.decline(command))
+
+    async def GetApproval(self, request: pb.GetApprovalRequest, context: Any) -> pb.Approval:
+        """Return a proposal."""
+        return self._approval(await self._office.approvals.proposal(request.approval_id))
+
+    async def ListApprovals(
+        self, request: pb.ListApprovalsRequest, context: Any
+    ) -> pb.ListApprovalsResponse:
+        """Return a page of what waits for a second person, the oldest first."""
+        size = page_size_of(request.page_size)
+        listed = ("approvals", request.legal_entity)
+        after = cursor_of(listed, request.page_token, (int,))
+        found, last = await self._office.approvals.pending(
+            request.legal_entity, int(after[0]) if after else 0, size
+        )
+        return pb.ListApprovalsResponse(
+            approvals=map(self._approval, found),
+            next_page_token=token_of(listed, (last,)) if last else "",
+        )
+
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
         """Return an account as the book has it now."""
         return self._account(await self._office.account(request.account_id))
@@ -347,6 +403,9 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         return self._meter(await self._office.meter(request.meter_id))
 
     # --- messages ---------------------------------------------------------------------------------
+
+    def _approval(self, state: Proposal) -> pb.Approval:
+        return messages.approval(state, self._version(state.answers.revision))
 
     def _site(self, state: Site) -> pb.Site:
         return pb.Site(

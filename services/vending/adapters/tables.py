@@ -1,14 +1,15 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name` and `todo` are derived from events (`changes`) within the transaction that stores
-them. `charged` and `consumer_offset` come from the topics that vending reads. `book` holds the book
-epoch, `raised` the position after which each began; `root` the latest roots of the hash chain that
-the relay vouched for.
+`unique_name`, `todo` and `approval`, the open proposals, are derived from events (`changes`) within
+the transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
+reads. `book` holds the book epoch, `raised` the position after which each began; `root` the latest
+roots of the hash chain that the relay vouched for.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from services.common.kernel.errors import Bug
 from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.values import value_class
 from services.common.runtime import codec
@@ -18,11 +19,17 @@ from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+    CommandProposed,
     Event,
     GatewayRegistered,
     MeterAssigned,
     MeterRegistered,
     MeterReplaced,
+    ProposalApproved,
+    ProposalDeclined,
+    ProposalExecuted,
+    ProposalExpired,
+    ProposalFailed,
     event_from,
 )
 from services.vending.domain.tables import (
@@ -51,6 +58,14 @@ CREATE TABLE IF NOT EXISTS todo(
   position bigint NOT NULL,
   PRIMARY KEY(meter_id, epoch, kind)
 );
+CREATE TABLE IF NOT EXISTS approval(
+  approval_id text PRIMARY KEY,
+  legal_entity text NOT NULL,
+  status text NOT NULL CHECK(status IN ('pending', 'approved')),
+  expires_at_ms bigint NOT NULL,
+  position bigint NOT NULL
+);
+CREATE INDEX IF NOT EXISTS approval_open ON approval(status, expires_at_ms);
 CREATE TABLE IF NOT EXISTS charged(
   meter_key bigint PRIMARY KEY,
   epoch bigint NOT NULL,
@@ -127,6 +142,12 @@ _PROJECTED = {
         MeterReplaced,
         AccountMeterJoined,
         AccountMeterLeft,
+        CommandProposed,
+        ProposalApproved,
+        ProposalDeclined,
+        ProposalExpired,
+        ProposalExecuted,
+        ProposalFailed,
     )
 }
 
@@ -165,6 +186,32 @@ class SqlTables:
             meter_id,
         )
         return [Todo(*row) for row in rows]
+
+    async def approved(self) -> list[str]:
+        """Return the proposals that are approved and not concluded, oldest first."""
+        rows = await self._database.rows(
+            "SELECT approval_id FROM approval WHERE status = 'approved' ORDER BY position"
+        )
+        return [row[0] for row in rows]
+
+    async def overdue(self, now_ms: int) -> list[str]:
+        """Return the proposals that nobody approved in time."""
+        rows = await self._database.rows(
+            "SELECT approval_id FROM approval WHERE status = 'pending' AND expires_at_ms <= $1",
+            now_ms,
+        )
+        return [row[0] for row in rows]
+
+    async def pending(self, legal_entity: str, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, approval id) of what waits for a second person, oldest first."""
+        rows = await self._database.rows(
+            "SELECT position, approval_id FROM approval WHERE status = 'pending' "
+            "AND $1 IN ('', legal_entity) AND position > $2 ORDER BY position LIMIT $3",
+            legal_entity,
+            after,
+            limit,
+        )
+        return [(position, approval_id) for position, approval_id in rows]
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
         """Return the last register charged in a meter's epoch; None where none is known."""
@@ -277,6 +324,27 @@ def _changes(event: Event, position: int) -> Iterator[Change]:
                 "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2",
                 [(event.meter_id, event.epoch)],
             )
+        case _:
+            yield _of_proposal(event, position)
+
+
+def _of_proposal(event: Event, position: int) -> Statement:
+    """Keep the proposals that are open."""
+    match event:
+        case CommandProposed():
+            return Statement(
+                "INSERT INTO approval(approval_id, legal_entity, status, expires_at_ms, position) "
+                "VALUES($1, $2, 'pending', $3, $4)",
+                [(event.approval_id, event.legal_entity, event.expires_at_ms, position)],
+            )
+        case ProposalApproved():
+            return Statement(
+                "UPDATE approval SET status = 'approved' WHERE approval_id = $1",
+                [(event.approval_id,)],
+            )
+        case ProposalDeclined() | ProposalExpired() | ProposalExecuted() | ProposalFailed():
+            return Statement("DELETE FROM approval WHERE approval_id = $1", [(event.approval_id,)])
+    raise Bug(f"{event.SUBJECT} changes no table")
 
 
 def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:

@@ -18,10 +18,23 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import points
+from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.book import Book, Outcome
-from services.vending.domain import account, checks, gateway, meter, orders, policy, site, tariff
+from services.vending.application.process import PROCESS, step
+from services.vending.domain import (
+    account,
+    authority,
+    checks,
+    gateway,
+    meter,
+    orders,
+    policy,
+    site,
+    tariff,
+)
 from services.vending.domain.account import Account
-from services.vending.domain.decisions import Request, fingerprint
+from services.vending.domain.authority import Action, Authority
+from services.vending.domain.decisions import Request
 from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
@@ -35,9 +48,20 @@ from services.vending.domain.site import Site
 from services.vending.domain.tables import Tables, Todo
 from services.vending.domain.tariff import Tariff
 
-PROCESS = "~vending"
-"""The caller of what vending asks of itself; no caller from outside can have this name."""
 STEPS_MAX = 8
+GUARDED = {
+    "publish-authority": Guarded(
+        authority.PublishAuthority, Action.AUTHORITY, Authority, "legal_entity", authority.decide
+    ),
+    "publish-tariff": Guarded(
+        tariff.PublishTariff, Action.PRICE_CHANGE, Tariff, "tariff_id", tariff.decide
+    ),
+    "force-relay": Guarded(meter.ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide),
+    "keep-power": Guarded(
+        orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account.decide
+    ),
+}
+"""What may need a second person, by the names that stand in proposals for good."""
 T = TypeVar("T")
 
 
@@ -65,6 +89,7 @@ class Office:
         self._assigning = asyncio.Lock()
         self._settled = asyncio.Event()
         self._steps: set[asyncio.Task[Any]] = set()
+        self.approvals = Approvals(book, tables, clock, GUARDED)
 
     @property
     def terms(self) -> Terms:
@@ -135,14 +160,26 @@ class Office:
         return self._terms.profiles[name]
 
     async def publish_tariff(self, command: tariff.PublishTariff) -> Outcome[Tariff]:
-        """Publish a version of a tariff."""
-        decide = partial(_on, tariff.decide, command)
-        return await self._book.submit(Tariff, command.tariff_id, decide)
+        """Publish a version of a tariff; a later one may need a second person."""
+        return await self.approvals.ask(command)
 
     async def publish_policy(self, command: policy.PublishPolicy) -> Outcome[Policy]:
         """Publish a version of a policy."""
         decide = partial(_on, policy.decide, command)
         return await self._book.submit(Policy, command.policy_id, decide)
+
+    async def publish_authority(self, command: authority.PublishAuthority) -> Outcome[Authority]:
+        """Publish a version of what one person may do alone, as the one that stands allows."""
+        return await self.approvals.ask(command)
+
+    async def authority(self, legal_entity: str) -> Authority:
+        """Return what one person may do alone. Raises InvalidInput(AUTHORITY_NOT_FOUND)."""
+        checks.check_text("legal_entity", legal_entity)
+        found = await self._book.state_of(Authority, legal_entity)
+        if found is None:
+            text = f"{legal_entity} has not said what one person may do alone: publish it"
+            raise InvalidInput(Reason.AUTHORITY_NOT_FOUND, text, field="legal_entity")
+        return found
 
     # --- accounts and money -----------------------------------------------------------------------
 
@@ -324,22 +361,33 @@ class Office:
         return await self._unbroken(self._moved(meter_id, decide))
 
     async def order(self, command: meter.ResolveReading | meter.ForceRelay) -> Outcome[Meter]:
-        """Give an order about a meter that stays what and whose it is."""
+        """Give an order about a meter that stays what and whose it is.
+
+        Forcing it off may need a second person.
+        """
+        if isinstance(command, meter.ForceRelay):
+            return await self.approvals.ask(command)
         return await self._book.submit(Meter, command.meter_id, partial(_on, meter.decide, command))
 
     async def order_for(self, command: orders.Order) -> Outcome[Account]:
-        """Give an order about an account, or say what became of a notice."""
+        """Give an order about an account, or say what became of a notice.
+
+        To keep power may need a second person.
+        """
+        if isinstance(command, orders.KeepPower):
+            return await self.approvals.ask(command)
         decide = partial(_on, account.decide, command)
         return await self._book.submit(Account, command.account_id, decide)
 
     # --- what is half done ------------------------------------------------------------------------
 
     async def complete(self) -> int:
-        """Do what of assignments is half done; return how many steps that took."""
+        """Do what is half done: approved commands, assignments; return how many steps that took."""
+        done = await self.approvals.complete()
         if not await self._tables.todos():
-            return 0
+            return done
         async with self._assigning:
-            return await self._complete(None)
+            return done + await self._complete(None)
 
     async def _moved(
         self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, Outcome[Meter]]]
@@ -399,15 +447,11 @@ class Office:
             )
             await self._book.submit(Meter, todo.meter_id, partial(_on, meter.decide, undo))
 
-    async def _derived(self, step: str, todo: Todo, content: tuple[object, ...]) -> Request:
+    async def _derived(self, name: str, todo: Todo, content: tuple[object, ...]) -> Request:
         """Return the request of a step, whose origin is that of the move."""
-        return Request(
-            PROCESS,
-            str(name_uuid("process", step, todo.meter_id, todo.epoch)),
-            fingerprint(step, *content),
-            self._clock.now_ms(),
-            origin=await self._book.origin_at(todo.position),
-        )
+        origin = await self._book.origin_at(todo.position)
+        now_ms = self._clock.now_ms()
+        return step(now_ms, content, origin, name, todo.meter_id, todo.epoch)
 
     async def _undone(self, assigned: Meter) -> bool:
         now = await self._book.state_of(Meter, assigned.meter_id)

@@ -26,7 +26,7 @@ from services.vending.application.book import Decided
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.events import Event
-from services.vending.domain.facts import Fact, fact_of
+from services.vending.domain.facts import Fact, Told, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
 from services.vending.domain.tables import Root, Tables
 from services.vending.domain.tariff import Tariff
@@ -228,7 +228,8 @@ class Relay:
                 await asyncio.sleep(0)  # sales are answered on this loop too
             event, state, hash_ = await self._decided_of(stored)
             ledger.append(self._ledger_event(stored, event, root))
-            if stored.revision >= self._newest.get(stored.stream, 0) or isinstance(state, Tariff):
+            newest = stored.revision >= self._newest.get(stored.stream, 0)
+            if isinstance(state, Told) and (newest or isinstance(state, Tariff)):
                 fact = fact_of(state, book_epoch=self._book_epoch, shards=self._shards)
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
             root = _next(root, stored, hash_)

@@ -57,7 +57,7 @@ def request_id_of(text: str) -> str:
 
 
 def check_uuid(field: str, value: str) -> None:
-    """Refuse what is no id of a reading or a notice, as alarms and notices tell them."""
+    """Refuse what is no id of a reading, a notice or a proposal, as the platform tells them."""
     if not _UUID.fullmatch(value):
         raise invalid(
             field, f"{shown(value)} is no id of that kind; write the UUID as it is told, in full"

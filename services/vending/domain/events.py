@@ -391,6 +391,71 @@ class NoticeRecorded(Event):
     outcome: str
 
 
+@named_value_class
+class AuthorityPublished(Event):
+    SUBJECT: ClassVar[str] = "authority-published"
+
+    legal_entity: str
+    version: int
+    currency: str
+    rules: str
+    proposals_last_ms: int
+
+
+@named_value_class
+class CommandProposed(Event):
+    SUBJECT: ClassVar[str] = "command-proposed"
+
+    approval_id: str
+    legal_entity: str
+    action: str
+    target: str
+    command: str
+    content: str
+    expires_at_ms: int
+
+
+@named_value_class
+class ProposalApproved(Event):
+    SUBJECT: ClassVar[str] = "proposal-approved"
+
+    approval_id: str
+    reason: str
+
+
+@named_value_class
+class ProposalDeclined(Event):
+    SUBJECT: ClassVar[str] = "proposal-declined"
+
+    approval_id: str
+    reason: str
+
+
+@named_value_class
+class ProposalExpired(Event):
+    SUBJECT: ClassVar[str] = "proposal-expired"
+
+    approval_id: str
+
+
+@named_value_class
+class ProposalExecuted(Event):
+    SUBJECT: ClassVar[str] = "proposal-executed"
+
+    approval_id: str
+    target: str
+    revision: int
+
+
+@named_value_class
+class ProposalFailed(Event):
+    SUBJECT: ClassVar[str] = "proposal-failed"
+
+    approval_id: str
+    reason: str
+    message: str
+
+
 EVENTS: dict[str, type[Event]] = {
     kind.SUBJECT: kind
     for kind in (
@@ -420,6 +485,13 @@ EVENTS: dict[str, type[Event]] = {
         PowerKept,
         PaymentPromised,
         NoticeRecorded,
+        AuthorityPublished,
+        CommandProposed,
+        ProposalApproved,
+        ProposalDeclined,
+        ProposalExpired,
+        ProposalExecuted,
+        ProposalFailed,
     )
 }
 _FIELDS = {

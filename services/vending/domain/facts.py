@@ -16,8 +16,11 @@ from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
-from services.vending.domain.streams import State, stream_of
+from services.vending.domain.streams import stream_of
 from services.vending.domain.tariff import Tariff
+
+Told = Site | Gateway | Meter | Account | Tariff | Policy
+"""Whose events make facts; of other streams `ledger` alone tells."""
 
 
 @value_class
@@ -35,7 +38,7 @@ class Fact:
     event_id: UUID
 
 
-def fact_of(state: State, *, book_epoch: int, shards: int) -> Fact:
+def fact_of(state: Told, *, book_epoch: int, shards: int) -> Fact:
     """Return the fact that an event makes known; `state`: its stream's after it.
 
     Sites, tariffs and policies go to every shard when they are published: before the first account
@@ -88,7 +91,7 @@ def _meter_shards(state: Meter) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*left, state.shard)))
 
 
-def _fields(state: State, names: Iterable[str]) -> dict[str, Any]:
+def _fields(state: Told, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(state, name) for name in names}
 
 

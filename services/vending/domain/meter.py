@@ -14,6 +14,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.account import Account, account_not_found, no_room, not_open
+from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -40,8 +41,9 @@ FIRST_EPOCH = 1
 UNIT_MAX = 247
 POWER_W_MAX = 10**10
 RESOLUTIONS = ("accept", "reject")
+OFF = "off"
 PREPAID = "prepaid"
-POSITIONS = ("off", "on", PREPAID)
+POSITIONS = (OFF, "on", PREPAID)
 ELECTRICITY = "electricity"
 COMMAND = "command"
 """Source of what the caller said himself."""
@@ -248,12 +250,16 @@ class ResolveReading:
 
 @value_class
 class ForceRelay:
-    """The relay shall be off or on whatever the balance, or prepaid: as the balance says."""
+    """The relay shall be off or on whatever the balance, or prepaid: as the balance says.
+
+    `authority`: what one person may do alone at the meter's legal entity.
+    """
 
     request: Request
     meter_id: str
     position: str
     reason: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -519,6 +525,12 @@ def _force(state: Meter, command: ForceRelay) -> Decision:
     if command.position == (state.forced or PREPAID):
         what = f"the relay of meter {state.meter_id} is {command.position} by order"
         return _nothing_changes(what, "position")
+    if command.position == OFF and (
+        problem := needs_another(
+            command.authority, Action.FORCE_OFF, 1, state.currency, command.request
+        )
+    ):
+        return problem
     forced = RelayForced(
         **stamp(command.request),
         meter_id=state.meter_id,

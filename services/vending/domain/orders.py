@@ -7,6 +7,7 @@ from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
+from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import Rejection, Request, changed, stamp
 from services.vending.domain.events import Event, NoticeRecorded, PaymentPromised, PowerKept
 
@@ -39,12 +40,16 @@ class Orders:
 
 @value_class
 class KeepPower:
-    """Arrears shall cut nobody here (lifts, fire, clinics) before `until_ms`; None: they may."""
+    """Arrears shall cut nobody here (lifts, fire, clinics) before `until_ms`; None: they may.
+
+    `authority`: what one person may do alone at the account's legal entity.
+    """
 
     request: Request
     account_id: str
     until_ms: int | None
     reason: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -116,6 +121,10 @@ def _kept(orders: Orders, order: KeepPower) -> PowerKept | Rejection:
         problem := _out_of_range(order.request, until_ms, KEEP_POWER_MS_MAX)
     ):
         return problem
+    if until_ms is not None:
+        days = -(-(until_ms - order.request.at_ms) // DAY_MS)
+        if problem := needs_another(order.authority, Action.KEEP_POWER, days, "", order.request):
+            return problem
     return PowerKept(
         **stamp(order.request),
         account_id=order.account_id,

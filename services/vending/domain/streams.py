@@ -4,8 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 from services.common.kernel.errors import Bug
-from services.vending.domain import account, gateway, meter, policy, site, tariff
+from services.vending.domain import (
+    account,
+    approval,
+    authority,
+    gateway,
+    meter,
+    policy,
+    site,
+    tariff,
+)
 from services.vending.domain.account import Account
+from services.vending.domain.approval import Proposal
+from services.vending.domain.authority import Authority
 from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.gateway import Gateway
@@ -14,7 +25,7 @@ from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 
-State = Site | Gateway | Meter | Account | Tariff | Policy
+State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal
 Evolve = Callable[[Any, Event], State]
 
 _EVOLVE: dict[str, Evolve] = {
@@ -24,6 +35,8 @@ _EVOLVE: dict[str, Evolve] = {
     "account": account.evolve,
     "tariff": tariff.evolve,
     "policy": policy.evolve,
+    "authority": authority.evolve,
+    "approval": approval.evolve,
 }
 _KINDS: dict[type, str] = {
     Site: "site",
@@ -32,6 +45,8 @@ _KINDS: dict[type, str] = {
     Account: "account",
     Tariff: "tariff",
     Policy: "policy",
+    Authority: "authority",
+    Proposal: "approval",
 }
 
 

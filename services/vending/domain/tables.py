@@ -1,8 +1,8 @@
 """What vending keeps beside its events: unique names, work half done, registers, roots. A port.
 
-Names and todos are derived from events, never out of step with them: an append that takes another
-owner's name is refused. What was charged and how far a topic was read come from Kafka. The book
-epoch and the roots are the book's own.
+Names, todos and open proposals are derived from events, never out of step with them: an append that
+takes another owner's name is refused. What was charged and how far a topic was read come from
+Kafka. The book epoch and the roots are the book's own.
 """
 
 from collections.abc import Iterable
@@ -66,6 +66,21 @@ class Tables(Protocol):
 
     async def todos(self, meter_id: str | None = None) -> list[Todo]:
         """Return what is half done, oldest first: of one meter, or of all."""
+        ...
+
+    async def approved(self) -> list[str]:
+        """Return the proposals that are approved and not concluded, oldest first."""
+        ...
+
+    async def overdue(self, now_ms: int) -> list[str]:
+        """Return the proposals that nobody approved in time."""
+        ...
+
+    async def pending(self, legal_entity: str, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, approval id) of what waits for a second person, oldest first.
+
+        Of a legal entity or, "", of all; at most `limit` above position `after`.
+        """
         ...
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:

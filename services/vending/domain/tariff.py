@@ -6,6 +6,7 @@ from services.common.kernel.values import value_class
 from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import PRICE_MICRO_MAX, Plan
 from services.vending.domain import checks
+from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -55,7 +56,7 @@ class PublishTariff:
 
     `price_micro` per billing unit, >= 0; or a `plan` (the JSON of services.common.tariffs.plan) and
     no price. `effective_at_ms` 0: the earliest instant. `lead_ms`: how far ahead a later version
-    must lie.
+    must lie. `authority`: what one person may do alone at the legal entity.
     """
 
     request: Request
@@ -67,6 +68,7 @@ class PublishTariff:
     plan: str | None
     effective_at_ms: int
     lead_ms: int
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no tariff can be."""
@@ -116,7 +118,10 @@ def decide(state: Tariff | None, command: PublishTariff) -> Decision:
             "and not before the version that stands); 0 chooses it",
             "effective_at_ms",
         )
-    return Accepted((_published(command, state.version + 1, effective_at_ms),))
+    problem = needs_another(
+        command.authority, Action.PRICE_CHANGE, 1, state.currency, command.request
+    )
+    return problem or Accepted((_published(command, state.version + 1, effective_at_ms),))
 
 
 def _other_kind(state: Tariff, command: PublishTariff) -> Rejection | None:

@@ -1283,3 +1283,285 @@ class GetMeterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMeterRequest: _TypeAlias = GetMeterRequest  # noqa: Y015
+
+@_typing.final
+class Authority(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    AUTHORITY_VERSION_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    PROPOSALS_LAST_MS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    legal_entity: _builtins.str
+    authority_version: _builtins.int
+    currency: _builtins.str
+    rules: _builtins.str
+    """as in PublishAuthorityRequest, of every action"""
+    proposals_last_ms: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___BookVersion: ...
+    def __init__(
+        self,
+        *,
+        legal_entity: _builtins.str = ...,
+        authority_version: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        rules: _builtins.str = ...,
+        proposals_last_ms: _builtins.int = ...,
+        version: Global___BookVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_version", b"authority_version", "currency", b"currency", "legal_entity", b"legal_entity", "proposals_last_ms", b"proposals_last_ms", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authority: _TypeAlias = Authority  # noqa: Y015
+
+@_typing.final
+class PublishAuthorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    PROPOSALS_LAST_MS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    legal_entity: _builtins.str
+    currency: _builtins.str
+    """of the amounts in rules"""
+    rules: _builtins.str
+    """A JSON object: action → above so much a second person is needed (0: always), null: never. An
+    action that is not there always needs one. Actions: docs/operations/approvals.md.
+    """
+    proposals_last_ms: _builtins.int
+    """0 = three days"""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        rules: _builtins.str = ...,
+        proposals_last_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "legal_entity", b"legal_entity", "proposals_last_ms", b"proposals_last_ms", "request_id", b"request_id", "rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishAuthorityRequest: _TypeAlias = PublishAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class GetAuthorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    legal_entity: _builtins.str
+    def __init__(
+        self,
+        *,
+        legal_entity: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_entity", b"legal_entity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class Approval(_message.Message):
+    """A command that one person may not give alone, and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    PROPOSED_BY_FIELD_NUMBER: _builtins.int
+    PROPOSED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    status: _builtins.str
+    """pending, approved, declined, expired, executed, failed"""
+    legal_entity: _builtins.str
+    action: _builtins.str
+    """docs/operations/approvals.md"""
+    target: _builtins.str
+    """the stream in which it happens, e.g. account-A1"""
+    command: _builtins.str
+    content: _builtins.str
+    """the command's fields, a JSON object"""
+    proposed_by: _builtins.str
+    """caller and, where it is known, actor"""
+    proposed_at_ms: _builtins.int
+    expires_at_ms: _builtins.int
+    decided_by: _builtins.str
+    reason: _builtins.str
+    """of who approved or declined"""
+    failure_reason: _builtins.str
+    """why it was refused when it was carried out; docs/errors.md"""
+    failure_message: _builtins.str
+    @_builtins.property
+    def version(self) -> Global___BookVersion: ...
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
+        action: _builtins.str = ...,
+        target: _builtins.str = ...,
+        command: _builtins.str = ...,
+        content: _builtins.str = ...,
+        proposed_by: _builtins.str = ...,
+        proposed_at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        decided_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        failure_reason: _builtins.str = ...,
+        failure_message: _builtins.str = ...,
+        version: Global___BookVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "approval_id", b"approval_id", "command", b"command", "content", b"content", "decided_by", b"decided_by", "expires_at_ms", b"expires_at_ms", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "legal_entity", b"legal_entity", "proposed_at_ms", b"proposed_at_ms", "proposed_by", b"proposed_by", "reason", b"reason", "status", b"status", "target", b"target", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Approval: _TypeAlias = Approval  # noqa: Y015
+
+@_typing.final
+class ApproveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    approval_id: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        approval_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRequest: _TypeAlias = ApproveRequest  # noqa: Y015
+
+@_typing.final
+class DeclineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    approval_id: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        approval_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineRequest: _TypeAlias = DeclineRequest  # noqa: Y015
+
+@_typing.final
+class GetApprovalRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApprovalRequest: _TypeAlias = GetApprovalRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    legal_entity: _builtins.str
+    """empty: of all"""
+    page_size: _builtins.int
+    """0 = 100; at most 1000"""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        legal_entity: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_entity", b"legal_entity", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsRequest: _TypeAlias = ListApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty: no more"""
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Approval]: ...
+    def __init__(
+        self,
+        *,
+        approvals: _abc.Iterable[Global___Approval] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsResponse: _TypeAlias = ListApprovalsResponse  # noqa: Y015

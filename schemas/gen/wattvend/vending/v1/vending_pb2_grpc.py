@@ -145,6 +145,36 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseCutsRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
                 _registered_method=True)
+        self.PublishAuthority = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/PublishAuthority',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PublishAuthorityRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.FromString,
+                _registered_method=True)
+        self.GetAuthority = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetAuthority',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.FromString,
+                _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/Approve',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ApproveRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+                _registered_method=True)
+        self.Decline = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/Decline',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.DeclineRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+                _registered_method=True)
+        self.GetApproval = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetApproval',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetApprovalRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+                _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ListApprovals',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
         self.GetAccount = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/GetAccount',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetAccountRequest.SerializeToString,
@@ -305,6 +335,47 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishAuthority(self, request, context):
+        """What one person may do alone at a legal entity. What is above it becomes a proposal
+        (APPROVAL_REQUIRED): when another person has approved it, the same request gets its answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuthority(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approve(self, request, context):
+        """By another person than who proposed it; what was proposed is carried out at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decline(self, request, context):
+        """By any person, also who proposed it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApproval(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApprovals(self, request, context):
+        """What waits for a second person, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetAccount(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -424,6 +495,36 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.ReleaseCuts,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseCutsRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.SerializeToString,
+            ),
+            'PublishAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishAuthority,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PublishAuthorityRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.SerializeToString,
+            ),
+            'GetAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthority,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.SerializeToString,
+            ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ApproveRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.SerializeToString,
+            ),
+            'Decline': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decline,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.DeclineRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.SerializeToString,
+            ),
+            'GetApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApproval,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetApprovalRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsResponse.SerializeToString,
             ),
             'GetAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAccount,
@@ -1009,6 +1110,168 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/ReleaseCuts',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseCutsRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/PublishAuthority',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.PublishAuthorityRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetAuthority',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetAuthorityRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Authority.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/Approve',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ApproveRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/Decline',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.DeclineRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetApproval',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetApprovalRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ListApprovals',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListApprovalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

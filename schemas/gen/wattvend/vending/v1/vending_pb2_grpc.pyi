@@ -74,6 +74,18 @@ class VendingServiceStub:
     """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]
     ReleaseCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]
+    PublishAuthority: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PublishAuthorityRequest, _vending_pb2.Authority]
+    """What one person may do alone at a legal entity. What is above it becomes a proposal
+    (APPROVAL_REQUIRED): when another person has approved it, the same request gets its answer.
+    """
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetAuthorityRequest, _vending_pb2.Authority]
+    Approve: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ApproveRequest, _vending_pb2.Approval]
+    """By another person than who proposed it; what was proposed is carried out at once."""
+    Decline: _grpc.UnaryUnaryMultiCallable[_vending_pb2.DeclineRequest, _vending_pb2.Approval]
+    """By any person, also who proposed it."""
+    GetApproval: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetApprovalRequest, _vending_pb2.Approval]
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ListApprovalsRequest, _vending_pb2.ListApprovalsResponse]
+    """What waits for a second person, the oldest first."""
     GetAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]
     GetMeter: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetMeterRequest, _vending_pb2.Meter]
 
@@ -123,6 +135,18 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     ReleaseCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
+    PublishAuthority: _aio.UnaryUnaryMultiCallable[_vending_pb2.PublishAuthorityRequest, _vending_pb2.Authority]  # type: ignore[assignment]
+    """What one person may do alone at a legal entity. What is above it becomes a proposal
+    (APPROVAL_REQUIRED): when another person has approved it, the same request gets its answer.
+    """
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetAuthorityRequest, _vending_pb2.Authority]  # type: ignore[assignment]
+    Approve: _aio.UnaryUnaryMultiCallable[_vending_pb2.ApproveRequest, _vending_pb2.Approval]  # type: ignore[assignment]
+    """By another person than who proposed it; what was proposed is carried out at once."""
+    Decline: _aio.UnaryUnaryMultiCallable[_vending_pb2.DeclineRequest, _vending_pb2.Approval]  # type: ignore[assignment]
+    """By any person, also who proposed it."""
+    GetApproval: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetApprovalRequest, _vending_pb2.Approval]  # type: ignore[assignment]
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_vending_pb2.ListApprovalsRequest, _vending_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    """What waits for a second person, the oldest first."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
     GetMeter: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
 
@@ -295,6 +319,54 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.ReleaseCutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Site, _abc.Awaitable[_vending_pb2.Site]]: ...
+
+    @_abc_1.abstractmethod
+    def PublishAuthority(
+        self,
+        request: _vending_pb2.PublishAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Authority, _abc.Awaitable[_vending_pb2.Authority]]:
+        """What one person may do alone at a legal entity. What is above it becomes a proposal
+        (APPROVAL_REQUIRED): when another person has approved it, the same request gets its answer.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAuthority(
+        self,
+        request: _vending_pb2.GetAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Authority, _abc.Awaitable[_vending_pb2.Authority]]: ...
+
+    @_abc_1.abstractmethod
+    def Approve(
+        self,
+        request: _vending_pb2.ApproveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Approval, _abc.Awaitable[_vending_pb2.Approval]]:
+        """By another person than who proposed it; what was proposed is carried out at once."""
+
+    @_abc_1.abstractmethod
+    def Decline(
+        self,
+        request: _vending_pb2.DeclineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Approval, _abc.Awaitable[_vending_pb2.Approval]]:
+        """By any person, also who proposed it."""
+
+    @_abc_1.abstractmethod
+    def GetApproval(
+        self,
+        request: _vending_pb2.GetApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Approval, _abc.Awaitable[_vending_pb2.Approval]]: ...
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _vending_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.ListApprovalsResponse, _abc.Awaitable[_vending_pb2.ListApprovalsResponse]]:
+        """What waits for a second person, the oldest first."""
 
     @_abc_1.abstractmethod
     def GetAccount(

@@ -1,0 +1,19 @@
+"""What vending asks of itself: the steps of its processes, which anyone may repeat."""
+
+from services.common.kernel.ids import name_uuid
+from services.vending.domain.decisions import Request, fingerprint
+from services.vending.domain.origin import Origin
+
+PROCESS = "~vending"
+"""The caller of what vending asks of itself; no caller from outside can have this name."""
+
+
+def step(at_ms: int, content: tuple[object, ...], origin: Origin, *name: object) -> Request:
+    """Return the request of a step of a process: the same whenever the step is repeated.
+
+    `name`: which step of which process, and its number where it may happen again; `origin`: who is
+    behind the process.
+    """
+    request_id = str(name_uuid("process", *name))
+    of_step = fingerprint(str(name[0]), *content)
+    return Request(PROCESS, request_id, of_step, at_ms, origin=origin)

@@ -1,0 +1,104 @@
+"""A store that dies: before or after any of its appends, as a process does at any of its steps.
+
+What a process decides stands in the store alone, so these are all the moments at which its death
+can be told apart: an append is there, or it is not, and its writer never learns which.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from services.vending.domain.event_store import NO_EVENTS, Appended, NewEvent, StoredEvent, StreamId
+from tests.unit import vending_world
+from tests.unit.vending_world import World
+
+
+class Died(Exception):  # noqa: N818 - says what happened
+    """The process is gone: nothing is stored or read any more."""
+
+
+class MortalStore:
+    """An event store that dies at the half step `dies_at`, counted from when it is `armed`.
+
+    Each append is two: before it is stored, and after, before anybody is told.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._left: int | None = None
+        self.dead = False
+
+    def arm(self, dies_at: int) -> None:
+        self._left = dies_at
+
+    def _step(self) -> None:
+        if self._left is not None:
+            self.dead = self.dead or self._left == 0
+            self._left -= 1
+        if self.dead:
+            raise Died
+
+    def append(
+        self, stream: StreamId, expected: int, events: Sequence[NewEvent]
+    ) -> Awaitable[Appended]:
+        return asyncio.ensure_future(self._append(stream, expected, events))
+
+    async def _append(
+        self, stream: StreamId, expected: int, events: Sequence[NewEvent]
+    ) -> Appended:
+        self._step()
+        appended: Appended = await self._store.append(stream, expected, events)
+        self._step()
+        return appended
+
+    async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
+        if self.dead:
+            raise Died
+        stored: list[StoredEvent] = await self._store.read(stream, after)
+        return stored
+
+    async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
+        if self.dead:
+            raise Died
+        stored: list[StoredEvent] = await self._store.read_all(after, limit)
+        return stored
+
+
+@asynccontextmanager
+async def mortal(path: Path) -> AsyncIterator[tuple[World, MortalStore]]:
+    """Open the book at `path` on a store that dies when it is told to."""
+    async with vending_world.world(path) as opened:
+        store = MortalStore(opened.store)
+        opened.book._store = store  # type: ignore[assignment]
+        yield opened, store
+
+
+async def at_every_step(
+    folder: Path,
+    setting: Callable[[World], Awaitable[None]],
+    story: Callable[[World], Awaitable[Any]],
+    judge: Callable[[World], Awaitable[None]],
+) -> int:
+    """Let a story die at each of its half steps; return how many those are.
+
+    After each death the book is opened again, what is half done is completed, and the story is told
+    again, as callers repeat what had no answer; `judge` looks at what came of it. The story that
+    nobody disturbs comes last.
+    """
+    for dies_at in range(1000):
+        path = folder / f"{dies_at}.sqlite"
+        async with mortal(path) as (world, store):
+            await setting(world)
+            store.arm(dies_at)
+            with suppress(Died):
+                await story(world)
+            dead = store.dead
+        async with vending_world.world(path) as again:
+            await again.office.complete()
+            await story(again)
+            await judge(again)
+        if not dead:
+            return dies_at
+    raise AssertionError("the story does not come to an end")
