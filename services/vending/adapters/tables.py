@@ -91,7 +91,10 @@ CREATE TABLE IF NOT EXISTS root(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
+DERIVED = ("unique_name", "todo", "root")
+"""The tables of what one store's events say: where it is another store they begin anew."""
 
+FREE = "DELETE FROM unique_name WHERE kind = $1 AND name = $2"
 CLAIM = "INSERT INTO unique_name(kind, name, owner) VALUES($1, $2, $3) ON CONFLICT DO NOTHING"
 OWNER = "SELECT owner FROM unique_name WHERE kind = $1 AND name = $2"
 
@@ -351,7 +354,7 @@ def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:
     """Let an owner have another name; the one before is free."""
     if now != before:
         yield Claim(kind, now, owner)
-        yield Statement("DELETE FROM unique_name WHERE kind = $1 AND name = $2", [(kind, before)])
+        yield Statement(FREE, [(kind, before)])
 
 
 def _plan(event: MeterAssigned, position: int) -> Statement:
