@@ -32,6 +32,13 @@ class VendingSettings(GrpcSettings, SkipSettings):
     checkpoint_interval_ms: int = Field(
         1000, ge=50, le=60_000, description="how often the relay writes how far it is"
     )
+    signing_key: Path | None = Field(
+        None,
+        description="PEM file of the Ed25519 key that signs checkpoints; none: they are not signed",
+    )
+    public_keys: Path | None = Field(
+        None, description="PEM file of the public keys of checkpoints signed before, for `verify`"
+    )
     states_cached_max: int = Field(
         20_000, ge=1, le=10_000_000, description="folded streams kept in memory"
     )

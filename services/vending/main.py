@@ -1,35 +1,30 @@
-"""vending: the wiring, and two commands for a person at the store."""
+"""vending: the wiring of the service."""
 
-import argparse
 import asyncio
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-
-from aiokafka.errors import KafkaError
+from pathlib import Path
 
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.runtime import grpc, kafka, service
 from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
+from services.vending import commands
 from services.vending.adapters import bus, stores
 from services.vending.adapters.api import SERVICE_NAME, VendingApi
+from services.vending.adapters.keys import SigningKey
 from services.vending.application.book import Book
 from services.vending.application.office import Office, Terms
 from services.vending.application.relay import (
-    SCAN_EVENTS_MAX,
-    START,
     BookMismatch,
     Relay,
     beginning,
     check_told,
-    root_at,
 )
 from services.vending.config import VendingSettings
-from services.vending.domain import chain
-from services.vending.domain.event_store import FROM_START, StreamId
+from services.vending.domain.tables import Checkpoint
 from services.vending.metrics import Metrics
 from wattvend.vending.v1 import vending_pb2_grpc
 
@@ -51,6 +46,7 @@ class _Vending:
 
     async def start(self) -> None:
         settings, runtime = self.settings, self.runtime
+        self.signed = self._signed_by(settings.signing_key)
         stored = await self.stack.enter_async_context(stores.sqlite(settings.store_path))
         self.store, self.tables = stored.store, stored.tables
         self.book = Book(self.store, self.metrics, states_cached_max=settings.states_cached_max)
@@ -101,6 +97,7 @@ class _Vending:
             book_epoch=self.book_epoch,
             shards=catalogue().shards,
             decided=self.book.decided,
+            signed=self.signed,
         )
         self.metrics.relay_lag.set_function(lambda: self.store.count() - relay.count)
         runtime.spawn(relay.run(), "relay")
@@ -108,6 +105,16 @@ class _Vending:
         self.relay = relay
         runtime.log.info("the relay begins", position=begin.position, book_epoch=self.book_epoch)
         return ""
+
+    def _signed_by(self, path: Path | None) -> Callable[[Checkpoint], Checkpoint]:
+        if path is None:
+            self.runtime.log.warning(
+                "checkpoints are not signed", setting="WATTVEND_VENDING_SIGNING_KEY"
+            )
+            return lambda unsigned: unsigned
+        key = SigningKey(path)
+        self.runtime.log.info("checkpoints are signed", key_id=key.key_id)
+        return key.signed
 
     async def _follow(self, topic: str, handle: bus.Handle) -> None:
         settings = self.settings
@@ -160,57 +167,10 @@ async def _body(settings: VendingSettings, runtime: service.Runtime, stack: Asyn
     await _Vending(settings, runtime, stack).start()
 
 
-async def _raise_book_epoch(settings: VendingSettings) -> None:
-    last, events = await bus.last_told(settings.kafka_bootstrap, "raise-book-epoch")
-    async with stores.sqlite(settings.store_path) as stored:
-        told = [event.book_epoch for event in events] + [last.book_epoch if last else 0]
-        book_epoch = max(*told, await stored.tables.book_epoch()) + 1
-        await stored.tables.raise_book_epoch(book_epoch, await stored.store.head())
-        print(  # noqa: T201 - the answer to a person
-            f"{settings.store_path} is book epoch {book_epoch} from now on. "
-            "At its next start vending publishes all of it anew."
-        )
-
-
-async def _verify(settings: VendingSettings) -> None:
-    async with stores.sqlite(settings.store_path) as stored:
-        store = stored.store
-        last: dict[StreamId, tuple[int, bytes]] = {}
-        position = FROM_START
-        while events := await store.read_all(position, SCAN_EVENTS_MAX):
-            chain.check_stream_chain(last, events)
-            position = events[-1].position
-        root = await root_at(store, position) if position else START
-        kept = await stored.tables.latest_root()
-        if kept is not None and await root_at(store, kept.position) != kept:
-            raise chain.BrokenChain(
-                f"the store up to position {kept.position} is not what was published: it was "
-                "altered. Restore a backup, or compare it with the topic `ledger`"
-            )
-        print(  # noqa: T201 - the answer to a person
-            f"{root.count} events in {len(last)} streams are unaltered; root {root.root.hex()}"
-        )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service, or a command on its store (while the service is stopped)."""
-    parser = argparse.ArgumentParser(prog="python -m services.vending", description=__doc__)
-    commands = {"raise-book-epoch": _raise_book_epoch, "verify": _verify}
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=["run", *commands],
-        default="run",
-        help="raise-book-epoch: this store, restored or new, is the truth from now on; "
-        "verify: follow the hash chains over the whole store",
-    )
-    chosen = parser.parse_args(arguments).command
+    """Run the service, or a command for a person at the book."""
+    chosen = commands.parsed(arguments)
     settings = load(VendingSettings)
-    if chosen == "run":
+    if chosen.command == commands.RUN:
         return service.run("vending", settings, partial(_body, settings))
-    try:
-        asyncio.run(commands[chosen](settings))
-    except (WattvendError, KafkaError) as failed:
-        print(f"vending: {failed}", file=sys.stderr)  # noqa: T201 - the answer to a person
-        return service.EXIT_FAILED
-    return 0
+    return commands.carried_out(chosen, settings)

@@ -30,6 +30,7 @@ VERSIONS = ("1.30", latest_version())
 SECRETS: Secrets = {
     "wattvend-reporting": {"postgres-dsn": "postgresql://reporting:secret@postgres:5432/wattvend"},
     "wattvend-mqtt": {"username": "wattvend", "password": "secret"},
+    "wattvend-signing": {"signing.pem": "a private key"},
 }
 TLS_SECRET = "wattvend-tls"
 STOP_MARGIN_S = 5
@@ -150,9 +151,9 @@ def test_every_file_that_a_setting_names_lies_on_a_volume(
     for name in paths:
         path = PurePosixPath(environment[type(settings).env_name(name)])
         assert path.parent in mounts, f"{service}: {name} is {path}, which is on no volume"
-        assert mounts[path.parent].get("readOnly", False) == name.startswith("tls_")
+        assert mounts[path.parent].get("readOnly", False) == (name != "store_path")
     assert paths == {"tls_certificate", "tls_key"} | (
-        {"store_path"} if service == "vending" else set()
+        {"store_path", "signing_key"} if service == "vending" else set()
     )
 
 
@@ -324,7 +325,8 @@ def test_the_page_makes_every_secret_that_a_pod_needs_with_its_keys() -> None:
                     wanted.setdefault(ref["name"], set()).add(ref["key"])
         for volume in (pod_of(manifest) or {}).get("volumes", []):
             if secret := volume.get("secret"):
-                wanted.setdefault(secret["secretName"], set()).update({"tls.crt", "tls.key"})
+                keys = {item["key"] for item in secret.get("items", [])} or {"tls.crt", "tls.key"}
+                wanted.setdefault(secret["secretName"], set()).update(keys)
     known = {name: set(keys) for name, keys in SECRETS.items()}
     assert wanted == known | {TLS_SECRET: {"tls.crt", "tls.key"}}
     made: dict[str, set[str]] = {}
@@ -362,6 +364,7 @@ def test_the_commands_of_the_page_name_what_is_there() -> None:
 def test_kubectl_takes_the_commands_that_make_the_secrets(tmp_path: Path, tls: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed; the commands are read instead")
+    (tls / "signing.pem").write_text("a private key")
     for command in commands():
         words = shlex.split(command, comments=True)
         if words[0] == "kubectl" and "create" in words:

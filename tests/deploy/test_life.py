@@ -27,6 +27,7 @@ from tests.deploy.images import ROOT, SERVICES, images, unpack
 from tests.deploy.manifests import BASE, built, containers, pod_of
 from tests.deploy.test_dockerfile import environment
 from tests.deploy.test_kubernetes import SECRETS
+from tools.stack import keyfile
 from tools.stack.ports import LOOPBACK, free_ports
 
 READY = ROOT / "deploy" / "compose" / "ready.py"
@@ -81,6 +82,7 @@ def start(service: str, root: Path, tls: Path) -> Pod:
         "GRPC_PORT": str(grpc_port),
         "KAFKA_BOOTSTRAP": f"{LOOPBACK}:{nobody}",
         "STORE_PATH": str(root / "events.sqlite"),
+        "SIGNING_KEY": str(keyfile.made(root / "signing.pem")),
     }
     moved = {prefix + name: value for name, value in moved.items()}
     log = root / "log"

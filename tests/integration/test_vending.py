@@ -30,6 +30,7 @@ from services.common.kernel.ids import column_key
 from services.common.runtime import codec, kafka, topics
 from services.vending.main import main
 from tests.conftest import RunService
+from tools.stack import keyfile
 from tools.stack.background import BackgroundStack, RunningService
 from tools.stack.ports import free_ports
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -66,6 +67,7 @@ class Vending:
             "STORE_PATH": str(self.store),
             "GRPC_PORT": str(self.port),
             "CHECKPOINT_INTERVAL_MS": "100",
+            "SIGNING_KEY": str(keyfile.made(self.store.with_name("signing.pem"))),
         }
 
     def start(self) -> None:
@@ -584,11 +586,12 @@ async def test_the_chain_of_a_store_is_verified_and_an_altered_one_is_not(
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending, first_sale_minor=100)
     await all_published(vending, events=7)
-    assert vending.service is not None
-    vending.service.stop()
-    verified = vending.command("verify")
+    verified = vending.command("verify")  # beside the service
     assert verified.returncode == 0, verified.stderr
     assert "7 events in 6 streams are unaltered" in verified.stdout
+    assert "signed up to position 7 by key" in verified.stdout
+    assert vending.service is not None
+    vending.service.stop()
     connection = sqlite3.connect(vending.store)
     connection.execute("DROP TRIGGER event_update")
     connection.execute(
@@ -597,8 +600,10 @@ async def test_the_chain_of_a_store_is_verified_and_an_altered_one_is_not(
     connection.commit()
     connection.close()
     altered = vending.command("verify")
-    assert altered.returncode == 70
-    assert "altered" in altered.stderr
+    assert altered.returncode == 1
+    account = f"account-{vending.id('A')}"
+    assert f"position 7: {account} revision 1, credit-sold" in altered.stdout
+    assert "its data or metadata was altered" in altered.stdout
 
 
 def test_a_port_in_use_and_an_exposed_one_without_tls_are_refused_with_what_to_change(

@@ -222,6 +222,7 @@ def _add_ledger(told: Told, stored: StoredEvent, event: Event, book_epoch: int) 
         "caller": event.caller,
         "request_id": event.request_id,
         "previous_hash": told.roots[-1],
+        "meta": stored.meta,
     }
     name = (LEDGER, _partition(LEDGER, route), stored.id)
     told.add(stored, name, stored.stream, "ledger-event", value)

@@ -172,6 +172,7 @@ class Story:
             "data_version": codec.version_of(kind),
             "data": encoded,
             "previous_hash": bytes(32),
+            "meta": None,
             **request,
         }
         return self._hashed("ledger", stream, "ledger-event", value, key=stream)

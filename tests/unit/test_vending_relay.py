@@ -5,7 +5,7 @@ fail between any two groups; a restart is a new relay that begins at the last ch
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from services.vending.application import relay as relay_module
 from services.vending.application.relay import (
     START,
     BookMismatch,
-    Checkpoint,
     Publisher,
     Relay,
     ToldEvent,
@@ -32,7 +31,7 @@ from services.vending.application.relay import (
     root_at,
 )
 from services.vending.domain import chain
-from services.vending.domain.tables import Root
+from services.vending.domain.tables import Checkpoint, Root
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.vending_world import World
@@ -85,7 +84,11 @@ async def world(path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def relaying(
-    world: World, notebook: Publisher, begin: Root = START, book_epoch: int = 1
+    world: World,
+    notebook: Publisher,
+    begin: Root = START,
+    book_epoch: int = 1,
+    signed: Callable[[Checkpoint], Checkpoint] = lambda unsigned: unsigned,
 ) -> AsyncIterator[Relay]:
     relay = Relay(
         world.store,
@@ -97,6 +100,7 @@ async def relaying(
         begin=begin,
         book_epoch=book_epoch,
         shards=SHARDS,
+        signed=signed,
     )
     task = asyncio.create_task(relay.run())
     try:

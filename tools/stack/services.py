@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from tools.stack import keyfile
 from tools.stack.ports import LOOPBACK, Ports
 from tools.stack.process import READERS_NICENESS, ProcessSpec, Restart, always_ready
 
@@ -108,6 +109,7 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
     own: dict[str, dict[str, str]] = {
         "vending": {
             "STORE_PATH": str(data / "vending" / "events.sqlite"),
+            "SIGNING_KEY": str(keyfile.made(data / "vending" / "signing.pem")),
             "GRPC_PORT": str(ports.vending_grpc),
         },
         "ingest": {**mqtt, **READ_OFTEN},
@@ -138,7 +140,6 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
                 address=f"{LOOPBACK}:{grpc_port} (gRPC)" if grpc_port else http_address(http_port),
             )
         )
-    (data / "vending").mkdir(parents=True, exist_ok=True)
     return specs
 
 

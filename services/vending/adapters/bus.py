@@ -16,9 +16,9 @@ from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.application.office import Office
-from services.vending.application.relay import CHECKPOINT_PARTITION, Checkpoint, ToldEvent
+from services.vending.application.relay import CHECKPOINT_PARTITION, ToldEvent
 from services.vending.domain.account import SettleClosing
-from services.vending.domain.tables import Charged, Offset, Root, Tables
+from services.vending.domain.tables import Charged, Checkpoint, Offset, Root, Tables
 
 RECORDS_PER_POLL_MAX = 50
 """A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""
@@ -88,8 +88,7 @@ async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, 
         async for window in _backwards(reader, first):
             found = [value for subject, value in window if subject == "ledger-checkpoint"]
             if found:
-                root = Root(found[-1]["position"], found[-1]["count"], found[-1]["root"])
-                checkpoint = Checkpoint(found[-1]["book_epoch"], root)
+                checkpoint = _checkpoint(found[-1])
                 break
         for place in (first, *others):
             async for window in _backwards(reader, place):
@@ -105,6 +104,16 @@ async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, 
         return checkpoint, told
     finally:
         await kafka.stop(reader)
+
+
+def _checkpoint(value: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        value["book_epoch"],
+        Root(value["position"], value["count"], value["root"]),
+        value["written_at_ms"],
+        value["key_id"] or "",
+        value["signature"] or b"",
+    )
 
 
 async def _backwards(

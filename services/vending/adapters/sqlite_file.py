@@ -17,8 +17,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
-from services.common.kernel.errors import WattvendError
+from services.common.kernel.errors import Bug, WattvendError
 from services.common.runtime import points
 from services.vending.adapters.tables import CLAIM, OWNER, Change, Claim, Statement
 from services.vending.domain.event_store import NameTaken, StoreUnavailable
@@ -203,6 +204,66 @@ class SqliteFile:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class SqliteReader:
+    """The file beside the process that writes it: each read sees what is committed then.
+
+    It holds no transaction between reads, so the writer's log is not kept from being moved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises WattvendError where it is no book, or not of this release."""
+        self._path = path
+        self.after_commit: list[Callable[[], None]] = []
+        try:
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=ro",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+            tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()
+        except sqlite3.Error as failed:
+            raise WattvendError(
+                f"{path} cannot be read ({failed}): store_path must name the file of the book, and "
+                "this process may have to write beside it, as all readers of SQLite's log do"
+            ) from failed
+        if ("checkpoint",) not in tables:
+            self._connection.close()
+            raise WattvendError(f"{path} was never opened by this release: start vending on it")
+
+    async def read(self, work: Work) -> Any:
+        """Return what a read returns."""
+        return self._done(work)
+
+    def look(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a read."""
+        rows: list[tuple[Any, ...]] = self._done(lambda c: c.execute(sql, values).fetchall())
+        return rows
+
+    def _done(self, work: Work) -> Any:
+        try:
+            return work(self._connection)
+        except sqlite3.DatabaseError as failed:
+            raise StoreUnavailable(
+                f"{self._path} cannot be read ({failed}): try again, or stop vending and try again"
+            ) from failed
+
+    async def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query with the parameters `$1`, `$2`, ... (a Database)."""
+        return self.look(_numbered(sql), *values)
+
+    def write(self, *_: object) -> asyncio.Future[Any]:
+        """Refuse: whoever reads beside the writer must not write."""
+        raise Bug(f"{self._path} was opened to read it")
+
+    run = write
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
 
 
 def make(connection: sqlite3.Connection, changes: Iterable[Change]) -> None:

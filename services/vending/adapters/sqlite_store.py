@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from services.vending.adapters.sqlite_file import SqliteFile, make
+from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
 from services.vending.adapters.tables import Projection, nothing
 from services.vending.domain.event_store import (
     NO_EVENTS,
@@ -64,7 +64,7 @@ _MOVE_ON = "UPDATE stream SET revision = ? WHERE name = ? AND revision = ? RETUR
 class SqliteEventStore:
     """services.vending.domain.event_store.EventStore on a SqliteFile opened with SCHEMA."""
 
-    def __init__(self, file: SqliteFile, projection: Projection = nothing) -> None:
+    def __init__(self, file: SqliteFile | SqliteReader, projection: Projection = nothing) -> None:
         """Use `file`; make the changes of `projection` within each append."""
         self._file = file
         self._projection = projection

@@ -2,19 +2,21 @@
 
 `unique_name`, `todo` and `approval`, the open proposals, are derived from events (`changes`) within
 the transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
-reads. `book` holds the book epoch, `raised` the position after which each began; `root` the latest
-roots of the hash chain that the relay vouched for.
+reads. `book` holds the book epoch, `raised` the position after which each began; `link` what the
+hash chain over the store is made of, `checkpoint` what the relay vouched for. `root` is of earlier
+releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
+from uuid import UUID
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.vending.domain import chain
-from services.vending.domain.event_store import StoredEvent
+from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
@@ -35,11 +37,13 @@ from services.vending.domain.events import (
 from services.vending.domain.tables import (
     ACCOUNT_KEY,
     BUS_ADDRESS,
+    CHECKPOINTS_KEPT,
     GATEWAY_ADDRESS,
     METER_KEY,
-    ROOTS_KEPT,
     SERIAL,
     Charged,
+    Checkpoint,
+    Link,
     Offset,
     Root,
     Todo,
@@ -89,12 +93,40 @@ CREATE TABLE IF NOT EXISTS raised(
 CREATE TABLE IF NOT EXISTS root(
   position bigint PRIMARY KEY, count bigint NOT NULL, root bytea NOT NULL
 );
+CREATE TABLE IF NOT EXISTS checkpoint(
+  position bigint PRIMARY KEY,
+  book_epoch bigint NOT NULL,
+  count bigint NOT NULL,
+  root bytea NOT NULL,
+  written_at_ms bigint NOT NULL,
+  key_id text NOT NULL,
+  signature bytea NOT NULL
+);
+INSERT INTO checkpoint
+  SELECT position, (SELECT book_epoch FROM book), count, root, 0, '', CAST('' AS bytea)
+  FROM root WHERE true ON CONFLICT DO NOTHING;
+DELETE FROM root;
+CREATE TABLE IF NOT EXISTS link(
+  position bigint PRIMARY KEY,
+  stream text NOT NULL,
+  revision bigint NOT NULL,
+  event_id bytea NOT NULL,
+  type text NOT NULL,
+  hash bytea NOT NULL
+);
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
-DERIVED = ("unique_name", "todo", "root")
-"""The tables of what one store's events say: where it is another store they begin anew."""
 
-FREE = "DELETE FROM unique_name WHERE kind = $1 AND name = $2"
+_LINK = "position, stream, revision, event_id, type, hash"
+_DROP_CHECKPOINTS = """
+DELETE FROM checkpoint WHERE position IN (
+  SELECT old.position FROM (
+    SELECT position, written_at_ms FROM checkpoint ORDER BY position DESC LIMIT 20 OFFSET $1
+  ) AS old WHERE EXISTS (
+    SELECT 1 FROM checkpoint AS later WHERE later.position > old.position
+      AND later.written_at_ms / 86400000 = old.written_at_ms / 86400000))
+"""
+"""Only those that just came to be old are looked at."""
 CLAIM = "INSERT INTO unique_name(kind, name, owner) VALUES($1, $2, $3) ON CONFLICT DO NOTHING"
 OWNER = "SELECT owner FROM unique_name WHERE kind = $1 AND name = $2"
 
@@ -272,30 +304,80 @@ class SqlTables:
     async def root_at(self, position: int) -> Root | None:
         """Return the kept root at a position, where there is one."""
         rows = await self._database.rows(
-            "SELECT position, count, root FROM root WHERE position = $1", position
+            "SELECT position, count, root FROM checkpoint WHERE position = $1", position
         )
         return Root(*rows[0]) if rows else None
 
-    async def latest_root(self) -> Root | None:
-        """Return the newest kept root."""
+    async def checkpoints(self) -> list[Checkpoint]:
+        """Return the kept checkpoints in the order of positions."""
         rows = await self._database.rows(
-            "SELECT position, count, root FROM root ORDER BY position DESC LIMIT 1"
+            "SELECT book_epoch, position, count, root, written_at_ms, key_id, signature "
+            "FROM checkpoint ORDER BY position"
         )
-        return Root(*rows[0]) if rows else None
+        return [
+            Checkpoint(epoch, Root(position, count, root), *signed)
+            for epoch, position, count, root, *signed in rows
+        ]
 
-    async def keep_root(self, root: Root) -> None:
-        """Keep a root, and drop old ones."""
+    async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, and drop old ones that are not the last of their day."""
+        root = checkpoint.root
         keep = Statement(
-            "INSERT INTO root(position, count, root) VALUES($1, $2, $3) ON CONFLICT(position) "
-            "DO UPDATE SET count = excluded.count, root = excluded.root",
-            [(root.position, root.count, root.root)],
+            "INSERT INTO checkpoint"
+            "(book_epoch, position, count, root, written_at_ms, key_id, signature) "
+            "VALUES($1, $2, $3, $4, $5, $6, $7) ON CONFLICT(position) DO UPDATE SET "
+            "book_epoch = excluded.book_epoch, count = excluded.count, root = excluded.root, "
+            "written_at_ms = excluded.written_at_ms, key_id = excluded.key_id, "
+            "signature = excluded.signature",
+            [
+                (
+                    checkpoint.book_epoch,
+                    root.position,
+                    root.count,
+                    root.root,
+                    checkpoint.written_at_ms,
+                    checkpoint.key_id,
+                    checkpoint.signature,
+                )
+            ],
         )
-        drop = Statement(
-            "DELETE FROM root WHERE position NOT IN "
-            "(SELECT position FROM root ORDER BY position DESC LIMIT $1)",
-            [(ROOTS_KEPT,)],
-        )
+        drop = Statement(_DROP_CHECKPOINTS, [(CHECKPOINTS_KEPT,)])
         await self._database.run([keep, drop])
+
+    async def linked_until(self) -> int:
+        """Return the position of the last link; FROM_START where there is none."""
+        rows = await self._database.rows("SELECT coalesce(max(position), 0) FROM link")
+        return int(rows[0][0])
+
+    async def links(self, after: int, limit: int) -> list[Link]:
+        """Return at most `limit` links above a position, in the order of positions."""
+        rows = await self._database.rows(
+            f"SELECT {_LINK} FROM link WHERE position > $1 ORDER BY position LIMIT $2",  # noqa: S608 - constants
+            after,
+            limit,
+        )
+        return [_link(row) for row in rows]
+
+    async def link_of(self, event_id: UUID) -> Link | None:
+        """Return where an event was told. Slow: it looks through all of them."""
+        rows = await self._database.rows(
+            f"SELECT {_LINK} FROM link WHERE event_id = $1",  # noqa: S608 - constants
+            event_id.bytes,
+        )
+        return _link(rows[0]) if rows else None
+
+    async def keep_links(self, links: Iterable[Link]) -> None:
+        """Keep links."""
+        keep = Statement(
+            f"INSERT INTO link({_LINK}) VALUES($1, $2, $3, $4, $5, $6)",
+            [(k.position, k.stream, k.revision, k.id.bytes, k.type, k.hash) for k in links],
+        )
+        await self._database.run([keep])
+
+
+def _link(row: Sequence[Any]) -> Link:
+    position, stream, revision, event_id, type_, hash_ = row
+    return Link(position, StreamId(stream), revision, UUID(bytes=event_id), type_, hash_)
 
 
 def _changes(event: Event, position: int) -> Iterator[Change]:
@@ -354,7 +436,7 @@ def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:
     """Let an owner have another name; the one before is free."""
     if now != before:
         yield Claim(kind, now, owner)
-        yield Statement(FREE, [(kind, before)])
+        yield Statement("DELETE FROM unique_name WHERE kind = $1 AND name = $2", [(kind, before)])
 
 
 def _plan(event: MeterAssigned, position: int) -> Statement:

@@ -28,7 +28,7 @@ from services.vending.domain.event_store import FROM_START, EventStore, StoredEv
 from services.vending.domain.events import Event
 from services.vending.domain.facts import Fact, Told, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
-from services.vending.domain.tables import Root, Tables
+from services.vending.domain.tables import Checkpoint, Link, Root, Tables
 from services.vending.domain.tariff import Tariff
 from services.vending.metrics import Metrics
 
@@ -54,14 +54,6 @@ class Publisher(Protocol):
     async def publish(self, records: Sequence[Outgoing]) -> None:
         """Return when every record is acknowledged. Raises Retriable where that failed."""
         ...
-
-
-@value_class
-class Checkpoint:
-    """What the relay wrote last to `ledger`: everything up to `root` is acknowledged."""
-
-    book_epoch: int
-    root: Root
 
 
 @value_class
@@ -130,9 +122,8 @@ async def check_told(store: EventStore, told: Iterable[ToldEvent], book_epoch: i
             )
 
 
-async def root_at(store: EventStore, position: int) -> Root:
-    """Return the root of the chain over the store up to `position`, by reading all of it."""
-    root = START
+async def root_at(store: EventStore, position: int, root: Root = START) -> Root:
+    """Return the root of the chain over the store up to `position`, by reading on from `root`."""
     while root.position < position:
         events = await store.read_all(root.position, SCAN_EVENTS_MAX)
         root = _root_after(root, [event for event in events if event.position <= position])
@@ -143,11 +134,17 @@ async def root_at(store: EventStore, position: int) -> Root:
 
 def _root_after(root: Root, events: Iterable[StoredEvent]) -> Root:
     for event in events:
-        root = _next(root, event, chain.stored_hash(event))
+        root = root_with(root, event, chain.stored_hash(event))
     return root
 
 
-def _next(root: Root, event: StoredEvent, hash_: bytes) -> Root:
+def link_of(event: StoredEvent, hash_: bytes) -> Link:
+    """Return the link of an event in the chain over the store; `hash_`: its stored_hash."""
+    return Link(event.position, event.stream, event.revision, event.id, event.type, hash_)
+
+
+def root_with(root: Root, event: StoredEvent, hash_: bytes) -> Root:
+    """Return the root after one more event; `hash_`: its stored_hash."""
     return Root(event.position, root.count + 1, chain.next_root(root.root, event.id, hash_))
 
 
@@ -167,6 +164,7 @@ class Relay:
         book_epoch: int,
         shards: int,
         decided: Callable[[UUID], Decided | None] = lambda _: None,
+        signed: Callable[[Checkpoint], Checkpoint] = lambda unsigned: unsigned,
     ) -> None:
         """Begin after `begin`. `decided`: what the book knows of an event that is new."""
         self._store = store
@@ -179,9 +177,11 @@ class Relay:
         self._book_epoch = book_epoch
         self._shards = shards
         self._decided = decided
+        self._signed = signed
         self._states: OrderedDict[StreamId, State] = OrderedDict()
         self._told = begin if begin.position else None
         self._newest: dict[StreamId, int] = {}
+        self._linked_until = FROM_START
         self._moved = asyncio.Event()
 
     @property
@@ -199,6 +199,7 @@ class Relay:
         while True:
             try:
                 await self._find_newest(await self._tables.raised_at())
+                self._linked_until = await self._tables.linked_until()
                 async for events in self._store.subscribe_all(self._root.position):
                     next_s = asyncio.get_running_loop().time() + PACE_S
                     await self._publish(events)
@@ -222,6 +223,7 @@ class Relay:
     async def _publish(self, batch: Sequence[StoredEvent]) -> None:
         ledger: list[Outgoing] = []
         facts: list[tuple[Outgoing, Fact, bytes]] = []
+        links: list[Link] = []
         root = self._root
         for number, stored in enumerate(batch):
             if number % EVENTS_IN_A_ROW == 0:
@@ -232,7 +234,13 @@ class Relay:
             if isinstance(state, Told) and (newest or isinstance(state, Tariff)):
                 fact = fact_of(state, book_epoch=self._book_epoch, shards=self._shards)
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
-            root = _next(root, stored, hash_)
+            if stored.position > self._linked_until:  # else it was told before
+                links.append(link_of(stored, hash_))
+            root = root_with(root, stored, hash_)
+        if links:
+            await self._tables.keep_links(links)
+            self._linked_until = links[-1].position
+        points.point("linked")
         await self._publisher.publish(ledger)
         points.point("ledger-published")
         await self._publisher.publish([out for told in facts for out in _to_shards(*told)])
@@ -291,6 +299,7 @@ class Relay:
                 "caller": event.caller,
                 "request_id": event.request_id,
                 "previous_hash": before.root,
+                "meta": stored.meta,
             },
             key=stored.stream,
             event_id=stored.id,
@@ -315,15 +324,18 @@ class Relay:
         root = self._root
         if root in (self._told, START):
             return
-        await self._tables.keep_root(root)
-        points.point("root-kept")
         written_at_ms = self._clock.now_ms()
+        checkpoint = self._signed(Checkpoint(self._book_epoch, root, written_at_ms))
+        await self._tables.keep_checkpoint(checkpoint)
+        points.point("root-kept")
         record = {
             "book_epoch": self._book_epoch,
             "position": root.position,
             "count": root.count,
             "root": root.root,
             "written_at_ms": written_at_ms,
+            "key_id": checkpoint.key_id or None,
+            "signature": checkpoint.signature or None,
         }
         outgoing = Outgoing(
             "ledger",

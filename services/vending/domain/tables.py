@@ -7,8 +7,10 @@ Kafka. The book epoch and the roots are the book's own.
 
 from collections.abc import Iterable
 from typing import Protocol
+from uuid import UUID
 
 from services.common.kernel.values import value_class
+from services.vending.domain.event_store import StreamId
 
 SERIAL = "serial"
 METER_KEY = "meter key"
@@ -16,8 +18,8 @@ ACCOUNT_KEY = "account key"
 BUS_ADDRESS = "bus address"
 GATEWAY_ADDRESS = "gateway address"
 
-ROOTS_KEPT = 100
-"""Checkpoints are written after their root is kept: the newest few are enough to meet again."""
+CHECKPOINTS_KEPT = 100
+"""The newest; of those before them the last of each day (UTC) stays for good."""
 
 
 @value_class
@@ -59,6 +61,42 @@ class Root:
     position: int
     count: int
     root: bytes
+
+
+@value_class
+class Checkpoint:
+    """What the relay vouches for: everything up to `root` is acknowledged on every topic.
+
+    `signature`: Ed25519 over `message` by the key `key_id`; both empty where no key was set.
+    """
+
+    book_epoch: int
+    root: Root
+    written_at_ms: int = 0
+    key_id: str = ""
+    signature: bytes = b""
+
+    @property
+    def message(self) -> bytes:
+        """The bytes that are signed: ASCII, a value a line."""
+        root = self.root
+        said = (self.book_epoch, root.position, root.count, root.root.hex(), self.written_at_ms)
+        return "".join(f"{part}\n" for part in ("wattvend ledger checkpoint", *said)).encode()
+
+
+@value_class
+class Link:
+    """An event as the relay found it when it told it: what the root over the store was made of.
+
+    It names an event that was altered, or is gone. `hash`: as chain.stored_hash says.
+    """
+
+    position: int
+    stream: StreamId
+    revision: int
+    id: UUID
+    type: str
+    hash: bytes
 
 
 class Tables(Protocol):
@@ -111,10 +149,26 @@ class Tables(Protocol):
         """Return the kept root at a position, where there is one."""
         ...
 
-    async def latest_root(self) -> Root | None:
-        """Return the newest kept root."""
+    async def checkpoints(self) -> list[Checkpoint]:
+        """Return the kept checkpoints in the order of positions."""
         ...
 
-    async def keep_root(self, root: Root) -> None:
-        """Keep a root; of the old ones the newest ROOTS_KEPT stay."""
+    async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint; of the old ones CHECKPOINTS_KEPT and one a day stay."""
+        ...
+
+    async def linked_until(self) -> int:
+        """Return the position of the last link; FROM_START where there is none."""
+        ...
+
+    async def links(self, after: int, limit: int) -> list[Link]:
+        """Return at most `limit` links above a position, in the order of positions."""
+        ...
+
+    async def link_of(self, event_id: UUID) -> Link | None:
+        """Return where an event was told. Slow: it looks through all of them."""
+        ...
+
+    async def keep_links(self, links: Iterable[Link]) -> None:
+        """Keep links, all above `linked_until`."""
         ...
