@@ -414,7 +414,24 @@ async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
             {"emergency_left_minor": 0, "debt_left_minor": 4_800},
             (0, 4_800, 200_000),
         ),
-        ((0, 4), "debt-set", {"debt_minor": 0, "share_ppm": 0}, (0, 0, 0)),
+        (
+            (0, 4),
+            "sale-reversed",
+            {
+                "account_id": story.account,
+                "amount_minor": 1_000,
+                "emergency_left_minor": 300,
+                "debt_left_minor": 5_000,
+            },
+            (300, 5_000, 200_000),
+        ),
+        (
+            (0, 5),
+            "owed-written-off",
+            {"amount_minor": 300, "emergency_left_minor": 0, "debt_left_minor": 5_000},
+            (0, 5_000, 200_000),
+        ),
+        ((0, 6), "debt-set", {"debt_minor": 0, "share_ppm": 0}, (0, 0, 0)),
         # The store was restored to revision 2: what it had told beyond is forgotten.
         ((1, 3), "power-kept", {}, (300, 5_000, 200_000)),
         ((1, 4), "credit-sold", {"emergency_left_minor": None}, (0, 0, 200_000)),
@@ -428,6 +445,9 @@ async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
             await put(connection, [LedgerRow(stream, book_epoch, revision, revision, *event)])
             (line,) = await connection.fetch("SELECT * FROM account_debts")
             assert tuple(line)[3:] == owed, kind
+            if kind == "sale-reversed":
+                (corrected,) = await connection.fetch("SELECT * FROM corrections")
+                assert (corrected["kind"], corrected["amount_minor"]) == (kind, 1_000)
             assert (line["account_id"], line["site_id"]) == (story.account, story.site)
         (grant,) = await connection.fetch("SELECT * FROM grants")
         assert (grant["amount_minor"], grant["policy_version"]) == (300, 2)

@@ -246,6 +246,25 @@ def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch
     assert not ended.HasField("until_ms")
 
 
+def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/sales.md").read_text()
+    vending = Vending(
+        Sell=v.SellResponse(),
+        ReverseSale=v.ReverseSaleResponse(reversal=v.Reversal(returned_debt_minor=5)),
+        **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
+        PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
+    )
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result.exit_code == 0, result.output
+    assert {method for method, _ in vending.asked} == vending.answers.keys() - {"OpenAccount"}
+    adjusted = [request for method, request in vending.asked if method == "AdjustCredit"][::2]
+    assert [request.amount_minor for request in adjusted] == [1250, -1250]
+    rules = json.loads(dict(vending.asked)["PublishAuthority"].rules)
+    assert rules == {"reversal": 5000, "adjustment": 500}
+
+
 def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/operations/approvals.md").read_text()
     rules = '{"keep-power": 7, "force-off": null, "price-change": 0}'

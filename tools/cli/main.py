@@ -406,6 +406,78 @@ def account_close(
     _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
 
 
+@app.command()
+def reverse(
+    account: Annotated[str, typer.Argument(help="account id")],
+    receipt: Annotated[str, typer.Argument(help="id of the receipt")],
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Take a sale back, whole: the money goes back as it came."""
+    request = v.ReverseSaleRequest(
+        request_id=request_id or str(uuid4()), account_id=account, receipt_id=receipt, reason=reason
+    )
+    _run(lambda clients: clients.vending("ReverseSale", request), show.reversal, request.request_id)
+
+
+@account_app.command("adjust")
+def account_adjust(
+    account: Annotated[str, typer.Argument(help="account id")],
+    amount: Annotated[str, typer.Argument(help="credited, e.g. 12.50; after --, -12.50: taken")],
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Set the credit of an account right; nobody pays."""
+    request, more = request_id or str(uuid4()), _amount(amount)
+
+    async def work(clients: Clients) -> v.Account:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        answer: v.Account = await clients.vending(
+            "AdjustCredit",
+            v.AdjustCreditRequest(
+                request_id=request,
+                account_id=account,
+                amount_minor=_minor(more, known.minor_decimals),
+                reason=reason,
+            ),
+        )
+        return answer
+
+    _run(work, show.account, request)
+
+
+@account_app.command("write-off")
+def account_write_off(
+    account: Annotated[str, typer.Argument(help="account id")],
+    kind: Annotated[str, typer.Argument(help="emergency, debt, arrears")],
+    amount: Annotated[str, typer.Argument(help="e.g. 12.50")],
+    reason: Reason,
+    request_id: RequestId = "",
+) -> None:
+    """Give up what an account owes."""
+    request, owed = request_id or str(uuid4()), _amount(amount)
+
+    async def work(clients: Clients) -> v.Account:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        answer: v.Account = await clients.vending(
+            "WriteOff",
+            v.WriteOffRequest(
+                request_id=request,
+                account_id=account,
+                kind=kind,
+                amount_minor=_minor(owed, known.minor_decimals),
+                reason=reason,
+            ),
+        )
+        return answer
+
+    _run(work, show.account, request)
+
+
 def _rule(text: str, currency: str) -> tuple[str, int | None]:
     """Return what one person may do, as typed: ACTION, or ACTION=UP_TO in days or money."""
     action, is_limited, limit = text.partition("=")

@@ -146,6 +146,35 @@ def receipt(answer: v.SellResponse) -> RenderableType:
     return _fields("[bold]receipt[/]", rows)
 
 
+def reversal(answer: v.ReverseSaleResponse) -> RenderableType:
+    """Show what was taken back."""
+    back = answer.reversal
+    currency = currency_of(back.currency)
+
+    def told(amount_minor: int) -> str:
+        return f"{format_scaled(amount_minor, currency.minor_decimals)} {back.currency}"
+
+    rows = [
+        ("reversal", back.receipt_id),
+        ("of receipt", back.reversed_receipt_id),
+        ("account", back.account_id),
+        ("to be paid back", f"[bold]{told(back.amount_minor)}[/] ({back.method})"),
+        ("reason", escape(back.reason)),
+        ("credit taken back", told(back.credit_minor)),
+    ]
+    for what, returned_minor, left_minor in (
+        ("emergency credit", back.returned_emergency_minor, back.emergency_left_minor),
+        ("debt", back.returned_debt_minor, back.debt_left_minor),
+    ):
+        if returned_minor:
+            rows.append((f"{what} owed again", f"{told(returned_minor)} (now: {told(left_minor)})"))
+    rows += [
+        ("at", moment(back.reversed_at_ms)),
+        ("credited in all", money(answer.credited_nano, back.currency)),
+    ]
+    return _fields("[bold]reversal 冲正[/]", rows)
+
+
 def meter(answer: v.Meter) -> RenderableType:
     """Show a meter as the book has it."""
     opening = answer.opening_register_milli

@@ -67,6 +67,7 @@ _CODES = {
         Reason.TARIFF_NOT_FOUND,
         Reason.POLICY_NOT_FOUND,
         Reason.NO_CUTOFF,
+        Reason.RECEIPT_NOT_FOUND,
         Reason.APPROVAL_NOT_FOUND,
         Reason.AUTHORITY_NOT_FOUND,
         Reason.CHARGE_NOT_FOUND,

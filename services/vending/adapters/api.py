@@ -18,8 +18,9 @@ from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.approval import Approve, Decline, Proposal
 from services.vending.domain.authority import PublishAuthority
+from services.vending.domain.corrections import AdjustCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request, fingerprint
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events import CreditSold, SaleReversed
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
@@ -283,6 +284,47 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             credited_nano=sold.credited_nano,
             version=self._version(outcome.revision),
         )
+
+    async def ReverseSale(
+        self, request: pb.ReverseSaleRequest, context: Any
+    ) -> pb.ReverseSaleResponse:
+        """Take a sale back."""
+        command = ReverseSale(
+            await self._request(request, context),
+            request.account_id,
+            request.receipt_id,
+            request.reason,
+        )
+        outcome = await self._office.correct(command)
+        taken_back = outcome.event
+        if not isinstance(taken_back, SaleReversed):
+            raise Bug(f"a reversal came to {taken_back}")
+        return pb.ReverseSaleResponse(
+            reversal=messages.reversal(taken_back),
+            credited_nano=taken_back.credited_nano,
+            version=self._version(outcome.revision),
+        )
+
+    async def AdjustCredit(self, request: pb.AdjustCreditRequest, context: Any) -> pb.Account:
+        """Set the credit of an account right."""
+        command = AdjustCredit(
+            await self._request(request, context),
+            request.account_id,
+            request.amount_minor,
+            request.reason,
+        )
+        return self._account((await self._office.correct(command)).state)
+
+    async def WriteOff(self, request: pb.WriteOffRequest, context: Any) -> pb.Account:
+        """Give up what an account owes."""
+        command = WriteOff(
+            await self._request(request, context),
+            request.account_id,
+            request.kind,
+            request.amount_minor,
+            request.reason,
+        )
+        return self._account((await self._office.correct(command)).state)
 
     async def GrantEmergencyCredit(
         self, request: pb.GrantEmergencyCreditRequest, context: Any

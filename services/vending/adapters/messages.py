@@ -2,6 +2,7 @@
 
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Action, Authority, limit_of, rules_text
+from services.vending.domain.events import SaleReversed
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -35,4 +36,25 @@ def approval(state: Proposal, version: pb.BookVersion) -> pb.Approval:
         failure_reason=state.failure.reason if state.failure else "",
         failure_message=state.failure.message if state.failure else "",
         version=version,
+    )
+
+
+def reversal(event: SaleReversed) -> pb.Reversal:
+    """Return the document of a sale that was taken back."""
+    returned_minor = event.returned_emergency_minor + event.returned_debt_minor
+    return pb.Reversal(
+        receipt_id=event.receipt_id,
+        reversed_receipt_id=event.reversed_receipt_id,
+        account_id=event.account_id,
+        amount_minor=event.amount_minor,
+        currency=event.currency,
+        legal_entity=event.legal_entity,
+        method=event.method,
+        reversed_at_ms=event.occurred_at_ms,
+        reason=event.reason,
+        returned_emergency_minor=event.returned_emergency_minor,
+        returned_debt_minor=event.returned_debt_minor,
+        credit_minor=event.amount_minor - returned_minor,
+        emergency_left_minor=event.emergency_left_minor,
+        debt_left_minor=event.debt_left_minor,
     )

@@ -18,7 +18,7 @@ from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
-from services.vending.application.book import Book, Outcome
+from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.process import step
 from services.vending.domain import approval, checks
 from services.vending.domain.approval import Failure, Proposal, Status
@@ -177,8 +177,10 @@ class Approvals:
             command = await guarded.completed(command)
         if guarded.kind is not Authority:  # which is its own
             command = replace(command, authority=await self._authority(command))
-        return await self._book.submit(
-            guarded.kind, entity_id, lambda state: guarded.decide(state, command)
+        return accepted(
+            await self._book.submit(
+                guarded.kind, entity_id, lambda state: guarded.decide(state, command)
+            )
         )
 
     async def _authority(self, command: Any) -> Authority | None:

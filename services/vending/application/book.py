@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from services.common.kernel.errors import Retriable
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
@@ -37,7 +37,12 @@ from services.vending.domain.event_store import (
     StreamId,
     WrongRevision,
 )
-from services.vending.domain.events import Event
+from services.vending.domain.events import (
+    CorrectionRefused,
+    EmergencyRefused,
+    Event,
+    SaleRefused,
+)
 from services.vending.domain.origin import Origin
 from services.vending.domain.streams import State, evolve_of, stream_of
 from services.vending.metrics import Metrics
@@ -48,6 +53,7 @@ STATES_CACHED_MAX = 20_000
 DECIDED_KEPT_MAX = 10_000
 
 S = TypeVar("S", bound=State)
+E = TypeVar("E", bound=Event)
 
 
 @value_class
@@ -60,6 +66,14 @@ class Outcome(Generic[S]):
     state: S
     revision: int
     event: Event | None
+
+
+def accepted(outcome: Outcome[S]) -> Outcome[S]:
+    """Return an outcome. Raises InvalidInput where the book took down a refusal."""
+    event = outcome.event
+    if isinstance(event, SaleRefused | EmergencyRefused | CorrectionRefused):
+        raise InvalidInput(Reason(event.reason), event.message)
+    return outcome
 
 
 @value_class
@@ -156,6 +170,21 @@ class Book:
         there = await self._store.event_at(position)
         assert there is not None, f"an event was stored at position {position}"
         return chain.read_meta(there.meta).origin
+
+    async def event_of(
+        self, kind: type[S], entity_id: str, event: type[E], **said: Any
+    ) -> E | None:
+        """Return the first event of a type in an entity's stream that says so; None: there is none.
+
+        It reads the whole stream: for what is asked now and then.
+        """
+        for stored in await self._store.read(stream_of(kind, entity_id)):
+            if stored.type == event.SUBJECT:
+                found = event_of(stored)
+                if all(getattr(found, name) == value for name, value in said.items()):
+                    assert isinstance(found, event)
+                    return found
+        return None
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""

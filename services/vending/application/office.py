@@ -7,6 +7,7 @@ before, and what is half done is known from the store.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,12 +20,13 @@ from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.application.approvals import Approvals, Guarded
-from services.vending.application.book import Book, Outcome
+from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.process import PROCESS, step
 from services.vending.domain import (
     account,
     authority,
     checks,
+    corrections,
     gateway,
     meter,
     orders,
@@ -38,8 +40,7 @@ from services.vending.domain.decisions import Request
 from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
-    EmergencyRefused,
-    SaleRefused,
+    CreditSold,
 )
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
@@ -59,6 +60,13 @@ GUARDED = {
     "force-relay": Guarded(meter.ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide),
     "keep-power": Guarded(
         orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account.decide
+    ),
+    "set-debt": Guarded(account.SetDebt, Action.DEBT, Account, "account_id", account.decide),
+    "adjust-credit": Guarded(
+        corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
+    ),
+    "write-off": Guarded(
+        corrections.WriteOff, Action.WRITE_OFF, Account, "account_id", corrections.decide
     ),
 }
 """What may need a second person, by the names that stand in proposals for good."""
@@ -89,7 +97,15 @@ class Office:
         self._assigning = asyncio.Lock()
         self._settled = asyncio.Event()
         self._steps: set[asyncio.Task[Any]] = set()
-        self.approvals = Approvals(book, tables, clock, GUARDED)
+        reverse = Guarded(
+            corrections.ReverseSale,
+            Action.REVERSAL,
+            Account,
+            "account_id",
+            corrections.decide,
+            self._with_sale,
+        )
+        self.approvals = Approvals(book, tables, clock, {"reverse-sale": reverse, **GUARDED})
 
     @property
     def terms(self) -> Terms:
@@ -217,25 +233,28 @@ class Office:
     async def sell(self, command: account.Sell) -> Outcome[Account]:
         """Sell credit. The outcome's event is the CreditSold."""
         decide = partial(_on, account.decide, command)
-        outcome = await self._book.submit(Account, command.account_id, decide)
-        if isinstance(outcome.event, SaleRefused):
-            raise InvalidInput(Reason(outcome.event.reason), outcome.event.message)
-        return outcome
+        return accepted(await self._book.submit(Account, command.account_id, decide))
 
     async def grant_emergency_credit(self, request: Request, account_id: str) -> Outcome[Account]:
         """Grant what the account's policy, as it is now, grants before it is paid."""
         of = await self._book.state_of(Account, account_id)
         by = await self._book.state_of(Policy, of.policy_id) if of else None
         decide = partial(_on, account.decide, account.GrantEmergencyCredit(request, account_id, by))
-        outcome = await self._book.submit(Account, account_id, decide)
-        if isinstance(outcome.event, EmergencyRefused):
-            raise InvalidInput(Reason(outcome.event.reason), outcome.event.message)
-        return outcome
+        return accepted(await self._book.submit(Account, account_id, decide))
 
     async def set_debt(self, command: account.SetDebt) -> Outcome[Account]:
-        """Set what an account owes beside its use."""
-        decide = partial(_on, account.decide, command)
-        return await self._book.submit(Account, command.account_id, decide)
+        """Set what an account owes beside its use, which may need a second person."""
+        return await self.approvals.ask(command)
+
+    async def correct(self, command: corrections.Correction) -> Outcome[Account]:
+        """Take a sale back, set credit right, give up what is owed: with a second person."""
+        return await self.approvals.ask(command)
+
+    async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
+        sale = await self._book.event_of(
+            Account, command.account_id, CreditSold, receipt_id=command.receipt_id
+        )
+        return replace(command, sale=sale)
 
     async def close_account(self, command: account.CloseAccount, wait_s: float) -> Outcome[Account]:
         """Close an account when metering's echo says that nothing is left.

@@ -17,6 +17,7 @@ from services.common.kernel.units import (
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import is_constant
 from services.vending.domain import checks, postings
+from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -35,15 +36,19 @@ from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+    CorrectionRefused,
+    CreditAdjusted,
     CreditSold,
     DebtSet,
     EmergencyGranted,
     EmergencyRefused,
     Event,
     NoticeRecorded,
+    OwedWrittenOff,
     PaymentPromised,
     PowerKept,
     SaleRefused,
+    SaleReversed,
 )
 from services.vending.domain.orders import (
     KeepPower,
@@ -114,6 +119,7 @@ class Account:
     owed: Owed = Owed()
     orders: Orders = Orders()
     meters: tuple[JoinedMeter, ...] = ()
+    reversed_receipts: frozenset[str] = frozenset()
     closing: Closing | None = None
 
     def has(self, meter_id: str) -> bool:
@@ -192,7 +198,8 @@ class GrantEmergencyCredit:
 class SetDebt:
     """What the account shall owe from now on, whatever it owed before; 0 ends it.
 
-    `share_ppm`: of the amount of each sale, what goes to the debt; `reason`: for the books.
+    `share_ppm`: of the amount of each sale, what goes to the debt; `reason`: for the books;
+    `authority`: what one person may do alone at the legal entity.
     """
 
     request: Request
@@ -200,6 +207,7 @@ class SetDebt:
     debt_minor: int
     share_ppm: int
     reason: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no debt can be."""
@@ -408,7 +416,7 @@ def _sale(
         credited_nano=state.credited_nano + credit_nano,
         method=method,
         receipt_id=str(name_uuid("receipt", *request.key)),
-        **_of_what(state),
+        **of_what(state),
         recovered_emergency_minor=recovery.emergency_minor,
         recovered_debt_minor=recovery.debt_minor,
         emergency_left_minor=left.emergency_minor,
@@ -434,7 +442,7 @@ def _no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection 
     )
 
 
-def _of_what(state: Account) -> dict[str, Any]:
+def of_what(state: Account) -> dict[str, Any]:
     """Return what every amount says of itself: which money, owed to whom, for what."""
     return {
         "currency": state.currency,
@@ -453,7 +461,7 @@ def _sell(state: Account, command: Sell) -> Decision:
         amount_minor=command.amount_minor,
         reason=sale.reason.value,
         message=sale.message,
-        **_of_what(state),
+        **of_what(state),
     )
     return Accepted((refused,))
 
@@ -499,7 +507,7 @@ def _granted(state: Account, command: GrantEmergencyCredit) -> EmergencyGranted 
         credited_nano=state.credited_nano + policy.emergency_nano,
         policy_id=policy.policy_id,
         policy_version=policy.version,
-        **_of_what(state),
+        **of_what(state),
         postings=postings.of_grant(policy.emergency_nano),
     )
 
@@ -512,13 +520,17 @@ def _set_debt(state: Account, command: SetDebt) -> Decision:
         more_nano = nano_from_minor(more_minor, checks.currency_named(state.currency))
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, "debt_minor")
+    if problem := needs_another(
+        command.authority, Action.DEBT, abs(more_minor), state.currency, command.request
+    ):
+        return problem
     owed = DebtSet(
         **stamp(command.request),
         account_id=state.account_id,
         debt_minor=command.debt_minor,
         share_ppm=command.share_ppm,
         reason=command.reason,
-        **_of_what(state),
+        **of_what(state),
         postings=postings.of_debt(more_nano),
     )
     return Accepted((owed,))
@@ -603,7 +615,7 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         "hold_id": closing.hold_id,
         "charged_nano": command.charged_nano,
         "account_sequence": command.account_sequence,
-        **_of_what(state),
+        **of_what(state),
     }
     if command.open_meters or state.meters:
         return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value),))
@@ -612,7 +624,7 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
     return Accepted((AccountClosed(**said),))
 
 
-def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911 - one a case
+def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911, PLR0912
     """Return the account after an event of its stream."""
     if isinstance(event, AccountOpened) and state is None:
         return Account(
@@ -649,7 +661,16 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             return changed(state, answers=answers, owed=owed)
         case PowerKept() | PaymentPromised() | NoticeRecorded():
             return changed(state, answers=answers, orders=state.orders.after(event))
-        case SaleRefused() | EmergencyRefused():
+        case SaleReversed():
+            reversed_receipts = state.reversed_receipts | {event.reversed_receipt_id}
+            return changed(
+                _corrected(state, event), answers=answers, reversed_receipts=reversed_receipts
+            )
+        case OwedWrittenOff():
+            return changed(_corrected(state, event), answers=answers)
+        case CreditAdjusted():
+            return changed(state, answers=answers, credited_nano=event.credited_nano)
+        case SaleRefused() | EmergencyRefused() | CorrectionRefused():
             return changed(state, answers=answers)
         case AccountMeterJoined() | AccountMeterLeft():
             return changed(state, answers=answers, meters=_meters_after(state, event))
@@ -664,6 +685,15 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             return changed(state, answers=answers, status=Status.OPEN, closing=None)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into an account's stream here")
+
+
+def _corrected(state: Account, event: SaleReversed | OwedWrittenOff) -> Account:
+    owed = changed(
+        state.owed,
+        emergency_minor=event.emergency_left_minor,
+        debt_minor=event.debt_left_minor,
+    )
+    return changed(state, credited_nano=event.credited_nano, owed=owed)
 
 
 def _meters_after(

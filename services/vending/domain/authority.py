@@ -32,18 +32,28 @@ Rules = dict[str, int | None]
 class Action(StrEnum):
     """What may need a second person."""
 
+    ADJUSTMENT = "adjustment"
     AUTHORITY = "authority"
+    DEBT = "debt"
     FORCE_OFF = "force-off"
     KEEP_POWER = "keep-power"
     PRICE_CHANGE = "price-change"
+    REVERSAL = "reversal"
+    WRITE_OFF = "write-off"
 
 
 MINOR = "minor"
 DAYS = "days"
-UNITS = {Action.KEEP_POWER: DAYS}
+UNITS = {
+    Action.ADJUSTMENT: MINOR,
+    Action.DEBT: MINOR,
+    Action.KEEP_POWER: DAYS,
+    Action.REVERSAL: MINOR,
+    Action.WRITE_OFF: MINOR,
+}
 """In what the size of an action is told; an action without a size is there or not."""
 ONE_PERSON_AT_FIRST = frozenset(
-    (Action.AUTHORITY, Action.FORCE_OFF, Action.KEEP_POWER, Action.PRICE_CHANGE)
+    (Action.AUTHORITY, Action.DEBT, Action.FORCE_OFF, Action.KEEP_POWER, Action.PRICE_CHANGE)
 )
 """What one person may do at a legal entity that has published no document."""
 

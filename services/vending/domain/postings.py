@@ -20,6 +20,8 @@ EMERGENCY = "assets:emergency-credit"
 PREPAYMENT = "liabilities:prepayment"
 BROUGHT_FORWARD = "equity:brought-forward"
 """Against debts that come from other books."""
+ADJUSTMENT = "income:adjustment"
+"""Credit that was set right: given (debit) or taken (credit), and nobody paid."""
 ROUNDING = "income:rounding"
 WRITE_OFF = "expenses:write-off"
 
@@ -82,6 +84,17 @@ def of_debt(more_nano: int) -> Postings:
         (RECEIVABLE, more_nano),
         (BROUGHT_FORWARD if more_nano > 0 else WRITE_OFF, -more_nano),
     )
+
+
+def of_adjustment(amount_nano: int) -> Postings:
+    """Return what credit that is set right posts; `amount_nano`: given to the customer."""
+    return posted((ADJUSTMENT, amount_nano), (PREPAYMENT, -amount_nano))
+
+
+def of_write_off(kind: str, amount_nano: int) -> Postings:
+    """Return what giving up `amount_nano` posts: emergency credit, a debt, or arrears."""
+    owed = {"emergency": EMERGENCY, "debt": RECEIVABLE, "arrears": PREPAYMENT}[kind]
+    return posted((WRITE_OFF, amount_nano), (owed, -amount_nano))
 
 
 def of_rounding(dropped_nano: int) -> Postings:

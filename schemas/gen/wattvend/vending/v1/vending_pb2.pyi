@@ -1031,6 +1031,186 @@ class SellResponse(_message.Message):
 Global___SellResponse: _TypeAlias = SellResponse  # noqa: Y015
 
 @_typing.final
+class ReverseSaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    receipt_id: _builtins.str
+    """of the sale"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        receipt_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "receipt_id", b"receipt_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseSaleRequest: _TypeAlias = ReverseSaleRequest  # noqa: Y015
+
+@_typing.final
+class Reversal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    REVERSED_RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    REVERSED_AT_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RETURNED_EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
+    RETURNED_DEBT_MINOR_FIELD_NUMBER: _builtins.int
+    CREDIT_MINOR_FIELD_NUMBER: _builtins.int
+    EMERGENCY_LEFT_MINOR_FIELD_NUMBER: _builtins.int
+    DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    """of the reversal"""
+    reversed_receipt_id: _builtins.str
+    account_id: _builtins.str
+    amount_minor: _builtins.int
+    """goes back to who paid"""
+    currency: _builtins.str
+    legal_entity: _builtins.str
+    method: _builtins.str
+    reversed_at_ms: _builtins.int
+    reason: _builtins.str
+    returned_emergency_minor: _builtins.int
+    """amount = emergency credit and debt that are owed again + credit taken back"""
+    returned_debt_minor: _builtins.int
+    credit_minor: _builtins.int
+    emergency_left_minor: _builtins.int
+    debt_left_minor: _builtins.int
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        reversed_receipt_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
+        method: _builtins.str = ...,
+        reversed_at_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        returned_emergency_minor: _builtins.int = ...,
+        returned_debt_minor: _builtins.int = ...,
+        credit_minor: _builtins.int = ...,
+        emergency_left_minor: _builtins.int = ...,
+        debt_left_minor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reversal: _TypeAlias = Reversal  # noqa: Y015
+
+@_typing.final
+class ReverseSaleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVERSAL_FIELD_NUMBER: _builtins.int
+    CREDITED_NANO_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    credited_nano: _builtins.int
+    """lifetime total of the account after it"""
+    @_builtins.property
+    def reversal(self) -> Global___Reversal: ...
+    @_builtins.property
+    def version(self) -> Global___BookVersion: ...
+    def __init__(
+        self,
+        *,
+        reversal: Global___Reversal | None = ...,
+        credited_nano: _builtins.int = ...,
+        version: Global___BookVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reversal", b"reversal", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credited_nano", b"credited_nano", "reversal", b"reversal", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseSaleResponse: _TypeAlias = ReverseSaleResponse  # noqa: Y015
+
+@_typing.final
+class AdjustCreditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    amount_minor: _builtins.int
+    """credited; negative: taken back"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustCreditRequest: _TypeAlias = AdjustCreditRequest  # noqa: Y015
+
+@_typing.final
+class WriteOffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    kind: _builtins.str
+    """emergency, debt; arrears: what was used beyond the credit"""
+    amount_minor: _builtins.int
+    """> 0"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "kind", b"kind", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteOffRequest: _TypeAlias = WriteOffRequest  # noqa: Y015
+
+@_typing.final
 class GrantEmergencyCreditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -115,6 +115,21 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.ReverseSale = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ReverseSale',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.FromString,
+                _registered_method=True)
+        self.AdjustCredit = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/AdjustCredit',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.AdjustCreditRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
+        self.WriteOff = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/WriteOff',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.WriteOffRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
         self.CloseAccount = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/CloseAccount',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CloseAccountRequest.SerializeToString,
@@ -294,6 +309,28 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReverseSale(self, request, context):
+        """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
+        recovered is owed again. The account may fall below zero.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdjustCredit(self, request, context):
+        """Sets the credit right; nobody pays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteOff(self, request, context):
+        """Gives up what is owed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CloseAccount(self, request, context):
         """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
         metering's echo confirms.
@@ -464,6 +501,21 @@ def add_VendingServiceServicer_to_server(servicer, server):
             'SetDebt': grpc.unary_unary_rpc_method_handler(
                     servicer.SetDebt,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'ReverseSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReverseSale,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.SerializeToString,
+            ),
+            'AdjustCredit': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdjustCredit,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.AdjustCreditRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'WriteOff': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteOff,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.WriteOffRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
             ),
             'CloseAccount': grpc.unary_unary_rpc_method_handler(
@@ -947,6 +999,87 @@ class VendingService:
             target,
             '/wattvend.vending.v1.VendingService/SetDebt',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReverseSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ReverseSale',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdjustCredit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/AdjustCredit',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.AdjustCreditRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteOff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/WriteOff',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.WriteOffRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
             options,
             channel_credentials,

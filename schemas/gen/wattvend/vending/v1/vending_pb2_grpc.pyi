@@ -62,6 +62,14 @@ class VendingServiceStub:
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]
     """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+    ReverseSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]
+    """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
+    recovered is owed again. The account may fall below zero.
+    """
+    AdjustCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.AdjustCreditRequest, _vending_pb2.Account]
+    """Sets the credit right; nobody pays."""
+    WriteOff: _grpc.UnaryUnaryMultiCallable[_vending_pb2.WriteOffRequest, _vending_pb2.Account]
+    """Gives up what is owed."""
     CloseAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CloseAccountRequest, _vending_pb2.Account]
     """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
     metering's echo confirms.
@@ -123,6 +131,14 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _aio.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+    ReverseSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]  # type: ignore[assignment]
+    """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
+    recovered is owed again. The account may fall below zero.
+    """
+    AdjustCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.AdjustCreditRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """Sets the credit right; nobody pays."""
+    WriteOff: _aio.UnaryUnaryMultiCallable[_vending_pb2.WriteOffRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """Gives up what is owed."""
     CloseAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.CloseAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """Refused while the account has meters, owes emergency credit or a debt, or has a balance that
     metering's echo confirms.
@@ -271,6 +287,32 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
         """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+
+    @_abc_1.abstractmethod
+    def ReverseSale(
+        self,
+        request: _vending_pb2.ReverseSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.ReverseSaleResponse, _abc.Awaitable[_vending_pb2.ReverseSaleResponse]]:
+        """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
+        recovered is owed again. The account may fall below zero.
+        """
+
+    @_abc_1.abstractmethod
+    def AdjustCredit(
+        self,
+        request: _vending_pb2.AdjustCreditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """Sets the credit right; nobody pays."""
+
+    @_abc_1.abstractmethod
+    def WriteOff(
+        self,
+        request: _vending_pb2.WriteOffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """Gives up what is owed."""
 
     @_abc_1.abstractmethod
     def CloseAccount(

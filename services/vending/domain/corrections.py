@@ -1,0 +1,295 @@
+"""Corrections of an account: a sale taken back, credit set right, what is owed given up.
+
+A correction is an event of its own, with its reason; nothing is edited. It may let the account fall
+below zero: metering warns and cuts by its rules, on the next reading.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.ids import name_uuid
+from services.common.kernel.reasons import Reason
+from services.common.kernel.units import (
+    INT64_MAX,
+    Currency,
+    fits_int64,
+    format_scaled,
+    nano_from_minor,
+)
+from services.common.kernel.values import value_class
+from services.vending.domain import checks, postings
+from services.vending.domain.account import Account, account_not_found, not_open, of_what
+from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.decisions import (
+    Accepted,
+    Decision,
+    Rejection,
+    Request,
+    answered,
+    changed,
+    stamp,
+)
+from services.vending.domain.events import (
+    CorrectionRefused,
+    CreditAdjusted,
+    CreditSold,
+    Event,
+    OwedWrittenOff,
+    SaleReversed,
+)
+from services.vending.domain.owed import Owed
+
+
+class Kind(StrEnum):
+    """What may be owed and given up."""
+
+    EMERGENCY = "emergency"
+    DEBT = "debt"
+    ARREARS = "arrears"
+
+
+@value_class
+class ReverseSale:
+    """The sale of a receipt shall be taken back, whole: the money goes back as it came.
+
+    `sale`: what the receipt stands for in the account, None where nothing; `authority`: what one
+    person may do alone at the legal entity.
+    """
+
+    request: Request
+    account_id: str
+    receipt_id: str
+    reason: str
+    sale: CreditSold | None = None
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_uuid("receipt_id", self.receipt_id)
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class AdjustCredit:
+    """The credit shall be `amount_minor` more (negative: less); nobody pays."""
+
+    request: Request
+    account_id: str
+    amount_minor: int
+    reason: str
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no adjustment can be."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_between("amount_minor", self.amount_minor, -INT64_MAX, INT64_MAX)
+        if not self.amount_minor:
+            raise checks.invalid("amount_minor", "0 adjusts nothing; write an amount")
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class WriteOff:
+    """`amount_minor` of what is owed shall be given up: emergency credit, debt, or arrears.
+
+    Arrears are what was used beyond the credit: they are credited, as much as the person says.
+    """
+
+    request: Request
+    account_id: str
+    kind: str
+    amount_minor: int
+    reason: str
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be given up."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_choice("kind", self.kind, tuple(Kind))
+        checks.check_amount("amount_minor", self.amount_minor)
+        checks.check_text("reason", self.reason)
+
+
+Correction = ReverseSale | AdjustCredit | WriteOff
+NAMES: dict[type[Any], str] = {
+    ReverseSale: "reverse-sale",
+    AdjustCredit: "adjust-credit",
+    WriteOff: "write-off",
+}
+
+
+def decide(state: Account | None, command: Correction) -> Decision:
+    """Return what a correction does, or why nothing may happen.
+
+    What can never be done is an event too, so that its repeat is refused alike; what only waits for
+    a second person is not.
+    """
+    if state is None:
+        return account_not_found(command.account_id)
+    if earlier := answered(state.answers, command.request):
+        return earlier
+    corrected = not_open(state) or _corrected(state, command)
+    if isinstance(corrected, Event):
+        return Accepted((corrected,))
+    if corrected.reason is Reason.APPROVAL_REQUIRED:
+        return corrected
+    refused = CorrectionRefused(
+        **stamp(command.request),
+        account_id=state.account_id,
+        command=NAMES[type(command)],
+        reason=corrected.reason.value,
+        message=corrected.message,
+        **of_what(state),
+    )
+    return Accepted((refused,))
+
+
+def _corrected(state: Account, command: Correction) -> Event | Rejection:
+    match command:
+        case ReverseSale():
+            return _reversed(state, command)
+        case AdjustCredit():
+            return _adjusted(state, command)
+        case WriteOff():
+            return _written_off(state, command)
+
+
+def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
+    sale = command.sale
+    if sale is None:
+        text = f"account {state.account_id} has no sale of receipt {command.receipt_id}"
+        return Rejection(Reason.RECEIPT_NOT_FOUND, f"{text}; check both", "receipt_id")
+    if command.receipt_id in state.reversed_receipts:
+        text = (
+            f"the sale of receipt {command.receipt_id} was reversed before; a sale is reversed once"
+        )
+        return Rejection(Reason.ALREADY_REVERSED, text, "receipt_id")
+    emergency_minor = sale.recovered_emergency_minor or 0
+    debt_minor = sale.recovered_debt_minor or 0
+    owed = changed(
+        state.owed,
+        emergency_minor=state.owed.emergency_minor + emergency_minor,
+        debt_minor=state.owed.debt_minor + debt_minor,
+    )
+    currency = checks.currency_named(state.currency)
+    nano = currency.nano_per_minor
+    credit_nano = sale.amount_nano - (emergency_minor + debt_minor) * nano
+    problem = _no_room(state, -credit_nano, owed, currency) or needs_another(
+        command.authority, Action.REVERSAL, sale.amount_minor, state.currency, command.request
+    )
+    return problem or SaleReversed(
+        **stamp(command.request),
+        account_id=state.account_id,
+        amount_minor=sale.amount_minor,
+        amount_nano=sale.amount_nano,
+        credited_nano=state.credited_nano - credit_nano,
+        method=sale.method,
+        receipt_id=str(name_uuid("receipt", *command.request.key)),
+        reversed_receipt_id=command.receipt_id,
+        reason=command.reason,
+        returned_emergency_minor=emergency_minor,
+        returned_debt_minor=debt_minor,
+        emergency_left_minor=owed.emergency_minor,
+        debt_left_minor=owed.debt_minor,
+        **of_what(state),
+        postings=postings.reversed_of(
+            postings.of_sale(
+                sale.method, sale.amount_nano, emergency_minor * nano, debt_minor * nano
+            )
+        ),
+    )
+
+
+def _adjusted(state: Account, command: AdjustCredit) -> CreditAdjusted | Rejection:
+    currency = checks.currency_named(state.currency)
+    try:
+        amount_nano = nano_from_minor(command.amount_minor, currency)
+    except InvalidInput as too_large:
+        return Rejection(too_large.reason, too_large.message, too_large.field)
+    problem = _no_room(state, amount_nano, state.owed, currency) or needs_another(
+        command.authority,
+        Action.ADJUSTMENT,
+        abs(command.amount_minor),
+        state.currency,
+        command.request,
+    )
+    return problem or CreditAdjusted(
+        **stamp(command.request),
+        account_id=state.account_id,
+        amount_minor=command.amount_minor,
+        amount_nano=amount_nano,
+        credited_nano=state.credited_nano + amount_nano,
+        reason=command.reason,
+        **of_what(state),
+        postings=postings.of_adjustment(amount_nano),
+    )
+
+
+def _written_off(state: Account, command: WriteOff) -> OwedWrittenOff | Rejection:
+    currency = checks.currency_named(state.currency)
+    try:
+        amount_nano = nano_from_minor(command.amount_minor, currency)
+    except InvalidInput as too_large:
+        return Rejection(too_large.reason, too_large.message, too_large.field)
+    owed = state.owed
+    match command.kind:
+        case Kind.EMERGENCY:
+            owed = changed(owed, emergency_minor=owed.emergency_minor - command.amount_minor)
+        case Kind.DEBT:
+            owed = changed(owed, debt_minor=owed.debt_minor - command.amount_minor)
+    credit_nano = amount_nano if command.kind == Kind.ARREARS else 0
+    problem = (
+        _not_owed(state, owed, command, currency)
+        or _no_room(state, credit_nano, owed, currency)
+        or needs_another(
+            command.authority,
+            Action.WRITE_OFF,
+            command.amount_minor,
+            state.currency,
+            command.request,
+        )
+    )
+    return problem or OwedWrittenOff(
+        **stamp(command.request),
+        account_id=state.account_id,
+        kind=command.kind,
+        amount_minor=command.amount_minor,
+        amount_nano=amount_nano,
+        credited_nano=state.credited_nano + credit_nano,
+        emergency_left_minor=owed.emergency_minor,
+        debt_left_minor=owed.debt_minor,
+        reason=command.reason,
+        **of_what(state),
+        postings=postings.of_write_off(command.kind, amount_nano),
+    )
+
+
+def _not_owed(
+    state: Account, left: Owed, command: WriteOff, currency: Currency
+) -> Rejection | None:
+    """Return why so much cannot be given up: it is not owed."""
+    if left.emergency_minor >= 0 and left.debt_minor >= 0:
+        return None
+    before = state.owed
+    owed_minor = {Kind.EMERGENCY: before.emergency_minor, Kind.DEBT: before.debt_minor}
+    owed = format_scaled(owed_minor[Kind(command.kind)], currency.minor_decimals)
+    return Rejection(
+        Reason.NOT_OWED,
+        f"account {state.account_id} owes {owed} of {command.kind}; write off that at most",
+        "amount_minor",
+    )
+
+
+def _no_room(state: Account, more_nano: int, owed: Owed, currency: Currency) -> Rejection | None:
+    """Return why the ledger cannot hold what would come of it; None where it can."""
+    after = (
+        state.credited_nano + more_nano,
+        owed.emergency_minor * currency.nano_per_minor,
+        owed.debt_minor * currency.nano_per_minor,
+    )
+    if all(map(fits_int64, after)):
+        return None
+    text = f"what account {state.account_id} would have then does not fit its ledger"
+    return Rejection(Reason.AMOUNT_TOO_LARGE, f"{text}; correct less", "amount_minor")

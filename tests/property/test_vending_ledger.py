@@ -1,0 +1,364 @@
+"""Goal: whatever sellers, cashiers and approvers do, and repeat, the money is where a clerk says.
+
+Method: Hypothesis plays them on the office over a real SQLite file: sales, grants, debts, and
+corrections of any size, by persons who may or may not do them alone; others approve or decline.
+Requests are repeated at any later time. The process dies before or after any of its appends, is
+started again, completes what is half done, and gets the request that had no answer once more. A
+ledger on paper says what each answer is; after each step accounts and trial balance must agree.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.ids import name_uuid
+from services.vending.adapters.tables import event_of
+from services.vending.domain.account import Sell, SetDebt
+from services.vending.domain.approval import Approve, Decline, approval_id_of
+from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.corrections import AdjustCredit, ReverseSale, WriteOff
+from services.vending.domain.decisions import Request, fingerprint
+from services.vending.domain.events import MoneyEvent
+from services.vending.domain.origin import Origin
+from services.vending.domain.trial_balance import TrialBalance
+from tests.unit.vending_crashing import Died, MortalStore, mortal
+from tests.unit.vending_world import T0_MS, World
+
+NANO = 10**7
+LENT_MINOR = 300
+SHARE_PPM = 200_000
+ALONE = {"reversal": 500, "adjustment": 100, "debt": None, "authority": None}
+"""What one person may do; giving up what is owed always needs two."""
+NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
+ACCOUNTS, PERSONS = ("A1", "A2"), ("u-alice", "u-bob", "u-carl")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request of a person. `about`: a receipt, or what of is given up."""
+
+    what: str
+    account: str
+    person: str
+    number: int
+    amount: int = 0
+    about: str = ""
+
+    @property
+    def request(self) -> Request:
+        content = (self.what, self.account, self.amount, self.about)
+        request_id, origin = str(UUID(int=self.number + 1)), Origin("desk", self.person)
+        return Request("desk", request_id, fingerprint(*content), T0_MS, origin=origin)
+
+    @property
+    def approval_id(self) -> str:
+        return approval_id_of(self.request)
+
+
+@dataclass
+class Paper:
+    """The model, in minor units: what a clerk with a pencil would write down."""
+
+    credited: Counter[str] = field(default_factory=Counter)
+    lent: Counter[str] = field(default_factory=Counter)
+    debt: Counter[str] = field(default_factory=Counter)
+    money: int = 0
+    given: int = 0
+    lost: int = 0
+    sales: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
+    back: set[str] = field(default_factory=set)
+
+    def needs_two(self, ask: Ask) -> bool:
+        if ask.what == "reverse":
+            return self.sales[ask.about][1] > 500
+        return ask.what == "write-off" or (ask.what == "adjust" and abs(ask.amount) > 100)
+
+    def refusal(self, ask: Ask) -> str:
+        if ask.what == "grant" and self.lent[ask.account]:
+            return "EMERGENCY_ALREADY_GRANTED"
+        if ask.what == "reverse" and self.sales.get(ask.about, "?")[0] != ask.account:
+            return "RECEIPT_NOT_FOUND"
+        if ask.what == "reverse" and ask.about in self.back:
+            return "ALREADY_REVERSED"
+        owed = {"emergency": self.lent, "debt": self.debt}.get(ask.about)
+        if ask.what == "write-off" and owed is not None and owed[ask.account] < ask.amount:
+            return "NOT_OWED"
+        return ""
+
+    def write(self, ask: Ask, receipt: str) -> None:
+        name, amount = ask.account, ask.amount
+        match ask.what:
+            case "sell":
+                lent = min(amount, self.lent[name])
+                debt = min((amount * SHARE_PPM + 500_000) // 10**6, self.debt[name], amount - lent)
+                self.sales[receipt] = (name, amount, lent, debt)
+                self.move(name, amount, lent, debt)
+            case "reverse":
+                self.back.add(ask.about)
+                self.move(name, *(-part for part in self.sales[ask.about][1:]))
+            case "grant":
+                self.lent[name] += LENT_MINOR
+                self.credited[name] += LENT_MINOR
+            case "owe":
+                self.lost += max(self.debt[name] - amount, 0)
+                self.debt[name] = amount
+            case "adjust":
+                self.given += amount
+                self.credited[name] += amount
+            case "write-off":
+                self.lost += amount
+                self.lent[name] -= amount * (ask.about == "emergency")
+                self.debt[name] -= amount * (ask.about == "debt")
+                self.credited[name] += amount * (ask.about == "arrears")
+
+    def move(self, name: str, amount: int, lent: int, debt: int) -> None:
+        self.money += amount
+        self.lent[name] -= lent
+        self.debt[name] -= debt
+        self.credited[name] += amount - lent - debt
+
+
+class Town(RuleBasedStateMachine):
+    """Three persons at a desk, two accounts, one book."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.TemporaryDirectory()
+        self.paper = Paper()
+        self.said: dict[Ask, str] = {}
+        self.waiting: dict[Ask, str] = {}
+        self.judged: list[tuple[Ask, str]] = []
+        self.asks: list[Ask] = []
+
+    # --- the process -------------------------------------------------------------------------
+
+    def run(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    async def start(self) -> None:
+        self.stack = AsyncExitStack()
+        path = Path(self.folder.name) / "events.sqlite"
+        self.world: World
+        self.store: MortalStore
+        self.world, self.store = await self.stack.enter_async_context(mortal(path))
+
+    async def restart(self) -> None:
+        await self.stack.aclose()
+        await self.start()
+        await self.world.office.complete()
+
+    async def until_answered(self, asked: Any) -> Any:
+        """Ask as callers do: again after the process died, until there is an answer."""
+        while True:
+            try:
+                return await asked()
+            except Died:
+                await self.restart()
+
+    def teardown(self) -> None:
+        self.run(self.stack.aclose())
+        self.loop.close()
+        self.folder.cleanup()
+
+    @initialize()
+    def open(self) -> None:
+        async def opened() -> None:
+            await self.start()
+            world = self.world
+            await world.site()
+            await world.tariff()
+            await world.policy(emergency_minor=LENT_MINOR)
+            for name in ACCOUNTS:
+                await world.account(name)
+            document = PublishAuthority(world.ask(), "LE1", "CNY", rules_text(ALONE), 0)
+            await world.office.publish_authority(document)
+
+        self.run(opened())
+        for account in ACCOUNTS:
+            self.ask(self.new("owe", account, PERSONS[0], 1_000))
+            self.ask(self.new("grant", account, PERSONS[0]))
+
+    # --- the desk ----------------------------------------------------------------------------
+
+    def ask(self, ask: Ask) -> None:
+        """Ask the office, and hold its answer against the paper's."""
+        expected = self.said.get(ask) or self.waiting.get(ask) or self.on_paper(ask)
+        assert self.run(self.until_answered(lambda: self.office(ask))) == expected, ask
+
+    def on_paper(self, ask: Ask) -> str:
+        self.asks.append(ask)
+        refusal = self.paper.refusal(ask)
+        if not refusal and self.paper.needs_two(ask):
+            self.waiting[ask] = "APPROVAL_REQUIRED"
+            return "APPROVAL_REQUIRED"
+        return self.happens(ask, refusal, ask.request)
+
+    def happens(self, ask: Ask, refusal: str, request: Request) -> str:
+        if not refusal:
+            self.paper.write(ask, str(name_uuid("receipt", *request.key)))
+        self.said[ask] = refusal or "done"
+        return self.said[ask]
+
+    async def office(self, ask: Ask) -> str:
+        office, request, reason = self.world.office, ask.request, "why not"
+        try:
+            match ask.what:
+                case "sell":
+                    await office.sell(Sell(request, ask.account, ask.amount, "cash"))
+                case "grant":
+                    await office.grant_emergency_credit(request, ask.account)
+                case "owe":
+                    await office.set_debt(
+                        SetDebt(request, ask.account, ask.amount, SHARE_PPM, reason)
+                    )
+                case "reverse":
+                    await office.correct(ReverseSale(request, ask.account, ask.about, reason))
+                case "adjust":
+                    await office.correct(AdjustCredit(request, ask.account, ask.amount, reason))
+                case "write-off":
+                    await office.correct(
+                        WriteOff(request, ask.account, ask.about, ask.amount, reason)
+                    )
+        except InvalidInput as refused:
+            return refused.reason.value
+        return "done"
+
+    def new(self, what: str, account: str, person: str, amount: int = 0, about: str = "") -> Ask:
+        return Ask(what, account, person, len(self.asks), amount, about)
+
+    accounts, persons = st.sampled_from(ACCOUNTS), st.sampled_from(PERSONS)
+    amounts = st.sampled_from([1, 99, 500, 501, 2_000])
+
+    @rule(account=accounts, person=persons, amount=amounts)
+    def sell(self, account: str, person: str, amount: int) -> None:
+        self.ask(self.new("sell", account, person, amount))
+
+    @rule(account=accounts, person=persons)
+    def grant(self, account: str, person: str) -> None:
+        self.ask(self.new("grant", account, person))
+
+    @rule(account=accounts, person=persons, amount=st.sampled_from([0, 77, 1_000]))
+    def owe(self, account: str, person: str, amount: int) -> None:
+        self.ask(self.new("owe", account, person, amount))
+
+    @rule(account=accounts, person=persons, amount=st.sampled_from([-900, -100, 7, 101]))
+    def adjust(self, account: str, person: str, amount: int) -> None:
+        self.ask(self.new("adjust", account, person, amount))
+
+    @rule(
+        account=accounts,
+        person=persons,
+        amount=st.sampled_from([1, 77, 300]),
+        kind=st.sampled_from(["emergency", "debt", "arrears"]),
+    )
+    def write_off(self, account: str, person: str, amount: int, kind: str) -> None:
+        self.ask(self.new("write-off", account, person, amount, kind))
+
+    @precondition(lambda self: self.paper.sales)
+    @rule(person=persons, again=st.booleans(), data=st.data())
+    def reverse(self, person: str, again: bool, data: st.DataObject) -> None:
+        """Of what was sold; `again`: perhaps of what was reversed before."""
+        sales = self.paper.sales
+        choices = list(sales if again else sales.keys() - self.paper.back) or list(sales)
+        receipt = data.draw(st.sampled_from(sorted(choices)))
+        self.ask(self.new("reverse", sales[receipt][0], person, about=receipt))
+
+    @rule(account=accounts, person=persons, data=st.data())
+    def reverse_what_is_not_there(self, account: str, person: str, data: st.DataObject) -> None:
+        sales = self.paper.sales.items()
+        elsewhere = sorted(receipt for receipt, sale in sales if sale[0] != account)
+        receipt = data.draw(st.sampled_from([NEVER, *elsewhere]))
+        self.ask(self.new("reverse", account, person, about=receipt))
+
+    @precondition(lambda self: self.asks)
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        self.ask(data.draw(st.sampled_from(self.asks)))
+
+    # --- the second person -------------------------------------------------------------------
+
+    @precondition(lambda self: self.waiting)
+    @rule(person=persons, yes=st.booleans(), data=st.data())
+    def judge(self, person: str, yes: bool, data: st.DataObject) -> None:
+        ask = data.draw(st.sampled_from(list(self.waiting)))
+        number = 1000 + len(self.judged)
+        self.judged.append((ask, person))
+        request = Ask("judge", ask.approval_id, person, number).request
+
+        async def asked() -> str:
+            office = self.world.office.approvals
+            try:
+                if yes:
+                    return (await office.approve(Approve(request, ask.approval_id, "y"))).status
+                return (await office.decline(Decline(request, ask.approval_id, "n"))).status
+            except InvalidInput as refused:
+                return refused.reason.value
+
+        answer = self.run(self.until_answered(asked))
+        if self.waiting[ask] != "APPROVAL_REQUIRED":
+            assert answer == "APPROVAL_DECIDED"
+        elif not yes:
+            assert answer == "declined"
+            self.waiting[ask] = "APPROVAL_DECLINED"
+        elif person == ask.person:
+            assert answer == "SAME_PERSON"
+        else:
+            refusal = self.paper.refusal(ask)
+            self.waiting[ask] = self.happens(ask, refusal, ask.request)
+            assert answer == ("failed" if refusal else "executed")
+
+    # --- the machine -------------------------------------------------------------------------
+
+    @rule(steps=st.integers(0, 7))
+    def die_soon(self, steps: int) -> None:
+        """Let the process die at one of the half steps to come."""
+        self.store.arm(steps)
+
+    @rule()
+    def start_anew(self) -> None:
+        self.run(self.restart())
+
+    @invariant()
+    def the_book_says_what_the_paper_says(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        paper = self.paper
+
+        async def looked() -> tuple[list[Any], list[Any]]:
+            states = [await self.world.office.account(name) for name in ACCOUNTS]
+            return states, await self.world.store.read_all(0, 10_000)
+
+        states, stored = self.run(looked())
+        for state in states:
+            name = state.account_id
+            assert state.credited_nano == paper.credited[name] * NANO
+            assert state.owed.emergency_minor == paper.lent[name]
+            assert state.owed.debt_minor == paper.debt[name]
+        events = [event_of(each) for each in stored]
+        book = TrialBalance(event for event in events if isinstance(event, MoneyEvent)).books
+        lines = book.get(("LE1", "CNY"), {})
+        stands = {account: line.balance_nano // NANO for account, line in lines.items()}
+        assert sum(stands.values()) == 0
+        assert stands.get("assets:cash", 0) == paper.money
+        assert stands.get("liabilities:prepayment", 0) == -sum(paper.credited.values())
+        assert stands.get("assets:emergency-credit", 0) == sum(paper.lent.values())
+        assert stands.get("assets:receivable", 0) == sum(paper.debt.values())
+        assert stands.get("income:adjustment", 0) == paper.given
+        assert stands.get("expenses:write-off", 0) == paper.lost
+
+
+EXAMPLES = int(os.environ.get("WATTVEND_PROPERTY_EXAMPLES", "100"))
+TestTown = Town.TestCase
+TestTown.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
