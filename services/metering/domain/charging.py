@@ -65,7 +65,7 @@ class Intervals:
 
 @value_class
 class Bill:
-    """What intervals cost: charges (dtype CHARGE), their names as numbers (n, 5), their lines.
+    """What intervals cost: charges (dtype CHARGE), their names as groups, their lines.
 
     `lines`: dtype LINE, `charge` an index into `charges`. `cannot`: which cannot be charged, or not
     with others of their account; their entries mean nothing. `split`: indexes of those that were
@@ -115,7 +115,7 @@ def bill_of(
     bare = ~accounts["known"] | accounts["house"]
     ends_ms = charges["to_time_ms"]
     begins_ms = np.where(charges["from_time_ms"] == 0, ends_ms, charges["from_time_ms"])
-    tariffs = np.where(bare, 0, links["tariff"])
+    tariffs = np.where(bare, 0, links["tariff"]).astype(np.int64)
     first, last = state.tariffs.of(tariffs, begins_ms, ends_ms)
     segments, table = state.tariffs.segments.take(last), state.tariffs.table
     plain = (first == last) & table["plain"][segments["row"]]
@@ -186,11 +186,11 @@ def bill_of(
 
 
 def _names(state: ShardState, intervals: Intervals, bare: Array) -> Array:
-    """Return what charges are named by, as numbers (n, 5); of `bare` accounts by their meters."""
+    """Return the groups that name charges; those of `bare` accounts are their meters'."""
     names: Array = state.account_links["names"][intervals.account_slots]
     if bare.any():
         own = state.names_of_meters(intervals.meter_slots)
-        names = np.where(bare[:, np.newaxis], own, names)
+        names = np.where(bare, own, names)
     return names
 
 

@@ -33,6 +33,11 @@ _OF_METERS = (
 )
 """Fields whose values hardly two facts have in common, those last that are null in most."""
 
+_IN_BLOCK = 16
+"""Facts in one bytes object: one for each would take half as much again as what is in it."""
+_END = b"\n"
+"""Between the facts of a block: JSON has none."""
+
 _Packed = tuple[Any, ...]
 """(number of a form, offset absorbed, own values up to the last that is not null)."""
 
@@ -71,7 +76,8 @@ class PackedFacts:
         self._own = own
         self._shapes: dict[tuple[str, ...], _Shape] = {}
         self._forms: list[_Form] = []
-        self._packed: list[bytes] = []
+        self._blocks: list[bytes] = []
+        """By number // _IN_BLOCK: what is packed of so many entities; nothing of others."""
         self._rows: dict[int, bytes] = {}
         """Values of rows, by number: what is not packed yet."""
         self.keys = Keys()
@@ -104,7 +110,7 @@ class PackedFacts:
         number = self.keys.number(key)
         if number < 0:
             number = self.keys.add(key)
-            self._packed.append(b"")
+            self._make_room()
         self._rows.pop(number, None)
         self._put(number, versions)
 
@@ -112,7 +118,7 @@ class PackedFacts:
         """Take the values of rows, each of another key, none of which is known."""
         first = len(self.keys)
         self.keys.extend(np.array(keys, np.int64))
-        self._packed += [b""] * len(values)
+        self._make_room()
         self._rows |= zip(range(first, len(self.keys)), values, strict=True)
 
     def pack(self, count: int) -> int:
@@ -126,14 +132,23 @@ class PackedFacts:
         return count
 
     def _put(self, number: int, versions: Versions) -> None:
-        # The slice is as large as it looks; what orjson made holds the room of a larger buffer.
         packed = orjson.dumps([self._packed_of(at, fact) for at, fact in versions])[1:-1]
-        self._packed[number] = packed
+        block, place = divmod(number, _IN_BLOCK)
+        facts = self._blocks[block].split(_END)
+        facts[place] = packed
+        self._blocks[block] = _END.join(facts)
+
+    def _make_room(self) -> None:
+        """Have a block for every number."""
+        missing = -(-len(self.keys) // _IN_BLOCK) - len(self._blocks)
+        self._blocks += [_END * (_IN_BLOCK - 1)] * missing
 
     def _versions(self, number: int) -> list[_Packed]:
         if value := self._rows.pop(number, None):
             self._put(number, versions_of(value))
-        versions: list[_Packed] = orjson.loads(b"[%b]" % self._packed[number])
+        block, place = divmod(number, _IN_BLOCK)
+        packed = self._blocks[block].split(_END)[place]
+        versions: list[_Packed] = orjson.loads(b"[%b]" % packed)
         return versions
 
     def _packed_of(self, at: int, fact: Fact) -> _Packed:

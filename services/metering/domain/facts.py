@@ -54,34 +54,45 @@ def grown(array: Array, count: int) -> Array:
     return larger
 
 
+GROUP_NAMES = 5
+"""What a charge is named by: tariff, policy, legal entity, currency, commodity."""
+
+
 class Names:
-    """Numbers that stand for names inside the arrays. Number 0 is "" ; nothing outlives a run."""
+    """Groups of names, those of a charge: as numbers inside the arrays, and nothing outlives a run.
+
+    Group 0 is of no names.
+    """
 
     def __init__(self) -> None:
         self._numbers = {"": 0}
         self._names = [""]
-        self._together: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self._groups: dict[tuple[str, ...], int] = {}
+        self._of_groups = np.zeros((16, GROUP_NAMES), np.int32)
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def number(self, name: str) -> int:
+    def group(self, names: tuple[str, ...]) -> int:
+        """Return the number of a group of GROUP_NAMES names."""
+        found = self._groups.get(names)
+        if found is None:
+            found = self._groups[names] = len(self._groups) + 1
+            self._of_groups = grown(self._of_groups, found + 1)
+            self._of_groups[found] = [self._number(name) for name in names]
+        return found
+
+    def _number(self, name: str) -> int:
         found = self._numbers.setdefault(name, len(self._names))
         if found == len(self._names):
             self._names.append(name)
         return found
 
-    def numbers(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        """Return the numbers of names that mostly come together: those of an account, say."""
-        found = self._together.get(names)
-        if found is None:
-            found = self._together[names] = tuple(map(self.number, names))
-        return found
-
-    def dictionary(self, numbers: Array) -> tuple[tuple[str, ...], Array]:
-        """Return (names in order of first use, `numbers` (n, m) as indexes into them)."""
-        if (numbers == numbers[0]).all():  # of one tariff, one policy: mostly
-            numbers = numbers[:1]
+    def dictionary(self, groups: Array) -> tuple[tuple[str, ...], Array]:
+        """Return (names in order of first use, those of each group as indexes into them)."""
+        if (groups == groups[0]).all():  # of one tariff, one policy: mostly
+            groups = groups[:1]
+        numbers = self._of_groups[groups]
         flat = numbers.ravel()
         ordinals = np.arange(len(flat))
         first = np.empty(len(self._names), np.int64)

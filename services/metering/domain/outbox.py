@@ -90,7 +90,7 @@ class Outbox:
         self._publish.append(slots)
 
     def charge(self, positions: Array, charges: Table, names: Array, lines: Array) -> None:
-        """Charges (dtype CHARGE) of the readings at `positions`; names: numbers, (n, 5).
+        """Charges (dtype CHARGE) of the readings at `positions`; names: numbers of groups.
 
         lines: dtype LINE, of these charges.
         """

@@ -48,7 +48,7 @@ def absorb_readings(out: Outbox, readings: Entries, *, among: Array | None = Non
     meter_slots = state.find_meters(readings["meter_key"])
     known = meter_slots >= 0
     out.count("unknown-meter", len(readings) - int(np.count_nonzero(known)))
-    account_slots = np.where(known, state.meter_links["account"][meter_slots], -1)
+    account_slots = state.accounts_of(meter_slots)
     # Accounts that absorbed this record before a restart (rule 1).
     behind = known & (state.accounts["offset"][account_slots] < out.offset)
     positions = np.flatnonzero(behind if among is None else behind & among)

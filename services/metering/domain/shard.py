@@ -55,9 +55,9 @@ ASSIGNED_QUALITY = ord("V")
 
 _ACCOUNT_LINKS = np.dtype(
     [
-        ("tariff", "<i8"),
-        ("policy", "<i8"),
-        ("names", "<i4", (5,)),
+        ("tariff", "<i4"),
+        ("policy", "<i4"),
+        ("names", "<i4"),
         ("only_meter", "<i4"),
         ("accumulation", "<i4"),
         ("first_accumulation", "<i4"),
@@ -65,7 +65,7 @@ _ACCOUNT_LINKS = np.dtype(
 )
 """What facts say of an account, as numbers; made anew at each start, never stored.
 
-names: tariff, policy, legal entity, currency, commodity. only_meter: slot of its meter where it
+names: the group that its charges are named by. only_meter: slot of its meter where it
 has exactly one. accumulation: slot of the one that energy comes to most likely; _NONE where none
 is known. first_accumulation: that of the first in the order of the row; _NONE where it has none.
 """
@@ -76,7 +76,7 @@ _TAILS_END = 1 << 32
 """Shape of an account's row: how many accumulations × _TAILS_END + how many bytes behind them."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
-_METER_LINKS = np.dtype([("account", "<i8"), ("names", "<i4", (5,)), ("accumulation", "<i4")])
+_METER_LINKS = np.dtype([("account", "<i4"), ("names", "<i4"), ("accumulation", "<i4")])
 """names: as above, "" for tariff and policy: what a charge of a house account is named by."""
 
 
@@ -236,9 +236,7 @@ class ShardState:
         links = self.account_links[slot]
         links["tariff"] = self.tariffs.slot(fact["tariff_id"])
         links["policy"] = self.policies.slot(fact["policy_id"])
-        links["names"] = self.names.numbers(
-            (fact["tariff_id"], fact["policy_id"], *_billed_as(fact))
-        )
+        links["names"] = self.names.group((fact["tariff_id"], fact["policy_id"], *_billed_as(fact)))
 
     def is_other_tariff(self, slot: int, fact: Fact) -> bool:
         """Say whether an account-fact names another tariff than the account has."""
@@ -349,11 +347,17 @@ class ShardState:
 
     def link_meter(self, meter_slot: int, fact: Fact) -> None:
         """Let the charges of a house account be named by the meter-fact."""
-        self.meter_links["names"][meter_slot] = self.names.numbers(("", "", *_billed_as(fact)))
+        self.meter_links["names"][meter_slot] = self.names.group(("", "", *_billed_as(fact)))
+
+    def accounts_of(self, meter_slots: Array) -> Array:
+        """Return the slots of the accounts in which meters stand (int64); -1 of -1."""
+        slots = self.meter_links["account"][meter_slots].astype(np.int64)
+        slots[meter_slots < 0] = _NONE
+        return slots
 
     def names_of_meters(self, slots: Array) -> Array:
-        """Return the names of what house accounts are charged at meters, as numbers (n, 5)."""
-        for slot in slots[self.meter_links["names"][slots, -1] == 0].tolist():
+        """Return the names of what house accounts are charged at meters, as numbers of groups."""
+        for slot in slots[self.meter_links["names"][slots] == 0].tolist():
             self.link_meter(slot, self.meter_fact(int(self.meters["key"][slot])))
         return self.meter_links["names"][slots]
 

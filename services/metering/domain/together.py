@@ -28,7 +28,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.values import value_class
 from services.metering.domain.absorb import absorb, check
 from services.metering.domain.charging import Bill, Intervals, bill_of
-from services.metering.domain.facts import Array, are_distinct
+from services.metering.domain.facts import GROUP_NAMES, Array, are_distinct
 from services.metering.domain.habits import concerned
 from services.metering.domain.judging import may_decide
 from services.metering.domain.messages import Absorbed, LogRecord
@@ -88,7 +88,7 @@ def _runs(state: ShardState, records: Sequence[LogRecord]) -> Iterator[_Run]:
     keys = [_rows(record)["meter_key"] for record in records]
     counts = list(map(len, keys))
     meter_slots = state.find_meters(np.concatenate(keys))
-    slots = np.where(meter_slots >= 0, state.meter_links["account"][meter_slots], -1)
+    slots = state.accounts_of(meter_slots)
     first = begin = end = 0
     for number, count in enumerate(counts):
         fits = end + count - begin <= TOGETHER_READINGS_MAX
@@ -133,7 +133,7 @@ def _calm(state: ShardState, run: _Run, nows_ms: Sequence[int]) -> _Calm | None:
     readings, meter_slots = Table.joined(READING_KINDS, run.frames), run.meter_slots
     places = np.arange(len(readings))
     owners = np.repeat(np.arange(len(run.records)), run.counts)
-    slots = state.meter_links["account"][meter_slots]
+    slots = state.accounts_of(meter_slots)
     state.link_read(slots)
     accounts, meters = state.accounts.take(slots), state.meters.take(meter_slots)
     intervals = Intervals(meters, accounts, slots, meter_slots, readings)
@@ -226,8 +226,8 @@ class _Gathered(Outbox):
         """Yield the columns of the records whose charges lie between neighbouring `edges`."""
         ((_, charges, numbers, lines),) = self._charges
         names: list[tuple[str, ...]] = []
-        known: dict[bytes, tuple[tuple[str, ...], Array]] = {b"": ((), numbers[:0])}
-        indexes = np.empty(numbers.shape, np.uint16)
+        indexes = np.empty((len(numbers), GROUP_NAMES), np.uint16)
+        known: dict[bytes, tuple[tuple[str, ...], Array]] = {b"": ((), indexes[:0])}
         for start, end in pairwise(edges):
             mine = numbers[start:end]
             together = mine.tobytes()
