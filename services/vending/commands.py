@@ -8,8 +8,9 @@ Each prints its answer to stdout and how far it is to stderr, and returns an exi
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from aiokafka.errors import KafkaError
 from rich.console import Console
@@ -19,8 +20,9 @@ from services.common.kernel.errors import WattvendError
 from services.common.runtime import service
 from services.vending.adapters import bus, stores
 from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_in
+from services.vending.adapters.ledger import ledger_above
 from services.vending.adapters.scratch import ScratchLasts
-from services.vending.application import verifying
+from services.vending.application import importing, verifying
 from services.vending.application.verifying import Fault, Verdict
 from services.vending.config import VendingSettings
 from services.vending.domain.event_store import FROM_START
@@ -39,10 +41,17 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser(RUN, help="run the service; so does no command")
-    commands.add_parser(
+    verifies = commands.add_parser(
         "verify",
         help="follow the whole book and name the first event that is not what was told "
         f"(exit code {FAULT_FOUND}); vending may run meanwhile",
+    )
+    verifies.add_argument(
+        "--ledger", action="store_true", help="compare every event with the topic ledger too"
+    )
+    commands.add_parser(
+        "import-ledger",
+        help="bring back into a restored store what it lacks of ledger; stop vending first",
     )
     commands.add_parser(
         "raise-book-epoch",
@@ -54,9 +63,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
     """Do what was asked for; return the exit code."""
-    work = {"verify": verify, "raise-book-epoch": raise_book_epoch}[chosen.command]
+    work: Coroutine[Any, Any, int]
+    match chosen.command:
+        case "verify":
+            work = verify(settings, with_ledger=chosen.ledger)
+        case "import-ledger":
+            work = import_ledger(settings)
+        case _:
+            work = raise_book_epoch(settings)
     try:
-        return asyncio.run(work(settings))
+        return asyncio.run(work)
     except (WattvendError, KafkaError) as failed:
         print(f"vending: {failed}", file=sys.stderr)
         return service.EXIT_FAILED
@@ -76,14 +92,62 @@ async def raise_book_epoch(settings: VendingSettings) -> int:
     return 0
 
 
-async def verify(settings: VendingSettings) -> int:
+async def import_ledger(settings: VendingSettings) -> int:
+    """Bring back what a restored store lacks."""
+    keys = keys_of(settings)
+    book_epoch, until = await _told_until(settings)
+    async with stores.sqlite(settings.store_path) as stored:
+        store, tables = stored.store, stored.tables
+        own_epoch = await tables.book_epoch()
+        if book_epoch < own_epoch:
+            print(
+                f"Nothing was told yet in book epoch {own_epoch}, which this store was raised to: "
+                "there is nothing to import."
+            )
+            return 0
+        ledger = ledger_above(
+            settings.kafka_bootstrap, await store.head(), book_epoch, "import-ledger"
+        )
+        with _shown("importing") as progress:
+            done = await importing.import_ledger(
+                store, tables, ledger, keys, lambda position: progress(position, until)
+            )
+        if book_epoch > own_epoch:
+            await tables.raise_book_epoch(book_epoch, done.root.position)
+    print(f"{done.count} events were imported; the book ends at position {done.root.position}.")
+    if done.checkpoint is not None:
+        vouched = done.checkpoint.root
+        print(f"  It is what the checkpoint at position {vouched.position} vouches for,")
+        print(f"  root {vouched.root.hex()}; {done.beyond} events came after that.")
+    return 0
+
+
+async def _told_until(settings: VendingSettings) -> tuple[int, int]:
+    """Return the newest book epoch of ledger, and the last position told in it."""
+    last, events = await bus.last_told(settings.kafka_bootstrap, "vending-command")
+    told = [(event.book_epoch, event.position) for event in events]
+    return max([*told, (last.book_epoch, last.root.position) if last else (0, FROM_START)])
+
+
+async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
     """Follow the whole book; name the first event that is not what was told."""
     keys = keys_of(settings)
     async with stores.reading_sqlite(settings.store_path) as stored:
         with ScratchLasts() as lasts, _shown("verifying") as progress:
             verdict = await verifying.verify(stored.store, stored.tables, lasts, keys, progress)
-    if verdict.fault is not None:
-        _print_fault(verdict.fault)
+        fault = verdict.fault
+        is_exact = fault is not None and fault.position == fault.until
+        if with_ledger and not is_exact:
+            book_epoch, until = await _told_until(settings)
+            ledger = ledger_above(settings.kafka_bootstrap, FROM_START, book_epoch, "verify")
+            with _shown("comparing with ledger") as progress:
+                count, differs = await verifying.compare(
+                    stored.store, ledger, lambda position: progress(position, until)
+                )
+            print(f"{count} events stand in ledger as they stand here")
+            fault = differs or fault
+    if fault is not None:
+        _print_fault(fault)
         return FAULT_FOUND
     _print_verdict(verdict, keys)
     return 0

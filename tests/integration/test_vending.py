@@ -7,12 +7,13 @@ own, whose book epoch it raises first, because the cluster remembers the checkpo
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,13 @@ class Vending:
     def start(self) -> None:
         self.service = self.run("vending", self.settings)
 
-    def command(self, name: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, name: str, arguments: Sequence[str] = (), **more: str
+    ) -> subprocess.CompletedProcess[str]:
         settings = self.settings | more
         environment = {f"WATTVEND_VENDING_{key}": value for key, value in settings.items()}
         return subprocess.run(
-            [sys.executable, "-m", "services.vending", name],
+            [sys.executable, "-m", "services.vending", name, *arguments],
             env=os.environ | environment,
             capture_output=True,
             text=True,
@@ -535,6 +538,66 @@ async def test_a_store_that_is_behind_its_ledger_takes_no_commands_until_a_perso
         await site_with_account(stub, vending)
     log = await all_published(vending, events=6 + 6)
     assert len({value["book_epoch"] for _, _, value in log}) == 2
+
+
+async def test_a_store_put_back_to_an_earlier_point_gets_back_what_it_lost_and_sells_on(
+    vending: Vending,
+) -> None:
+    service, name = vending.service, vending.id
+    assert service is not None
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=100)
+        await all_published(vending, events=7)
+    service.stop()
+    backup = vending.store.with_name("backup.sqlite")
+    shutil.copy(vending.store, backup)
+    service.start()
+    lost = pb.SellRequest(account_id=name("A"), amount_minor=500, method="qr")
+    request_id = str(uuid4())
+    async with stub_of(vending) as stub:
+        sold = await call(stub.Sell, lost, request_id)
+        for number in range(20):
+            await call(
+                stub.RegisterMeter,
+                pb.RegisterMeterRequest(
+                    meter_id=f"{name('M')}-{number}",
+                    serial=f"{vending.suffix}-{number}",
+                    gateway_id=name("G"),
+                    unit=2 + number,
+                    profile="acrel-ddsy1352",
+                    commodity=ENERGY,
+                    ratio=1,
+                ),
+            )
+        await all_published(vending, events=28)
+    service.stop()
+    whole = events_of(vending.store)
+    for path in vending.store.parent.glob("events.sqlite*"):
+        path.unlink()
+    shutil.copy(backup, vending.store)
+    with stray_process(vending):
+        async with stub_of(vending) as stub:
+            _, _, message = await eventually(lambda: answered(stub, lost))
+    assert "import-ledger" in message
+    imported = vending.command("import-ledger")
+    assert imported.returncode == 0, imported.stderr
+    assert "21 events were imported; the book ends at position 28" in imported.stdout
+    assert events_of(vending.store) == whole
+    service.start()
+    async with stub_of(vending) as stub:
+        assert await call(stub.Sell, lost, request_id) == sold
+        more = pb.SellRequest(account_id=name("A"), amount_minor=600, method="cash")
+        after = await call(stub.Sell, more)
+        assert after.version.revision == sold.version.revision + 1
+        await all_published(vending, events=29)
+    verified = vending.command("verify", arguments=["--ledger"])
+    assert verified.returncode == 0, verified.stderr + verified.stdout
+    assert "29 events stand in ledger as they stand here" in verified.stdout
+
+
+def events_of(store: Path) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(store)) as connection:
+        return connection.execute("SELECT * FROM event ORDER BY position").fetchall()
 
 
 @contextmanager

@@ -24,14 +24,16 @@ from hypothesis import strategies as st
 from services.vending.adapters import stores
 from services.vending.adapters.keys import PublicKeys, SigningKey
 from services.vending.adapters.scratch import ScratchLasts
+from services.vending.application.ledger import LedgerEvent
 from services.vending.application.relay import START, link_of, root_with
-from services.vending.application.verifying import Verdict, verify
+from services.vending.application.verifying import Fault, Verdict, compare, verify
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, NewEvent, StoredEvent, StreamId
 from services.vending.domain.tables import Checkpoint, Root
 from tests.property.metering_runs import examples
 from tests.unit import vending_world
 from tests.unit.test_vending_relay import Notebook, published
+from tests.unit.vending_ledger import as_ledger, told_in
 from tests.unit.vending_world import World
 from tools.stack import keyfile
 
@@ -44,19 +46,20 @@ def signing_key(directory: Path, name: str = "key.pem") -> SigningKey:
     return SigningKey(keyfile.made(directory / name))
 
 
-async def told_in_rounds(world: World, signed: Callable[[Checkpoint], Checkpoint]) -> None:
-    """Sell and tell, again and again; each round ends with a checkpoint."""
-    begin = START
+async def told_in_rounds(world: World, signed: Callable[[Checkpoint], Checkpoint]) -> Notebook:
+    """Sell and tell, again and again; each round ends with a checkpoint. Return what was told."""
+    begin, notebook = START, Notebook()
     for number in range(ROUNDS):
         if number == 0:
             await world.mall()
             await world.account("A2")
         for sale in range(SALES_A_ROUND):
             await world.sell(100 + sale, "A1" if sale % 2 else "A2")
-        relay = await published(world, Notebook(), begin=begin, signed=signed)
+        relay = await published(world, notebook, begin=begin, signed=signed)
         begin = Root(relay.position, relay.count, (await world.tables.checkpoints())[-1].root.root)
     for _ in range(UNTOLD):
         await world.sell(700)
+    return notebook
 
 
 class Book:
@@ -65,15 +68,15 @@ class Book:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "events.sqlite"
         self.key = signing_key(directory)
-        asyncio.run(self._make())
+        self.ledger = asyncio.run(self._make())
         with closing(sqlite3.connect(self.path)) as connection:
             self.events = events_in(connection)
             rows = connection.execute("SELECT position FROM checkpoint ORDER BY position")
             self.checkpoints = [row[0] for row in rows]
 
-    async def _make(self) -> None:
+    async def _make(self) -> list[LedgerEvent | Checkpoint]:
         async with vending_world.world(self.path) as world:
-            await told_in_rounds(world, self.key.signed)
+            return told_in((await told_in_rounds(world, self.key.signed)).records)
 
     @property
     def told(self) -> int:
@@ -116,6 +119,11 @@ async def _verified(path: Path, keys: PublicKeys) -> Verdict:
             return await verify(stored.store, stored.tables, lasts, keys, lambda *_: None)
 
 
+async def compared(path: Path) -> tuple[int, Fault | None]:
+    async with stores.reading_sqlite(path) as stored:
+        return await compare(stored.store, as_ledger(book().ledger), lambda _: None)
+
+
 def verified(path: Path, keys: PublicKeys | None = None) -> Verdict:
     return asyncio.run(_verified(path, book().keys() if keys is None else keys))
 
@@ -129,6 +137,7 @@ def move(connection: sqlite3.Connection, above: int, by: int) -> None:
 def test_a_book_that_nobody_touched_is_in_order_and_says_how_far_it_is_vouched_for() -> None:
     verdict = verified(book().path)
     assert verdict.fault is None
+    assert asyncio.run(compared(book().path)) == (book().told, None)
     assert verdict.root.count == len(book().events)
     assert verdict.linked == book().told == len(book().events) - UNTOLD
     assert verdict.checkpoints == ROUNDS
@@ -287,6 +296,9 @@ def test_a_chain_that_was_rewritten_whole_is_found_by_its_signatures(
             sign_anew(connection, signing_key(path.parent), event.position)
         verdict = verified(path)
         assert verified(path, PublicKeys([])).fault is None, "nothing else can tell"
+        _, differs = asyncio.run(compared(path))
+    assert differs is not None
+    assert (differs.position, differs.until) == (event.position, event.position), "ledger knows"
     fault = verdict.fault
     assert fault is not None
     safe = before[-1] if before else 0

@@ -88,7 +88,7 @@ async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, 
         async for window in _backwards(reader, first):
             found = [value for subject, value in window if subject == "ledger-checkpoint"]
             if found:
-                checkpoint = _checkpoint(found[-1])
+                checkpoint = checkpoint_of(found[-1])
                 break
         for place in (first, *others):
             async for window in _backwards(reader, place):
@@ -106,7 +106,8 @@ async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, 
         await kafka.stop(reader)
 
 
-def _checkpoint(value: Mapping[str, Any]) -> Checkpoint:
+def checkpoint_of(value: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint that a record of `ledger` is."""
     return Checkpoint(
         value["book_epoch"],
         Root(value["position"], value["count"], value["root"]),

@@ -40,8 +40,9 @@ PACE_S = 0.100
 EVENTS_IN_A_ROW = 16
 WHAT_TO_DO = (
     "Commands are refused, so that nothing is sold twice or lost. Give vending the event "
-    "store that wrote it; if that is gone for good, run `python -m services.vending "
-    "raise-book-epoch` on this one and start again: it becomes the truth"
+    "store that wrote it; or, on a copy of it, run `python -m services.vending import-ledger`, "
+    "which brings back what it lacks. If ledger is lost too, run `raise-book-epoch` and start "
+    "again: this store becomes the truth"
 )
 CHECKPOINT_KEY = "checkpoint"
 CHECKPOINT_PARTITION = 0

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from services.common.kernel.values import value_class
+from services.vending.application.ledger import Ledger, LedgerEvent
 from services.vending.application.relay import SCAN_EVENTS_MAX, START, link_of, root_with
 from services.vending.domain import chain
 from services.vending.domain.event_store import (
@@ -104,6 +105,41 @@ async def verify(
     walk = _Walk(store, tables, lasts, keys, checkpoints)
     fault = await walk.to_end(await store.head(), linked_until, progress)
     return Verdict(fault, walk.root, lasts.count(), walk.linked, walk.held, walk.signed)
+
+
+async def compare(
+    store: EventStore, ledger: Ledger, progress: Callable[[int], None]
+) -> tuple[int, Fault | None]:
+    """Return how many events stand in the book as they were told, and the first that does not."""
+    count, events = 0, _all_of(store)
+    event = await anext(events, None)
+    async for told in ledger:
+        if isinstance(told, Checkpoint):
+            continue
+        if not count:  # what stands before the first that ledger still has is not compared
+            while event is not None and event.position < told.position:
+                event = await anext(events, None)
+        if event is None or event.position > told.position:
+            return count, _told_fault(told, "it is gone")
+        if event.position < told.position:
+            return count, _fault_of(event, "it was inserted: ledger has nothing here")
+        names = ("stream", "revision", "id", "type", "data", *(("meta",) if told.meta else ()))
+        altered = [name for name in names if getattr(event, name) != getattr(told, name)]
+        if altered:
+            return count, _told_fault(told, f"its {' and '.join(altered)} differ from ledger's")
+        count += 1
+        if count % SCAN_EVENTS_MAX == 0:
+            progress(told.position)
+        event = await anext(events, None)
+    return count, None
+
+
+async def _all_of(store: EventStore) -> AsyncIterator[StoredEvent]:
+    position = FROM_START
+    while events := await store.read_all(position, SCAN_EVENTS_MAX):
+        position = events[-1].position
+        for event in events:
+            yield event
 
 
 class _Walk:
@@ -243,6 +279,11 @@ class _Walk:
 def _fault_of(event: StoredEvent, what: str) -> Fault:
     position = event.position
     return Fault(position, position, event.stream, event.revision, event.type, what)
+
+
+def _told_fault(told: LedgerEvent, what: str) -> Fault:
+    position = told.position
+    return Fault(position, position, told.stream, told.revision, told.type, what)
 
 
 def _gone(link: Link, what: str) -> Fault:
