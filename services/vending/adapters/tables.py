@@ -116,6 +116,8 @@ CREATE TABLE IF NOT EXISTS link(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
+DERIVED = ("unique_name", "todo", "approval")
+"""The tables that `changes` makes, and would make anew from the events."""
 
 _LINK = "position, stream, revision, event_id, type, hash"
 _DROP_CHECKPOINTS = """
@@ -127,6 +129,7 @@ DELETE FROM checkpoint WHERE position IN (
       AND later.written_at_ms / 86400000 = old.written_at_ms / 86400000))
 """
 """Only those that just came to be old are looked at."""
+FREE = "DELETE FROM unique_name WHERE kind = $1 AND name = $2"
 CLAIM = "INSERT INTO unique_name(kind, name, owner) VALUES($1, $2, $3) ON CONFLICT DO NOTHING"
 OWNER = "SELECT owner FROM unique_name WHERE kind = $1 AND name = $2"
 
@@ -436,7 +439,7 @@ def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:
     """Let an owner have another name; the one before is free."""
     if now != before:
         yield Claim(kind, now, owner)
-        yield Statement("DELETE FROM unique_name WHERE kind = $1 AND name = $2", [(kind, before)])
+        yield Statement(FREE, [(kind, before)])
 
 
 def _plan(event: MeterAssigned, position: int) -> Statement:

@@ -1,0 +1,421 @@
+"""Goal: the store on EventStoreDB or KurrentDB keeps the contract, and what only it must.
+
+Method: the contract on a double that speaks the client's protocol (tests/contract/kurrent_server);
+the double's faults at each step of an append; a second writer; an index that is gone.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+import trustme
+
+from services.common.kernel.errors import WattvendError
+from services.vending.adapters.indexed_store import IndexBroken, IndexedEventStore
+from services.vending.adapters.kurrent import kurrent
+from services.vending.adapters.kurrent_control import ControlledTables
+from services.vending.adapters.kurrent_store import Bounds
+from services.vending.adapters.tables import FREE, Change, Claim, Projection, Statement
+from services.vending.domain.event_store import (
+    FROM_START,
+    NO_EVENTS,
+    EventExists,
+    NameTaken,
+    NewEvent,
+    StoredEvent,
+    StoreUnavailable,
+    StreamId,
+    WrongRevision,
+)
+from tests.contract.event_store import A, B, EventStoreContract, new, take
+from tests.contract.kurrent_server import (
+    LATE_S,
+    MAX_APPEND_BYTES,
+    PASSWORD,
+    Fault,
+    KurrentServer,
+)
+
+LOG = structlog.stdlib.get_logger()
+BOUNDS = Bounds(attempt_s=0.5, append_s=1.5, read_s=5.0, silence_s=0.3)
+
+
+CONFIRM_S = 0.2
+ATTEMPTS_MAX = 6
+"""More than the client makes of one append."""
+
+
+def named(event: StoredEvent) -> Iterable[Change]:
+    """Let an event claim a serial, or free it."""
+    if event.type == "claiming":
+        yield Claim("serial", event.data.decode(), event.stream)
+    if event.type == "freeing":
+        yield Statement(FREE, [("serial", event.data.decode())])
+
+
+def claiming(serial: str) -> NewEvent:
+    return NewEvent(uuid4(), "claiming", serial.encode(), b"")
+
+
+def freeing(serial: str) -> NewEvent:
+    return NewEvent(uuid4(), "freeing", serial.encode(), b"")
+
+
+def opened(
+    url: str, index: Path, instance: str = "test", projection: Projection = named
+) -> AbstractAsyncContextManager[tuple[IndexedEventStore, ControlledTables]]:
+    return kurrent(
+        url,
+        index,
+        instance=instance,
+        log=LOG,
+        bounds=BOUNDS,
+        confirm_s=CONFIRM_S,
+        projection=projection,
+    )
+
+
+@pytest.fixture
+def server() -> KurrentServer:
+    return KurrentServer()
+
+
+@pytest.fixture
+async def url(server: KurrentServer, tmp_path: Path) -> AsyncIterator[str]:
+    async with server.running(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+async def store(url: str, tmp_path: Path) -> AsyncIterator[IndexedEventStore]:
+    async with opened(url, tmp_path / "index.sqlite") as (store, _):
+        yield store
+
+
+class TestKurrentEventStore(EventStoreContract):
+    """The contract, on the double."""
+
+
+async def test_system_streams_and_those_of_others_are_never_seen(
+    server: KurrentServer, store: IndexedEventStore
+) -> None:
+    server.log.write("account-of-another", [(UUID(int=7), "t", "application/json", b"", b"")])
+    for revision in range(-1, 20):
+        await store.append(A, revision, [new()])
+    assert sum(record.stream.startswith("$") for record in server.log.records) > 4
+    assert {event.stream for event in await store.read_all(FROM_START, 100)} == {A}
+    assert {event.stream for event in await take(store, FROM_START, 21)} == {A}
+    assert await store.event_at(server.log.records[0].position) is None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.LATE, Fault.SILENT, Fault.NOT_READY],
+)
+async def test_an_append_that_meets_a_fault_once_is_stored_once(
+    server: KurrentServer, store: IndexedEventStore, fault: Fault
+) -> None:
+    await store.append(A, NO_EVENTS, [new(b"1")])
+    server.next_faults = [fault]
+    assert (await store.append(A, 0, [new(b"2"), new(b"3")])).revision == 2
+    await asyncio.sleep(2 * LATE_S if fault is Fault.LATE else 0)
+    assert [event.data for event in await store.read(A)] == [b"1", b"2", b"3"]
+    assert (await store.append(A, 2, [new(b"4")])).revision == 3
+    assert [e.data for e in await store.read_all(FROM_START, 9)] == [b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("fault", [Fault.BUSY, Fault.TIMEOUT, Fault.NOT_LEADER])
+async def test_a_server_that_does_not_take_it_up_says_so_and_nothing_is_stored(
+    server: KurrentServer, store: IndexedEventStore, fault: Fault
+) -> None:
+    server.next_faults = [fault]
+    event = new()
+    with pytest.raises(StoreUnavailable):
+        await store.append(A, NO_EVENTS, [event])
+    assert await store.read(A) == []
+    await store.append(A, NO_EVENTS, [event])
+    assert len(await store.read(A)) == 1
+
+
+@pytest.mark.parametrize(("fault", "stored"), [(Fault.LOST_AFTER, 1), (Fault.LOST_BEFORE, 0)])
+async def test_where_no_attempt_is_answered_the_outcome_is_unknown_and_read_from_the_stream(
+    server: KurrentServer, store: IndexedEventStore, fault: Fault, stored: int
+) -> None:
+    server.next_faults = [fault] * ATTEMPTS_MAX
+    event = new()
+    with pytest.raises(StoreUnavailable, match="did not answer"):
+        await store.append(A, NO_EVENTS, [event])
+    server.next_faults = []
+    assert len(await store.read(A)) == stored
+    # The book, which knows now, goes on; one that did not look would be told.
+    if stored:
+        with pytest.raises(WrongRevision):
+            await store.append(A, NO_EVENTS, [new()])
+        with pytest.raises(EventExists):
+            await store.append(A, 0, [event])
+    else:
+        await store.append(A, NO_EVENTS, [event])
+
+
+async def test_a_server_whose_disk_is_full_ends_and_after_it_is_mended_all_goes_on(
+    server: KurrentServer, store: IndexedEventStore
+) -> None:
+    await store.append(A, NO_EVENTS, [new(b"1")])
+    server.next_faults = [Fault.DISK_FULL]
+    with pytest.raises(StoreUnavailable):
+        await store.append(A, 0, [new(b"2")])
+    with pytest.raises(StoreUnavailable):
+        await store.read(A)
+    server.restart()
+    assert [event.data for event in await store.read(A)] == [b"1"]
+    await store.append(A, 0, [new(b"3")])
+
+
+async def test_an_append_larger_than_the_server_takes_is_refused_for_good(
+    store: IndexedEventStore,
+) -> None:
+    with pytest.raises(WattvendError, match="raise its setting MaxAppendSize"):
+        await store.append(A, NO_EVENTS, [new(b"x" * MAX_APPEND_BYTES)])
+    assert await store.read(A) == []
+    assert store.is_settled
+
+
+async def test_a_node_that_is_not_the_leader_leads_to_it_where_a_cluster_is_named(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    cluster = url.replace("kurrentdb://", "kurrentdb+discover://")
+    async with opened(cluster, tmp_path / "cluster.sqlite") as (store, _):
+        server.next_faults = [Fault.NOT_LEADER]
+        await store.append(A, NO_EVENTS, [new()])
+        assert len(await store.read(A)) == 1
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+async def test_a_name_belongs_to_one_stream_also_where_two_ask_at_once(
+    url: str, tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path / "index.sqlite") as (store, _):
+        answers = await asyncio.gather(
+            *(store.append(StreamId(f"meter-{n}"), NO_EVENTS, [claiming("S1")]) for n in range(9)),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(answer, NameTaken) for answer in answers) == 8
+        assert len(await store.read_all(FROM_START, 10)) == 1
+        with pytest.raises(NameTaken, match="serial S1 belongs to meter-"):
+            await store.append(A, NO_EVENTS, [new(), claiming("S1")])
+        await store.append(A, NO_EVENTS, [claiming("S2"), freeing("S2"), claiming("S2")])
+        await store.append(A, 2, [freeing("S2")])
+        await store.append(B, NO_EVENTS, [claiming("S2")])
+
+
+@pytest.mark.parametrize("lands", [True, False])
+async def test_what_an_append_of_unknown_outcome_claims_is_nobody_elses_until_that_is_known(
+    server: KurrentServer, url: str, tmp_path: Path, *, lands: bool
+) -> None:
+    async with opened(url, tmp_path / "index.sqlite") as (store, _):
+        server.next_faults = [Fault.LATE if lands else Fault.LOST_BEFORE] * ATTEMPTS_MAX
+        with pytest.raises(StoreUnavailable):
+            await store.append(A, NO_EVENTS, [claiming("S1")])
+        server.next_faults = []
+        assert not store.is_settled
+        await store.append(StreamId("account-C"), NO_EVENTS, [new()])  # others need not wait
+        try:
+            await store.append(B, NO_EVENTS, [claiming("S1")])
+            assert not lands
+        except NameTaken:
+            assert lands
+        assert (len(await store.read(A)), len(await store.read(B))) == (lands, not lands)
+        assert store.is_settled
+
+
+async def test_an_index_that_is_gone_or_of_another_store_is_made_anew(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    index, known = tmp_path / "index.sqlite", claiming("S1")
+    async with opened(url, index) as (store, _):
+        await store.append(A, NO_EVENTS, [known])
+        await store.append(A, 0, [new()])
+    for change in ("none", "gone", "another"):
+        told = server.told
+        if change == "gone":
+            index.unlink()
+        if change == "another":
+            server.log.__init__()  # type: ignore[misc]
+        async with opened(url, index) as (store, _):
+            if change == "none":
+                assert server.told - told < 6, "what is indexed is not read again"
+            if change == "another":
+                assert store.count() == 0
+                await store.append(B, NO_EVENTS, [known])
+                continue
+            assert store.count() == 2
+            with pytest.raises(NameTaken):
+                await store.append(B, NO_EVENTS, [claiming("S1")])
+            with pytest.raises(EventExists):
+                await store.append(B, NO_EVENTS, [known])
+
+
+async def test_a_store_that_holds_something_twice_is_not_used(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    event = new()
+    told = (event.id, event.type, "application/octet-stream", event.data, event.meta)
+    for stream in ("wattvend.account-A", "wattvend.account-B"):
+        server.log.write(stream, [told])
+    with pytest.raises(IndexBroken, match="two processes wrote it"):
+        async with opened(url, tmp_path / "index.sqlite"):
+            pass
+
+
+# --- the writer -----------------------------------------------------------------------------------
+
+
+async def test_who_opens_a_book_last_is_its_writer_and_waits_for_the_one_before(
+    url: str, tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path / "1.sqlite", "first") as (first, _):
+        await first.append(A, NO_EVENTS, [claiming("S1")])
+        began = time.monotonic()
+        async with opened(url, tmp_path / "2.sqlite", "second") as (second, _):
+            assert time.monotonic() - began >= CONFIRM_S + BOUNDS.settled_s
+            with pytest.raises(StoreUnavailable, match="second has become the writer"):
+                await first.append(A, 0, [new()])
+            with pytest.raises(NameTaken):
+                await second.append(B, NO_EVENTS, [claiming("S1")])
+            await second.append(A, 0, [new()])
+        with pytest.raises(StoreUnavailable, match="has become the writer"):
+            await first.append(A, 1, [new()])
+
+
+async def test_an_append_of_a_writer_that_died_is_seen_by_the_next(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path / "1.sqlite") as (first, _):
+        server.next_faults = [Fault.LATE] * ATTEMPTS_MAX
+        with pytest.raises(StoreUnavailable):
+            await first.append(A, NO_EVENTS, [claiming("S1")])
+    server.next_faults = []
+    async with opened(url, tmp_path / "2.sqlite") as (second, _):
+        with pytest.raises(NameTaken):
+            await second.append(B, NO_EVENTS, [claiming("S1")])
+
+
+async def test_a_book_that_was_left_is_opened_at_once_and_knows_its_epoch(
+    url: str, tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path / "1.sqlite") as (store, tables):
+        await store.append(A, NO_EVENTS, [new()])
+        assert (await tables.book_epoch(), await tables.raised_at()) == (1, 0)
+        await tables.raise_book_epoch(3, await store.head())
+        await tables.raise_book_epoch(2, 7)
+    began = time.monotonic()
+    async with opened(url, tmp_path / "elsewhere.sqlite") as (store, tables):
+        assert time.monotonic() - began < BOUNDS.settled_s
+        assert (await tables.book_epoch(), await tables.raised_at()) == (3, await store.head())
+
+
+# --- the connection -------------------------------------------------------------------------------
+
+
+async def test_a_subscription_that_is_lost_goes_on_where_it_was(
+    server: KurrentServer, store: IndexedEventStore
+) -> None:
+    taking = asyncio.create_task(take(store, FROM_START, 30))
+    for revision in range(-1, 29):
+        if revision % 10 == 5:
+            server.wire.cut()
+        if revision == 17:
+            server.die()
+            await asyncio.sleep(0.3)
+            server.restart()
+        await store.append(A, revision, [new(str(revision).encode())])
+    assert [int(event.data) for event in await taking] == list(range(-1, 29))
+
+
+async def test_a_subscription_that_falls_silent_is_noticed(
+    server: KurrentServer, store: IndexedEventStore
+) -> None:
+    taking = asyncio.create_task(take(store, FROM_START, 2))
+    await store.append(A, NO_EVENTS, [new(b"1")])
+    await asyncio.sleep(0.1)
+    server.muted = True
+    await store.append(A, 0, [new(b"2")])
+    await asyncio.sleep(2 * BOUNDS.silence_s)
+    assert not taking.done()
+    server.muted = False
+    assert [event.data for event in await taking] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("wrong", ["password", "authority", "certificate"])
+async def test_a_server_that_is_not_ours_or_does_not_know_us_is_not_used(
+    url: str, tmp_path: Path, wrong: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "another.pem")
+    given = {
+        "password": url.replace(PASSWORD, "guessed-password"),
+        "authority": url.replace("kurrent-ca.pem", "another.pem"),
+        "certificate": url.replace("127.0.0.1", "localhost"),
+    }[wrong]
+    with pytest.raises(StoreUnavailable) as refused:
+        async with opened(given, tmp_path / "index.sqlite"):
+            pass
+    shown = str(refused.value) + repr(refused.value.__cause__) + "".join(capfd.readouterr())
+    assert "password" not in shown
+    assert PASSWORD not in shown
+
+
+CHILD = """
+import asyncio, sys, uuid
+from pathlib import Path
+import structlog
+from services.vending.adapters.kurrent import kurrent
+from services.vending.adapters.tables import nothing
+from services.vending.domain.event_store import NewEvent
+
+async def write(store, name):
+    for revision in range(10**9):
+        event = NewEvent(uuid.uuid4(), "t", b"x" * 100, b"")
+        await store.append(name, revision - 1, [event])
+        sys.stdout.write(f"{name} {revision} {event.id}\\n")
+        sys.stdout.flush()
+
+async def main():
+    log = structlog.stdlib.get_logger()
+    opened = kurrent(sys.argv[1], Path(sys.argv[2]), instance="child", log=log, projection=nothing)
+    async with opened as (store, _):
+        await asyncio.gather(*(write(store, f"account-{n}") for n in range(32)))
+
+asyncio.run(main())
+"""
+ACKNOWLEDGED_BEFORE_KILL = 300
+
+
+async def test_nothing_acknowledged_is_lost_by_a_kill_among_32_writers(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    index = tmp_path / "index.sqlite"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD, url, str(index), stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    lines = [await child.stdout.readline() for _ in range(ACKNOWLEDGED_BEFORE_KILL)]
+    child.kill()
+    lines += (await child.stdout.read()).splitlines(keepends=True)
+    await child.wait()
+    stored = {(record.stream, record.revision): record.id for record in server.log.records}
+    for name, revision, event_id in (line.split() for line in lines if line.endswith(b"\n")):
+        place = f"wattvend.{name.decode()}", int(revision)
+        assert stored[place] == UUID(event_id.decode())
+    async with opened(url, index) as (store, _):
+        everything = await store.read_all(FROM_START, 10**6)
+        assert store.count() == len(everything) >= ACKNOWLEDGED_BEFORE_KILL
+        with pytest.raises(EventExists):
+            await store.append(B, NO_EVENTS, [new(event_id=everything[-1].id)])
