@@ -1,10 +1,11 @@
 """Goal: whatever sellers, cashiers and approvers do, and repeat, the money is where a clerk says.
 
-Method: Hypothesis plays them on the office over a real SQLite file: sales, grants, debts, and
-corrections of any size, by persons who may or may not do them alone; others approve or decline.
-Requests are repeated at any later time. The process dies before or after any of its appends, is
-started again, completes what is half done, and gets the request that had no answer once more. A
-ledger on paper says what each answer is; after each step accounts and trial balance must agree.
+Method: Hypothesis plays them on the office over a real SQLite file: sales at the desk, and by
+outside sellers that reserve, confirm, cancel or forget; grants, debts, and corrections of any
+size, by persons who may or may not do them alone; others approve or decline. Requests are
+repeated at any later time. The process dies before or after any of its appends, is started
+again, completes what is half done, and gets the request that had no answer once more. A ledger
+on paper says what each answer is; after each step accounts and trial balance must agree.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import os
 import tempfile
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,6 +32,12 @@ from services.vending.domain.corrections import AdjustCredit, ReverseSale, Write
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import MoneyEvent
 from services.vending.domain.origin import Origin
+from services.vending.domain.payment import (
+    CancelSale,
+    ConfirmSale,
+    ReserveSale,
+    payment_id_of,
+)
 from services.vending.domain.trial_balance import TrialBalance
 from tests.unit.vending_crashing import Died, MortalStore, mortal
 from tests.unit.vending_world import T0_MS, World
@@ -46,7 +53,7 @@ ACCOUNTS, PERSONS = ("A1", "A2"), ("u-alice", "u-bob", "u-carl")
 
 @dataclass(frozen=True)
 class Ask:
-    """A request of a person. `about`: a receipt, or what of is given up."""
+    """A request of a person. `about`: a receipt, what is given up, or an outside transaction."""
 
     what: str
     account: str
@@ -78,6 +85,9 @@ class Paper:
     lost: int = 0
     sales: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
     back: set[str] = field(default_factory=set)
+    reserved: dict[str, Ask] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    paid: set[str] = field(default_factory=set)
 
     def needs_two(self, ask: Ask) -> bool:
         if ask.what == "reverse":
@@ -91,6 +101,12 @@ class Paper:
             return "RECEIPT_NOT_FOUND"
         if ask.what == "reverse" and ask.about in self.back:
             return "ALREADY_REVERSED"
+        if ask.what in {"confirm", "cancel"} and ask.about not in self.reserved:
+            return "PAYMENT_NOT_FOUND"
+        if ask.what == "confirm" and ask.about in self.cancelled:
+            return "PAYMENT_TO_RETURN"
+        if ask.what == "cancel" and ask.about in self.paid:
+            return "PAYMENT_CONFIRMED"
         owed = {"emergency": self.lent, "debt": self.debt}.get(ask.about)
         if ask.what == "write-off" and owed is not None and owed[ask.account] < ask.amount:
             return "NOT_OWED"
@@ -99,6 +115,15 @@ class Paper:
     def write(self, ask: Ask, receipt: str) -> None:
         name, amount = ask.account, ask.amount
         match ask.what:
+            case "reserve":
+                self.reserved[ask.about] = ask
+            case "cancel":
+                self.cancelled.add(ask.about)
+            case "confirm" if ask.about not in self.paid:
+                self.paid.add(ask.about)
+                asked = self.reserved[ask.about]
+                receipt = receipt_of_payment(asked.about)
+                self.write(replace(asked, what="sell"), receipt)
             case "sell":
                 lent = min(amount, self.lent[name])
                 debt = min((amount * SHARE_PPM + 500_000) // 10**6, self.debt[name], amount - lent)
@@ -129,6 +154,11 @@ class Paper:
         self.credited[name] += amount - lent - debt
 
 
+def receipt_of_payment(transaction_id: str) -> str:
+    request_id = name_uuid("process", "sell", payment_id_of("desk", transaction_id))
+    return str(name_uuid("receipt", "~vending", str(request_id)))
+
+
 class Town(RuleBasedStateMachine):
     """Three persons at a desk, two accounts, one book."""
 
@@ -136,6 +166,7 @@ class Town(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
+        self.now_ms = T0_MS
         self.paper = Paper()
         self.said: dict[Ask, str] = {}
         self.waiting: dict[Ask, str] = {}
@@ -153,6 +184,7 @@ class Town(RuleBasedStateMachine):
         self.world: World
         self.store: MortalStore
         self.world, self.store = await self.stack.enter_async_context(mortal(path))
+        self.world.clock.at_ms = self.now_ms
 
     async def restart(self) -> None:
         await self.stack.aclose()
@@ -211,7 +243,7 @@ class Town(RuleBasedStateMachine):
         self.said[ask] = refusal or "done"
         return self.said[ask]
 
-    async def office(self, ask: Ask) -> str:
+    async def office(self, ask: Ask) -> str:  # noqa: C901 - one a case
         office, request, reason = self.world.office, ask.request, "why not"
         try:
             match ask.what:
@@ -227,6 +259,14 @@ class Town(RuleBasedStateMachine):
                     await office.correct(ReverseSale(request, ask.account, ask.about, reason))
                 case "adjust":
                     await office.correct(AdjustCredit(request, ask.account, ask.amount, reason))
+                case "reserve":
+                    await office.payments.reserve(
+                        ReserveSale(request, ask.about, ask.account, ask.amount, "cash", 0)
+                    )
+                case "confirm":
+                    await office.payments.confirm(ConfirmSale(request, ask.about))
+                case "cancel":
+                    await office.payments.cancel(CancelSale(request, ask.about, reason))
                 case "write-off":
                     await office.correct(
                         WriteOff(request, ask.account, ask.about, ask.amount, reason)
@@ -265,6 +305,31 @@ class Town(RuleBasedStateMachine):
     )
     def write_off(self, account: str, person: str, amount: int, kind: str) -> None:
         self.ask(self.new("write-off", account, person, amount, kind))
+
+    @rule(account=accounts, person=persons, amount=amounts)
+    def reserve(self, account: str, person: str, amount: int) -> None:
+        self.ask(self.new("reserve", account, person, amount, f"paid-{len(self.asks)}"))
+
+    @precondition(lambda self: self.paper.reserved)
+    @rule(what=st.sampled_from(["confirm", "confirm", "cancel"]), data=st.data())
+    def settle_reserved(self, what: str, data: st.DataObject) -> None:
+        about = data.draw(st.sampled_from(sorted(self.paper.reserved)))
+        self.ask(self.new(what, self.paper.reserved[about].account, PERSONS[0], about=about))
+
+    @rule(what=st.sampled_from(["confirm", "cancel"]))
+    def settle_what_was_never_reserved(self, what: str) -> None:
+        self.ask(self.new(what, ACCOUNTS[0], PERSONS[0], about="never"))
+
+    @rule(minutes=st.sampled_from([1, 15]))
+    def time_passes(self, minutes: int) -> None:
+        """Reservations time out, which keeps nobody from buying who has paid."""
+        self.now_ms += minutes * 60_000
+        self.world.clock.at_ms = self.now_ms
+
+        async def swept() -> None:
+            await self.world.office.complete()
+
+        self.run(self.until_answered(swept))
 
     @precondition(lambda self: self.paper.sales)
     @rule(person=persons, again=st.booleans(), data=st.data())

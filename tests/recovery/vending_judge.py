@@ -18,9 +18,7 @@ from services.common.kernel.ids import house_account_id
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, kafka, topics
 from services.vending.adapters.tables import event_of
-from services.vending.domain import chain
-from services.vending.domain.approval import Proposal
-from services.vending.domain.authority import Authority
+from services.vending.domain import chain, facts
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events import (
     AccountMeterJoined,
@@ -191,7 +189,7 @@ def must_be_told(events: Sequence[StoredEvent], book_epoch: int = 1) -> Told:
         event = event_of(stored)
         state = states[stored.stream] = evolve_of(stored.stream)(states.get(stored.stream), event)
         _add_ledger(told, stored, event, book_epoch)
-        if not isinstance(state, Authority | Proposal):
+        if isinstance(state, facts.Told):
             _add_fact(told, stored, fact_of(state, book_epoch=book_epoch, shards=shards))
         told.roots.append(chain.next_root(told.roots[-1], stored.id, chain.stored_hash(stored)))
     return told

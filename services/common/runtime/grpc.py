@@ -68,6 +68,7 @@ _CODES = {
         Reason.POLICY_NOT_FOUND,
         Reason.NO_CUTOFF,
         Reason.RECEIPT_NOT_FOUND,
+        Reason.PAYMENT_NOT_FOUND,
         Reason.APPROVAL_NOT_FOUND,
         Reason.AUTHORITY_NOT_FOUND,
         Reason.CHARGE_NOT_FOUND,

@@ -12,6 +12,7 @@ from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.runtime import points
 from services.common.runtime.grpc import Call
 from services.vending.adapters import messages
+from services.vending.application.book import Outcome
 from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
 from services.vending.domain import checks
@@ -25,6 +26,7 @@ from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
 from services.vending.domain.origin import Origin
+from services.vending.domain.payment import CancelSale, ConfirmSale, Payment, ReserveSale
 from services.vending.domain.policy import Policy, PublishPolicy
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.domain.tariff import PublishTariff, Tariff
@@ -275,15 +277,37 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
                 request.method,
             )
             outcome = await self._office.sell(command)
-        sold = outcome.event
-        if not isinstance(sold, CreditSold):
-            raise Bug(f"a sale came to {sold}")
         points.point("answering")
-        return pb.SellResponse(
-            receipt=_receipt(sold),
-            credited_nano=sold.credited_nano,
-            version=self._version(outcome.revision),
+        return self._sold(outcome)
+
+    async def ReserveSale(self, request: pb.ReserveSaleRequest, context: Any) -> pb.Payment:
+        """Ask whether a sale could be made."""
+        command = ReserveSale(
+            await self._request(request, context),
+            request.transaction_id,
+            request.account_id,
+            request.amount_minor,
+            request.method,
+            request.lasts_ms,
         )
+        return self._payment(await self._office.payments.reserve(command))
+
+    async def ConfirmSale(self, request: pb.ConfirmSaleRequest, context: Any) -> pb.SellResponse:
+        """Sell what is paid; the answer is durable."""
+        command = ConfirmSale(await self._request(request, context), request.transaction_id)
+        return self._sold(await self._office.payments.confirm(command))
+
+    async def CancelSale(self, request: pb.CancelSaleRequest, context: Any) -> pb.Payment:
+        """Let a reservation go."""
+        command = CancelSale(
+            await self._request(request, context), request.transaction_id, request.reason
+        )
+        return self._payment(await self._office.payments.cancel(command))
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
+        """Return a payment of the caller."""
+        checks.check_text("transaction_id", request.transaction_id)
+        return self._payment(await self._office.payments.of(context.caller, request.transaction_id))
 
     async def ReverseSale(
         self, request: pb.ReverseSaleRequest, context: Any
@@ -445,6 +469,19 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         return self._meter(await self._office.meter(request.meter_id))
 
     # --- messages ---------------------------------------------------------------------------------
+
+    def _sold(self, outcome: Outcome[Account]) -> pb.SellResponse:
+        sold = outcome.event
+        if not isinstance(sold, CreditSold):
+            raise Bug(f"a sale came to {sold}")
+        return pb.SellResponse(
+            receipt=_receipt(sold),
+            credited_nano=sold.credited_nano,
+            version=self._version(outcome.revision),
+        )
+
+    def _payment(self, state: Payment) -> pb.Payment:
+        return messages.payment(state, self._version(state.answers.revision))
 
     def _approval(self, state: Proposal) -> pb.Approval:
         return messages.approval(state, self._version(state.answers.revision))

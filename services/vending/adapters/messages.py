@@ -3,6 +3,7 @@
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Action, Authority, limit_of, rules_text
 from services.vending.domain.events import SaleReversed
+from services.vending.domain.payment import Payment
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -57,4 +58,23 @@ def reversal(event: SaleReversed) -> pb.Reversal:
         credit_minor=event.amount_minor - returned_minor,
         emergency_left_minor=event.emergency_left_minor,
         debt_left_minor=event.debt_left_minor,
+    )
+
+
+def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
+    """Return a payment of an outside seller."""
+    return pb.Payment(
+        payment_id=state.payment_id,
+        transaction_id=state.transaction_id,
+        account_id=state.account_id,
+        amount_minor=state.amount_minor,
+        currency=state.currency,
+        method=state.method,
+        status=state.status.value,
+        reserved_at_ms=state.reserved_at_ms,
+        expires_at_ms=state.expires_at_ms,
+        receipt_id=state.receipt_id,
+        refusal_reason=state.failure.reason if state.failure else "",
+        refusal_message=state.failure.message if state.failure else "",
+        version=version,
     )

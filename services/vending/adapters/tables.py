@@ -1,6 +1,6 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name`, `todo` and `approval`, the open proposals, are derived from events (`changes`) within
+`unique_name`, `todo` and `waiting` (proposals, payments) are derived from events (`changes`) within
 the transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
 reads. `book` holds the book epoch, `raised` the position after which each began; `link` what the
 hash chain over the store is made of, `checkpoint` what the relay vouched for. `root` is of earlier
@@ -27,19 +27,27 @@ from services.vending.domain.events import (
     MeterAssigned,
     MeterRegistered,
     MeterReplaced,
+    PaymentConfirmed,
+    PaymentRefused,
+    PaymentSold,
     ProposalApproved,
     ProposalDeclined,
     ProposalExecuted,
     ProposalExpired,
     ProposalFailed,
+    ReservationCancelled,
+    ReservationTimedOut,
+    SaleReserved,
     event_from,
 )
 from services.vending.domain.tables import (
     ACCOUNT_KEY,
+    APPROVAL,
     BUS_ADDRESS,
     CHECKPOINTS_KEPT,
     GATEWAY_ADDRESS,
     METER_KEY,
+    PAYMENT,
     SERIAL,
     Charged,
     Checkpoint,
@@ -62,14 +70,16 @@ CREATE TABLE IF NOT EXISTS todo(
   position bigint NOT NULL,
   PRIMARY KEY(meter_id, epoch, kind)
 );
-CREATE TABLE IF NOT EXISTS approval(
-  approval_id text PRIMARY KEY,
+CREATE TABLE IF NOT EXISTS waiting(
+  kind text NOT NULL CHECK(kind IN ('approval', 'payment')),
+  id text NOT NULL,
   legal_entity text NOT NULL,
-  status text NOT NULL CHECK(status IN ('pending', 'approved')),
+  is_decided bigint NOT NULL CHECK(is_decided IN (0, 1)),
   expires_at_ms bigint NOT NULL,
-  position bigint NOT NULL
+  position bigint NOT NULL,
+  PRIMARY KEY(kind, id)
 );
-CREATE INDEX IF NOT EXISTS approval_open ON approval(status, expires_at_ms);
+CREATE INDEX IF NOT EXISTS waiting_until ON waiting(kind, is_decided, expires_at_ms);
 CREATE TABLE IF NOT EXISTS charged(
   meter_key bigint PRIMARY KEY,
   epoch bigint NOT NULL,
@@ -186,6 +196,12 @@ _PROJECTED = {
         ProposalExpired,
         ProposalExecuted,
         ProposalFailed,
+        SaleReserved,
+        PaymentConfirmed,
+        PaymentSold,
+        PaymentRefused,
+        ReservationCancelled,
+        ReservationTimedOut,
     )
 }
 
@@ -225,31 +241,35 @@ class SqlTables:
         )
         return [Todo(*row) for row in rows]
 
-    async def approved(self) -> list[str]:
-        """Return the proposals that are approved and not concluded, oldest first."""
+    async def decided(self, kind: str) -> list[str]:
+        """Return the ids of what is decided and not carried out, oldest first."""
         rows = await self._database.rows(
-            "SELECT approval_id FROM approval WHERE status = 'approved' ORDER BY position"
+            "SELECT id FROM waiting WHERE kind = $1 AND is_decided = 1 ORDER BY position", kind
         )
         return [row[0] for row in rows]
 
-    async def overdue(self, now_ms: int) -> list[str]:
-        """Return the proposals that nobody approved in time."""
+    async def overdue(self, kind: str, now_ms: int) -> list[str]:
+        """Return the ids of what was not decided in time."""
         rows = await self._database.rows(
-            "SELECT approval_id FROM approval WHERE status = 'pending' AND expires_at_ms <= $1",
+            "SELECT id FROM waiting WHERE kind = $1 AND is_decided = 0 AND expires_at_ms <= $2",
+            kind,
             now_ms,
         )
         return [row[0] for row in rows]
 
-    async def pending(self, legal_entity: str, after: int, limit: int) -> list[tuple[int, str]]:
-        """Return (position, approval id) of what waits for a second person, oldest first."""
+    async def waiting(
+        self, kind: str, legal_entity: str, after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of what waits to be decided, oldest first."""
         rows = await self._database.rows(
-            "SELECT position, approval_id FROM approval WHERE status = 'pending' "
-            "AND $1 IN ('', legal_entity) AND position > $2 ORDER BY position LIMIT $3",
+            "SELECT position, id FROM waiting WHERE kind = $1 AND is_decided = 0 "
+            "AND $2 IN ('', legal_entity) AND position > $3 ORDER BY position LIMIT $4",
+            kind,
             legal_entity,
             after,
             limit,
         )
-        return [(position, approval_id) for position, approval_id in rows]
+        return [(position, id_) for position, id_ in rows]
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
         """Return the last register charged in a meter's epoch; None where none is known."""
@@ -413,26 +433,35 @@ def _changes(event: Event, position: int) -> Iterator[Change]:
                 [(event.meter_id, event.epoch)],
             )
         case _:
-            yield _of_proposal(event, position)
+            yield _waiting(event, position)
 
 
-def _of_proposal(event: Event, position: int) -> Statement:
-    """Keep the proposals that are open."""
+def _waiting(event: Event, position: int) -> Statement:
+    """Keep what waits to be decided, or is decided and not carried out."""
     match event:
         case CommandProposed():
-            return Statement(
-                "INSERT INTO approval(approval_id, legal_entity, status, expires_at_ms, position) "
-                "VALUES($1, $2, 'pending', $3, $4)",
-                [(event.approval_id, event.legal_entity, event.expires_at_ms, position)],
-            )
+            row = (APPROVAL, event.approval_id, event.legal_entity, 0, event.expires_at_ms)
+        case SaleReserved():
+            row = (PAYMENT, event.payment_id, event.legal_entity, 0, event.expires_at_ms)
         case ProposalApproved():
-            return Statement(
-                "UPDATE approval SET status = 'approved' WHERE approval_id = $1",
-                [(event.approval_id,)],
-            )
+            row = (APPROVAL, event.approval_id, "", 1, 0)
+        case PaymentConfirmed():  # perhaps it had timed out, and waited no more
+            row = (PAYMENT, event.payment_id, "", 1, 0)
         case ProposalDeclined() | ProposalExpired() | ProposalExecuted() | ProposalFailed():
-            return Statement("DELETE FROM approval WHERE approval_id = $1", [(event.approval_id,)])
-    raise Bug(f"{event.SUBJECT} changes no table")
+            return _ended(APPROVAL, event.approval_id)
+        case PaymentSold() | PaymentRefused() | ReservationCancelled() | ReservationTimedOut():
+            return _ended(PAYMENT, event.payment_id)
+        case _:
+            raise Bug(f"{event.SUBJECT} changes no table")
+    return Statement(
+        "INSERT INTO waiting(kind, id, legal_entity, is_decided, expires_at_ms, position) "
+        "VALUES($1, $2, $3, $4, $5, $6) ON CONFLICT(kind, id) DO UPDATE SET is_decided = 1",
+        [(*row, position)],
+    )
+
+
+def _ended(kind: str, id_: str) -> Statement:
+    return Statement("DELETE FROM waiting WHERE kind = $1 AND id = $2", [(kind, id_)])
 
 
 def _pass_on(kind: str, before: str, now: str, owner: str) -> Iterator[Change]:

@@ -26,7 +26,7 @@ from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action,
 from services.vending.domain.decisions import Decision, Repeat, Request, answered
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.streams import stream_of
-from services.vending.domain.tables import Tables
+from services.vending.domain.tables import APPROVAL, Tables
 
 
 @value_class
@@ -107,18 +107,18 @@ class Approvals:
 
         Of a legal entity or, "", of all; `after`: 0, or where the page before ended.
         """
-        found = await self._tables.pending(legal_entity, after, limit + 1)
+        found = await self._tables.waiting(APPROVAL, legal_entity, after, limit + 1)
         last = found[limit - 1][0] if len(found) > limit else None
         return [await self.proposal(approval_id) for _, approval_id in found[:limit]], last
 
     async def complete(self) -> int:
         """Carry out what is approved, end what nobody approved in time; return how many."""
         done = 0
-        for approval_id in await self._tables.approved():
+        for approval_id in await self._tables.decided(APPROVAL):
             await self.carry_out(approval_id)
             done += 1
         now_ms = self._clock.now_ms()
-        for approval_id in await self._tables.overdue(now_ms):
+        for approval_id in await self._tables.overdue(APPROVAL, now_ms):
             request = step(now_ms, (), NOBODY, "expire", approval_id)
             await self._submit(approval_id, approval.Expire(request, approval_id))
             done += 1

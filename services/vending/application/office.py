@@ -21,6 +21,7 @@ from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.book import Book, Outcome, accepted
+from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
 from services.vending.domain import (
     account,
@@ -105,6 +106,7 @@ class Office:
             corrections.decide,
             self._with_sale,
         )
+        self.payments = Payments(book, tables, clock)
         self.approvals = Approvals(book, tables, clock, {"reverse-sale": reverse, **GUARDED})
 
     @property
@@ -401,8 +403,8 @@ class Office:
     # --- what is half done ------------------------------------------------------------------------
 
     async def complete(self) -> int:
-        """Do what is half done: approved commands, assignments; return how many steps that took."""
-        done = await self.approvals.complete()
+        """Do what is half done: what is approved or paid, assignments; return how many steps."""
+        done = await self.approvals.complete() + await self.payments.complete()
         if not await self._tables.todos():
             return done
         async with self._assigning:

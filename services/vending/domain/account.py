@@ -451,6 +451,14 @@ def of_what(state: Account) -> dict[str, Any]:
     }
 
 
+def why_not_sold(
+    state: Account, request: Request, amount_minor: int, method: str
+) -> Rejection | None:
+    """Return why a sale could not be made now; None where it could."""
+    sale = not_open(state) or _sale(state, request, amount_minor, method)
+    return sale if isinstance(sale, Rejection) else None
+
+
 def _sell(state: Account, command: Sell) -> Decision:
     sale = not_open(state) or _sale(state, command.request, command.amount_minor, command.method)
     if isinstance(sale, CreditSold):

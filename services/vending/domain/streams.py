@@ -10,6 +10,7 @@ from services.vending.domain import (
     authority,
     gateway,
     meter,
+    payment,
     policy,
     site,
     tariff,
@@ -21,11 +22,12 @@ from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
+from services.vending.domain.payment import Payment
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 
-State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal
+State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal | Payment
 Evolve = Callable[[Any, Event], State]
 
 _EVOLVE: dict[str, Evolve] = {
@@ -37,6 +39,7 @@ _EVOLVE: dict[str, Evolve] = {
     "policy": policy.evolve,
     "authority": authority.evolve,
     "approval": approval.evolve,
+    "payment": payment.evolve,
 }
 _KINDS: dict[type, str] = {
     Site: "site",
@@ -47,6 +50,7 @@ _KINDS: dict[type, str] = {
     Policy: "policy",
     Authority: "authority",
     Proposal: "approval",
+    Payment: "payment",
 }
 
 

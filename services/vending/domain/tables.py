@@ -1,6 +1,6 @@
 """What vending keeps beside its events: unique names, work half done, registers, roots. A port.
 
-Names, todos and open proposals are derived from events, never out of step with them: an append that
+Names, todos and what waits are derived from events, never out of step with them: an append that
 takes another owner's name is refused. What was charged and how far a topic was read come from
 Kafka. The book epoch and the roots are the book's own.
 """
@@ -17,6 +17,11 @@ METER_KEY = "meter key"
 ACCOUNT_KEY = "account key"
 BUS_ADDRESS = "bus address"
 GATEWAY_ADDRESS = "gateway address"
+
+APPROVAL = "approval"
+"""What waits to be decided: proposals for a second person."""
+PAYMENT = "payment"
+"""And reservations for their payment."""
 
 CHECKPOINTS_KEPT = 100
 """The newest; of those before them the last of each day (UTC) stays for good."""
@@ -106,16 +111,21 @@ class Tables(Protocol):
         """Return what is half done, oldest first: of one meter, or of all."""
         ...
 
-    async def approved(self) -> list[str]:
-        """Return the proposals that are approved and not concluded, oldest first."""
+    async def decided(self, kind: str) -> list[str]:
+        """Return the ids of what is decided and not carried out, oldest first.
+
+        `kind`: APPROVAL or PAYMENT, whose ids they are.
+        """
         ...
 
-    async def overdue(self, now_ms: int) -> list[str]:
-        """Return the proposals that nobody approved in time."""
+    async def overdue(self, kind: str, now_ms: int) -> list[str]:
+        """Return the ids of what was not decided in time."""
         ...
 
-    async def pending(self, legal_entity: str, after: int, limit: int) -> list[tuple[int, str]]:
-        """Return (position, approval id) of what waits for a second person, oldest first.
+    async def waiting(
+        self, kind: str, legal_entity: str, after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of what waits to be decided, oldest first.
 
         Of a legal entity or, "", of all; at most `limit` above position `after`.
         """

@@ -115,6 +115,26 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.ReserveSale = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ReserveSale',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReserveSaleRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+                _registered_method=True)
+        self.ConfirmSale = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ConfirmSale',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ConfirmSaleRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
+                _registered_method=True)
+        self.CancelSale = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/CancelSale',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CancelSaleRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+                _registered_method=True)
+        self.GetPayment = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetPayment',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+                _registered_method=True)
         self.ReverseSale = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/ReverseSale',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
@@ -305,6 +325,34 @@ class VendingServiceServicer:
     def SetDebt(self, request, context):
         """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveSale(self, request, context):
+        """For outside sellers: asks whether a sale could be made, and keeps the question. Nothing is sold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmSale(self, request, context):
+        """The seller has the money: it is sold, also where the reservation has timed out. Where it cannot be
+        sold any more, or was cancelled, PAYMENT_TO_RETURN: the seller pays it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSale(self, request, context):
+        """The seller wants no sale; refused once it was confirmed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPayment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -502,6 +550,26 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.SetDebt,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'ReserveSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveSale,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReserveSaleRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.SerializeToString,
+            ),
+            'ConfirmSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmSale,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ConfirmSaleRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.SerializeToString,
+            ),
+            'CancelSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSale,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.CancelSaleRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.SerializeToString,
+            ),
+            'GetPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPayment,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.SerializeToString,
             ),
             'ReverseSale': grpc.unary_unary_rpc_method_handler(
                     servicer.ReverseSale,
@@ -1000,6 +1068,114 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/SetDebt',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SetDebtRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ReserveSale',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ReserveSaleRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ConfirmSale',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ConfirmSaleRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/CancelSale',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.CancelSaleRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetPayment',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
             options,
             channel_credentials,
             insecure,

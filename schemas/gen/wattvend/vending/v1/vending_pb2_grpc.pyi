@@ -62,6 +62,15 @@ class VendingServiceStub:
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]
     """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+    ReserveSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReserveSaleRequest, _vending_pb2.Payment]
+    """For outside sellers: asks whether a sale could be made, and keeps the question. Nothing is sold."""
+    ConfirmSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ConfirmSaleRequest, _vending_pb2.SellResponse]
+    """The seller has the money: it is sold, also where the reservation has timed out. Where it cannot be
+    sold any more, or was cancelled, PAYMENT_TO_RETURN: the seller pays it back.
+    """
+    CancelSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]
+    """The seller wants no sale; refused once it was confirmed."""
+    GetPayment: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]
     ReverseSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
@@ -131,6 +140,15 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _aio.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+    ReserveSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReserveSaleRequest, _vending_pb2.Payment]  # type: ignore[assignment]
+    """For outside sellers: asks whether a sale could be made, and keeps the question. Nothing is sold."""
+    ConfirmSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ConfirmSaleRequest, _vending_pb2.SellResponse]  # type: ignore[assignment]
+    """The seller has the money: it is sold, also where the reservation has timed out. Where it cannot be
+    sold any more, or was cancelled, PAYMENT_TO_RETURN: the seller pays it back.
+    """
+    CancelSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]  # type: ignore[assignment]
+    """The seller wants no sale; refused once it was confirmed."""
+    GetPayment: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]  # type: ignore[assignment]
     ReverseSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]  # type: ignore[assignment]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
@@ -287,6 +305,39 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
         """Replaces the debt of an account, to be recovered as a share of each sale; 0 ends it."""
+
+    @_abc_1.abstractmethod
+    def ReserveSale(
+        self,
+        request: _vending_pb2.ReserveSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Payment, _abc.Awaitable[_vending_pb2.Payment]]:
+        """For outside sellers: asks whether a sale could be made, and keeps the question. Nothing is sold."""
+
+    @_abc_1.abstractmethod
+    def ConfirmSale(
+        self,
+        request: _vending_pb2.ConfirmSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.SellResponse, _abc.Awaitable[_vending_pb2.SellResponse]]:
+        """The seller has the money: it is sold, also where the reservation has timed out. Where it cannot be
+        sold any more, or was cancelled, PAYMENT_TO_RETURN: the seller pays it back.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelSale(
+        self,
+        request: _vending_pb2.CancelSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Payment, _abc.Awaitable[_vending_pb2.Payment]]:
+        """The seller wants no sale; refused once it was confirmed."""
+
+    @_abc_1.abstractmethod
+    def GetPayment(
+        self,
+        request: _vending_pb2.GetPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Payment, _abc.Awaitable[_vending_pb2.Payment]]: ...
 
     @_abc_1.abstractmethod
     def ReverseSale(

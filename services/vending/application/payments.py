@@ -1,0 +1,115 @@
+"""Payments of outside sellers: what is confirmed is sold once, or the seller is told to pay back.
+
+Three appends: the confirmation, in the payment's stream; the sale, in the account's, by a request
+that derives from the payment; how it ended, in the payment's stream again. What is confirmed and
+not ended is known from the store.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.errors import InvalidInput
+from services.common.runtime import points
+from services.vending.application.book import Book, Outcome, accepted
+from services.vending.application.process import step
+from services.vending.domain import account, payment
+from services.vending.domain.account import Account, Sell
+from services.vending.domain.approval import Failure
+from services.vending.domain.events import CreditSold
+from services.vending.domain.origin import NOBODY
+from services.vending.domain.payment import Payment, Status, payment_id_of
+from services.vending.domain.tables import PAYMENT, Tables
+
+
+class Payments:
+    """Reservations, and the sales that come of them."""
+
+    def __init__(self, book: Book, tables: Tables, clock: Clock) -> None:
+        """Use `book`; `tables` know what waits."""
+        self._book = book
+        self._tables = tables
+        self._clock = clock
+        self._selling = asyncio.Lock()
+
+    async def reserve(self, command: payment.ReserveSale) -> Payment:
+        """Ask for a sale. Raises InvalidInput where it could not be made."""
+        of = await self._book.state_of(Account, command.account_id)
+        payment_id = payment_id_of(command.request.caller, command.transaction_id)
+        return (await self._submit(payment_id, replace(command, account=of))).state
+
+    async def confirm(self, command: payment.ConfirmSale) -> Outcome[Account]:
+        """Sell what is paid. The outcome's event is the CreditSold.
+
+        Raises InvalidInput(PAYMENT_TO_RETURN) where the money must go back.
+        """
+        payment_id = payment_id_of(command.request.caller, command.transaction_id)
+        await self._submit(payment_id, command)
+        state = await self.sell(payment_id)
+        if state.failure is not None:
+            raise payment.to_return(state, state.failure.message).as_error()
+        return await self._sold(state)  # a repeat
+
+    async def cancel(self, command: payment.CancelSale) -> Payment:
+        """Let a reservation go."""
+        payment_id = payment_id_of(command.request.caller, command.transaction_id)
+        await self._submit(payment_id, command)
+        return await self.of(command.request.caller, command.transaction_id)
+
+    async def of(self, caller: str, transaction_id: str) -> Payment:
+        """Return a caller's payment. Raises InvalidInput(PAYMENT_NOT_FOUND)."""
+        found = await self._book.state_of(Payment, payment_id_of(caller, transaction_id))
+        if found is None:
+            raise payment.payment_not_found(transaction_id).as_error()
+        return found
+
+    async def complete(self) -> int:
+        """Sell what is confirmed, time out what nobody confirmed; return how many."""
+        done = 0
+        for payment_id in await self._tables.decided(PAYMENT):
+            await self.sell(payment_id)
+            done += 1
+        now_ms = self._clock.now_ms()
+        for payment_id in await self._tables.overdue(PAYMENT, now_ms):
+            request = step(now_ms, (), NOBODY, "time-out", payment_id)
+            await self._submit(payment_id, payment.TimeOut(request))
+            done += 1
+        return done
+
+    async def sell(self, payment_id: str) -> Payment:
+        """Sell a payment that is confirmed and not sold yet; return it after that.
+
+        One at a time: what one finds refused another must not find possible.
+        """
+        async with self._selling:
+            state = await self._book.state_of(Payment, payment_id)
+            assert state is not None, "what is confirmed was reserved"
+            if state.status is not Status.CONFIRMED:
+                return state
+            points.point("payment-confirmed")
+            receipt_id, revision, failure = "", -1, None
+            try:
+                outcome = await self._sold(state)
+                assert isinstance(outcome.event, CreditSold)
+                receipt_id, revision = outcome.event.receipt_id, outcome.revision
+            except InvalidInput as refused:
+                failure = Failure(refused.reason.value, refused.message)
+            points.point("payment-sold")
+            request = step(self._clock.now_ms(), (), state.seller, "concluded", payment_id)
+            concluded = payment.Conclude(request, receipt_id, revision, failure)
+            return (await self._submit(payment_id, concluded)).state
+
+    async def _sold(self, state: Payment) -> Outcome[Account]:
+        content = (state.account_id, state.amount_minor, state.method)
+        request = step(self._clock.now_ms(), content, state.seller, "sell", state.payment_id)
+        command = Sell(request, *content)
+        return accepted(
+            await self._book.submit(
+                Account, state.account_id, lambda before: account.decide(before, command)
+            )
+        )
+
+    async def _submit(self, payment_id: str, command: payment.Command) -> Outcome[Payment]:
+        return await self._book.submit(
+            Payment, payment_id, lambda state: payment.decide(state, command)
+        )

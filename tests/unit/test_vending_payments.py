@@ -1,0 +1,199 @@
+"""Goal: an outside seller's payment is sold once, or its seller is told to pay it back; never both.
+
+Method: the office on a real SQLite file; the stories of a payment die at each of their appends and
+are told again after a restart.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.vending.application.book import Outcome
+from services.vending.domain.account import Account
+from services.vending.domain.decisions import Request
+from services.vending.domain.events import CreditSold
+from services.vending.domain.origin import Origin
+from services.vending.domain.payment import (
+    LASTS_MS_DEFAULT,
+    CancelSale,
+    ConfirmSale,
+    Payment,
+    ReserveSale,
+    Status,
+)
+from tests.unit import vending_world
+from tests.unit.test_vending_approvals import ids, of_type
+from tests.unit.test_vending_office import closing, refused, settle
+from tests.unit.vending_crashing import at_every_step
+from tests.unit.vending_world import T0_MS, World
+
+NANO = 10**7
+PORTAL = Origin("portal", "u-77", "10.0.0.9")
+PAID = "4200001234"
+
+
+def asked(world: World, number: int, *content: object, caller: str = "portal") -> Request:
+    return world.ask(*content, request_id=ids(number), caller=caller, origin=PORTAL)
+
+
+async def reserve(
+    world: World, number: int = 1, amount_minor: int = 100, transaction_id: str = PAID
+) -> Payment:
+    request = asked(world, number, transaction_id, amount_minor)
+    command = ReserveSale(request, transaction_id, "A1", amount_minor, "qr", 0)
+    return await world.office.payments.reserve(command)
+
+
+async def confirm(world: World, number: int = 2, transaction_id: str = PAID) -> Outcome[Account]:
+    request = asked(world, number, "confirm", transaction_id)
+    return await world.office.payments.confirm(ConfirmSale(request, transaction_id))
+
+
+async def cancel(world: World, number: int = 3) -> Payment:
+    request = asked(world, number, "cancel")
+    return await world.office.payments.cancel(CancelSale(request, PAID, "went away"))
+
+
+async def credited(world: World) -> int:
+    return (await world.office.account("A1")).credited_nano // NANO
+
+
+async def status(world: World) -> Status:
+    return (await world.office.payments.of("portal", PAID)).status
+
+
+async def time_out(world: World) -> None:
+    world.clock.at_ms = T0_MS + LASTS_MS_DEFAULT
+    await world.office.complete()
+
+
+@pytest.fixture
+async def mall(tmp_path: Path) -> AsyncIterator[World]:
+    async with vending_world.world(tmp_path / "events.sqlite") as opened:
+        await opened.mall()
+        yield opened
+
+
+async def test_what_is_reserved_is_sold_when_it_is_confirmed_and_not_before(mall: World) -> None:
+    assert (await reserve(mall)).status is Status.RESERVED
+    assert await credited(mall) == 0
+    first = await confirm(mall)
+    assert isinstance(first.event, CreditSold)
+    assert first.event.method == "qr"
+    assert first.event.origin == PORTAL
+    sold = await mall.office.payments.of("portal", PAID)
+    assert (sold.status, sold.receipt_id) == (Status.SOLD, first.event.receipt_id)
+    assert await confirm(mall) == first, "the same request"
+    assert await confirm(mall, 9) == first, "another request of a seller that forgot its id"
+    assert await credited(mall) == 100
+
+
+async def test_a_transaction_is_its_callers_and_one_payment(mall: World) -> None:
+    first = await reserve(mall)
+    assert await reserve(mall) == first
+    assert await refused(reserve(mall, 9)) is Reason.ALREADY_EXISTS
+    other = ConfirmSale(asked(mall, 2, caller="kiosk"), PAID)
+    assert await refused(mall.office.payments.confirm(other)) is Reason.PAYMENT_NOT_FOUND
+    mine = ReserveSale(asked(mall, 4, caller="kiosk"), PAID, "A1", 7, "cash", 0)
+    assert (await mall.office.payments.reserve(mine)).payment_id != first.payment_id
+
+
+async def test_what_could_not_be_sold_is_not_reserved(mall: World) -> None:
+    assert await refused(reserve(mall, amount_minor=2**62)) is Reason.AMOUNT_TOO_LARGE
+    await closing(mall)
+    assert await refused(reserve(mall, 2)) is Reason.ACCOUNT_NOT_OPEN
+    nobody = ReserveSale(asked(mall, 5), PAID, "nobody", 7, "cash", 0)
+    assert await refused(mall.office.payments.reserve(nobody)) is Reason.ACCOUNT_NOT_FOUND
+    assert await of_type(mall, "sale-reserved") == []
+
+
+async def test_who_has_paid_late_is_sold_to_all_the_same(mall: World) -> None:
+    await reserve(mall)
+    await time_out(mall)
+    assert await status(mall) is Status.TIMED_OUT
+    assert await mall.office.complete() == 0
+    await confirm(mall)
+    assert await status(mall) is Status.SOLD
+    assert await credited(mall) == 100
+
+
+async def test_money_for_an_account_that_closed_meanwhile_goes_back(mall: World) -> None:
+    await reserve(mall)
+    await closing(mall)
+    await settle(mall, charged_nano=0)
+    with pytest.raises(InvalidInput, match="Pay the money back") as caught:
+        await confirm(mall)
+    assert caught.value.reason is Reason.PAYMENT_TO_RETURN
+    assert await status(mall) is Status.REFUSED
+    for number in (2, 9):
+        assert await refused(confirm(mall, number)) is Reason.PAYMENT_TO_RETURN
+    (refusal,) = await of_type(mall, "sale-refused")
+    assert refusal.origin == PORTAL
+
+
+async def test_a_cancelled_reservation_sells_nothing_and_a_paid_one_is_not_cancelled(
+    mall: World,
+) -> None:
+    await reserve(mall)
+    await time_out(mall)
+    assert (await cancel(mall)).status is Status.CANCELLED
+    assert (await cancel(mall, 4)).status is Status.CANCELLED
+    assert await refused(confirm(mall)) is Reason.PAYMENT_TO_RETURN
+    await reserve(mall, 5, 70, "another")
+    await confirm(mall, 6, "another")
+    late = CancelSale(asked(mall, 7), "another", "too late")
+    assert await refused(mall.office.payments.cancel(late)) is Reason.PAYMENT_CONFIRMED
+    assert await credited(mall) == 70
+
+
+async def test_a_process_that_dies_anywhere_sells_a_payment_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await reserve(world)
+        outcome = await confirm(world)
+        assert isinstance(outcome.event, CreditSold)
+        assert UUID(outcome.event.receipt_id)
+
+    async def judge(world: World) -> None:
+        assert await credited(world) == 100
+        assert len(await of_type(world, "credit-sold")) == 1
+        assert await status(world) is Status.SOLD
+        assert await world.office.complete() == 0
+
+    # sale-reserved, payment-confirmed, credit-sold, payment-sold: before and after each
+    assert await at_every_step(tmp_path, World.mall, story, judge) == 8
+
+
+async def test_a_process_that_dies_anywhere_tells_once_that_money_goes_back(tmp_path: Path) -> None:
+    async def setting(world: World) -> None:
+        await world.mall()
+        await reserve(world)
+        await closing(world)
+        await settle(world, charged_nano=0)
+
+    async def story(world: World) -> None:
+        assert await refused(confirm(world)) is Reason.PAYMENT_TO_RETURN
+
+    async def judge(world: World) -> None:
+        assert len(await of_type(world, "payment-refused")) == 1
+        assert await status(world) is Status.REFUSED
+
+    # payment-confirmed, sale-refused, payment-refused
+    assert await at_every_step(tmp_path, setting, story, judge) == 6
+
+
+async def test_confirmed_and_not_sold_is_sold_by_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as first:
+        await first.mall()
+        state = await reserve(first)
+        command = ConfirmSale(asked(first, 2, "confirm", PAID), PAID)
+        await first.office.payments._submit(state.payment_id, command)
+        assert await credited(first) == 0
+    async with vending_world.world(path) as second:
+        assert await second.office.complete() == 1
+        assert await credited(second) == 100
+        assert isinstance((await confirm(second)).event, CreditSold)
