@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from services.common.kernel.errors import WattvendError
 from services.common.runtime import service
+from services.vending import audit
 from services.vending.adapters import bus, stores
 from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_in
 from services.vending.adapters.ledger import ledger_above
@@ -49,6 +50,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     verifies.add_argument(
         "--ledger", action="store_true", help="compare every event with the topic ledger too"
     )
+    audit.add_to(commands)
     commands.add_parser(
         "import-ledger",
         help="bring back into a restored store what it lacks of ledger; stop vending first",
@@ -67,6 +69,8 @@ def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
     match chosen.command:
         case "verify":
             work = verify(settings, with_ledger=chosen.ledger)
+        case "audit":
+            work = audit.audit(settings, chosen)
         case "import-ledger":
             work = import_ledger(settings)
         case _:
