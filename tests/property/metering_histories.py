@@ -459,6 +459,14 @@ class Book:
         hold = str(name_uuid("hold", self.holds)) if op.c % 4 else None
         self._account(op, held_nano=CREDITS_NANO[op.b % len(CREDITS_NANO)], hold_id=hold)
 
+    def _ask(self, op: Op) -> None:
+        """Vending asks what an account was charged, twice at times."""
+        name = ACCOUNTS[op.a % len(ACCOUNTS)]
+        ask = {"account_id": name, "account_key": column_key("account", name)}
+        ask_id = str(name_uuid("ask", name, self.now_ms))
+        for _ in range(1 + (op.b == 0)):
+            self._log("usage-ask", {**ask, "ask_id": ask_id, "asked_at_ms": self.now_ms})
+
     def _order(self, op: Op) -> None:
         """Keep an account on power, or take its promise, for a while or no longer."""
         until_ms = (None, self.now_ms + STEPS_MS[op.d % len(STEPS_MS)])[op.c % 4 > 0]
@@ -963,7 +971,8 @@ _kinds = st.sampled_from(
     (
         *("sell", "sell", "assign", "wake", "resolve", "resolve", "resolve") * 3,
         *("replace",) * 3,
-        *("hold", "policy", "tariff", "open", "register", "status", "calendar", "calendar") * 2,
+        *("hold", "ask", "policy", "tariff", "open", "register", "status", "calendar", "calendar")
+        * 2,
         *("tariff", "order", "force"),
         *(
             "overtake",
@@ -1011,7 +1020,9 @@ _shape_steps = st.sampled_from(
 _shape_frames = st.builds(
     Frame, _shape_steps, st.lists(_shape_reads, min_size=1, max_size=4).map(tuple)
 )
-_shape_kinds = st.sampled_from(("tariff", "tariff", "calendar", "calendar", "open", "assign"))
+_shape_kinds = st.sampled_from(
+    ("tariff", "tariff", "calendar", "calendar", "open", "assign", "ask")
+)
 _shape_ops = st.builds(
     Op, _shape_kinds, st.sampled_from((0, 0, 1, 2, 3, 4)), _small, _small, _small
 )
@@ -1137,7 +1148,7 @@ def routines() -> st.SearchStrategy[list[LogRecord]]:
     return st.builds(lambda head, body: Book().play([*head, *body]), heads, _habit_bodies)
 
 
-_steady_kinds = st.sampled_from(("calendar", "calendar", "assign", "sell"))
+_steady_kinds = st.sampled_from(("calendar", "calendar", "assign", "sell", "ask"))
 _steady_ops = st.builds(Op, _steady_kinds, st.sampled_from((0, 1, 2)), _small, _small, _small)
 _steady_bodies = st.lists(st.one_of(_shape_frames, _shape_frames, _steady_ops), max_size=40)
 
@@ -1169,7 +1180,10 @@ _merged_frames = st.builds(
     st.lists(_merged_reads, min_size=3, max_size=12).map(tuple),
 )
 _merged_kinds = st.sampled_from(
-    (*("sell", "resolve", "calendar", "tariff") * 2, "policy", "open", "assign", "order", "wake")
+    (
+        *("sell", "resolve", "calendar", "tariff") * 2,
+        *("policy", "open", "assign", "order", "wake", "ask"),
+    )
 )
 _merged_ops = st.builds(Op, _merged_kinds, st.sampled_from((0, 0, 1, 2)), _small, _small, _small)
 _merged_bodies = st.lists(st.one_of(_merged_frames, _merged_frames, _merged_ops), max_size=30)

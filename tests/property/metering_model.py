@@ -27,7 +27,7 @@ from services.common.kernel.frames import (
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.metering.domain.messages import LogRecord
-from tests.property.metering_fee_model import instants, lines_of, next_due
+from tests.property.metering_fee_model import FEE_RATE, instants, lines_of, next_due
 from tests.property.metering_policy_model import (
     Standing,
     code_of,
@@ -42,6 +42,7 @@ from tests.property.metering_policy_model import (
 )
 from tests.property.metering_tariff_model import (
     BY_TIME,
+    NO_RATE,
     PERIOD_CLOSED,
     Accumulation,
     End,
@@ -70,6 +71,7 @@ STANDING = ("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift
 QUARTER_MS, TWO_HOURS_MS = 900_000, 7_200_000
 SILENCE_MS = 7 * 86_400_000
 MANUAL = ord("M")
+COMPONENTS = ("surcharge", "ladder", "fees", "tax", "undivided")
 ARREARS = ("arrears_since_ms", "notice_id", "notice_outcome")
 EVIDENCE = (
     *("register_milli", "device_time_ms", "last_register_milli", "last_time_ms", "bound_milli"),
@@ -175,6 +177,8 @@ class Account:
     credited: int = 0
     held: int = 0
     charged: int = 0
+    divided: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COMPONENTS, 0))
+    """Of what was charged, what was for what; the rest for energy."""
     sequence: int = 0
     refusal: str = ""
     arrears_since: int | None = None
@@ -194,6 +198,7 @@ class Account:
     def copy(self) -> "Account":
         return replace(
             self,
+            divided=dict(self.divided),
             meters={key: meter.copy() for key, meter in self.meters.items()},
             accumulations={key: replace(each) for key, each in self.accumulations.items()},
         )
@@ -305,6 +310,7 @@ class ScalarShard:
                 "policy-fact": self._policy_fact,
                 "account-fact": self._account_fact,
                 "meter-fact": self._meter_fact,
+                "usage-ask": self._usage_ask,
                 "wake": self._wake,
             }
             handle[record.subject](record.value)
@@ -410,6 +416,17 @@ class ScalarShard:
         self._post_fees(account)
         self._attempt(account, lambda: self._apply_account_fact(account, fact), Cause(named=fact))
         self._post_fees(account)
+        hold_id = fact["hold_id"]
+        if account.fact is fact and hold_id is not None and hold_id != account.echoed:
+            account.echoed = hold_id
+            self._echo(account, hold_id=hold_id)
+
+    def _usage_ask(self, ask: Fact) -> None:
+        account = self.accounts.get(ask["account_key"])
+        if account is None or account.fact is None:
+            self.work.counts["ask-unknown"] += 1
+        else:
+            self._echo(account, ask_id=ask["ask_id"])
 
     def _apply_account_fact(self, account: Account, fact: Fact) -> None:
         if fact["credited_nano"] != account.credited:
@@ -425,20 +442,26 @@ class ScalarShard:
         account.fact = fact
         account.credited = fact["credited_nano"]
         account.held = fact["held_nano"]
-        if fact["hold_id"] is not None and fact["hold_id"] != account.echoed:
-            account.echoed = fact["hold_id"]
-            self._echo(account, fact)
         checked(account.available)
         self._judge(account, BY_FACT)
         self.work.publish.add(account.key)
         self._keep("account", fact["account_id"], fact)
 
-    def _echo(self, account: Account, fact: Fact) -> None:
+    def _echo(self, account: Account, hold_id: str = "", ask_id: str | None = None) -> None:
+        assert account.fact is not None
+        divided = account.divided
+        energy = account.charged - sum(divided.values())
+        if not fits_int64(energy):
+            energy, divided = 0, {**dict.fromkeys(COMPONENTS, 0), "undivided": account.charged}
         record = {
             "account_id": account.account_id,
             "account_revision": account.revision,
             "book_epoch": account.book_epoch,
-            "hold_id": fact["hold_id"],
+            "hold_id": hold_id,
+            "ask_id": ask_id,
+            "energy_nano": energy,
+            **{f"{name}_nano": divided[name] for name in COMPONENTS},
+            "meters": [self._stand(account.meters[key]) for key in sorted(account.meters)],
             "credited_nano": account.credited,
             "charged_nano": account.charged,
             "account_sequence": account.sequence,
@@ -446,9 +469,19 @@ class ScalarShard:
             "last_reading_received_at_ms": account.last_received,
             "decided_at_ms": self.now,
             "log_offset": self.work.offset,
-            **{name: fact[name] for name in ("currency", "legal_entity", "commodity")},
+            **{name: account.fact[name] for name in ("currency", "legal_entity", "commodity")},
         }
         self.work.others.append(Sent("echoes", account.account_id, record))
+
+    def _stand(self, meter: Meter) -> Fact:
+        return {
+            "meter_id": meter.fact["meter_id"],
+            "epoch": meter.epoch,
+            "ratio": meter.fact["ratio"],
+            "register_milli": meter.register,
+            "time_ms": meter.time or None,
+            "energy_total_milli": meter.energy_total,
+        }
 
     def _meter_fact(self, fact: Fact) -> None:
         if self.shard not in (fact["shard"], fact["previous_shard"]):
@@ -999,9 +1032,20 @@ class ScalarShard:
             "lines": lines,
         }
         self.work.charges.append(charge)
+        self._divide(account, lines)
         if priced:
             self._balance_after_charge(account)
         return charge
+
+    def _divide(self, account: Account, lines: list[Line]) -> None:
+        """Rule 5: what lines are for."""
+        for line in lines:
+            for name in ("surcharge", "ladder", "tax"):
+                account.divided[name] += line[f"{name}_nano"]
+            if FEE_RATE <= line["rate"] < NO_RATE:
+                account.divided["fees"] += line["rate_nano"]
+        if not all(map(fits_int64, account.divided.values())):
+            account.divided = {**dict.fromkeys(COMPONENTS, 0), "undivided": account.charged}
 
     def _warn_of_closed(self, account: Account, charge: Charge, cause: Cause) -> None:
         """Rule 5: energy of a closed period is a person's to look at."""
@@ -1127,6 +1171,7 @@ class ScalarShard:
             "lines": lines,
         }
         self.work.charges.append(charge)
+        self._divide(account, lines)
         self._balance_after_charge(account)
         self._judge(account, Cause(charge=charge))
 

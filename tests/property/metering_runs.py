@@ -72,7 +72,8 @@ def charges_of(output: Output) -> list[dict[str, Any]]:
 
 def plain(output: Output) -> dict[str, Any]:
     """Return an output without its ids, as the scalar model gives it."""
-    record = {key: value for key, value in output.record.items() if key != "alarm_id"}
+    # Rows are the engine's own.
+    record = {key: value for key, value in output.record.items() if key not in ("alarm_id", "row")}
     if output.subject == "charge-frame":
         record = {name: record[name] for name in ("shard", "log_offset", "names")}
         record["rows"] = charges_of(output)
@@ -101,6 +102,7 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
         account = parsed.accounts[0]
         found[int(account["key"])] = {
             **{name: account[name].item() for name in _TOTALS},
+            "components": tuple(parsed.components[0].tolist()),
             "published_at_ms": _or_none(account["published_at_ms"], NEVER_MS),
             "due_ms": _or_none(account["due_ms"], NOT_DUE_MS),
             "last_received_at_ms": _or_none(account["last_received_at_ms"], NEVER_MS),

@@ -157,7 +157,8 @@ def identified(outputs: list[Output]) -> dict[Any, Any]:
                 found[identity] = (output.record["log_offset"], charge)
         else:
             assert output.event_id not in found
-            found[output.event_id] = (plain(output), output.occurred_at_ms)
+            row = output.record.get("row")
+            found[output.event_id] = (plain(output), row, output.occurred_at_ms)
     return found
 
 

@@ -140,6 +140,7 @@ def _account(account: Account) -> dict[str, Any]:
         "held_nano": account.held,
         "charged_nano": account.charged,
         "sequence": account.sequence,
+        "components": tuple(account.divided.values()),
         "published_at_ms": account.published_at,
         "due_ms": account.due,
         "last_received_at_ms": account.last_received,

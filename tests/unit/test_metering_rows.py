@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.kernel.frames import LINE
+from services.common.kernel.units import INT64_MAX
 from services.common.tariffs.plan import Plan
 from services.metering.domain import factlog
 from services.metering.domain.absorb import ABSORB_VERSION, LAYOUT_VERSION, absorb
@@ -23,7 +25,10 @@ from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
 from services.metering.domain.rows import (
     ACCOUNT,
     ACCUMULATION,
+    COMPONENTS_SIZE,
+    FORMER_LAYOUT_VERSION,
     METER,
+    UNDIVIDED,
     WINDOW,
     WINDOW_WITH_RATES,
     account_row_key,
@@ -292,10 +297,45 @@ def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:
     parsed = parsed_accounts([value])
     accounts, meters = parsed.accounts, parsed.meters
     accumulated = len(parsed.accumulations) * ACCUMULATION.itemsize
-    sizes = (ACCOUNT.itemsize, len(meters) * METER.itemsize, accumulated)
+    assert parsed.components.any()
+    sizes = (ACCOUNT.itemsize, len(meters) * METER.itemsize, accumulated, COMPONENTS_SIZE)
     assert len(value) == sum(sizes) + sum(map(len, parsed.windows))
     assert (accounts["layout"][0], accounts["absorb"][0]) == (LAYOUT_VERSION, ABSORB_VERSION)
     assert header_of(ROWS[b"h"]) == (LOG.records[-1].offset, LOG.now_ms)
+
+
+def test_what_was_charged_by_the_layout_before_is_undivided_and_goes_on() -> None:
+    key = account_row_key(account("A2")["account_key"])
+    former = FORMER_LAYOUT_VERSION.to_bytes(2, "little") + ROWS[key][2:-COMPONENTS_SIZE]
+    state = ShardState.from_rows(SHARD, {**ROWS, key: former}.items())
+    slot = state.account_slot(account("A2")["account_key"])
+    assert slot is not None
+    charged_nano = int(state.accounts["charged_nano"][slot])
+    assert charged_nano
+    assert state.components[slot].tolist() == [0] * UNDIVIDED + [charged_nano]
+    assert state.divided_nano(slot)["energy"] == 0
+    (row,) = state.account_rows(np.array([slot]))
+    assert row.value[:2] == LAYOUT_VERSION.to_bytes(2, "little")
+    again = parsed_accounts([row.value])
+    assert again.components.tolist() == state.components[[slot]].tolist()
+
+
+def test_a_component_that_has_no_room_left_begins_anew_and_nothing_is_lost() -> None:
+    state = ShardState.from_rows(SHARD, ROWS.items())
+    slot = state.account_slot(account("A2")["account_key"])
+    assert slot is not None
+    state.components[slot] = (0, INT64_MAX - 5, 0, 7, 0)
+    line = np.zeros(2, LINE)
+    line["ladder_nano"], line["tax_nano"] = (2, 3), (1, 0)
+    state.divide(np.array([slot, slot]), line)
+    assert state.components[slot].tolist() == [0, INT64_MAX, 0, 8, 0]
+    state.divide(np.array([slot, slot]), line)
+    charged_nano = int(state.accounts["charged_nano"][slot])
+    assert state.components[slot].tolist() == [0, 0, 0, 0, charged_nano]
+    state.accounts["charged_nano"][slot] = -(2**63)
+    state.components[slot] = (1, 0, 0, 0, 0)
+    divided_nano = state.divided_nano(slot)
+    assert divided_nano["undivided"] == sum(divided_nano.values()) == -(2**63)
 
 
 def test_rows_of_another_layout_are_refused() -> None:

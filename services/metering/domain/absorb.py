@@ -169,12 +169,6 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
     account["credited_nano"] = fact["credited_nano"]
     account["held_nano"] = fact["held_nano"]
     out.touch(slots)
-    hold_id = fact["hold_id"]
-    if hold_id is not None:
-        hold = np.void(name_uuid("hold", hold_id).bytes)
-        if account["echoed"] != hold:
-            account["echoed"] = hold
-            out.echo(slot, hold_id, Cause())
     judge(out, slots, lambda _: Cause())
     if account["closed"]:
         end_refusal(out, slot, Cause())
@@ -182,6 +176,20 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
         out.publish(slots)
     set_due(out, slots)
     post_fees(out, slots)
+    if (hold_id := fact["hold_id"]) is not None:
+        hold = np.void(name_uuid("hold", hold_id).bytes)
+        if out.state.accounts["echoed"][slot] != hold:
+            out.state.accounts["echoed"][slot] = hold
+            out.echo(slot, hold_id=hold_id)
+
+
+def _usage_ask(out: Outbox, ask: Fact) -> None:
+    """Answer what an account was charged. Nothing of it changes, so no row is written."""
+    slot = out.state.account_slot(ask["account_key"])
+    if slot is None or not out.state.accounts["known"][slot]:
+        out.count("ask-unknown")
+    elif not out.state.is_ahead(slot, out.offset):
+        out.echo(slot, ask_id=ask["ask_id"])
 
 
 def _meter_fact(out: Outbox, fact: Fact) -> None:
@@ -312,5 +320,6 @@ _FACTS = {
     "policy-fact": _policy_fact,
     "account-fact": _account_fact,
     "meter-fact": _meter_fact,
+    "usage-ask": _usage_ask,
     "wake": _wake,
 }

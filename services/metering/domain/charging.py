@@ -325,12 +325,13 @@ def charge_one(out: Outbox, interval: Intervals, kind: int) -> Bill | None:
         return None
     out.charge(np.array([0]), bill.charges, bill.names, bill.lines)
     post(out, interval, bill.charges)
-    stand(out.state, bill)
+    stand(out.state, bill, interval.account_slots)
     return bill
 
 
-def stand(state: ShardState, bill: Bill) -> None:
-    """Let what the lines counted stand, once their charges are posted."""
+def stand(state: ShardState, bill: Bill, account_slots: Array) -> None:
+    """Let what the lines counted stand, once their charges, of these accounts, are posted."""
+    state.divide(account_slots[bill.lines["charge"]], bill.lines)
     slots, totals_milli = bill.accumulated
     state.accumulations["total_milli"][slots] = totals_milli
     state.open(*bill.opened)

@@ -130,11 +130,13 @@ def _post(out: Outbox, slots: Array, positions: Array, postings: Sequence[Postin
     charges["tariff_version"] = [posting.version for posting in postings]
     charges["policy_version"] = policies["version"]
     set_standing(charges, meters, accounts)
-    out.charge(positions, charges, state.account_links["names"][slots], _lines_of(postings))
+    lines = _lines_of(postings)
+    out.charge(positions, charges, state.account_links["names"][slots], lines)
     accounts["fees_sequence"] += 1
     accounts["fees_until_ms"] = state.now_ms
     accounts["fees_due_ms"] = [posting.next_ms for posting in postings]
     post_to(out, accounts, slots, charges)
+    state.divide(slots[lines["charge"]], lines)
     judge(out, slots, lambda i: Cause(charge=charges[i], position=int(positions[i])))
 
 

@@ -19,8 +19,8 @@ class LogRecord:
     """One record of a shard's log, decoded.
 
     `subject` names the kind: reading-frame (value: ReadingFrame), account-fact, meter-fact,
-    site-fact, tariff-fact, policy-fact, wake (value: the Avro record). `timestamp_ms` is the
-    broker's LogAppendTime.
+    site-fact, tariff-fact, policy-fact, usage-ask, wake (value: the Avro record). `timestamp_ms` is
+    the broker's LogAppendTime.
     """
 
     offset: int

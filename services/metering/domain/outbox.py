@@ -75,6 +75,7 @@ class Outbox:
         self._publish: list[Array] = []
         self._charges: list[tuple[Array, Table, Array, Array]] = []
         self._decisions: list[tuple[int, Output]] = []
+        self._echoes: list[tuple[int, dict[str, Any]]] = []
         self._ordinals: Counter[tuple[str, str]] = Counter()
 
     def count(self, outcome: str, how_many: int = 1) -> None:
@@ -238,10 +239,11 @@ class Outbox:
         output = Output("notices", "notice", fact["account_id"], record, event_id, state.now_ms)
         self._decisions.append((cause.position, output))
 
-    def echo(self, slot: int, hold_id: str, cause: Cause) -> None:
-        """Answer a hold with what is known now."""
-        account, identity = self.state.accounts[slot], self._identity(slot, cause)
+    def echo(self, slot: int, *, hold_id: str = "", ask_id: str | None = None) -> None:
+        """Answer a hold, or an ask, with what is known now; with the row at the record's end."""
+        account, identity = self.state.accounts[slot], self._identity(slot, Cause())
         heard = bool(account["last_received_at_ms"] >= 0)
+        divided_nano = self.state.divided_nano(slot)
         record = {
             "account_id": identity["account_id"],
             "account_revision": int(account["revision"]),
@@ -257,12 +259,29 @@ class Outbox:
             "currency": identity["currency"],
             "legal_entity": identity["legal_entity"],
             "commodity": identity["commodity"],
+            "ask_id": ask_id,
+            **{f"{name}_nano": amount_nano for name, amount_nano in divided_nano.items()},
+            "meters": [self._stand(meter_slot) for meter_slot in self.state.meters_of(slot)],
+            "row": b"",
         }
-        event_id = self._event_id("echo", identity["account_id"], hold_id)
+        event_id = self._event_id("echo", identity["account_id"], hold_id or ask_id or "")
         output = Output(
             "echoes", "echo", identity["account_id"], record, event_id, self.state.now_ms
         )
-        self._decisions.append((cause.position, output))
+        self._decisions.append((0, output))
+        self._echoes.append((slot, record))
+
+    def _stand(self, meter_slot: int) -> dict[str, Any]:
+        """Return where a meter of an account stands."""
+        meter = self.state.meters[meter_slot]
+        return {
+            "meter_id": self.state.meter_fact(int(meter["key"]))["meter_id"],
+            "epoch": int(meter["epoch"]),
+            "ratio": int(meter["ratio"]),
+            "register_milli": int(meter["register_milli"]) if meter["opened"] else None,
+            "time_ms": int(meter["time_ms"]) or None,
+            "energy_total_milli": int(meter["energy_total_milli"]),
+        }
 
     def absorbed(self) -> Absorbed:
         """Return all of it. The state's offset must be the record's by now."""
@@ -273,6 +292,8 @@ class Outbox:
         outputs += self.balances(published)
         touched = _distinct(self._touched)
         self.state.accounts["offset"][touched] = self.offset
+        for slot, echo in self._echoes:
+            echo["row"] = self.state.account_rows(np.array([slot]))[0].value
         return Absorbed(
             tuple(outputs),
             tuple(self.fact_rows),

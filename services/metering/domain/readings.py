@@ -232,7 +232,7 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
         post_to(out, intervals.accounts.take(ends), slots, charges.take(ends))
     else:
         post(out, intervals, charges)
-    stand(state, bill)
+    stand(state, bill, intervals.account_slots)
     if kind == KIND_USAGE and len(bill.split):
         leave_windows(state, intervals, bill)
 

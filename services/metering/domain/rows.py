@@ -13,7 +13,9 @@ a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for ea
                              first four fields; the tail of each meter: its WINDOWs, in ascending
                              order, the HELD that it is held for, if any, and the closing that
                              waits with it, if any: the METER of the epoch before, and its HELD;
-                             its HABITS, if its policy asks
+                             its HABITS, if its policy asks; COMPONENTS, int64, if one is not 0
+
+Layout 4 had no COMPONENTS: what an account was charged until then is undivided.
 
 Account rows hold numbers only; names stand in the fact rows. The account row alone is the truth
 about which meters stand in an account.
@@ -34,9 +36,11 @@ from services.common.kernel.values import value_class
 from services.metering.domain.errors import BadRows
 from services.metering.domain.messages import Row
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Raised when the bytes of a row change their meaning."""
-ABSORB_VERSION = 3
+FORMER_LAYOUT_VERSION = 4
+"""Read too."""
+ABSORB_VERSION = 4
 """Raised when the same log would give other outputs or rows."""
 METERS_MAX = 256
 """Meters an account may have."""
@@ -61,7 +65,7 @@ HEADER_KEY = b"h"
 FACT_PREFIX = b"f/"
 ACCOUNT_PREFIX = b"a/"
 
-_LAYOUT = LAYOUT_VERSION.to_bytes(2, "little")
+_LAYOUTS = tuple(each.to_bytes(2, "little") for each in (LAYOUT_VERSION, FORMER_LAYOUT_VERSION))
 _ABSORB = ABSORB_VERSION.to_bytes(2, "little")
 _HEAD = struct.Struct("<HHIq")
 _NOW = struct.Struct("<q")
@@ -145,6 +149,11 @@ ACCUMULATION = np.dtype(
     ]
 )
 """What a ladder adds up (rule 4), 40 bytes."""
+
+COMPONENTS = ("surcharge", "ladder", "fees", "tax", "undivided")
+"""Of what an account was charged in all, lifetime totals in nano; the rest is for its rates."""
+UNDIVIDED = COMPONENTS.index("undivided")
+COMPONENTS_SIZE = 8 * len(COMPONENTS)
 
 WINDOW = struct.Struct("<4q")
 """An interval that was split by time (rule 5): from time, register, to time, register."""
@@ -253,11 +262,12 @@ def joined(rows: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         if earlier is None or absorbed_offset(value) > absorbed_offset(earlier):
             newest[key] = value
     for key, value in newest.items():
-        if not value.startswith(_LAYOUT):
+        if not value.startswith(_LAYOUTS):
             layout = int.from_bytes(value[:2], "little")
             raise BadRows(
-                f"row {key!r} has layout {layout}; this worker reads layout {LAYOUT_VERSION}. "
-                "Start the version that wrote it, let it drain, then migrate the rows"
+                f"row {key!r} has layout {layout}; this worker reads {FORMER_LAYOUT_VERSION} and "
+                f"{LAYOUT_VERSION}. Start the version that wrote it, let it drain, then migrate "
+                "the rows"
             )
     return newest
 
@@ -307,12 +317,14 @@ def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.ND
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    `windows`, `held`, `waiting` and `habits`: of each meter, packed.
+    `components`: int64, (accounts, COMPONENTS). `windows`, `held`, `waiting` and `habits`: of each
+    meter, packed.
     """
 
     accounts: npt.NDArray[Any]
     meters: npt.NDArray[Any]
     accumulations: npt.NDArray[Any]
+    components: npt.NDArray[np.int64]
     windows: list[bytes]
     held: list[bytes]
     waiting: list[bytes]
@@ -337,12 +349,20 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
     of_accounts = np.zeros(len(values), np.int64)
     owners = np.repeat(np.arange(len(values)), accounts["meters"])
     np.add.at(of_accounts, owners, tails.sum(axis=1))
-    if (sizes != accumulated + of_accounts).any():
+    tails_end = accumulated + of_accounts
+    divided = sizes == tails_end + COMPONENTS_SIZE
+    if not (divided | (sizes == tails_end)).all():
         raise torn
     more = np.flatnonzero(sizes > ends).tolist()
     accumulations = b"".join(values[i][ends[i] : accumulated[i]] for i in more)
-    packed = b"".join(values[i][accumulated[i] :] for i in more)
+    packed = b"".join(values[i][accumulated[i] : tails_end[i]] for i in more)
     stops = np.cumsum(tails).tolist()
     found = [packed[a:b] for a, b in pairwise((0, *stops))]
     counted = np.frombuffer(accumulations, ACCUMULATION)
-    return ParsedAccounts(accounts, meters, counted, *(found[part::4] for part in range(4)))
+    told = b"".join(values[i][tails_end[i] :] for i in np.flatnonzero(divided).tolist())
+    components = np.zeros((len(values), len(COMPONENTS)), np.int64)
+    components[divided] = np.frombuffer(told, "<i8").reshape(-1, len(COMPONENTS))
+    former = accounts["layout"] == FORMER_LAYOUT_VERSION
+    components[former, UNDIVIDED] = accounts["charged_nano"][former]
+    packed_of = (found[part::4] for part in range(4))
+    return ParsedAccounts(accounts, meters, counted, components, *packed_of)

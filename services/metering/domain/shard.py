@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.common.kernel.frames import ABSENT_REGISTER
+from services.common.kernel.frames import ABSENT_REGISTER, FEE_RATE, NO_RATE
+from services.common.kernel.units import INT64_MAX, fits_int64
 from services.metering.domain.factlog import FactLog
 from services.metering.domain.facts import Array, Names, Policies, grown
 from services.metering.domain.keys import Keys
@@ -18,6 +19,7 @@ from services.metering.domain.rows import (
     ACCOUNT,
     ACCOUNT_PREFIX,
     ACCUMULATION,
+    COMPONENTS,
     FACT_PREFIX,
     FLAGS,
     FORCED,
@@ -32,6 +34,7 @@ from services.metering.domain.rows import (
     NOT_DUE_MS,
     TAIL_HABITS,
     TAIL_WAITING,
+    UNDIVIDED,
     WITH_RATES,
     Fact,
     ParsedAccounts,
@@ -73,7 +76,9 @@ _NONE = -1
 _STEPS_MAX = 8
 """Of chains walked side by side; a merged account's are longer, and there are few of those."""
 _TAILS_END = 1 << 32
-"""Shape of an account's row: how many accumulations × _TAILS_END + how many bytes behind them."""
+"""Shape of an account's row: how many accumulations × _TAILS_END + how many bytes of tails behind
+them, which are words, + _DIVIDED where it has components."""
+_DIVIDED = 1
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i4"), ("names", "<i4"), ("accumulation", "<i4")])
@@ -128,6 +133,9 @@ class ShardState:
         self.policies = Policies()
         self.accounts = np.zeros(16, ACCOUNT)
         self.account_links = np.zeros(16, _ACCOUNT_LINKS)
+        self.components = np.zeros((16, len(COMPONENTS)), np.int64)
+        """Of what each account was charged, by slot."""
+        self._any_divided = False
         self._unlinked = 0
         """How many accounts have a fact that was read at the start and not looked at yet."""
         self.due_ms = np.zeros(16, np.int64)
@@ -220,6 +228,7 @@ class ShardState:
         slot = self._account_keys.add(account_key)
         self.accounts = grown(self.accounts, slot + 1)
         self.account_links = grown(self.account_links, slot + 1)
+        self.components = grown(self.components, slot + 1)
         self.due_ms = grown(self.due_ms, slot + 1)
         self.due_ms[slot] = NOT_DUE_MS
         for link in ("only_meter", "accumulation", "first_accumulation"):
@@ -230,6 +239,49 @@ class ShardState:
         """Write accounts (dtype ACCOUNT, one for each slot)."""
         words(self.accounts)[slots] = words(accounts)
         self.due_ms[slots] = accounts["due_ms"]
+
+    def divide(self, slots: Array, lines: Array) -> None:
+        """Count what lines (dtype LINE, which are charged) come to by component (rule 5).
+
+        `slots`: of each line its account's.
+        """
+        if not len(lines):
+            return
+        self._any_divided = True
+        is_fee = (lines["rate"] >= FEE_RATE) & (lines["rate"] != NO_RATE)
+        fees_nano = np.where(is_fee, lines["rate_nano"], 0)
+        amounts = (lines["surcharge_nano"], lines["ladder_nano"], fees_nano, lines["tax_nano"])
+        if not self._have_room(slots, amounts):
+            self._divide_exactly(slots, np.stack(amounts, axis=1))
+            return
+        for number, amounts_nano in enumerate(amounts):
+            if amounts_nano.any():
+                np.add.at(self.components[:, number], slots, amounts_nano)
+
+    def _have_room(self, slots: Array, amounts: Iterable[Array]) -> bool:
+        """Say whether the components of accounts are sure to take so much more."""
+        stands = self.components[slots]
+        most = [max(int(each.max()), -int(each.min())) for each in (stands, *amounts)]
+        return most[0] + len(slots) * max(most[1:]) <= INT64_MAX
+
+    def _divide_exactly(self, slots: Array, amounts: Array) -> None:
+        """Do the same in integers that have no end: where a total has none, nothing is divided."""
+        for slot in set(slots.tolist()):
+            more = (sum(column) for column in zip(*amounts[slots == slot].tolist(), strict=True))
+            stood = self.components[slot].tolist()
+            totals = [*map(sum, zip(stood, more, strict=False)), stood[UNDIVIDED]]
+            if not all(map(fits_int64, totals)):
+                totals = [0] * UNDIVIDED + [int(self.accounts["charged_nano"][slot])]
+            self.components[slot] = totals
+
+    def divided_nano(self, slot: int) -> dict[str, int]:
+        """Return what an account was charged by component, that of its rates as `energy`."""
+        charged_nano = int(self.accounts["charged_nano"][slot])
+        parts = dict(zip(COMPONENTS, self.components[slot].tolist(), strict=True))
+        energy_nano = charged_nano - sum(parts.values())
+        if not fits_int64(energy_nano):
+            return {"energy": 0, **dict.fromkeys(COMPONENTS, 0), "undivided": charged_nano}
+        return {"energy": energy_nano, **parts}
 
     def link_account(self, slot: int, fact: Fact) -> None:
         """Let an account be named and priced by its account-fact."""
@@ -630,12 +682,13 @@ class ShardState:
         else:
             of_each = chain.from_iterable(map(self.meters_of, slots.tolist()))
             meter_slots = np.fromiter(of_each, np.int64)
-        if not (self._accumulations_used or self._windows or any(self._tails)):
+        if not (self._accumulations_used or self._windows or any(self._tails) or self._any_divided):
             yield self._table(0, places, slots, meter_slots.reshape(len(slots), count))
             return
         tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
         shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
         shapes += tails.reshape(len(slots), count).sum(axis=1)
+        shapes += self.components[slots].any(axis=1) * _DIVIDED
         meter_slots = meter_slots.reshape(len(slots), count)
         for shape in sorted(set(shapes.tolist())):
             which = np.flatnonzero(shapes == shape)
@@ -651,9 +704,11 @@ class ShardState:
             at = self._accumulations_of_each(slots, shape // _TAILS_END)
             counted = words(self.accumulations).take(at, axis=0)
             parts.append(counted.reshape(len(slots), -1))
-        if shape % _TAILS_END:
+        if shape % _TAILS_END > _DIVIDED:
             tails = self._tails_of(meter_slots.ravel())
             parts.append(tails.reshape(len(slots), -1))
+        if shape & _DIVIDED:
+            parts.append(self.components.take(slots, axis=0))
         return RowTable(places, keys, octets(np.concatenate(parts, axis=1)))
 
     @property
@@ -716,9 +771,13 @@ class ShardState:
         self._account_keys.extend(accounts["key"])
         self.accounts = grown(self.accounts, count)
         self.account_links = grown(self.account_links, count)
+        self.components = grown(self.components, count)
+        self.components[:count] = parsed.components
+        self._any_divided = bool(parsed.components.any())
         self.due_ms = grown(self.due_ms, count)
         slots = np.arange(count)
         self.put_accounts(slots, accounts)
+        self.accounts["layout"][slots] = LAYOUT_VERSION
         self.accounts["absorb"][slots] = ABSORB_VERSION
         self._meter_slots_used = len(meters)
         self.meters = grown(self.meters, len(meters))
