@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -24,13 +25,14 @@ from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_i
 from services.vending.adapters.ledger import ledger_above
 from services.vending.adapters.scratch import ScratchLasts
 from services.vending.application import importing, verifying
+from services.vending.application.balances import Until, balanced, tables_of
 from services.vending.application.verifying import Fault, Verdict
 from services.vending.config import VendingSettings
 from services.vending.domain.event_store import FROM_START
 
 RUN = "run"
 FAULT_FOUND = 1
-"""The exit code of `verify` where the book is not what was told."""
+"""The exit code where the book is not what was told, or does not balance."""
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,6 +61,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "raise-book-epoch",
         help="this store, restored or new, is the truth from now on; stop vending first",
     )
+    balance = commands.add_parser(
+        "trial-balance",
+        help="add up what was posted, at any past position; vending may run meanwhile",
+    )
+    balance.add_argument("--position", type=int, help="up to this event of the store")
+    balance.add_argument("--at", type=_instant_ms, help="what was decided until then")
+    balance.add_argument("--legal-entity", help="the books of this one alone")
     parser.set_defaults(command=RUN)
     return parser.parse_args(arguments)
 
@@ -73,6 +82,8 @@ def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
             work = audit.audit(settings, chosen)
         case "import-ledger":
             work = import_ledger(settings)
+        case "trial-balance":
+            work = trial_balance(chosen, settings)
         case _:
             work = raise_book_epoch(settings)
     try:
@@ -155,6 +166,34 @@ async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
         return FAULT_FOUND
     _print_verdict(verdict, keys)
     return 0
+
+
+async def trial_balance(chosen: argparse.Namespace, settings: VendingSettings) -> int:
+    """Add up what was posted until a position, or an instant."""
+    async with stores.reading_sqlite(settings.store_path) as stored:
+        with _shown("adding up") as progress:
+            until = Until(chosen.position, chosen.at)
+            found = await balanced(stored.store, until, progress)
+    for table in tables_of(found, chosen.legal_entity):
+        print(f"{table}\n")
+    print(f"{found.events} movements of money up to position {found.position}")
+    if off := found.balance.off_nano():
+        print(f"The postings do not sum to zero: off by {off}. Run verify: they were altered")
+        return FAULT_FOUND
+    return 0
+
+
+def _instant_ms(text: str) -> int:
+    """Return an instant that a person wrote."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no instant; write it with its zone, e.g. 2027-01-01T00:00+08:00"
+        )
+    return (instant - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
 
 
 def keys_of(settings: VendingSettings) -> PublicKeys:
