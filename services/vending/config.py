@@ -39,6 +39,15 @@ class VendingSettings(GrpcSettings, SkipSettings):
     public_keys: Path | None = Field(
         None, description="PEM file of the public keys of checkpoints signed before, for `verify`"
     )
+    usage_at_minute: int = Field(
+        960,
+        ge=0,
+        lt=1440,
+        description="minute of the day (UTC) from which on metering is asked what was used",
+    )
+    usage_asks_per_s: int = Field(
+        20, ge=1, le=1000, description="accounts that metering is asked about a second, at most"
+    )
     states_cached_max: int = Field(
         20_000, ge=1, le=10_000_000, description="folded streams kept in memory"
     )

@@ -23,6 +23,7 @@ from services.vending.application.relay import (
     beginning,
     check_told,
 )
+from services.vending.application.statements import Pace, Statements
 from services.vending.config import VendingSettings
 from services.vending.domain.tables import Checkpoint
 from services.vending.metrics import Metrics
@@ -67,9 +68,10 @@ class _Vending:
             keep = bus.keeper_of_charges(self.tables, step_over)
             runtime.spawn(self._follow("charges", keep), "charges")
             settle = bus.settler_of_echoes(
-                self.office, self.tables, runtime.clock.now_ms, step_over
+                self.office, self.statements, self.tables, runtime.clock.now_ms, step_over
             )
             runtime.spawn(self._follow("echoes", settle), "echoes")
+            runtime.spawn(self.statements.run(runtime.log), "usage")
             runtime.spawn(self._complete(), "half-done")
         self.stack.push_async_callback(self._drain)
         await self._start_grpc()
@@ -103,6 +105,16 @@ class _Vending:
         runtime.spawn(relay.run(), "relay")
         runtime.spawn(relay.keep_checkpoints(settings.checkpoint_interval_ms), "checkpoints")
         self.relay = relay
+        self.statements = Statements(
+            self.office,
+            self.store,
+            self.tables,
+            publisher,
+            relay,
+            clock=runtime.clock,
+            metrics=self.metrics,
+            pace=Pace(settings.usage_at_minute, settings.usage_asks_per_s),
+        )
         runtime.log.info("the relay begins", position=begin.position, book_epoch=self.book_epoch)
         return ""
 

@@ -38,6 +38,17 @@ class Metrics:
             "position up to which every event is acknowledged on every topic",
             registry=registry,
         )
+        self.usage_statements = Counter(
+            "wattvend_vending_usage_statements_total",
+            "answers of metering to what an account was charged, by result",
+            ["result"],
+            registry=registry,
+        )
+        self.usage_asks_waiting = Gauge(
+            "wattvend_vending_usage_asks_waiting_count",
+            "asks what an account was charged that metering has not answered yet",
+            registry=registry,
+        )
         self.half_done = Gauge(
             "wattvend_vending_assignments_half_done_count",
             "assignments decided in the meter's stream and not yet in the account's",

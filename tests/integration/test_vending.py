@@ -42,6 +42,7 @@ pytestmark = pytest.mark.stack
 DEADLINE_S = 20.0
 CALLER = (("wattvend-caller", "test"),)
 ENERGY = "electricity"
+NOT_USED = ("surcharge_nano", "ladder_nano", "fees_nano", "tax_nano", "undivided_nano")
 DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -463,6 +464,11 @@ def echo(hold: dict[str, Any], charged_nano: int) -> dict[str, Any]:
         "currency": hold["currency"],
         "legal_entity": hold["legal_entity"],
         "commodity": hold["commodity"],
+        "ask_id": None,
+        "energy_nano": charged_nano,
+        **dict.fromkeys(NOT_USED, 0),
+        "meters": [],
+        "row": b"its row",
     }
 
 
@@ -708,6 +714,6 @@ async def test_health_and_reflection_answer_and_a_call_without_a_caller_does_not
 
 def test_a_second_process_on_the_store_is_refused_with_a_clear_error(vending: Vending) -> None:
     second = Vending(vending.stack, vending.run, vending.store, free_ports(1)[0], "x")
-    answer = second.command("verify")
+    answer = second.command("raise-book-epoch")
     assert answer.returncode == 70
     assert "in use by another vending process" in answer.stderr

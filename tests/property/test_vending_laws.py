@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.tables import event_of
@@ -38,13 +39,21 @@ from services.vending.domain.account import (
 from services.vending.domain.checks import METHODS
 from services.vending.domain.decisions import Answers, Request, changed, fingerprint
 from services.vending.domain.event_store import FROM_START, StoredEvent
-from services.vending.domain.events import CreditSold, DebtSet, EmergencyGranted, MoneyEvent
+from services.vending.domain.events import (
+    CreditSold,
+    DebtSet,
+    EmergencyGranted,
+    MoneyEvent,
+    UsagePosted,
+)
 from services.vending.domain.orders import PromisePayment
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
+from services.vending.domain.postings import COMPONENTS, Usage
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.trial_balance import TrialBalance
+from services.vending.domain.usage import PostUsage, Used
 from services.vending.metrics import Metrics
 
 NANO = 10**7
@@ -83,6 +92,25 @@ class Echo:
     rest_nano: int
 
 
+@dataclass(frozen=True)
+class Told:
+    """Metering says what was used until an account sequence, the same as ever or corrected."""
+
+    account: str
+    account_sequence: int
+    usage: Usage
+
+    def command(self) -> PostUsage:
+        request_id = str(name_uuid("usage", self.account, self.account_sequence))
+        request = Request("~vending", request_id, fingerprint("usage", self.usage), 7)
+        seed: tuple[Any, ...] = (0, 1, 1, [], b"row", 9, 7)
+        return PostUsage(request, self.account, self.account_sequence, self.usage, *seed)
+
+
+Step = list[Ask] | Echo | Told | None
+"""None: a restart."""
+
+
 @dataclass
 class Ledger:
     """The model: what a clerk with a pencil would write down."""
@@ -95,6 +123,7 @@ class Ledger:
     length: dict[str, int] = field(default_factory=lambda: {"A": 0, "B": 0})
     closing: dict[str, Key] = field(default_factory=dict)
     seen: dict[Key, tuple[Content, Said]] = field(default_factory=dict)
+    used: dict[str, Used] = field(default_factory=lambda: {"A": Used(), "B": Used()})
 
     def write(self, name: str, key: Key, content: Content, event: str) -> Said:
         said = (event, self.length[name])
@@ -160,9 +189,16 @@ class Ledger:
         self.debt[name] -= debt
         return True
 
+    def tell(self, told: Told) -> None:
+        name = told.account
+        if name in self.status and told.account_sequence > self.used[name].account_sequence:
+            self.used[name] = Used(told.account_sequence, told.usage)
+            self.length[name] += 1
+
     def echo(self, echo: Echo) -> None:
         name = echo.account
         if self.status.get(name) == "closing":
+            self.tell(echoed(echo, self.credited[name]))
             key = self.closing.pop(name)
             self.status[name] = "open" if echo.rest_nano else "closed"
             event = "account-close-refused" if echo.rest_nano else "account-closed"
@@ -201,15 +237,22 @@ async def said_to(book: Book, ask: Ask) -> Said:
     return (outcome.event.SUBJECT, outcome.revision)
 
 
+def echoed(echo: Echo, credited_nano: int) -> Told:
+    usage = Usage(tax_nano=7, energy_nano=credited_nano - echo.rest_nano - 7)
+    return Told(echo.account, 5, usage)
+
+
 async def tell(book: Book, echo: Echo) -> None:
     state = await book.state_of(Account, echo.account)
     if state and state.closing:
-        charged_nano = state.credited_nano - echo.rest_nano
-        settle = SettleClosing(echo.account, state.closing.hold_id, charged_nano, 1, 0, 6)
+        told = echoed(echo, state.credited_nano)
+        hold = state.closing.hold_id
+        charged_nano = told.usage.charged_nano
+        settle = SettleClosing(echo.account, hold, charged_nano, 5, 0, 6, told.command())
         await book.submit(Account, echo.account, decided(settle))
 
 
-async def follow(history: list[list[Ask] | Echo | None]) -> None:
+async def follow(history: list[Step]) -> None:
     store, ledger = MemoryEventStore(), Ledger()
     book = Book(store, Metrics(CollectorRegistry()))
     for step in history:
@@ -218,6 +261,9 @@ async def follow(history: list[list[Ask] | Echo | None]) -> None:
         elif isinstance(step, Echo):
             await tell(book, step)
             ledger.echo(step)
+        elif isinstance(step, Told):
+            await book.submit(Account, step.account, decided(step.command()))
+            ledger.tell(step)
         else:
             expected = [ledger.ask(ask) for ask in step]
             assert await asyncio.gather(*(said_to(book, ask) for ask in step)) == expected
@@ -229,6 +275,7 @@ async def follow(history: list[list[Ask] | Echo | None]) -> None:
             assert state.status.value == ledger.status[name]
             owed = Owed(ledger.emergency[name], ledger.debt[name], ledger.share[name])
             assert state.owed == owed
+            assert state.used == ledger.used[name]
     stored = await store.read_all(FROM_START, 10**6)
     chain.check_stream_chain({}, stored)
     add_up(stored)
@@ -239,18 +286,21 @@ def add_up(stored: list[StoredEvent]) -> None:
     credited: Counter[str] = Counter()
     lent: Counter[str] = Counter()
     debts: Counter[str] = Counter()
+    used = {"A": Usage(), "B": Usage()}
     stands: Counter[tuple[str, str]] = Counter()
     today, before = TrialBalance(), TrialBalance()
     for event in map(event_of, stored):
         if isinstance(event, MoneyEvent):
             # Postings are what an event of before there were any is read as.
-            old = changed(event, postings=None)
+            old = event if isinstance(event, UsagePosted) else changed(event, postings=None)
             assert before.postings_of(old) == today.postings_of(event) == event.postings
             before.add(old)
             today.add(event)
             for posting in event.postings or ():
                 stands[event.account_id, posting.account] += posting.amount_nano
             assert sum(line.balance_nano for line in today.books["LE1", "CNY"].values()) == 0
+        if isinstance(event, UsagePosted):
+            used[event.account_id] = event.usage
         if isinstance(event, DebtSet):
             debts[event.account_id] = event.debt_minor
         if isinstance(event, CreditSold):
@@ -269,7 +319,11 @@ def add_up(stored: list[StoredEvent]) -> None:
         if isinstance(event, CreditSold | EmergencyGranted):
             credited[event.account_id] = event.credited_nano
         for name in ("A", "B"):
-            assert stands[name, "liabilities:prepayment"] == -credited[name]
+            assert (
+                stands[name, "liabilities:prepayment"] == used[name].charged_nano - credited[name]
+            )
+            assert stands[name, "liabilities:tax"] == -used[name].tax_nano
+            assert stands[name, "income:electricity:energy"] == -used[name].energy_nano
             assert stands[name, "assets:emergency-credit"] == lent[name] * NANO
             assert stands[name, "assets:receivable"] == debts[name] * NANO
     assert today.books == before.books
@@ -289,16 +343,20 @@ def asks_of(name: str) -> st.SearchStrategy[Ask]:
     return st.one_of(sell, sell, sell, owe, rest, rest)
 
 
-def steps_of(name: str) -> st.SearchStrategy[list[Ask] | Echo | None]:
+USAGE = st.builds(Usage, *[st.sampled_from([0, 3, 10**9, 2 * 10**9, -5])] * len(COMPONENTS))
+
+
+def steps_of(name: str) -> st.SearchStrategy[Step]:
     return st.one_of(
         st.lists(asks_of(name), min_size=1, max_size=8),
         st.lists(asks_of(name), min_size=1, max_size=8),
         st.builds(Echo, st.just(name), st.sampled_from([0, 0, 5])),
+        st.builds(Told, st.just(name), st.integers(0, 9), USAGE),
         st.none(),
     )
 
 
-OPENED: list[list[Ask] | Echo | None] = [
+OPENED: list[Step] = [
     [Ask("open", "A", "opener", 100)],
     [Ask("open", "B", "opener", 101)],
 ]
@@ -307,6 +365,6 @@ OPENED: list[list[Ask] | Echo | None] = [
 @given(st.booleans(), st.lists(st.one_of(steps_of("A"), steps_of("B")), max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_every_answer_is_the_one_that_a_ledger_on_paper_gives(
-    opened: bool, history: list[list[Ask] | Echo | None]
+    opened: bool, history: list[Step]
 ) -> None:
     asyncio.run(follow([*(OPENED if opened else []), *history]))

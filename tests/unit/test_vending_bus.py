@@ -40,10 +40,10 @@ def garbage(topic: str, subject: str) -> Any:
 
 def handlers(kept: Any, *told: tuple[str, int, int]) -> dict[str, bus.Handle]:
     step_over = kafka.StepOver(frozenset(told), "WATTVEND_VENDING_SKIP", LOG)
-    office: Any = None
+    nobody: Any = None
     return {
         "charges": bus.keeper_of_charges(kept, step_over),
-        "echoes": bus.settler_of_echoes(office, kept, lambda: 0, step_over),
+        "echoes": bus.settler_of_echoes(nobody, nobody, kept, lambda: 0, step_over),
     }
 
 

@@ -10,15 +10,20 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.frames import KIND_FEE, KIND_RESPLIT, ChargeFrame
 from services.common.runtime import kafka
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.application.office import Office
+from services.vending.application.process import PROCESS, step
 from services.vending.application.relay import CHECKPOINT_PARTITION, ToldEvent
+from services.vending.application.statements import Statements
 from services.vending.domain.account import SettleClosing
+from services.vending.domain.origin import Origin
+from services.vending.domain.postings import COMPONENTS, Usage
 from services.vending.domain.tables import Charged, Checkpoint, Offset, Root, Tables
+from services.vending.domain.usage import PostUsage
 
 RECORDS_PER_POLL_MAX = 50
 """A frame holds up to 500 charges, and their rows are written on the loop that answers sales."""
@@ -212,9 +217,13 @@ def keeper_of_charges(tables: Tables, step_over: kafka.StepOver) -> Handle:
 
 
 def settler_of_echoes(
-    office: Office, tables: Tables, now_ms: Callable[[], int], step_over: kafka.StepOver
+    office: Office,
+    statements: Statements,
+    tables: Tables,
+    now_ms: Callable[[], int],
+    step_over: kafka.StepOver,
 ) -> Handle:
-    """Return what settles holds on metering's echoes."""
+    """Return what settles holds on metering's echoes, and posts what they tell was used."""
 
     async def handle(records: Sequence[ConsumerRecord]) -> None:
         for record in records:
@@ -223,7 +232,10 @@ def settler_of_echoes(
             except InvalidInput as odd:
                 step_over(record, odd)
                 continue
-            await office.settle(_settlement(value, now_ms()))
+            if value["ask_id"] is None:
+                await office.settle(_settlement(value, now_ms()))
+            else:
+                await statements.answered(value["ask_id"], usage_told(value, now_ms()))
         await tables.keep_charged((), _offsets(records))
 
     return handle
@@ -237,4 +249,30 @@ def _settlement(echo: Mapping[str, Any], at_ms: int) -> SettleClosing:
         echo["account_sequence"],
         echo["open_meters"],
         at_ms,
+        None if echo["row"] is None else usage_told(echo, at_ms),
+    )
+
+
+def usage_told(echo: Mapping[str, Any], at_ms: int) -> PostUsage:
+    """Return what an echo says was used. Raises Bug where its figures do not add up."""
+    account_id, sequence = echo["account_id"], echo["account_sequence"]
+    usage = Usage(**{f"{name}_nano": echo[f"{name}_nano"] for name in COMPONENTS})
+    if usage.charged_nano != echo["charged_nano"]:
+        raise Bug(
+            f"metering told at sequence {sequence} of account {account_id} that "
+            f"{echo['charged_nano']} was charged, by component {usage}: they do not add up"
+        )
+    content = (account_id, sequence, usage.charged_nano)
+    return PostUsage(
+        step(at_ms, content, Origin(PROCESS), "usage", account_id, sequence),
+        account_id,
+        sequence,
+        usage,
+        echo["credited_nano"],
+        echo["account_revision"],
+        echo["book_epoch"],
+        echo["meters"],
+        echo["row"],
+        echo["log_offset"],
+        echo["decided_at_ms"],
     )

@@ -2,9 +2,9 @@
 
 `unique_name`, `todo` and `waiting` (proposals, payments) are derived from events (`changes`) within
 the transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
-reads. `book` holds the book epoch, `raised` the position after which each began; `link` what the
-hash chain over the store is made of, `checkpoint` what the relay vouched for. `root` is of earlier
-releases.
+reads; `usage_ask` says when metering was asked last what an account was charged. `book` holds the
+book epoch, `raised` the position after which each began; `link` what the hash chain over the store
+is made of, `checkpoint` what the relay vouched for. `root` is of earlier releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -49,6 +49,7 @@ from services.vending.domain.tables import (
     METER_KEY,
     PAYMENT,
     SERIAL,
+    Ask,
     Charged,
     Checkpoint,
     Link,
@@ -93,6 +94,13 @@ CREATE TABLE IF NOT EXISTS consumer_offset(
   next_offset bigint NOT NULL,
   PRIMARY KEY(topic, partition)
 );
+CREATE TABLE IF NOT EXISTS usage_ask(
+  account_id text PRIMARY KEY,
+  asked_at_ms bigint NOT NULL,
+  waits_for text,
+  is_last bigint NOT NULL CHECK(is_last IN (0, 1))
+);
+CREATE INDEX IF NOT EXISTS usage_ask_waiting ON usage_ask(asked_at_ms) WHERE waits_for IS NOT NULL;
 CREATE TABLE IF NOT EXISTS book(
   one bigint PRIMARY KEY CHECK(one = 1), book_epoch bigint NOT NULL CHECK(book_epoch >= 1)
 );
@@ -303,6 +311,46 @@ class SqlTables:
             "SELECT partition, next_offset FROM consumer_offset WHERE topic = $1", topic
         )
         return dict(rows)
+
+    async def asks(self, after: Ask | None, limit: int) -> list[Ask]:
+        """Return what was asked about the next accounts behind one, in the order of their keys."""
+        rows = await self._database.rows(
+            "SELECT owner, name, coalesce(asked_at_ms, 0), waits_for, coalesce(is_last, 0) "
+            "FROM unique_name LEFT JOIN usage_ask ON account_id = owner "
+            "WHERE kind = $1 AND name > $2 ORDER BY name LIMIT $3",
+            ACCOUNT_KEY,
+            str(after.account_key) if after else "",
+            limit,
+        )
+        return [Ask(owner, int(key), at, waits, bool(last)) for owner, key, at, waits, last in rows]
+
+    async def asks_waiting(self, since_ms: int) -> int:
+        """Return how many asks since an instant are not answered yet."""
+        rows = await self._database.rows(
+            "SELECT count(*) FROM usage_ask WHERE waits_for IS NOT NULL AND asked_at_ms >= $1",
+            since_ms,
+        )
+        return int(rows[0][0])
+
+    async def keep_asks(self, asks: Iterable[Ask]) -> None:
+        """Keep what was asked."""
+        keep = Statement(
+            "INSERT INTO usage_ask(account_id, asked_at_ms, waits_for, is_last) "
+            "VALUES($1, $2, $3, $4) ON CONFLICT(account_id) DO UPDATE SET "
+            "asked_at_ms = excluded.asked_at_ms, waits_for = excluded.waits_for, "
+            "is_last = excluded.is_last",
+            [(a.account_id, a.asked_at_ms, a.waits_for, int(a.is_last)) for a in asks],
+        )
+        await self._database.run([keep])
+
+    async def keep_answer(self, account_id: str, ask_id: str, *, is_last: bool) -> None:
+        """Let an ask wait no more."""
+        keep = Statement(
+            "UPDATE usage_ask SET waits_for = NULL, is_last = $3 "
+            "WHERE account_id = $1 AND waits_for = $2",
+            [(account_id, ask_id, int(is_last))],
+        )
+        await self._database.run([keep])
 
     async def book_epoch(self) -> int:
         """Return the epoch of the book."""

@@ -376,8 +376,8 @@ def _seal(stream: StreamId, folded: _Folded, event: Event) -> tuple[NewEvent, _F
     """
     state = evolve_of(stream)(folded.state, event)
     answer = state.answers.get(event.key)
-    assert answer is not None, "a state remembers its requests"
-    event_id = name_uuid("event", event.caller, event.request_id, len(answer.revisions))
+    number = 1 if answer is None else len(answer.revisions)  # None: it comes once by itself
+    event_id = name_uuid("event", event.caller, event.request_id, number)
     data = codec.encode(event.SUBJECT, event.record())
     meta = chain.meta_of(codec.schema_header(event.SUBJECT), folded.last_hash, event.origin)
     revision = folded.revision + 1

@@ -34,6 +34,7 @@ from services.vending.domain import (
     policy,
     site,
     tariff,
+    usage,
 )
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority
@@ -290,6 +291,11 @@ class Office:
         await self._book.submit(Account, command.account_id, decide)
         settled, self._settled = self._settled, asyncio.Event()
         settled.set()
+
+    async def post_usage(self, command: usage.PostUsage) -> Outcome[Account]:
+        """Take in what metering says an account was charged. The event, where it is news."""
+        decide = partial(_on, account.decide, command)
+        return await self._book.submit(Account, command.account_id, decide)
 
     # --- assignment -------------------------------------------------------------------------------
 

@@ -351,6 +351,12 @@ class Relay:
         points.point("checkpointed")
         self._told = root
 
+    async def reached(self, position: int) -> None:
+        """Wait until everything up to a position is acknowledged."""
+        while self.position < position:
+            moved = self._moved
+            await moved.wait()
+
     async def caught_up(self) -> None:
         """Wait until everything that is stored now is acknowledged."""
         while await self._store.read_all(self.position, 1):

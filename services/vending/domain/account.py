@@ -49,6 +49,7 @@ from services.vending.domain.events import (
     PowerKept,
     SaleRefused,
     SaleReversed,
+    UsagePosted,
 )
 from services.vending.domain.orders import (
     KeepPower,
@@ -63,6 +64,7 @@ from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site, site_not_found
 from services.vending.domain.tariff import Tariff
+from services.vending.domain.usage import PostUsage, Used
 
 METERS_MAX = 256
 """Meters of one account: metering holds an account's row in one piece."""
@@ -121,6 +123,7 @@ class Account:
     meters: tuple[JoinedMeter, ...] = ()
     reversed_receipts: frozenset[str] = frozenset()
     closing: Closing | None = None
+    used: Used = Used()
 
     def has(self, meter_id: str) -> bool:
         """Say whether a meter stands in the account."""
@@ -253,7 +256,10 @@ class CloseAccount:
 
 @value_class
 class SettleClosing:
-    """Metering's echo of a hold: what was charged in all, and which meters it still counts here."""
+    """Metering's echo of a hold: what was charged in all, and which meters it still counts here.
+
+    `usage`: the same by component; None where an earlier metering did not tell.
+    """
 
     account_id: str
     hold_id: str
@@ -261,6 +267,7 @@ class SettleClosing:
     account_sequence: int
     open_meters: int
     at_ms: int
+    usage: PostUsage | None = None
 
 
 Command = (
@@ -272,6 +279,7 @@ Command = (
     | LeaveMeter
     | CloseAccount
     | SettleClosing
+    | PostUsage
     | Order
 )
 
@@ -305,10 +313,12 @@ def no_room(state: Account) -> Rejection | None:
     )
 
 
-def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, PLR0911 - one a case
+def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, PLR0911, PLR0912
     """Return what a command does to an account, or why nothing may happen."""
     if isinstance(command, SettleClosing):
         return _settle(state, command)
+    if isinstance(command, PostUsage):
+        return Accepted(() if state is None else _used(state, command))
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
     if isinstance(command, OpenAccount):
@@ -608,10 +618,16 @@ def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejectio
     return Rejection(reason, f"account {state.account_id} {text}", "account_id")
 
 
+def _used(state: Account, told: PostUsage) -> tuple[Event, ...]:
+    """Return the event that posts usage, where it is news; whatever became of the account."""
+    return state.used.news(told, state.shard, of_what(state))
+
+
 def _settle(state: Account | None, command: SettleClosing) -> Decision:
     """Settle on an echo. An echo of another hold, or of one that is settled, changes nothing."""
     if state is None or state.closing is None or state.closing.hold_id != command.hold_id:
         return Accepted(())
+    used = () if command.usage is None else _used(state, command.usage)
     closing = state.closing
     said: dict[str, Any] = {
         "caller": closing.caller,
@@ -626,10 +642,12 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         **of_what(state),
     }
     if command.open_meters or state.meters:
-        return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value),))
+        why = AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value)
+        return Accepted((*used, why))
     if command.charged_nano != state.credited_nano:
-        return Accepted((AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_BALANCE.value),))
-    return Accepted((AccountClosed(**said),))
+        why = AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_BALANCE.value)
+        return Accepted((*used, why))
+    return Accepted((*used, AccountClosed(**said)))
 
 
 def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911, PLR0912
@@ -652,6 +670,9 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         )
     if state is None:
         raise Bug(f"an account's stream begins with {event.SUBJECT}")
+    if isinstance(event, UsagePosted):
+        used = Used(event.account_sequence, event.usage)
+        return changed(state, answers=state.answers.passed(), used=used)
     answers = state.answers.after(event)
     match event:
         case CreditSold():

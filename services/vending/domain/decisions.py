@@ -116,15 +116,25 @@ class Answers:
 
     def after(self, event: Event) -> "Answers":
         """Return the answers after one more event of the stream."""
-        shared, revision = self._shared, self.revision + 1
-        if shared.revision != self.revision:
-            known = {k: cut for k, a in shared.known.items() if (cut := a.until(self.revision))}
-            shared = _Shared(self.revision, known)
+        shared, revision = self._own(), self.revision + 1
         earlier = shared.known.get(event.key)
         revisions = () if earlier is None else earlier.revisions
         shared.known[event.key] = Answer(event.fingerprint, (*revisions, revision))
         shared.revision = revision
         return Answers(revision, shared)
+
+    def passed(self) -> "Answers":
+        """Return the answers after an event whose request need not be remembered."""
+        shared = self._own()
+        shared.revision = self.revision + 1
+        return Answers(shared.revision, shared)
+
+    def _own(self) -> _Shared:
+        """Return what a successor may add to."""
+        if self._shared.revision == self.revision:
+            return self._shared
+        known = {k: cut for k, a in self._shared.known.items() if (cut := a.until(self.revision))}
+        return _Shared(self.revision, known)
 
 
 def answered(answers: Answers, request: Request) -> Repeat | Rejection | None:

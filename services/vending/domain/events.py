@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from services.common.kernel.errors import Bug
 from services.common.kernel.values import named_value_class
 from services.vending.domain.origin import NOBODY, Origin
-from services.vending.domain.postings import Posting, Postings, check_balanced
+from services.vending.domain.postings import Posting, Postings, Usage, check_balanced
 
 RequestKey = tuple[str, str]
 """(caller, request_id): ids are unique to a caller."""
@@ -363,6 +363,40 @@ class CorrectionRefused(Event):
 
 
 @named_value_class
+class UsagePosted(MoneyEvent):
+    SUBJECT: ClassVar[str] = "usage-posted"
+
+    account_sequence: int
+    charged_nano: int
+    energy_nano: int
+    surcharge_nano: int
+    ladder_nano: int
+    fees_nano: int
+    tax_nano: int
+    undivided_nano: int
+    credited_nano: int
+    account_revision: int
+    book_epoch: int
+    meters: list[dict[str, Any]]
+    row: bytes
+    shard: int
+    log_offset: int
+    decided_at_ms: int
+
+    @property
+    def usage(self) -> Usage:
+        """The totals."""
+        return Usage(
+            self.energy_nano,
+            self.surcharge_nano,
+            self.ladder_nano,
+            self.fees_nano,
+            self.tax_nano,
+            self.undivided_nano,
+        )
+
+
+@named_value_class
 class AccountMeterJoined(Event):
     SUBJECT: ClassVar[str] = "account-meter-joined"
 
@@ -590,6 +624,7 @@ EVENTS: dict[str, type[Event]] = {
         CreditAdjusted,
         OwedWrittenOff,
         CorrectionRefused,
+        UsagePosted,
         AccountMeterJoined,
         AccountMeterLeft,
         AccountClosing,

@@ -6,6 +6,7 @@ the event's: `PREPAYMENT` of one account is what it was credited less what it us
 """
 
 from collections.abc import Iterable
+from dataclasses import astuple, fields
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.values import value_class
@@ -18,6 +19,9 @@ RECEIVABLE = "assets:receivable"
 EMERGENCY = "assets:emergency-credit"
 """Emergency credit that was granted and not yet recovered."""
 PREPAYMENT = "liabilities:prepayment"
+TAX = "liabilities:tax"
+INCOME = "income"
+"""With a commodity and a component of `Usage` behind it: what was used of it, without tax."""
 BROUGHT_FORWARD = "equity:brought-forward"
 """Against debts that come from other books."""
 ADJUSTMENT = "income:adjustment"
@@ -37,6 +41,29 @@ class Posting:
 
 
 Postings = tuple[Posting, ...]
+
+
+@value_class
+class Usage:
+    """What an account was charged in all, lifetime totals by component.
+
+    `energy_nano`: by the prices of rates; `undivided_nano`: before metering kept components apart.
+    """
+
+    energy_nano: int = 0
+    surcharge_nano: int = 0
+    ladder_nano: int = 0
+    fees_nano: int = 0
+    tax_nano: int = 0
+    undivided_nano: int = 0
+
+    @property
+    def charged_nano(self) -> int:
+        """All of it."""
+        return sum(astuple(self))
+
+
+COMPONENTS = tuple(field.name.removesuffix("_nano") for field in fields(Usage))
 
 
 def check_balanced(postings: Postings) -> None:
@@ -95,6 +122,18 @@ def of_write_off(kind: str, amount_nano: int) -> Postings:
     """Return what giving up `amount_nano` posts: emergency credit, a debt, or arrears."""
     owed = {"emergency": EMERGENCY, "debt": RECEIVABLE, "arrears": PREPAYMENT}[kind]
     return posted((WRITE_OFF, amount_nano), (owed, -amount_nano))
+
+
+def of_usage(commodity: str, before: Usage, after: Usage) -> Postings:
+    """Return what usage posts whose totals were `before` and are `after`, less in a correction.
+
+    What was prepaid is earned now, and the tax on it is owed.
+    """
+    posts = [(PREPAYMENT, after.charged_nano - before.charged_nano)]
+    for name, was_nano, is_nano in zip(COMPONENTS, astuple(before), astuple(after), strict=True):
+        account = TAX if name == "tax" else f"{INCOME}:{commodity}:{name}"
+        posts.append((account, was_nano - is_nano))
+    return posted(*posts)
 
 
 def of_rounding(dropped_nano: int) -> Postings:

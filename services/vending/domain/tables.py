@@ -60,6 +60,20 @@ class Offset:
 
 
 @value_class
+class Ask:
+    """Metering was asked at `asked_at_ms` what an account was charged; 0: never yet.
+
+    `waits_for`: the ask that is not answered yet. `is_last`: nothing can come of another one.
+    """
+
+    account_id: str
+    account_key: int
+    asked_at_ms: int = 0
+    waits_for: str | None = None
+    is_last: bool = False
+
+
+@value_class
 class Root:
     """The hash chain over the store after `count` events, the last at `position`."""
 
@@ -141,6 +155,25 @@ class Tables(Protocol):
 
     async def offsets(self, topic: str) -> dict[int, int]:
         """Return partition → next offset of what was read of a topic."""
+        ...
+
+    async def asks(self, after: Ask | None, limit: int) -> list[Ask]:
+        """Return what was asked about the next accounts behind one, houses among them.
+
+        All accounts have a fixed order; None: from the first one on.
+        """
+        ...
+
+    async def asks_waiting(self, since_ms: int) -> int:
+        """Return how many asks since an instant are not answered yet."""
+        ...
+
+    async def keep_asks(self, asks: Iterable[Ask]) -> None:
+        """Keep what was asked, in one transaction."""
+        ...
+
+    async def keep_answer(self, account_id: str, ask_id: str, *, is_last: bool) -> None:
+        """Let an ask wait no more."""
         ...
 
     async def book_epoch(self) -> int:

@@ -56,6 +56,14 @@ class TrialBalance:
         for event in events:
             self.add(event)
 
+    def off_nano(self) -> dict[tuple[str, str], int]:
+        """Return by how much each book does not balance: nothing, or a posting was altered."""
+        sums = {
+            key: sum(line.balance_nano for line in book.values())
+            for key, book in self.books.items()
+        }
+        return {key: nano for key, nano in sums.items() if nano}
+
     def add(self, event: MoneyEvent) -> None:
         """Take in the next event of the store."""
         book = self.books.setdefault((event.legal_entity, event.currency), defaultdict(Line))
