@@ -12,12 +12,12 @@ from services.common.kernel.errors import WattvendError
 from services.common.runtime import grpc as product_grpc
 from services.common.runtime import logs
 from services.common.runtime.clock import SystemClock
+from services.common.runtime.postgres import UNREACHABLE
 from services.common.runtime.service import EXIT_FAILED, Runtime, run
 from services.common.runtime.settings import load
 from services.reporting.adapters import queries
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
-from services.reporting.adapters.database import UNREACHABLE
 from services.reporting.adapters.projector import Metrics, Projector, Source
 from services.reporting.adapters.rebuild import rebuild
 from services.reporting.config import ReportingSettings

@@ -63,7 +63,7 @@ async def audit(settings: VendingSettings, chosen: argparse.Namespace) -> int:
     )
     shown = _as_json if chosen.json else _as_row
     count, last = 0, FROM_START
-    async with stores.reading_sqlite(settings.store_path) as stored:
+    async with stores.reading(settings.store_address, "audit") as stored:
         async for entry in trail(stored.store, stored.tables, sought, chosen.after):
             if count == chosen.limit:
                 print(f"There are more: go on with --after {last}", file=sys.stderr)

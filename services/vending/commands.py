@@ -96,12 +96,12 @@ def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
 async def raise_book_epoch(settings: VendingSettings) -> int:
     """Let the store be the truth, whatever was told before."""
     last, events = await bus.last_told(settings.kafka_bootstrap, "raise-book-epoch")
-    async with stores.sqlite(settings.store_path) as stored:
+    async with stores.opened(settings.store_address, "raise-book-epoch") as stored:
         told = [event.book_epoch for event in events] + [last.book_epoch if last else 0]
         book_epoch = max(*told, await stored.tables.book_epoch()) + 1
         await stored.tables.raise_book_epoch(book_epoch, await stored.store.head())
         print(
-            f"{settings.store_path} is book epoch {book_epoch} from now on. "
+            f"{stores.shown(settings.store_address)} is book epoch {book_epoch} from now on. "
             "At its next start vending publishes all of it anew."
         )
     return 0
@@ -111,7 +111,7 @@ async def import_ledger(settings: VendingSettings) -> int:
     """Bring back what a restored store lacks."""
     keys = keys_of(settings)
     book_epoch, until = await _told_until(settings)
-    async with stores.sqlite(settings.store_path) as stored:
+    async with stores.opened(settings.store_address, "import") as stored:
         store, tables = stored.store, stored.tables
         own_epoch = await tables.book_epoch()
         if book_epoch < own_epoch:
@@ -147,7 +147,7 @@ async def _told_until(settings: VendingSettings) -> tuple[int, int]:
 async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
     """Follow the whole book; name the first event that is not what was told."""
     keys = keys_of(settings)
-    async with stores.reading_sqlite(settings.store_path) as stored:
+    async with stores.reading(settings.store_address, "verify") as stored:
         with ScratchLasts() as lasts, _shown("verifying") as progress:
             verdict = await verifying.verify(stored.store, stored.tables, lasts, keys, progress)
         fault = verdict.fault
@@ -170,7 +170,7 @@ async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
 
 async def trial_balance(chosen: argparse.Namespace, settings: VendingSettings) -> int:
     """Add up what was posted until a position, or an instant."""
-    async with stores.reading_sqlite(settings.store_path) as stored:
+    async with stores.reading(settings.store_address, "trial-balance") as stored:
         with _shown("adding up") as progress:
             until = Until(chosen.position, chosen.at)
             found = await balanced(stored.store, until, progress)

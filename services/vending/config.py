@@ -1,14 +1,16 @@
 """vending's settings: WATTVEND_VENDING_*."""
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.runtime.grpc import GrpcSettings
 from services.common.runtime.settings import SkipSettings
 
 HOUR_MS = 3_600_000
+_STORE = re.compile(r"|sqlite:.+|postgres(ql)?://(.*@)?[^/?@]*([/?].*)?")
 
 
 class VendingSettings(GrpcSettings, SkipSettings):
@@ -23,6 +25,11 @@ class VendingSettings(GrpcSettings, SkipSettings):
     )
     http_port: int = Field(27103, ge=0, le=65535, description="port of health and metrics")
     grpc_port: int = Field(27001, ge=0, le=65535, description="port of gRPC; 0: any free one")
+    store: SecretStr = Field(
+        SecretStr(""),
+        description="the event store: sqlite:PATH or postgresql://user:password@host:port/name; "
+        "where empty, the file that store_path names",
+    )
     store_path: Path = Field(
         Path("data/vending/events.sqlite"), description="the event store: a SQLite file"
     )
@@ -51,3 +58,15 @@ class VendingSettings(GrpcSettings, SkipSettings):
     states_cached_max: int = Field(
         20_000, ge=1, le=10_000_000, description="folded streams kept in memory"
     )
+
+    @field_validator("store")
+    @classmethod
+    def _is_an_address(cls, store: SecretStr) -> SecretStr:
+        if not _STORE.fullmatch(store.get_secret_value()):
+            raise ValueError("write sqlite:PATH or postgresql://user:password@host:port/name")
+        return store
+
+    @property
+    def store_address(self) -> str:
+        """Where the book stands; a password may be in it."""
+        return self.store.get_secret_value() or f"sqlite:{self.store_path}"

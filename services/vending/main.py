@@ -48,7 +48,9 @@ class _Vending:
     async def start(self) -> None:
         settings, runtime = self.settings, self.runtime
         self.signed = self._signed_by(settings.signing_key)
-        stored = await self.stack.enter_async_context(stores.sqlite(settings.store_path))
+        stored = await self.stack.enter_async_context(
+            stores.opened(settings.store_address, settings.instance)
+        )
         self.store, self.tables = stored.store, stored.tables
         self.book = Book(self.store, self.metrics, states_cached_max=settings.states_cached_max)
         terms = Terms(

@@ -1,15 +1,29 @@
 """Goal: every event store keeps the same promises (services/vending/domain/event_store.py).
 
-Method: one class with every promise as a test; an implementation inherits it and gives `store`. A
-promise that an implementation cannot keep is overridden there as a strict xfail, never left out.
+Method: one class with every promise as a test; an implementation inherits it and gives `store` and
+what it takes to break it. A promise that an implementation cannot keep is overridden there as a
+strict xfail, never left out. What only a store that lasts can promise is a class of its own: a
+child process with 32 writers is killed with SIGKILL, and its acknowledgements are compared with
+what is stored.
 """
 
 import asyncio
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from uuid import UUID, uuid4
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from services.common.kernel.errors import WattvendError
+from services.vending.adapters import stores
+from services.vending.application.book import Book
+from services.vending.domain import site
+from services.vending.domain.decisions import Decision, Request, fingerprint
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
@@ -17,13 +31,24 @@ from services.vending.domain.event_store import (
     EventStore,
     NewEvent,
     StoredEvent,
+    StoreUnavailable,
     StreamId,
     WrongRevision,
 )
+from services.vending.metrics import Metrics
 
 A = StreamId("account-A")
 B = StreamId("account-B")
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
+KILLS = 3
+ACKNOWLEDGED_BEFORE_KILL = 300
+
+Unsure = Callable[[bool], AbstractAsyncContextManager[None]]
+"""Within it the outcome of the next append is unknown; it is stored (True) or not."""
+FullDisk = Callable[[], AbstractAsyncContextManager[None]]
+"""Within it nothing can be stored."""
+Outside = Callable[[int], Awaitable[list[int]]]
+"""Return the positions above one, as a reader with a connection of its own sees them."""
 
 
 def new(data: bytes = b"data", event_id: UUID | None = None) -> NewEvent:
@@ -41,8 +66,26 @@ async def take(store: EventStore, after: int, count: int) -> list[StoredEvent]:
     return found
 
 
+async def write(store: EventStore, stream: StreamId, sizes: Sequence[int]) -> None:
+    """Append so many events after each other to a stream that is the writer's own."""
+    revision = NO_EVENTS
+    for size in sizes:
+        revision = (await store.append(stream, revision, [new() for _ in range(size)])).revision
+
+
+async def insist(store: EventStore, stream: StreamId, data: Sequence[bytes]) -> None:
+    """Append events to a stream that others write too, each when the one before is stored."""
+    for one in data:
+        while True:
+            try:
+                await store.append(stream, len(await store.read(stream)) - 1, [new(one)])
+                break
+            except WrongRevision:
+                await asyncio.sleep(0)
+
+
 class EventStoreContract:
-    """Inherit it and give the fixture `store`."""
+    """Inherit it and give the fixtures `store` and `unsure`."""
 
     async def test_what_was_appended_is_read_back_in_order_and_whole(
         self, store: EventStore
@@ -176,3 +219,242 @@ class EventStoreContract:
         await asyncio.gather(waiting, return_exceptions=True)
         await store.append(A, NO_EVENTS, [new()])
         assert len(await take(store, FROM_START, 1)) == 1
+
+    async def test_several_events_of_an_append_are_seen_all_or_not_at_all(
+        self, store: EventStore
+    ) -> None:
+        writing = asyncio.create_task(write(store, A, [3] * 60))
+        seen = set()
+        while not writing.done():
+            seen.add(len(await store.read(A)))
+            await asyncio.sleep(0)
+        await writing
+        assert {count % 3 for count in seen} == {0}
+        assert len(await store.read(A)) == 180
+
+    async def test_of_writers_beside_each_other_no_reader_sees_a_hole_that_is_filled_later(
+        self, store: EventStore
+    ) -> None:
+        streams = [StreamId(f"account-{n}") for n in range(16)]
+        total = 16 * 60
+        following = asyncio.create_task(take(store, FROM_START, total))
+        writing = [asyncio.create_task(write(store, s, [1, 2, 1, 2] * 10)) for s in streams]
+        polled: list[StoredEvent] = []
+        async with asyncio.timeout(DEADLINE_S):
+            while len(polled) < total:
+                after = polled[-1].position if polled else FROM_START
+                polled += await store.read_all(after, 7)
+                await asyncio.sleep(0)
+        await asyncio.gather(*writing)
+        everything = await store.read_all(FROM_START, 10 * total)
+        assert polled == everything
+        assert await following == everything
+        for stream in streams:
+            mine = [event.revision for event in everything if event.stream == stream]
+            assert mine == list(range(60))
+
+    async def test_writers_of_one_stream_get_each_event_in_once_and_in_their_order(
+        self, store: EventStore
+    ) -> None:
+        said = [[b"%d %d" % (writer, number) for number in range(12)] for writer in range(8)]
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(*(insist(store, A, mine) for mine in said))
+        found = await store.read(A)
+        assert [event.revision for event in found] == list(range(8 * 12))
+        for mine in said:
+            assert [event.data for event in found if event.data in mine] == mine
+
+    async def test_a_stream_of_10_000_events_is_read_whole_and_in_part(
+        self, store: EventStore
+    ) -> None:
+        await write(store, A, [500] * 20)
+        found = await store.read(A)
+        assert [event.revision for event in found] == list(range(10_000))
+        assert await store.read(A, 9_989) == found[-10:]
+        assert await take(store, FROM_START, 10_000) == found
+        assert (await store.append(A, 9_999, [new()])).revision == 10_000
+
+    @pytest.mark.parametrize("stored", [True, False])
+    async def test_an_unknown_outcome_is_known_when_the_stream_is_read_again(
+        self, store: EventStore, unsure: Unsure, *, stored: bool
+    ) -> None:
+        await store.append(B, NO_EVENTS, [before := new()])
+        following = asyncio.create_task(take(store, FROM_START, 3 if stored else 2))
+        event = new()
+        async with unsure(stored):
+            with pytest.raises(StoreUnavailable):
+                await store.append(A, NO_EVENTS, [event])
+            found = [known.id for known in await store.read(A)]
+        assert found == ([event.id] if stored else [])
+        await store.append(A, len(found) - 1, [after := new()])
+        assert [known.id for known in await following] == [before.id, *found, after.id]
+
+    @pytest.mark.parametrize("stored", [True, False])
+    async def test_a_command_whose_append_has_an_unknown_outcome_is_answered_and_done_once(
+        self, store: EventStore, unsure: Unsure, *, stored: bool
+    ) -> None:
+        book = Book(store, Metrics(CollectorRegistry()))
+        request = Request("till", str(uuid4()), fingerprint("site"), 1)
+        command = site.RegisterSite(request, "S1", "Mall", "UTC", "CNY", "LE1", 10)
+
+        def decide(state: site.Site | None) -> Decision:
+            return site.decide(state, command)
+
+        async with unsure(stored):
+            first = await book.submit(site.Site, "S1", decide)
+        again = await book.submit(site.Site, "S1", decide)
+        assert first.revision == again.revision == 0
+        assert len(await store.read_all(FROM_START, 10)) == 1
+
+
+class DurableEventStoreContract(EventStoreContract):
+    """Inherit it where a store outlives its process. Give also `address`, `full_disk`, `outside`.
+
+    Nobody has the book at `address` open before `store` is asked for.
+    """
+
+    async def test_what_was_answered_is_there_when_the_store_is_opened_again(
+        self, address: str
+    ) -> None:
+        async with stores.opened(address, "test") as first:
+            await first.store.append(A, NO_EVENTS, [new(b"kept")])
+        async with stores.opened(address, "test") as second:
+            assert [event.data for event in await second.store.read(A)] == [b"kept"]
+            assert second.store.count() == 1
+            await second.store.append(A, 0, [new(b"more")])
+            assert [event.data for event in await take(second.store, FROM_START, 2)] == [
+                b"kept",
+                b"more",
+            ]
+
+    async def test_a_second_owner_is_refused_also_in_another_process(self, address: str) -> None:
+        async with stores.opened(address, "first") as first:
+            with pytest.raises(WattvendError, match=r"is in use by .*: stop it"):
+                async with stores.opened(address, "second"):
+                    pass
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", SECOND_OWNER, address
+            )
+            assert await child.wait() == REFUSED
+            await first.store.append(A, NO_EVENTS, [new()])
+
+    async def test_a_reader_outside_sees_no_hole_that_is_filled_later(
+        self, store: EventStore, outside: Outside
+    ) -> None:
+        writing = [
+            asyncio.create_task(write(store, StreamId(f"account-{n}"), [1, 2] * 20))
+            for n in range(16)
+        ]
+        seen: list[int] = []
+        async with asyncio.timeout(DEADLINE_S):
+            while len(seen) < 16 * 60:
+                seen += await outside(seen[-1] if seen else FROM_START)
+                await asyncio.sleep(0)
+        await asyncio.gather(*writing)
+        assert seen == [event.position for event in await store.read_all(FROM_START, 10**6)]
+
+    async def test_a_full_disk_refuses_what_comes_and_takes_nothing_away(
+        self, store: EventStore, full_disk: FullDisk
+    ) -> None:
+        await store.append(A, NO_EVENTS, [kept := new()])
+        async with full_disk():
+            large = [new(bytes(100_000)) for _ in range(9)]
+            answers = await asyncio.gather(
+                *(
+                    store.append(StreamId(f"account-{n}"), NO_EVENTS, [event])
+                    for n, event in enumerate(large)
+                ),
+                return_exceptions=True,
+            )
+            assert [type(answer) for answer in answers] == [StoreUnavailable] * 9
+            assert [event.id for event in await store.read(A)] == [kept.id]
+        await store.append(A, 0, [later := new()])
+        found = await store.read_all(FROM_START, 10)
+        assert [event.id for event in found] == [kept.id, later.id]
+
+    @pytest.mark.parametrize("run", range(KILLS))
+    async def test_nothing_acknowledged_is_lost_by_a_kill_among_32_writers(
+        self, address: str, run: int
+    ) -> None:
+        acknowledged = await asyncio.to_thread(acknowledged_before_a_kill, address, run)
+        assert len(acknowledged) >= ACKNOWLEDGED_BEFORE_KILL
+        async with stores.opened(address, "after the kill") as opened:
+            events = await opened.store.read_all(FROM_START, 10**6)
+            assert opened.store.count() == len(events)
+        stored = {(event.stream, event.revision): event.id for event in events}
+        for name, revision, event_id in acknowledged:
+            assert stored[StreamId(name), int(revision)] == UUID(event_id)
+        positions = [event.position for event in events]
+        assert positions == sorted(set(positions))
+        for stream in {event.stream for event in events}:
+            revisions = [event.revision for event in events if event.stream == stream]
+            assert revisions == list(range(len(revisions)))
+
+
+class DenseEventStoreContract(DurableEventStoreContract):
+    """Inherit it where positions are dense and in the order of appends: a book keeps them."""
+
+    async def test_appends_that_wait_together_are_stored_in_the_order_in_which_they_came(
+        self, store: EventStore
+    ) -> None:
+        streams = [A, B, A, A, StreamId("account-C"), B, A]
+        works = [
+            store.append(stream, streams[:number].count(stream) - 1, [new(b"%d" % number)])
+            for number, stream in enumerate(streams)
+        ]
+        await asyncio.gather(*works)
+        everything = await store.read_all(FROM_START, 10)
+        assert [int(event.data) for event in everything] == list(range(7))
+        assert [event.position for event in everything] == list(range(1, 8))
+        assert [event.stream for event in everything] == streams
+
+
+REFUSED = 7
+SECOND_OWNER = f"""
+import asyncio, sys
+from services.common.kernel.errors import WattvendError
+from services.vending.adapters import stores
+
+async def main():
+    try:
+        async with stores.opened(sys.argv[1], "second"):
+            pass
+    except WattvendError:
+        sys.exit({REFUSED})
+
+asyncio.run(main())
+"""
+WRITERS = """
+import asyncio, sys, uuid
+from services.vending.adapters import stores
+from services.vending.domain.event_store import NewEvent
+
+async def write(store, name):
+    for revision in range(10**9):
+        event = NewEvent(uuid.uuid4(), "t", b"x" * 100, b"")
+        await store.append(name, revision - 1, [event])
+        sys.stdout.write(f"{name} {revision} {event.id}\\n")
+        sys.stdout.flush()
+
+async def main():
+    async with stores.opened(sys.argv[1], "to be killed") as opened:
+        run = sys.argv[2]
+        writers = (write(opened.store, f"account-{run}-{n}") for n in range(32))
+        await asyncio.gather(*writers)
+
+asyncio.run(main())
+"""
+
+
+def acknowledged_before_a_kill(address: str, run: int) -> list[list[str]]:
+    """Run a child with 32 writers, kill it, return what it acknowledged: stream, revision, id."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITERS, address, str(run)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    lines = [child.stdout.readline() for _ in range(ACKNOWLEDGED_BEFORE_KILL)]
+    os.kill(child.pid, signal.SIGKILL)
+    lines += child.stdout.readlines()
+    child.stdout.close()
+    child.wait()
+    return [line.split() for line in lines if line.endswith("\n")]

@@ -8,7 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -33,7 +33,7 @@ from services.vending.domain.event_store import (
     StreamId,
     WrongRevision,
 )
-from tests.contract.event_store import A, B, EventStoreContract, new, take
+from tests.contract.event_store import A, B, EventStoreContract, Unsure, new, take
 from tests.contract.kurrent_server import (
     LATE_S,
     MAX_APPEND_BYTES,
@@ -96,6 +96,17 @@ async def url(server: KurrentServer, tmp_path: Path) -> AsyncIterator[str]:
 async def store(url: str, tmp_path: Path) -> AsyncIterator[IndexedEventStore]:
     async with opened(url, tmp_path / "index.sqlite") as (store, _):
         yield store
+
+
+@pytest.fixture
+def unsure(server: KurrentServer) -> Unsure:
+    @asynccontextmanager
+    async def unsure(stored: bool) -> AsyncIterator[None]:
+        server.next_faults = [Fault.LOST_AFTER if stored else Fault.LOST_BEFORE] * ATTEMPTS_MAX
+        yield
+        server.next_faults = []
+
+    return unsure
 
 
 class TestKurrentEventStore(EventStoreContract):

@@ -1,30 +1,55 @@
 """Goal: the SQLite store keeps the contract, and is durable, append-only and one process's.
 
-Method: the contract; the file reopened or looked at from outside; a child process that is killed
-with SIGKILL while 32 writers append, whose acknowledgements are compared with what is stored.
+Method: the contract; the file looked at from outside; a connection whose COMMIT fails.
 """
 
-import asyncio
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from services.common.kernel.errors import WattvendError
 from services.vending.adapters.sqlite_file import FileInUse, SqliteFile
 from services.vending.adapters.sqlite_store import SCHEMA, SqliteEventStore
-from services.vending.domain.event_store import FROM_START, NO_EVENTS, StoreUnavailable, StreamId
-from tests.contract.event_store import A, B, EventStoreContract, new
+from services.vending.domain.event_store import FROM_START, NO_EVENTS, StoreUnavailable
+from tests.contract.event_store import (
+    A,
+    B,
+    DenseEventStoreContract,
+    FullDisk,
+    Outside,
+    Unsure,
+    new,
+)
 
-KILLS = 3
-ACKNOWLEDGED_BEFORE_KILL = 300
+
+class BadDisk:
+    """A connection whose next COMMIT fails, before or after it has happened."""
+
+    def __init__(self, inner: sqlite3.Connection, *, commits: bool) -> None:
+        self.inner = inner
+        self.commits = commits
+        self.fails = True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def execute(self, sql: str, *values: Any) -> object:
+        fails = sql == "COMMIT" and self.fails
+        if not fails or self.commits:
+            done = self.inner.execute(sql, *values)
+        if fails:
+            self.fails = False
+            raise sqlite3.OperationalError("database or disk is full")
+        return done
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"sqlite:{tmp_path / 'deep' / 'events.sqlite'}"
 
 
 @pytest.fixture
@@ -38,19 +63,41 @@ def store(file: SqliteFile) -> SqliteEventStore:
     return SqliteEventStore(file)
 
 
-class TestSqliteEventStore(EventStoreContract):
+@pytest.fixture
+def unsure(file: SqliteFile, monkeypatch: pytest.MonkeyPatch) -> Unsure:
+    @asynccontextmanager
+    async def unsure(stored: bool) -> AsyncIterator[None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(file, "_writer", BadDisk(file._writer, commits=stored))
+            yield
+
+    return unsure
+
+
+@pytest.fixture
+def full_disk(file: SqliteFile) -> FullDisk:
+    @asynccontextmanager
+    async def full() -> AsyncIterator[None]:
+        pages = file._writer.execute("PRAGMA page_count").fetchone()[0]
+        file._writer.execute(f"PRAGMA max_page_count={pages}")
+        yield
+        file._writer.execute("PRAGMA max_page_count=1073741823")
+
+    return full
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Outside:
+    async def positions(after: int) -> list[int]:
+        with closing(sqlite3.connect(tmp_path / "events.sqlite")) as connection:
+            sql = "SELECT position FROM event WHERE position > ? ORDER BY position"
+            return [position for (position,) in connection.execute(sql, (after,))]
+
+    return positions
+
+
+class TestSqliteEventStore(DenseEventStoreContract):
     """The contract, on a file."""
-
-
-async def test_what_was_answered_is_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "events.sqlite"
-    async with SqliteFile(path, SCHEMA) as first:
-        await SqliteEventStore(first).append(A, NO_EVENTS, [new(b"kept")])
-    async with SqliteFile(path, SCHEMA) as second:
-        again = SqliteEventStore(second)
-        assert [e.data for e in await again.read(A)] == [b"kept"]
-        await again.append(A, 0, [new(b"more")])
-        assert again.count() == 2
 
 
 async def test_the_commits_wait_for_the_disk(file: SqliteFile) -> None:
@@ -72,20 +119,11 @@ async def test_no_event_can_be_changed_or_taken_away(
         connection.close()
 
 
-async def test_a_second_owner_is_refused_also_in_another_process(
+def test_a_file_that_another_has_is_refused_with_what_to_do(
     tmp_path: Path, file: SqliteFile
 ) -> None:
-    path = tmp_path / "events.sqlite"
     with pytest.raises(FileInUse, match="in use by another vending process: stop it"):
-        SqliteFile(path, SCHEMA)
-    code = (
-        "import sys, pathlib\n"
-        "from services.vending.adapters.sqlite_file import FileInUse, SqliteFile\n"
-        "try:\n    SqliteFile(pathlib.Path(sys.argv[1]), '')\n"
-        "except FileInUse:\n    sys.exit(7)\n"
-    )
-    answer = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path))
-    assert await answer.wait() == 7
+        SqliteFile(tmp_path / "events.sqlite", SCHEMA)
     assert file.look("SELECT 1") == [(1,)]
 
 
@@ -105,24 +143,6 @@ async def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(WattvendError, match="layout 99"):
         SqliteFile(path, SCHEMA)
-
-
-class BadDisk:
-    """A connection whose COMMIT fails, before or after it has happened."""
-
-    def __init__(self, inner: sqlite3.Connection, *, commits: bool) -> None:
-        self.inner = inner
-        self.commits = commits
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
-
-    def execute(self, sql: str, *values: Any) -> object:
-        if sql != "COMMIT" or self.commits:
-            done = self.inner.execute(sql, *values)
-        if sql == "COMMIT":
-            raise sqlite3.OperationalError("database or disk is full")
-        return done
 
 
 async def test_a_commit_that_fails_leaves_nothing_behind_and_says_that_it_may_be_repeated(
@@ -166,56 +186,3 @@ async def test_who_follows_gets_from_memory_what_the_file_has(
     ]
     monkeypatch.setattr(file, "look", lambda *_: [])
     assert len(await store.read_all(FROM_START, 10)) == 4
-
-
-CHILD = """
-import asyncio, sys, uuid
-from pathlib import Path
-from services.vending.adapters.sqlite_file import SqliteFile
-from services.vending.adapters.sqlite_store import SCHEMA, SqliteEventStore
-from services.vending.domain.event_store import NewEvent
-
-async def write(store, name):
-    for revision in range(10**9):
-        event = NewEvent(uuid.uuid4(), "t", b"x" * 100, b"")
-        await store.append(name, revision - 1, [event])
-        sys.stdout.write(f"{name} {revision} {event.id}\\n")
-        sys.stdout.flush()
-
-async def main():
-    async with SqliteFile(Path(sys.argv[1]), SCHEMA) as file:
-        store = SqliteEventStore(file)
-        run = sys.argv[2]
-        await asyncio.gather(*(write(store, f"account-{run}-{n}") for n in range(32)))
-
-asyncio.run(main())
-"""
-
-
-def acknowledged_before_a_kill(path: Path, run: int) -> list[list[str]]:
-    """Run a child with 32 writers, kill it, return what it acknowledged: stream, revision, id."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), str(run)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    lines = [child.stdout.readline() for _ in range(ACKNOWLEDGED_BEFORE_KILL)]
-    os.kill(child.pid, signal.SIGKILL)
-    lines += child.stdout.readlines()
-    child.stdout.close()
-    child.wait()
-    return [line.split() for line in lines if line.endswith("\n")]
-
-
-@pytest.mark.parametrize("run", range(KILLS))
-async def test_nothing_acknowledged_is_lost_by_a_kill_among_32_writers(
-    tmp_path: Path, run: int
-) -> None:
-    path = tmp_path / "events.sqlite"
-    acknowledged = acknowledged_before_a_kill(path, run)
-    assert len(acknowledged) >= ACKNOWLEDGED_BEFORE_KILL
-    async with SqliteFile(path, SCHEMA) as file:
-        events = await SqliteEventStore(file).read_all(FROM_START, 10**6)
-    stored = {(e.stream, e.revision): e.id for e in events}
-    for name, revision, event_id in acknowledged:
-        assert stored[StreamId(name), int(revision)] == UUID(event_id)
-    assert [e.position for e in events] == list(range(1, len(events) + 1))

@@ -26,7 +26,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from services.common.runtime import kafka, topics
+from services.common.runtime import kafka, postgres, topics
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.http import Health
 from services.reporting.adapters import database, log, queries
@@ -461,10 +461,10 @@ async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:
 
 async def test_a_lock_names_who_holds_it(stack: BackgroundStack, schema: str) -> None:
     async with connected(stack, schema) as first, connected(stack, schema) as second:
-        assert await database.try_lock(first, "writer", schema)
-        assert not await database.try_lock(second, "writer", schema)
-        assert await database.try_lock(second, "writer", "another_schema")
-        assert "test (PostgreSQL backend" in await database.lock_holder(second, "writer", schema)
+        assert await postgres.try_lock(first, "writer", schema)
+        assert not await postgres.try_lock(second, "writer", schema)
+        assert await postgres.try_lock(second, "writer", "another_schema")
+        assert "test (PostgreSQL backend" in await postgres.lock_holder(second, "writer", schema)
 
 
 # --- the service --------------------------------------------------------------------------------
@@ -853,8 +853,8 @@ async def test_a_second_writer_stands_by_and_a_second_rebuild_is_refused(
         stopping=stopping,
     )
     async with connected(stack, schema) as holder:
-        assert await database.try_lock(holder, WRITER, schema)
-        assert await database.try_lock(holder, REBUILD, schema)
+        assert await postgres.try_lock(holder, WRITER, schema)
+        assert await postgres.try_lock(holder, REBUILD, schema)
         refused = await rebuild(stack, schema)
         assert refused.returncode != 0
         assert "is being rebuilt by test (PostgreSQL backend" in refused.stderr

@@ -114,13 +114,13 @@ def events_in(connection: sqlite3.Connection) -> list[StoredEvent]:
 
 
 async def _verified(path: Path, keys: PublicKeys) -> Verdict:
-    async with stores.reading_sqlite(path) as stored:
+    async with stores.reading(f"sqlite:{path}", "test") as stored:
         with ScratchLasts() as lasts:
             return await verify(stored.store, stored.tables, lasts, keys, lambda *_: None)
 
 
 async def _compared(path: Path, told: list[LedgerEvent | Checkpoint]) -> tuple[int, Fault | None]:
-    async with stores.reading_sqlite(path) as stored:
+    async with stores.reading(f"sqlite:{path}", "test") as stored:
         return await compare(stored.store, as_ledger(told), lambda _: None)
 
 
@@ -404,7 +404,7 @@ def test_a_reader_does_not_write() -> None:
     first = book().events[0]
 
     async def reads_and_writes(path: Path) -> None:
-        async with stores.reading_sqlite(path) as stored:
+        async with stores.reading(f"sqlite:{path}", "test") as stored:
             assert await stored.store.read_all(FROM_START, 1) == [first]
             with pytest.raises(Exception, match="opened to read it"):
                 await stored.store.append(

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.reporting.adapters.database import UNREACHABLE
+from services.common.runtime.postgres import UNREACHABLE
 from tests.recovery import reporting_judge as judge
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.reporting_judge import Office, Teller

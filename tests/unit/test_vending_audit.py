@@ -63,7 +63,7 @@ def book() -> Path:
 
 async def _found(path: Path, sought: Sought, after: int, limit: int) -> list[Entry]:
     found: list[Entry] = []
-    async with stores.reading_sqlite(path) as stored:
+    async with stores.reading(f"sqlite:{path}", "test") as stored:
         async for entry in trail(stored.store, stored.tables, sought, after):
             found.append(entry)
             if len(found) == limit:
@@ -76,7 +76,7 @@ def found(sought: Sought, after: int = FROM_START, limit: int = 1000) -> list[En
 
 
 async def _everything(path: Path) -> list[Entry]:
-    async with stores.reading_sqlite(path) as stored:
+    async with stores.reading(f"sqlite:{path}", "test") as stored:
         return [entry_of(event) for event in await stored.store.read_all(FROM_START, 1000)]
 
 

@@ -134,13 +134,13 @@ async def test_the_newest_checkpoints_stay_and_of_older_ones_the_last_of_each_da
 
 async def test_the_roots_that_an_earlier_release_kept_are_found_again(tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
-    async with stores.sqlite(path) as stored:
+    async with stores.opened(f"sqlite:{path}", "test") as stored:
         await stored.tables.raise_book_epoch(3, 0)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("DROP TABLE checkpoint")
         connection.execute("INSERT INTO root VALUES(7, 7, ?)", (b"\1" * 32,))
         connection.commit()
     for _ in range(2):
-        async with stores.sqlite(path) as stored:
+        async with stores.opened(f"sqlite:{path}", "test") as stored:
             assert await stored.tables.root_at(7) == Root(7, 7, b"\1" * 32)
             assert await stored.tables.checkpoints() == [Checkpoint(3, Root(7, 7, b"\1" * 32))]

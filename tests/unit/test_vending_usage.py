@@ -381,7 +381,7 @@ async def test_a_trial_balance_of_any_position_adds_up_beside_the_service_that_w
         await world.sell(200)
         metering.uses(energy=7, tax=1)
         await told(world, metering)
-        async with stores.reading_sqlite(path) as stored:
+        async with stores.reading(f"sqlite:{path}", "test") as stored:
             now = await balances.balanced(stored.store, Until())
             before = await balances.balanced(stored.store, Until(position=sold_at))
             in_time = await balances.balanced(stored.store, Until(at_ms=T0_MS))

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from prometheus_client import CollectorRegistry
 
 from services.common.runtime.profiles import profiles
-from services.vending.adapters import tables
+from services.vending.adapters import stores, tables
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.stores import SQLITE_SCHEMA
@@ -19,6 +19,7 @@ from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.decisions import Request, fingerprint
+from services.vending.domain.event_store import EventStore
 from services.vending.domain.meter import Meter
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.policy import PublishPolicy
@@ -50,7 +51,7 @@ class World:
     """An office and everything behind it."""
 
     file: SqliteFile
-    store: SqliteEventStore
+    store: EventStore
     tables: Tables
     book: Book
     office: Office
@@ -205,4 +206,15 @@ async def world(path: Path, terms: Terms = TERMS) -> AsyncIterator[World]:
         book = Book(store, Metrics(CollectorRegistry()))
         clock = FakeClock()
         yield World(file, store, kept, book, Office(book, kept, clock, terms), clock)
+        await book.drained()
+
+
+@asynccontextmanager
+async def world_at(address: str) -> AsyncIterator[World]:
+    """Open the book at an address of any kind; it has no `file`."""
+    async with stores.opened(address, "test") as stored:
+        book = Book(stored.store, Metrics(CollectorRegistry()))
+        clock = FakeClock()
+        office = Office(book, stored.tables, clock, TERMS)
+        yield World(cast("SqliteFile", None), stored.store, stored.tables, book, office, clock)
         await book.drained()

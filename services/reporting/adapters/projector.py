@@ -12,11 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
 from services.common.kernel.values import value_class
-from services.common.runtime import points
+from services.common.runtime import points, postgres
 from services.common.runtime.http import Health
+from services.common.runtime.postgres import UNREACHABLE
 from services.reporting.adapters import database, log
 from services.reporting.adapters.commits import Commits
-from services.reporting.adapters.database import UNREACHABLE, Place, Span
+from services.reporting.adapters.database import Place, Span
 from services.reporting.domain.rows import AccountLevelRow
 
 WRITER = "writer"
@@ -149,8 +150,8 @@ class Projector:
                 records_max=source.batch_records_max,
             ) as reader,
         ):
-            if not await database.try_lock(connection, WRITER, source.postgres_schema):
-                holder = await database.lock_holder(connection, WRITER, source.postgres_schema)
+            if not await postgres.try_lock(connection, WRITER, source.postgres_schema):
+                holder = await postgres.lock_holder(connection, WRITER, source.postgres_schema)
                 raise Retriable(
                     f"{holder} writes schema {source.postgres_schema}; "
                     "waiting until it stops (one instance writes, others stand by)"

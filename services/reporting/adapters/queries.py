@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from services.common.kernel.errors import Retriable
-from services.reporting.adapters.database import CONNECT_TIMEOUT_S, UNREACHABLE
+from services.common.runtime.postgres import CONNECT_TIMEOUT_S, UNREACHABLE
 from services.reporting.domain.explain import (
     CLEARED,
     CUT,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import asyncpg
 
 from services.common.kernel.errors import WattvendError
-from services.common.runtime import points
+from services.common.runtime import points, postgres
 from services.reporting.adapters import database, log
 from services.reporting.adapters.database import Place, Span
 from services.reporting.adapters.projector import Source, held_positions
@@ -37,8 +37,8 @@ async def rebuild(source: Source, progress: Progress, *, accept_loss: bool) -> M
             records_max=source.batch_records_max,
         ) as reader,
     ):
-        if not await database.try_lock(new, REBUILD, schema):
-            holder = await database.lock_holder(new, REBUILD, schema)
+        if not await postgres.try_lock(new, REBUILD, schema):
+            holder = await postgres.lock_holder(new, REBUILD, schema)
             raise WattvendError(
                 f"schema {schema} is being rebuilt by {holder}: wait for it, or stop it"
             )

@@ -1,9 +1,9 @@
 """The event store in memory: for tests, with the promises of the durable ones but durability."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
+from services.vending.adapters.following import Following
 from services.vending.domain.event_store import (
     NO_EVENTS,
     Appended,
@@ -14,8 +14,6 @@ from services.vending.domain.event_store import (
     WrongRevision,
 )
 
-BATCH_EVENTS_MAX = 500
-
 
 class MemoryEventStore:
     """services.vending.domain.event_store.EventStore that forgets."""
@@ -25,7 +23,7 @@ class MemoryEventStore:
         self._all: list[StoredEvent] = []
         self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
         self._ids: set[bytes] = set()
-        self._moved: set[asyncio.Event] = set()
+        self._following = Following()
 
     async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
         """Append at the expected revision."""
@@ -43,8 +41,7 @@ class MemoryEventStore:
             )
             self._all.append(stored)
             self._streams[stream].append(stored)
-        for moved in self._moved:
-            moved.set()
+        self._following.wake()
         return Appended(len(self._all), expected + len(events))
 
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
@@ -67,17 +64,6 @@ class MemoryEventStore:
         """Return how many events are stored."""
         return len(self._all)
 
-    async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
+    def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
         """Yield events above a position, those to come too."""
-        moved = asyncio.Event()
-        self._moved.add(moved)
-        try:
-            while True:
-                moved.clear()
-                if events := await self.read_all(after, BATCH_EVENTS_MAX):
-                    after = events[-1].position
-                    yield events
-                else:
-                    await moved.wait()
-        finally:
-            self._moved.discard(moved)
+        return self._following.follow(self.read_all, after)

@@ -2,12 +2,11 @@
 
 import asyncio
 import sqlite3
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
+from services.vending.adapters.following import BATCH_EVENTS_MAX, Following
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
 from services.vending.adapters.tables import Projection, nothing
 from services.vending.domain.event_store import (
@@ -43,11 +42,6 @@ CREATE TRIGGER IF NOT EXISTS event_delete BEFORE DELETE ON event
   BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 
-BATCH_EVENTS_MAX = 500
-"""The most a subscription yields at once, and the most that is read on the loop's thread."""
-NEWEST_KEPT = 10_000
-"""Events that were stored last: who follows the store need not read them from the file."""
-
 _COLUMNS = "e.position, s.name, e.revision, e.id, e.type, e.data, e.meta"
 _READ = (
     f"SELECT {_COLUMNS} FROM event e JOIN stream s ON s.id = e.stream "  # noqa: S608 - constants
@@ -68,9 +62,8 @@ class SqliteEventStore:
         """Use `file`; make the changes of `projection` within each append."""
         self._file = file
         self._projection = projection
-        self._moved: set[asyncio.Event] = set()
-        self._newest: deque[StoredEvent] = deque(maxlen=NEWEST_KEPT)
-        file.after_commit.append(self._wake)
+        self._following = Following()
+        file.after_commit.append(self._following.wake)
 
     def append(
         self, stream: StreamId, expected: int, events: Sequence[NewEvent]
@@ -87,9 +80,7 @@ class SqliteEventStore:
         return self._file.write(work, self._appended)
 
     def _appended(self, stored: Sequence[StoredEvent]) -> Appended:
-        if self._newest and self._newest[-1].position + 1 != stored[0].position:
-            self._newest.clear()  # a commit between them is there although it had failed
-        self._newest.extend(stored)
+        self._following.stored(stored)
         return Appended(stored[-1].position, stored[-1].revision)
 
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
@@ -99,9 +90,9 @@ class SqliteEventStore:
 
     async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
         """Return at most `limit` events above a position."""
-        if self._newest and self._newest[0].position <= after + 1 <= self._newest[-1].position:
-            begin = after + 1 - self._newest[0].position
-            return list(islice(self._newest, begin, begin + limit))
+        newest = self._following.newest(after, limit)
+        if newest is not None:
+            return newest
         if limit <= BATCH_EVENTS_MAX:
             rows = self._file.look(_READ_ALL, after, limit)
         else:
@@ -121,25 +112,9 @@ class SqliteEventStore:
         """Return how many events are stored: positions are dense."""
         return int(self._file.look("SELECT coalesce(max(position), 0) FROM event")[0][0])
 
-    async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
+    def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
         """Yield events above a position, those to come too."""
-        moved = asyncio.Event()
-        self._moved.add(moved)
-        try:
-            while True:
-                moved.clear()
-                events = await self.read_all(after, BATCH_EVENTS_MAX)
-                if events:
-                    after = events[-1].position
-                    yield events
-                else:
-                    await moved.wait()
-        finally:
-            self._moved.discard(moved)
-
-    def _wake(self) -> None:
-        for moved in self._moved:
-            moved.set()
+        return self._following.follow(self.read_all, after)
 
 
 def _insert(

@@ -1,37 +1,78 @@
 """Where a book stands: its event store and its tables, opened by an address."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 
 from services.common.kernel.values import value_class
-from services.vending.adapters import sqlite_store, tables
+from services.vending.adapters import postgres_database, sqlite_store, tables
+from services.vending.adapters.postgres_database import PostgresDatabase
+from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, in_sqlite
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.tables import SqlTables
 from services.vending.domain.event_store import EventStore
 from services.vending.domain.tables import Tables
 
+SQLITE = "sqlite:"
 SQLITE_SCHEMA = sqlite_store.SCHEMA + in_sqlite(tables.SCHEMA)
 
 
 @value_class
 class Stored:
-    """The parts of a book that last. Whoever opened them is the only one who writes."""
+    """The parts of a book that last."""
 
     store: EventStore
     tables: Tables
 
 
+def opened(address: str, name: str) -> AbstractAsyncContextManager[Stored]:
+    """Open or create the book at `sqlite:PATH` or `postgresql://...`, as the only one who writes.
+
+    `name` is shown to whoever looks at the server. Raises WattvendError where it cannot be used.
+    """
+    if address.startswith(SQLITE):
+        return _sqlite(Path(address.removeprefix(SQLITE)))
+    return _postgres(address, name)
+
+
+def reading(address: str, name: str) -> AbstractAsyncContextManager[Stored]:
+    """Open a book to read it, also while vending writes it. Raises WattvendError."""
+    if address.startswith(SQLITE):
+        return _reading_sqlite(Path(address.removeprefix(SQLITE)))
+    return _reading_postgres(address, name)
+
+
+def shown(address: str) -> str:
+    """Return an address as a person may see it, without a password."""
+    if address.startswith(SQLITE):
+        return address.removeprefix(SQLITE)
+    return postgres_database.shown(address)
+
+
 @asynccontextmanager
-async def sqlite(path: Path) -> AsyncIterator[Stored]:
-    """Open or create a book in a SQLite file. Raises WattvendError where it cannot be used."""
+async def _sqlite(path: Path) -> AsyncIterator[Stored]:
     async with SqliteFile(path, SQLITE_SCHEMA) as file:
         yield Stored(SqliteEventStore(file, tables.changes), SqlTables(file))
 
 
 @asynccontextmanager
-async def reading_sqlite(path: Path) -> AsyncIterator[Stored]:
-    """Open a book to read it, also while vending writes it. Raises WattvendError."""
+async def _reading_sqlite(path: Path) -> AsyncIterator[Stored]:
     with closing(SqliteReader(path)) as file:
         yield Stored(SqliteEventStore(file), SqlTables(file))
+
+
+@asynccontextmanager
+async def _postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
+    async with PostgresDatabase.opened(dsn, f"wattvend-vending {name}", tables.SCHEMA) as database:
+        store = await PostgresEventStore.opened(database, tables.changes)
+        try:
+            yield Stored(store, SqlTables(database))
+        finally:
+            await store.drained()
+
+
+@asynccontextmanager
+async def _reading_postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
+    async with PostgresDatabase.reading(dsn, f"wattvend-vending {name}") as database:
+        yield Stored(await PostgresEventStore.opened(database), SqlTables(database))

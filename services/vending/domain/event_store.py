@@ -118,6 +118,7 @@ class EventStore(Protocol):
     def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
         """Yield every event above position `after`, those to come too, and never end.
 
-        What waits comes together, in order, nothing twice, nothing left out.
+        What waits comes together, in order, nothing twice, nothing left out. Raises
+        StoreUnavailable where the store is away: subscribe again from where you are.
         """
         ...

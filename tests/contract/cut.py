@@ -1,0 +1,80 @@
+"""A way to a server that can be cut in the middle of an exchange: a TCP proxy for tests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+LOOPBACK = "127.0.0.1"
+CHUNK_SIZE_BYTES = 1 << 16
+CLOSE_WITHIN_S = 5
+
+
+class Cut:
+    """Passes bytes on, until told that the next exchange ends without an answer.
+
+    A connection over which `spared` was ever sent is not cut.
+    """
+
+    def __init__(self, host: str, port: int, spared: bytes) -> None:
+        self._to = host, port
+        self._spared = spared
+        self._ways: set[asyncio.Task[None]] = set()
+        self.cuts: bool | None = None
+        """The next exchange is cut: after the server did it (True), before it heard of it."""
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        way = asyncio.create_task(self._pass_on(reader, writer))
+        self._ways.add(way)
+        way.add_done_callback(self._ways.discard)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, asks = await asyncio.open_connection(*self._to)
+        is_spared = False
+
+        async def ask() -> None:
+            nonlocal is_spared
+            while chunk := await reader.read(CHUNK_SIZE_BYTES):
+                is_spared = is_spared or self._spared in chunk
+                if self.cuts is False and not is_spared:
+                    self.cuts = None
+                    return
+                asks.write(chunk)
+
+        async def answer() -> None:
+            while chunk := await answers.read(CHUNK_SIZE_BYTES):
+                if self.cuts and not is_spared:
+                    self.cuts = None
+                    return
+                writer.write(chunk)
+
+        pumps = [asyncio.create_task(ask()), asyncio.create_task(answer())]
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        writer.close()
+        asks.close()
+
+    async def close(self) -> None:
+        for way in self._ways:
+            way.cancel()
+        if self._ways:
+            await asyncio.wait(self._ways, timeout=CLOSE_WITHIN_S)
+
+
+@asynccontextmanager
+async def cut(dsn: str, spared: bytes) -> AsyncIterator[tuple[Cut, str]]:
+    """Give a way to the server of an address, and the address that leads there over it."""
+    parts = urlsplit(dsn)
+    assert parts.hostname
+    assert parts.port
+    way = Cut(parts.hostname, parts.port, spared)
+    server = await asyncio.start_server(way.accept, LOOPBACK, 0)
+    port = server.sockets[0].getsockname()[1]
+    there = f"{parts.netloc.rpartition('@')[0]}@{LOOPBACK}:{port}"
+    try:
+        yield way, parts._replace(netloc=there).geturl()
+    finally:
+        server.close()
+        await way.close()

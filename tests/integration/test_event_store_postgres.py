@@ -1,0 +1,311 @@
+"""Goal: the PostgreSQL store keeps the contract, and is durable, append-only and one process's.
+
+Method: the contract, each test on a database of its own; what PostgreSQL does when a connection is
+lost is provoked by a proxy between, by ending sessions and by restarting the server. A full disk is
+played: a trigger raises the error that PostgreSQL raises then (SQLSTATE 53100).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from services.common.kernel.errors import WattvendError
+from services.vending.adapters import stores, tables
+from services.vending.adapters.postgres_database import SCHEMA, DatabaseInUse, PostgresDatabase
+from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
+from services.vending.domain.event_store import (
+    FROM_START,
+    NO_EVENTS,
+    NewEvent,
+    StoreUnavailable,
+    StreamId,
+)
+from tests.contract.cut import Cut, cut
+from tests.contract.databases import execute, fresh_database
+from tests.contract.event_store import (
+    A,
+    B,
+    DenseEventStoreContract,
+    FullDisk,
+    Outside,
+    Unsure,
+    new,
+    take,
+)
+from tools.stack.background import BackgroundStack
+
+pytestmark = pytest.mark.stack
+
+EVENT = f"{SCHEMA}.event"
+APPEND = (
+    "SELECT (append($1, ARRAY[$2::text], ARRAY[-1], ARRAY[1], ARRAY[0], ARRAY[$3::uuid], "
+    "ARRAY['t'], ARRAY[''::bytea], ARRAY[''::bytea])).stored"
+)
+
+
+@pytest.fixture
+async def address(stack: BackgroundStack) -> AsyncIterator[str]:
+    async with fresh_database(stack.postgres_dsn) as made:
+        yield made
+
+
+@pytest.fixture
+async def way(address: str) -> AsyncIterator[tuple[Cut, str]]:
+    async with cut(address, b" reads\0") as made:
+        yield made
+
+
+@pytest.fixture
+async def store(way: tuple[Cut, str]) -> AsyncIterator[PostgresEventStore]:
+    async with opened(way[1]) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(dsn: str) -> AsyncIterator[PostgresEventStore]:
+    async with PostgresDatabase.opened(dsn, "test", tables.SCHEMA) as database:
+        store = await PostgresEventStore.opened(database)
+        yield store
+        await store.drained()
+
+
+@pytest.fixture
+def unsure(way: tuple[Cut, str]) -> Unsure:
+    @asynccontextmanager
+    async def unsure(stored: bool) -> AsyncIterator[None]:
+        way[0].cuts = stored
+        yield
+        assert way[0].cuts is None
+
+    return unsure
+
+
+@pytest.fixture
+def full_disk(address: str) -> FullDisk:
+    @asynccontextmanager
+    async def full() -> AsyncIterator[None]:
+        await execute(
+            address,
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE EXCEPTION 'could not extend file: No space left on device' "
+            "USING ERRCODE = '53100'; END $$",
+            f"CREATE TRIGGER full_disk BEFORE INSERT ON {EVENT} EXECUTE FUNCTION full_disk()",
+        )
+        yield
+        await execute(address, f"DROP TRIGGER full_disk ON {EVENT}")
+
+    return full
+
+
+@pytest.fixture
+async def outside(address: str) -> AsyncIterator[Outside]:
+    connection = await asyncpg.connect(address)
+
+    async def positions(after: int) -> list[int]:
+        sql = f"SELECT position FROM {EVENT} WHERE position > $1 ORDER BY position"
+        return [position for (position,) in await connection.fetch(sql, after)]
+
+    yield positions
+    await connection.close()
+
+
+class TestPostgresEventStore(DenseEventStoreContract):
+    """The contract, on PostgreSQL."""
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+async def connected(address: str) -> asyncpg.Connection:
+    return await asyncpg.connect(address, server_settings={"search_path": SCHEMA})
+
+
+@pytest.mark.parametrize("first_commits", [True, False])
+async def test_who_appends_beside_the_lock_waits_for_the_first_and_leaves_no_hole(
+    address: str, *, first_commits: bool
+) -> None:
+    """Two connections append at once, the second would commit first: the key of `event` waits."""
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        one, other = await connected(address), await connected(address)
+        try:
+            transaction = one.transaction()
+            await transaction.start()
+            assert await one.fetchval(APPEND, 1, "account-1", new().id)
+            racing = asyncio.create_task(other.fetchval(APPEND, 1, "account-2", new().id))
+            done, _ = await asyncio.wait([racing], timeout=0.3)
+            assert not done
+            assert await store.head() == 1
+            if first_commits:
+                await transaction.commit()
+                with pytest.raises(asyncpg.UniqueViolationError):
+                    await racing
+            else:
+                await transaction.rollback()
+                assert await racing
+            found = await take(store, FROM_START, 2)
+            assert [event.position for event in found] == [1, 2]
+            assert found[1].stream == ("account-1" if first_commits else "account-2")
+            await store.append(B, NO_EVENTS, [new()])
+            assert await store.head() == store.count() == 3
+        finally:
+            await one.close()
+            await other.close()
+
+
+async def test_what_somebody_else_wrote_is_found_by_who_follows(address: str) -> None:
+    async with opened(address) as store:
+        following = asyncio.create_task(take(store, FROM_START, 2))
+        await store.append(A, NO_EVENTS, [new()])
+        connection = await connected(address)
+        await connection.fetchval(APPEND, 1, "account-2", new().id)
+        await connection.close()
+        assert [event.position for event in await following] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"UPDATE {EVENT} SET data = ''",
+        f"DELETE FROM {EVENT}",
+        f"TRUNCATE {EVENT}",
+        f"DELETE FROM {SCHEMA}.stream",
+    ],
+)
+async def test_no_event_can_be_changed_or_taken_away(address: str, sql: str) -> None:
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        with pytest.raises(asyncpg.RestrictViolationError, match="append only"):
+            await execute(address, sql)
+
+
+async def test_bytes_of_any_value_are_kept_and_a_name_that_no_text_can_hold_fails_alone(
+    address: str,
+) -> None:
+    async with opened(address) as store:
+        whole = NewEvent(new().id, "t", bytes(range(256)), b"\x00" * 9)
+        answers = await asyncio.gather(
+            store.append(StreamId("account-\x00"), NO_EVENTS, [new()]),
+            store.append(StreamId("account-\ud800"), NO_EVENTS, [new()]),
+            store.append(StreamId("account-电'\"\\"), NO_EVENTS, [whole]),
+            return_exceptions=True,
+        )
+        assert [isinstance(answer, Exception) for answer in answers] == [True, True, False]
+        (event,) = await store.read_all(FROM_START, 10)
+        assert (event.data, event.meta) == (whole.data, whole.meta)
+
+
+# --- one writer, and a server that goes away ------------------------------------------------------
+
+
+async def end_sessions(address: str) -> None:
+    await execute(
+        address,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+
+
+async def test_sessions_that_the_server_ended_are_made_again(address: str) -> None:
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        for revision in range(5):
+            await end_sessions(address)
+            try:
+                await store.append(A, revision, [new()])
+            except StoreUnavailable:
+                assert len(await store.read(A)) == revision + 1
+                await store.append(A, revision, [new()])
+        assert len(await store.read(A)) == 6
+
+
+async def test_who_lost_the_lock_to_another_stores_nothing_until_that_one_leaves(
+    address: str,
+) -> None:
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        held = asyncio.Event()
+        release = asyncio.Event()
+
+        async def take_over() -> None:
+            while True:
+                try:
+                    async with opened(address) as other:
+                        held.set()
+                        await other.append(A, 0, [new()])
+                        await release.wait()
+                except DatabaseInUse:
+                    await end_sessions(address)
+                else:
+                    return
+
+        taking = asyncio.create_task(take_over())
+        await held.wait()
+        with pytest.raises(StoreUnavailable, match="in use by test"):
+            await store.append(B, NO_EVENTS, [new()])
+        assert await store.read(B) == []
+        release.set()
+        await taking
+        await store.append(A, 1, [new()])
+        assert [event.revision for event in await store.read(A)] == [0, 1, 2]
+
+
+async def test_a_server_that_was_away_is_used_again_and_its_absence_is_said(
+    stack: BackgroundStack, address: str
+) -> None:
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        await asyncio.to_thread(stack.kill9, "postgres")
+        try:
+            with pytest.raises(
+                StoreUnavailable, match="check PostgreSQL at postgresql://wattvend@"
+            ):
+                await store.append(A, 0, [new()])
+            with pytest.raises(StoreUnavailable):
+                await store.read(A)
+        finally:
+            await asyncio.to_thread(stack.start, "postgres")
+        assert len(await store.read(A)) == 1
+        await store.append(A, 0, [new()])
+        assert len(await take(store, FROM_START, 2)) == 2
+
+
+async def test_a_server_that_lost_what_it_acknowledged_is_not_written_to(address: str) -> None:
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new(), new()])
+        await execute(
+            address,
+            f"ALTER TABLE {EVENT} DISABLE TRIGGER event_append_only",
+            f"DELETE FROM {EVENT} WHERE position = 2",
+        )
+        await end_sessions(address)
+        for _ in range(2):
+            with pytest.raises((StoreWentBack, StoreUnavailable)):
+                await store.append(B, NO_EVENTS, [new()])
+        with pytest.raises(StoreWentBack, match=r"lost event .* at position 2"):
+            await take(store, FROM_START, 1)
+        assert await store.read(B) == []
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+async def test_opening_again_changes_nothing_and_a_newer_layout_is_refused(address: str) -> None:
+    for revision in range(NO_EVENTS, 2):
+        async with opened(address) as store:
+            await store.append(A, revision, [new()])
+    await execute(address, f"INSERT INTO {SCHEMA}.migrations VALUES (99)")
+    with pytest.raises(WattvendError, match="schema vending has layout 99"):
+        async with opened(address):
+            pass
+
+
+async def test_what_cannot_be_used_is_refused_without_the_password(stack: BackgroundStack) -> None:
+    for place in ("127.0.0.1:1/book", stack.postgres_dsn.rpartition("@")[2]):
+        with pytest.raises(WattvendError, match="cannot be used as the event store") as refused:
+            async with stores.opened(f"postgresql://nobody:secret@{place}", "test"):
+                pass
+        assert "secret" not in str(refused.value)

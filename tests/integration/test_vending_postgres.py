@@ -1,0 +1,238 @@
+"""Goal: a book on PostgreSQL is the same book, and the service on it keeps its promises.
+
+Method: the same commands on a SQLite file and on a database of the test's own, everything that is
+stored compared; then the real service, killed, started again, and asked as a person would.
+"""
+
+import asyncio
+import itertools
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import grpc.aio
+import pytest
+
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.common.runtime import topics
+from services.vending.adapters import postgres_database, tables
+from services.vending.domain.event_store import FROM_START, StoredEvent
+from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root
+from tests.conftest import RunService
+from tests.contract.databases import fresh_database
+from tests.unit import vending_world
+from tests.unit.vending_world import World, world_at
+from tools.stack.background import BackgroundStack
+from tools.stack.ports import free_ports
+from wattvend.vending.v1 import vending_pb2 as pb
+from wattvend.vending.v1 import vending_pb2_grpc
+
+pytestmark = pytest.mark.stack
+
+CALLER = (("wattvend-caller", "test"),)
+DEADLINE_S = 20.0
+SCHEMA = postgres_database.SCHEMA
+OPENED = 60
+Dump = dict[str, list[tuple[object, ...]]]
+
+
+@pytest.fixture
+async def address(stack: BackgroundStack) -> AsyncIterator[str]:
+    async with fresh_database(stack.postgres_dsn) as made:
+        yield made
+
+
+async def a_day(world: World) -> None:
+    """Give commands of every kind that changes a table, and keep what is not an event."""
+    await world.mall()
+    await world.meter("M2", unit=2)
+    await world.account("A2")
+    await world.assign()
+    await world.assign("M2", "A2")
+    await world.sell(500)
+    await world.release()
+    await world.assign("M1", "A2", register_milli=3000)
+    with pytest.raises(InvalidInput) as taken:
+        await world.meter("M3", serial="serial-M1")
+    assert taken.value.reason is Reason.SERIAL_TAKEN
+    kept = world.tables
+    meter = await world.office.meter("M1")
+    for sequence in (5, 3):
+        await kept.keep_charged(
+            [Charged(meter.meter_key, meter.epoch, sequence, sequence * 1000, 7)],
+            [Offset("charges", 0, sequence), Offset("charges", 1, 9)],
+        )
+    for day in range(130):
+        root = Root(day + 1, day + 1, bytes([day]) * 32)
+        await kept.keep_checkpoint(Checkpoint(1, root, day * 3_600_000, "key", b"signed"))
+    events = await world.store.read_all(FROM_START, 1000)
+    await kept.keep_links(
+        Link(e.position, e.stream, e.revision, e.id, e.type, e.data) for e in events
+    )
+    asks = await kept.asks(None, 10)
+    await kept.keep_asks(
+        Ask(ask.account_id, ask.account_key, n, f"ask-{n}") for n, ask in enumerate(asks)
+    )
+    await kept.keep_answer(asks[0].account_id, "ask-0", is_last=True)
+    await kept.raise_book_epoch(4, await world.store.head())
+
+
+async def said(world: World) -> list[object]:
+    """Return what the tables answer."""
+    kept = world.tables
+    meter = await world.office.meter("M1")
+    events = await world.store.read_all(FROM_START, 1000)
+    asks = await kept.asks(None, 10)
+    return [
+        await kept.todos(),
+        await kept.todos("M1"),
+        await kept.decided("approval"),
+        await kept.overdue("approval", 2**60),
+        await kept.waiting("approval", "", 0, 10),
+        asks,
+        await kept.asks(asks[1], 2),
+        await kept.asks_waiting(0),
+        await kept.charged_register_milli(meter.meter_key, meter.epoch),
+        await kept.charged_register_milli(meter.meter_key, 77),
+        await kept.offsets("charges"),
+        await kept.book_epoch(),
+        await kept.raised_at(),
+        await kept.root_at(130),
+        await kept.root_at(131),
+        await kept.checkpoints(),
+        await kept.linked_until(),
+        await kept.links(3, 5),
+        await kept.link_of(events[2].id),
+        await kept.link_of(UUID(int=0)),
+        events,
+    ]
+
+
+def dump_of_file(path: Path) -> Dump:
+    with closing(sqlite3.connect(path)) as connection:
+        names = [n for (n,) in connection.execute("SELECT name FROM sqlite_master")]
+        return {
+            name: sorted(connection.execute(f"SELECT * FROM {name}"), key=repr)
+            for name in names
+            if name in TABLES
+        }
+
+
+async def dump_of_database(address: str) -> Dump:
+    connection = await asyncpg.connect(address)
+    try:
+        return {
+            name: sorted(
+                (tuple(row) for row in await connection.fetch(f"SELECT * FROM {SCHEMA}.{name}")),
+                key=repr,
+            )
+            for name in TABLES
+        }
+    finally:
+        await connection.close()
+
+
+TABLES = set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", tables.SCHEMA))
+
+
+async def test_the_same_commands_leave_the_same_events_and_tables_as_in_a_file(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.sqlite"
+    found: list[list[object]] = []
+    for at in (f"sqlite:{path}", address):
+        numbers = itertools.count(1)
+        monkeypatch.setattr(vending_world, "uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
+        async with world_at(at) as world:
+            await a_day(world)
+            found.append(await said(world))
+    assert found[0] == found[1]
+    assert dump_of_file(path) == await dump_of_database(address)
+
+
+async def test_of_accounts_that_open_together_those_whose_name_is_taken_fail_alone(
+    address: str,
+) -> None:
+    async with world_at(address) as world:
+        await world.mall()
+        answers = await asyncio.gather(
+            *(world.meter(f"N{n}", unit=n + 2, serial=f"s{n // 2}") for n in range(OPENED)),
+            *(world.account(f"B{n}") for n in range(OPENED)),
+            return_exceptions=True,
+        )
+        meters, accounts = answers[:OPENED], answers[OPENED:]
+        refused = [answer for answer in meters if isinstance(answer, InvalidInput)]
+        assert {answer.reason for answer in refused} == {Reason.SERIAL_TAKEN}
+        assert len(refused) == OPENED // 2
+        assert not [answer for answer in accounts if isinstance(answer, BaseException)]
+        events: list[StoredEvent] = await world.store.read_all(FROM_START, 10_000)
+        assert [event.position for event in events] == list(range(1, len(events) + 1))
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+async def sold(stub: Any, request_id: str) -> Any:
+    request = pb.SellRequest(
+        request_id=request_id, account_id="A1", amount_minor=100, method="cash"
+    )
+    return await stub.Sell(request, metadata=CALLER, timeout=DEADLINE_S)
+
+
+async def test_the_service_answers_a_sale_again_after_a_kill_and_its_commands_know_the_store(
+    stack: BackgroundStack, run_service: RunService, address: str
+) -> None:
+    await topics.create(stack.kafka_bootstrap)
+    (port,) = free_ports(1)
+    settings = {
+        "KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
+        "STORE": address,
+        "GRPC_PORT": str(port),
+        "CHECKPOINT_INTERVAL_MS": "100",
+    }
+
+    async def command(name: str) -> subprocess.CompletedProcess[str]:
+        environment = {f"WATTVEND_VENDING_{key}": value for key, value in settings.items()}
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "services.vending", name],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    raised = await command("raise-book-epoch")  # the cluster remembers the books of other tests
+    assert raised.returncode == 0, raised.stderr
+    async with world_at(address) as world:
+        await world.mall()
+    service = await asyncio.to_thread(run_service, "vending", settings)
+    request_id = str(uuid4())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = vending_pb2_grpc.VendingServiceStub(channel)
+        first = await sold(stub, request_id)
+        second = await command("raise-book-epoch")
+        assert second.returncode != 0
+        assert "is in use by wattvend-vending" in second.stderr
+        beside = await command("verify")
+        assert beside.returncode == 0, beside.stderr
+        await asyncio.to_thread(service.kill9)
+        await asyncio.to_thread(service.start)
+        assert await sold(stub, request_id) == first
+    password = address.split(":")[2].partition("@")[0]
+    for text in (
+        raised.stdout,
+        second.stderr,
+        *(p.read_text() for p in stack.logs.glob("vending*")),
+    ):
+        assert password not in text
