@@ -86,6 +86,9 @@ class Terms(_Part):
     overdraft_minor: int = 0
     restore_minor: int
     emergency_minor: int = 0
+    ceiling_minor: int | None = None
+    fee_ppm: int | None = None
+    fee_minor: int | None = None
     lease_ms: int | None = None
     max_evidence_age_ms: int | None = None
     rules: Rules | None = None
@@ -108,6 +111,9 @@ class Terms(_Part):
             overdraft_minor=self.overdraft_minor,
             restore_minor=self.restore_minor,
             emergency_minor=self.emergency_minor,
+            ceiling_minor=self.ceiling_minor or 0,
+            fee_ppm=self.fee_ppm or 0,
+            fee_minor=self.fee_minor or 0,
             lease_ms=self.lease_ms or 0,
             max_evidence_age_ms=self.max_evidence_age_ms or 0,
             rules=None if self.rules is None else self.rules.text(),

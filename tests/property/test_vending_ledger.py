@@ -45,6 +45,7 @@ from tests.unit.vending_world import T0_MS, World
 NANO = 10**7
 LENT_MINOR = 300
 SHARE_PPM = 200_000
+FEE_PPM, FEE_MINOR = 15_000, 2
 ALONE = {"reversal": 500, "adjustment": 100, "debt": None, "authority": None}
 """What one person may do; giving up what is owed always needs two."""
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
@@ -83,7 +84,8 @@ class Paper:
     money: int = 0
     given: int = 0
     lost: int = 0
-    sales: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
+    fees: int = 0
+    sales: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     back: set[str] = field(default_factory=set)
     reserved: dict[str, Ask] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
@@ -95,6 +97,8 @@ class Paper:
         return ask.what == "write-off" or (ask.what == "adjust" and abs(ask.amount) > 100)
 
     def refusal(self, ask: Ask) -> str:
+        if ask.what in {"sell", "reserve"} and fee_of(ask.amount) >= ask.amount:
+            return "AMOUNT_BELOW_FEE"
         if ask.what == "grant" and self.lent[ask.account]:
             return "EMERGENCY_ALREADY_GRANTED"
         if ask.what == "reverse" and self.sales.get(ask.about, "?")[0] != ask.account:
@@ -125,10 +129,12 @@ class Paper:
                 receipt = receipt_of_payment(asked.about)
                 self.write(replace(asked, what="sell"), receipt)
             case "sell":
-                lent = min(amount, self.lent[name])
-                debt = min((amount * SHARE_PPM + 500_000) // 10**6, self.debt[name], amount - lent)
-                self.sales[receipt] = (name, amount, lent, debt)
-                self.move(name, amount, lent, debt)
+                fee = fee_of(amount)
+                rest = amount - fee
+                lent = min(rest, self.lent[name])
+                debt = min((rest * SHARE_PPM + 500_000) // 10**6, self.debt[name], rest - lent)
+                self.sales[receipt] = (name, amount, fee, lent, debt)
+                self.move(name, amount, fee, lent, debt)
             case "reverse":
                 self.back.add(ask.about)
                 self.move(name, *(-part for part in self.sales[ask.about][1:]))
@@ -147,11 +153,16 @@ class Paper:
                 self.debt[name] -= amount * (ask.about == "debt")
                 self.credited[name] += amount * (ask.about == "arrears")
 
-    def move(self, name: str, amount: int, lent: int, debt: int) -> None:
+    def move(self, name: str, amount: int, fee: int, lent: int, debt: int) -> None:
         self.money += amount
+        self.fees += fee
         self.lent[name] -= lent
         self.debt[name] -= debt
-        self.credited[name] += amount - lent - debt
+        self.credited[name] += amount - fee - lent - debt
+
+
+def fee_of(amount: int) -> int:
+    return (amount * FEE_PPM + 500_000) // 10**6 + FEE_MINOR
 
 
 def receipt_of_payment(transaction_id: str) -> str:
@@ -211,7 +222,7 @@ class Town(RuleBasedStateMachine):
             world = self.world
             await world.site()
             await world.tariff()
-            await world.policy(emergency_minor=LENT_MINOR)
+            await world.policy(emergency_minor=LENT_MINOR, fee_ppm=FEE_PPM, fee_minor=FEE_MINOR)
             for name in ACCOUNTS:
                 await world.account(name)
             document = PublishAuthority(world.ask(), "LE1", "CNY", rules_text(ALONE), 0)
@@ -421,6 +432,7 @@ class Town(RuleBasedStateMachine):
         assert stands.get("assets:emergency-credit", 0) == sum(paper.lent.values())
         assert stands.get("assets:receivable", 0) == sum(paper.debt.values())
         assert stands.get("income:adjustment", 0) == paper.given
+        assert stands.get("income:service-fee", 0) == -paper.fees
         assert stands.get("expenses:write-off", 0) == paper.lost
 
 

@@ -148,6 +148,9 @@ class Story:
             "max_evidence_age_ms": EVIDENCE_MS,
             "emergency_nano": 0,
             "rules": None,
+            "ceiling_nano": None,
+            "fee_ppm": 0,
+            "fee_minor": 0,
         }
         return [
             self.event(f"tariff-{self.tariff}", 0, "tariff-published", tariff),
@@ -189,6 +192,9 @@ class Story:
             "recovered_debt_minor": 0,
             "emergency_left_minor": 0,
             "debt_left_minor": 0,
+            "fee_minor": 0,
+            "energy_milli": None,
+            "price_micro": None,
             "currency": "CNY",
             "legal_entity": "LE1",
             "commodity": "electricity",

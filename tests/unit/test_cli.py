@@ -13,12 +13,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tools.cli import main as cli
 from tools.client import Clients, Refused
+from tools.sitefile import Policy
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -251,6 +253,7 @@ def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch)
     vending = Vending(
         Sell=v.SellResponse(),
         ReverseSale=v.ReverseSaleResponse(reversal=v.Reversal(returned_debt_minor=5)),
+        QuoteSale=v.QuoteSaleResponse(energy_milli=100_000, fee_minor=1, currency="CNY"),
         **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
         PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
     )
@@ -261,6 +264,13 @@ def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch)
     assert {method for method, _ in vending.asked} == vending.answers.keys() - {"OpenAccount"}
     adjusted = [request for method, request in vending.asked if method == "AdjustCredit"][::2]
     assert [request.amount_minor for request in adjusted] == [1250, -1250]
+    sold = [request for method, request in vending.asked if method == "Sell"][::2]
+    told = [(request.amount_minor, request.energy_milli) for request in sold]
+    assert told == [(10_000, 0), (8_000, 100_000)]
+    (policies,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (policy,) = yaml.safe_load(policies)["policies"]
+    published = Policy.model_validate(policy).request("", policy.pop("id"), "CNY")
+    assert (published.fee_ppm, published.ceiling_minor) == (10_000, 200_000)
     rules = json.loads(dict(vending.asked)["PublishAuthority"].rules)
     assert rules == {"reversal": 5000, "adjustment": 500}
 

@@ -42,6 +42,29 @@ def test_what_a_sale_recovers_is_no_prepayment() -> None:
     assert "liabilities:prepayment" not in entries(postings.of_sale("cash", 5, 5, 0))
 
 
+def test_a_service_fee_is_income_of_the_sale() -> None:
+    assert entries(postings.of_sale("cash", 100, 5, 20, 2)) == {
+        "assets:cash": 100,
+        "income:service-fee": -2,
+        "assets:emergency-credit": -5,
+        "assets:receivable": -20,
+        "liabilities:prepayment": -73,
+    }
+
+
+def test_credit_that_is_set_right_and_what_is_given_up_move_no_money() -> None:
+    assert entries(postings.of_adjustment(-7)) == {
+        "income:adjustment": -7,
+        "liabilities:prepayment": 7,
+    }
+    for kind, owed in (
+        ("emergency", "assets:emergency-credit"),
+        ("debt", "assets:receivable"),
+        ("arrears", "liabilities:prepayment"),
+    ):
+        assert entries(postings.of_write_off(kind, 9)) == {"expenses:write-off": 9, owed: -9}
+
+
 def test_a_debt_comes_from_other_books_and_what_it_falls_by_is_written_off() -> None:
     assert entries(postings.of_debt(50)) == {
         "assets:receivable": 50,

@@ -211,6 +211,13 @@ def _register_milli(text: str) -> int:
     return int(Decimal(text) * 1000)
 
 
+def _energy_milli(text: str) -> int:
+    """Return energy as typed, e.g. 100 or 12.5, in thousandths; leaves with what is wrong."""
+    if not REGISTER.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no energy; write e.g. 100 or 12.5")
+    return int(Decimal(text) * 1000)
+
+
 def _until_ms(text: str) -> int:
     """Return an instant as typed, by this terminal's clock or by an offset that it tells."""
     try:
@@ -404,6 +411,46 @@ def account_close(
     """Close an account that has no meters and no balance."""
     request = v.CloseAccountRequest(request_id=request_id or str(uuid4()), account_id=account)
     _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
+
+
+@app.command()
+def quote(
+    account: Annotated[str, typer.Argument(help="account id")],
+    energy: Annotated[str, typer.Argument(help="kWh or m3, e.g. 100")],
+) -> None:
+    """Say what energy costs an account now."""
+    request = v.QuoteSaleRequest(account_id=account, energy_milli=_energy_milli(energy))
+    _run(lambda clients: clients.vending("QuoteSale", request), show.quoted)
+
+
+@app.command("sell-energy")
+def sell_energy(
+    account: Annotated[str, typer.Argument(help="account id")],
+    energy: Annotated[str, typer.Argument(help="kWh or m3, e.g. 100")],
+    method: Annotated[str, typer.Option(help="cash, pos, transfer, qr")] = "cash",
+    at: Annotated[str, typer.Option(help="the amount that the buyer was told")] = "",
+    request_id: RequestId = "",
+) -> None:
+    """Sell what so much energy costs now."""
+    request, told = request_id or str(uuid4()), _amount(at) if at else None
+
+    async def work(clients: Clients) -> v.SellResponse:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        sold: v.SellResponse = await clients.vending(
+            "Sell",
+            v.SellRequest(
+                request_id=request,
+                account_id=account,
+                amount_minor=0 if told is None else _minor(told, known.minor_decimals),
+                method=method,
+                energy_milli=_energy_milli(energy),
+            ),
+        )
+        return sold
+
+    _run(work, show.receipt, request)
 
 
 @app.command()

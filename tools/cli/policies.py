@@ -36,11 +36,21 @@ def show(terms: Terms, currency: Currency) -> RenderableType:
         ("power again from", terms.restore_minor),
         ("emergency credit", terms.emergency_minor),
     ]
+    if terms.ceiling_minor:
+        amounts.append(("at hand at most", terms.ceiling_minor))
     for name, minor in amounts:
         table.add_row(name, f"{format_scaled(minor, currency.minor_decimals)} {currency.code}")
+    if terms.fee_ppm or terms.fee_minor:
+        table.add_row("service fee", fee(terms.fee_ppm or 0, terms.fee_minor or 0, currency))
     for name, text in said(terms.rules or read_rules(None), currency):
         table.add_row(name, text)
     return Group(table)
+
+
+def fee(fee_ppm: int, fee_minor: int, currency: Currency) -> str:
+    """Return a service fee for a person."""
+    fixed = f"{format_scaled(fee_minor, currency.minor_decimals)} {currency.code}"
+    return f"{format_scaled(fee_ppm, 4)} % of a sale, and {fixed}"
 
 
 def said(rules: Rules, currency: Currency) -> Iterator[tuple[str, str]]:

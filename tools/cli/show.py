@@ -97,6 +97,11 @@ def policy(answer: v.Policy) -> RenderableType:
     for name, minor in amounts:
         text = f"{format_scaled(minor, currency.minor_decimals)} {currency.code}"
         rows.append((name, text))
+    if answer.ceiling_minor:
+        ceiling = format_scaled(answer.ceiling_minor, currency.minor_decimals)
+        rows.append(("at hand at most", f"{ceiling} {currency.code}"))
+    if answer.fee_ppm or answer.fee_minor:
+        rows.append(("service fee", policies.fee(answer.fee_ppm, answer.fee_minor, currency)))
     if answer.HasField("rules"):
         rows += policies.said(read_rules(answer.rules), currency)
     return _fields(f"[bold]policy {escape(answer.policy_id)}[/]", rows)
@@ -131,6 +136,11 @@ def receipt(answer: v.SellResponse) -> RenderableType:
         ("account", paid.account_id),
         ("amount", f"[bold]{told(paid.amount_minor)}[/] ({paid.method})"),
     ]
+    if paid.energy_milli:
+        price = format_scaled(paid.price_micro, currency.price_decimals)
+        rows.append(("for", f"{format_scaled(paid.energy_milli, 3, 2)} units at {price}"))
+    if paid.fee_minor:
+        rows.append(("of it service fee", told(paid.fee_minor)))
     for what, recovered_minor, left_minor in (
         ("emergency credit", paid.recovered_emergency_minor, paid.emergency_left_minor),
         ("debt", paid.recovered_debt_minor, paid.debt_left_minor),
@@ -144,6 +154,22 @@ def receipt(answer: v.SellResponse) -> RenderableType:
         ("credited in all", money(answer.credited_nano, paid.currency)),
     ]
     return _fields("[bold]receipt[/]", rows)
+
+
+def quoted(answer: v.QuoteSaleResponse) -> RenderableType:
+    """Show what energy costs."""
+    currency = currency_of(answer.currency)
+    amount = format_scaled(answer.amount_minor, currency.minor_decimals)
+    price = format_scaled(answer.price_micro, currency.price_decimals)
+    rows = [
+        ("energy", f"{format_scaled(answer.energy_milli, 3, 2)} units"),
+        ("price", f"{price} {answer.currency} a unit, taxes included"),
+        ("costs", f"[bold]{amount} {answer.currency}[/]"),
+    ]
+    if answer.fee_minor:
+        fee = format_scaled(answer.fee_minor, currency.minor_decimals)
+        rows.append(("of it service fee", f"{fee} {answer.currency}"))
+    return _fields("[bold]quote[/]", rows)
 
 
 def reversal(answer: v.ReverseSaleResponse) -> RenderableType:
@@ -162,6 +188,8 @@ def reversal(answer: v.ReverseSaleResponse) -> RenderableType:
         ("reason", escape(back.reason)),
         ("credit taken back", told(back.credit_minor)),
     ]
+    if back.fee_minor:
+        rows.append(("service fee that goes back", told(back.fee_minor)))
     for what, returned_minor, left_minor in (
         ("emergency credit", back.returned_emergency_minor, back.emergency_left_minor),
         ("debt", back.returned_debt_minor, back.debt_left_minor),

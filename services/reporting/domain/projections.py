@@ -271,6 +271,7 @@ def _ledger(record: Record) -> Iterator[Row]:
             receipt_id=UUID(event["receipt_id"]),
             recovered_emergency_minor=event["recovered_emergency_minor"] or 0,
             recovered_debt_minor=event["recovered_debt_minor"] or 0,
+            fee_minor=event["fee_minor"] or 0,
             sold_at_ms=happened_at_ms,
             **book,
         )

@@ -410,6 +410,7 @@ class ReceiptRow(NamedTuple):
     revision: int
     recovered_emergency_minor: int
     recovered_debt_minor: int
+    fee_minor: int
 
 
 Row = (

@@ -182,6 +182,9 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             request.max_evidence_age_ms,
             request.emergency_minor,
             _said(request, "rules"),
+            request.ceiling_minor,
+            request.fee_ppm,
+            request.fee_minor,
         )
         return self._policy((await self._office.publish_policy(command)).state)
 
@@ -275,10 +278,22 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
                 request.account_id,
                 request.amount_minor,
                 request.method,
+                request.energy_milli,
             )
             outcome = await self._office.sell(command)
         points.point("answering")
         return self._sold(outcome)
+
+    async def QuoteSale(self, request: pb.QuoteSaleRequest, context: Any) -> pb.QuoteSaleResponse:
+        """Return what energy costs an account now."""
+        quoted, of = await self._office.quote(request.account_id, request.energy_milli)
+        return pb.QuoteSaleResponse(
+            energy_milli=quoted.energy_milli,
+            price_micro=quoted.price_micro,
+            amount_minor=quoted.amount_minor,
+            fee_minor=quoted.fee_minor,
+            currency=of.currency,
+        )
 
     async def ReserveSale(self, request: pb.ReserveSaleRequest, context: Any) -> pb.Payment:
         """Ask whether a sale could be made."""
@@ -553,6 +568,9 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             lease_ms=state.lease_ms,
             max_evidence_age_ms=state.max_evidence_age_ms,
             rules=state.rules,
+            ceiling_minor=(state.ceiling_nano or 0) // currency.nano_per_minor,
+            fee_ppm=state.fee_ppm,
+            fee_minor=state.fee_minor,
             version=self._version(state.answers.revision),
             **minor,
         )
@@ -594,6 +612,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
 def _receipt(sold: CreditSold) -> pb.Receipt:
     emergency_minor = sold.recovered_emergency_minor or 0
     debt_minor = sold.recovered_debt_minor or 0
+    fee_minor = sold.fee_minor or 0
     return pb.Receipt(
         receipt_id=sold.receipt_id,
         account_id=sold.account_id,
@@ -604,9 +623,12 @@ def _receipt(sold: CreditSold) -> pb.Receipt:
         sold_at_ms=sold.occurred_at_ms,
         recovered_emergency_minor=emergency_minor,
         recovered_debt_minor=debt_minor,
-        credit_minor=sold.amount_minor - emergency_minor - debt_minor,
+        credit_minor=sold.amount_minor - fee_minor - emergency_minor - debt_minor,
         emergency_left_minor=sold.emergency_left_minor or 0,
         debt_left_minor=sold.debt_left_minor or 0,
+        fee_minor=fee_minor,
+        energy_milli=sold.energy_milli or 0,
+        price_micro=sold.price_micro or 0,
     )
 
 

@@ -43,6 +43,7 @@ def approval(state: Proposal, version: pb.BookVersion) -> pb.Approval:
 def reversal(event: SaleReversed) -> pb.Reversal:
     """Return the document of a sale that was taken back."""
     returned_minor = event.returned_emergency_minor + event.returned_debt_minor
+    fee_minor = event.returned_fee_minor
     return pb.Reversal(
         receipt_id=event.receipt_id,
         reversed_receipt_id=event.reversed_receipt_id,
@@ -55,7 +56,8 @@ def reversal(event: SaleReversed) -> pb.Reversal:
         reason=event.reason,
         returned_emergency_minor=event.returned_emergency_minor,
         returned_debt_minor=event.returned_debt_minor,
-        credit_minor=event.amount_minor - returned_minor,
+        credit_minor=event.amount_minor - fee_minor - returned_minor,
+        fee_minor=fee_minor,
         emergency_left_minor=event.emergency_left_minor,
         debt_left_minor=event.debt_left_minor,
     )

@@ -171,20 +171,18 @@ class Book:
         assert there is not None, f"an event was stored at position {position}"
         return chain.read_meta(there.meta).origin
 
-    async def event_of(
-        self, kind: type[S], entity_id: str, event: type[E], **said: Any
-    ) -> E | None:
-        """Return the first event of a type in an entity's stream that says so; None: there is none.
+    async def events_of(self, kind: type[S], entity_id: str, event: type[E]) -> list[E]:
+        """Return the events of a type in an entity's stream, in order.
 
         It reads the whole stream: for what is asked now and then.
         """
+        found: list[E] = []
         for stored in await self._store.read(stream_of(kind, entity_id)):
             if stored.type == event.SUBJECT:
-                found = event_of(stored)
-                if all(getattr(found, name) == value for name, value in said.items()):
-                    assert isinstance(found, event)
-                    return found
-        return None
+                said = event_of(stored)
+                assert isinstance(said, event)
+                found.append(said)
+        return found
 
     async def drained(self) -> None:
         """Wait until every command that was submitted is answered."""

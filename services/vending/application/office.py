@@ -19,6 +19,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import points
+from services.common.tariffs.plan import ENERGY_MILLI_MAX
 from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.payments import Payments
@@ -38,11 +39,12 @@ from services.vending.domain import (
 )
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority
-from services.vending.domain.decisions import Request
+from services.vending.domain.decisions import Rejection, Request
 from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
     CreditSold,
+    TariffPublished,
 )
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
@@ -50,6 +52,7 @@ from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tables import Tables, Todo
 from services.vending.domain.tariff import Tariff
+from services.vending.domain.terms import Quote
 
 STEPS_MAX = 8
 GUARDED = {
@@ -234,7 +237,13 @@ class Office:
         return await self._book.submit(Account, account_id, partial(_on, account.decide, command))
 
     async def sell(self, command: account.Sell) -> Outcome[Account]:
-        """Sell credit. The outcome's event is the CreditSold."""
+        """Sell credit, or what energy costs. The outcome's event is the CreditSold."""
+        of = await self._book.state_of(Account, command.account_id)
+        if of is not None:
+            by = await self._book.state_of(Policy, of.policy_id)
+            energy = command.energy_milli
+            tariff = await self._in_force(of.tariff_id) if energy else None
+            command = replace(command, policy=by, tariff=tariff)
         decide = partial(_on, account.decide, command)
         return accepted(await self._book.submit(Account, command.account_id, decide))
 
@@ -245,6 +254,22 @@ class Office:
         decide = partial(_on, account.decide, account.GrantEmergencyCredit(request, account_id, by))
         return accepted(await self._book.submit(Account, account_id, decide))
 
+    async def quote(self, account_id: str, energy_milli: int) -> tuple[Quote, Account]:
+        """Return what energy costs an account now. Raises InvalidInput where nobody can say."""
+        checks.check_between("energy_milli", energy_milli, 1, ENERGY_MILLI_MAX)
+        of = await self.account(account_id)
+        by = await self._book.state_of(Policy, of.policy_id)
+        quoted = account.quote_of(of, by, await self._in_force(of.tariff_id), energy_milli)
+        if isinstance(quoted, Rejection):
+            raise quoted.as_error()
+        return quoted, of
+
+    async def _in_force(self, tariff_id: str) -> TariffPublished | None:
+        """Return the version of a tariff that applies now."""
+        now_ms = self._clock.now_ms()
+        versions = await self._book.events_of(Tariff, tariff_id, TariffPublished)
+        return next((v for v in reversed(versions) if v.effective_at_ms <= now_ms), None)
+
     async def set_debt(self, command: account.SetDebt) -> Outcome[Account]:
         """Set what an account owes beside its use, which may need a second person."""
         return await self.approvals.ask(command)
@@ -254,10 +279,9 @@ class Office:
         return await self.approvals.ask(command)
 
     async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
-        sale = await self._book.event_of(
-            Account, command.account_id, CreditSold, receipt_id=command.receipt_id
-        )
-        return replace(command, sale=sale)
+        sales = await self._book.events_of(Account, command.account_id, CreditSold)
+        of_receipt = (sale for sale in sales if sale.receipt_id == command.receipt_id)
+        return replace(command, sale=next(of_receipt, None))
 
     async def close_account(self, command: account.CloseAccount, wait_s: float) -> Outcome[Account]:
         """Close an account when metering's echo says that nothing is left.

@@ -19,6 +19,7 @@ from services.vending.domain.approval import Failure
 from services.vending.domain.events import CreditSold
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.payment import Payment, Status, payment_id_of
+from services.vending.domain.policy import Policy
 from services.vending.domain.tables import PAYMENT, Tables
 
 
@@ -36,7 +37,8 @@ class Payments:
         """Ask for a sale. Raises InvalidInput where it could not be made."""
         of = await self._book.state_of(Account, command.account_id)
         payment_id = payment_id_of(command.request.caller, command.transaction_id)
-        return (await self._submit(payment_id, replace(command, account=of))).state
+        by = await self._book.state_of(Policy, of.policy_id) if of else None
+        return (await self._submit(payment_id, replace(command, account=of, policy=by))).state
 
     async def confirm(self, command: payment.ConfirmSale) -> Outcome[Account]:
         """Sell what is paid. The outcome's event is the CreditSold.
@@ -102,7 +104,9 @@ class Payments:
     async def _sold(self, state: Payment) -> Outcome[Account]:
         content = (state.account_id, state.amount_minor, state.method)
         request = step(self._clock.now_ms(), content, state.seller, "sell", state.payment_id)
-        command = Sell(request, *content)
+        of = await self._book.state_of(Account, state.account_id)
+        by = await self._book.state_of(Policy, of.policy_id) if of else None
+        command = Sell(request, *content, policy=by, is_paid=True)
         return accepted(
             await self._book.submit(
                 Account, state.account_id, lambda before: account.decide(before, command)

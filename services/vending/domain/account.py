@@ -16,7 +16,8 @@ from services.common.kernel.units import (
 )
 from services.common.kernel.values import value_class
 from services.common.tariffs.calendar import is_constant
-from services.vending.domain import checks, postings
+from services.common.tariffs.plan import ENERGY_MILLI_MAX
+from services.vending.domain import checks, postings, terms
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
@@ -49,6 +50,7 @@ from services.vending.domain.events import (
     PowerKept,
     SaleRefused,
     SaleReversed,
+    TariffPublished,
     UsagePosted,
 )
 from services.vending.domain.orders import (
@@ -167,17 +169,28 @@ class OpenAccount:
 
 @value_class
 class Sell:
-    """A sale of credit. `amount_minor` in the account's minor currency unit, > 0."""
+    """A sale of credit. `amount_minor` in the account's minor currency unit, > 0.
+
+    With `energy_milli` > 0 it is of what so much energy costs, by the version of the account's
+    tariff in force, `tariff`; an amount beside it is what the buyer was told, 0: nothing. `policy`:
+    the account's; `is_paid`: the money is there already, so no ceiling keeps it out.
+    """
 
     request: Request
     account_id: str
     amount_minor: int
     method: str
+    energy_milli: int = 0
+    policy: Policy | None = None
+    tariff: TariffPublished | None = None
+    is_paid: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no sale can be."""
         checks.check_id("account_id", self.account_id)
-        checks.check_amount("amount_minor", self.amount_minor)
+        checks.check_between("energy_milli", self.energy_milli, 0, ENERGY_MILLI_MAX)
+        if self.amount_minor or not self.energy_milli:
+            checks.check_amount("amount_minor", self.amount_minor)
         checks.check_choice("method", self.method, checks.METHODS)
 
 
@@ -378,7 +391,14 @@ def _open(command: OpenAccount) -> Decision:
     if not command.first_sale_minor:
         return Accepted((opened,))
     state = evolve(None, opened)
-    sale = _sale(state, command.request, command.first_sale_minor, command.method)
+    first = Sell(
+        command.request,
+        command.account_id,
+        command.first_sale_minor,
+        command.method,
+        policy=command.policy,
+    )
+    sale = _sale(state, first)
     return sale if isinstance(sale, Rejection) else Accepted((opened, sale))
 
 
@@ -405,38 +425,108 @@ def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) 
     )
 
 
-def _sale(
-    state: Account, request: Request, amount_minor: int, method: str
-) -> CreditSold | Rejection:
+def _sale(state: Account, command: Sell) -> CreditSold | Rejection:
     currency = checks.currency_named(state.currency)
+    amount_minor, price_micro = command.amount_minor, None
+    if command.energy_milli:
+        quoted = quote_of(state, command.policy, command.tariff, command.energy_milli)
+        if isinstance(quoted, Rejection):
+            return quoted
+        if amount_minor not in (0, quoted.amount_minor):
+            return _quote_changed(quoted, currency)
+        amount_minor, price_micro = quoted.amount_minor, quoted.price_micro
     try:
         amount_nano = nano_from_minor(amount_minor, currency)
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, too_large.field)
-    recovery = state.owed.recovery(amount_minor)
+    fee_minor = terms.fee_minor_of(command.policy, amount_minor)
+    if fee_minor >= amount_minor:
+        fee = format_scaled(fee_minor, currency.minor_decimals)
+        text = f"the service fee is {fee} {currency.code}; sell more than that"
+        return Rejection(Reason.AMOUNT_BELOW_FEE, text, "amount_minor")
+    recovery = state.owed.recovery(amount_minor - fee_minor)
     left = state.owed.after(recovery)
     credit_nano = nano_from_minor(recovery.credit_minor, currency)
-    if problem := _no_more(state, credit_nano, currency):
+    if problem := _no_more(state, credit_nano, currency) or _above_ceiling(
+        state, command, credit_nano, currency
+    ):
         return problem
     return CreditSold(
-        **stamp(request),
+        **stamp(command.request),
         account_id=state.account_id,
         amount_minor=amount_minor,
         amount_nano=amount_nano,
         credited_nano=state.credited_nano + credit_nano,
-        method=method,
-        receipt_id=str(name_uuid("receipt", *request.key)),
+        method=command.method,
+        receipt_id=str(name_uuid("receipt", *command.request.key)),
         **of_what(state),
         recovered_emergency_minor=recovery.emergency_minor,
         recovered_debt_minor=recovery.debt_minor,
         emergency_left_minor=left.emergency_minor,
         debt_left_minor=left.debt_minor,
+        fee_minor=fee_minor,
+        energy_milli=command.energy_milli or None,
+        price_micro=price_micro,
         postings=postings.of_sale(
-            method,
+            command.method,
             amount_nano,
             recovery.emergency_minor * currency.nano_per_minor,
             recovery.debt_minor * currency.nano_per_minor,
+            fee_minor * currency.nano_per_minor,
         ),
+    )
+
+
+def quote_of(
+    state: Account, policy: Policy | None, tariff: TariffPublished | None, energy_milli: int
+) -> terms.Quote | Rejection:
+    """Return what energy costs the account now; or why that cannot be told."""
+    currency = checks.currency_named(state.currency)
+    price_micro = terms.price_micro_of(tariff)
+    if isinstance(price_micro, Rejection):
+        return price_micro
+    if not price_micro:
+        return Rejection(Reason.CANNOT_QUOTE, "energy costs nothing here: there is nothing to sell")
+    if state.owed:
+        text = f"account {state.account_id} owes, and a sale recovers that first; sell by money"
+        return Rejection(Reason.CANNOT_QUOTE, text, "energy_milli")
+    quoted = terms.quote(policy, price_micro, energy_milli, currency)
+    try:
+        nano_from_minor(quoted.amount_minor, currency)
+    except InvalidInput as too_large:
+        return Rejection(too_large.reason, too_large.message, "energy_milli")
+    return quoted
+
+
+def _quote_changed(quoted: terms.Quote, currency: Currency) -> Rejection:
+    amount = format_scaled(quoted.amount_minor, currency.minor_decimals)
+    text = f"that energy costs {amount} {currency.code} now; tell the buyer, and sell at that"
+    return Rejection(Reason.QUOTE_CHANGED, text, "amount_minor")
+
+
+def _above_ceiling(
+    state: Account, command: Sell, credit_nano: int, currency: Currency
+) -> Rejection | None:
+    """Return why a sale would let the account have too much at hand; None where it would not.
+
+    What was used is what the book knows: up to a day less than what metering has charged.
+    """
+    ceiling_nano = command.policy.ceiling_nano if command.policy else None
+    if ceiling_nano is None or command.is_paid:
+        return None
+    at_hand_nano = state.credited_nano - state.used.usage.charged_nano
+    if at_hand_nano + credit_nano <= ceiling_nano:
+        return None
+    room_minor = max(ceiling_nano - at_hand_nano, 0) // currency.nano_per_minor
+    ceiling, room = (
+        format_scaled(minor, currency.minor_decimals)
+        for minor in (ceiling_nano // currency.nano_per_minor, room_minor)
+    )
+    return Rejection(
+        Reason.ABOVE_CEILING,
+        f"account {state.account_id} may have {ceiling} {currency.code} at hand: at most {room} "
+        "can be credited now, by what the book knows of its use",
+        "amount_minor",
     )
 
 
@@ -461,16 +551,14 @@ def of_what(state: Account) -> dict[str, Any]:
     }
 
 
-def why_not_sold(
-    state: Account, request: Request, amount_minor: int, method: str
-) -> Rejection | None:
+def why_not_sold(state: Account, command: Sell) -> Rejection | None:
     """Return why a sale could not be made now; None where it could."""
-    sale = not_open(state) or _sale(state, request, amount_minor, method)
+    sale = not_open(state) or _sale(state, command)
     return sale if isinstance(sale, Rejection) else None
 
 
 def _sell(state: Account, command: Sell) -> Decision:
-    sale = not_open(state) or _sale(state, command.request, command.amount_minor, command.method)
+    sale = not_open(state) or _sale(state, command)
     if isinstance(sale, CreditSold):
         return Accepted((sale,))
     refused = SaleRefused(

@@ -175,7 +175,8 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
     )
     currency = checks.currency_named(state.currency)
     nano = currency.nano_per_minor
-    credit_nano = sale.amount_nano - (emergency_minor + debt_minor) * nano
+    fee_minor = sale.fee_minor or 0
+    credit_nano = sale.amount_nano - (emergency_minor + debt_minor + fee_minor) * nano
     problem = _no_room(state, -credit_nano, owed, currency) or needs_another(
         command.authority, Action.REVERSAL, sale.amount_minor, state.currency, command.request
     )
@@ -191,12 +192,17 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
         reason=command.reason,
         returned_emergency_minor=emergency_minor,
         returned_debt_minor=debt_minor,
+        returned_fee_minor=fee_minor,
         emergency_left_minor=owed.emergency_minor,
         debt_left_minor=owed.debt_minor,
         **of_what(state),
         postings=postings.reversed_of(
             postings.of_sale(
-                sale.method, sale.amount_nano, emergency_minor * nano, debt_minor * nano
+                sale.method,
+                sale.amount_nano,
+                emergency_minor * nano,
+                debt_minor * nano,
+                fee_minor * nano,
             )
         ),
     )

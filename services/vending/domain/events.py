@@ -232,6 +232,9 @@ class PolicyPublished(Event):
     max_evidence_age_ms: int
     emergency_nano: int | None
     rules: str | None
+    ceiling_nano: int | None
+    fee_ppm: int | None
+    fee_minor: int | None
 
 
 @named_value_class
@@ -265,6 +268,9 @@ class CreditSold(MoneyEvent):
     recovered_debt_minor: int | None
     emergency_left_minor: int | None
     debt_left_minor: int | None
+    fee_minor: int | None
+    energy_milli: int | None
+    price_micro: int | None
 
 
 @named_value_class
@@ -322,6 +328,7 @@ class SaleReversed(MoneyEvent):
     reason: str
     returned_emergency_minor: int
     returned_debt_minor: int
+    returned_fee_minor: int
     emergency_left_minor: int
     debt_left_minor: int
 

@@ -11,7 +11,7 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
-from services.vending.domain.account import Account, account_not_found, of_what, why_not_sold
+from services.vending.domain.account import Account, Sell, account_not_found, of_what, why_not_sold
 from services.vending.domain.approval import Failure
 from services.vending.domain.decisions import (
     Accepted,
@@ -33,6 +33,7 @@ from services.vending.domain.events import (
     SaleReserved,
 )
 from services.vending.domain.origin import Origin
+from services.vending.domain.policy import Policy
 
 MINUTE_MS = 60_000
 LASTS_MS_DEFAULT = 15 * MINUTE_MS
@@ -74,7 +75,7 @@ class Payment:
 class ReserveSale:
     """Ask for a sale that is confirmed within `lasts_ms` (0: a quarter of an hour).
 
-    `transaction_id`: the seller's own; `account`: what `account_id` stands for.
+    `transaction_id`: the seller's own; `account`: what `account_id` stands for; `policy`: its.
     """
 
     request: Request
@@ -84,6 +85,7 @@ class ReserveSale:
     method: str
     lasts_ms: int
     account: Account | None = None
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no sale can be."""
@@ -182,7 +184,14 @@ def _reserve(state: Payment | None, command: ReserveSale) -> Decision:
     account = command.account
     if account is None:
         return account_not_found(command.account_id)
-    if problem := why_not_sold(account, command.request, command.amount_minor, command.method):
+    sale = Sell(
+        command.request,
+        command.account_id,
+        command.amount_minor,
+        command.method,
+        policy=command.policy,
+    )
+    if problem := why_not_sold(account, sale):
         return problem
     reserved = SaleReserved(
         **stamp(command.request),

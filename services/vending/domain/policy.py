@@ -23,6 +23,8 @@ CUT_WITHIN_MS_MIN = 10_000
 """A cut that must be sent sooner after the reading than it takes to send it is never sent."""
 EVIDENCE_AGE_MS_DEFAULT = 900_000
 EVIDENCE_AGE_MS_MAX = 86_400_000
+FEE_PPM_MAX = 500_000
+"""Half of what is paid: a share beyond it is a slip of the hand."""
 
 
 @value_class
@@ -42,6 +44,9 @@ class Policy:
     published_at_ms: int
     emergency_nano: int
     rules: str | None
+    ceiling_nano: int | None = None
+    fee_ppm: int = 0
+    fee_minor: int = 0
 
 
 @value_class
@@ -50,7 +55,8 @@ class PublishPolicy:
 
     `lease_ms` 0: five minutes, the most; `max_evidence_age_ms` 0: 15 minutes; `emergency_minor` 0:
     no emergency credit. `rules`: the JSON of services.common.policies.rules, what must hold besides
-    before arrears cut; None: nothing.
+    before arrears cut; None: nothing. `ceiling_minor`: the most that a sale may let an account have
+    at hand, 0: no limit; of a sale's amount, `fee_ppm` and `fee_minor` are the service fee.
     """
 
     request: Request
@@ -64,6 +70,9 @@ class PublishPolicy:
     max_evidence_age_ms: int
     emergency_minor: int
     rules: str | None
+    ceiling_minor: int = 0
+    fee_ppm: int = 0
+    fee_minor: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no policy can be."""
@@ -72,7 +81,9 @@ class PublishPolicy:
         for field in ("alarm_1_minor", "alarm_2_minor", "overdraft_minor", "restore_minor"):
             nano_from_minor(getattr(self, field), currency)
         most_minor = INT64_MAX // currency.nano_per_minor
-        checks.check_between("emergency_minor", self.emergency_minor, 0, most_minor)
+        for field in ("emergency_minor", "ceiling_minor", "fee_minor"):
+            checks.check_between(field, getattr(self, field), 0, most_minor)
+        checks.check_between("fee_ppm", self.fee_ppm, 0, FEE_PPM_MAX)
         _check_span("lease_ms", self.lease_ms, LEASE_MS_MAX)
         _check_span("max_evidence_age_ms", self.max_evidence_age_ms, EVIDENCE_AGE_MS_MAX)
         if never := why_nobody_is_cut(read(self.rules)):
@@ -139,6 +150,9 @@ def decide(state: Policy | None, command: PublishPolicy) -> Decision:
         max_evidence_age_ms=command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
         emergency_nano=nano_from_minor(command.emergency_minor, currency),
         rules=None if command.rules is None else read(command.rules).text(),
+        ceiling_nano=nano_from_minor(command.ceiling_minor, currency) or None,
+        fee_ppm=command.fee_ppm,
+        fee_minor=command.fee_minor,
     )
     return Accepted((published,))
 
@@ -161,4 +175,7 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.occurred_at_ms,
         event.emergency_nano or 0,
         event.rules,
+        event.ceiling_nano,
+        event.fee_ppm or 0,
+        event.fee_minor or 0,
     )

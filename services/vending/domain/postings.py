@@ -26,6 +26,7 @@ BROUGHT_FORWARD = "equity:brought-forward"
 """Against debts that come from other books."""
 ADJUSTMENT = "income:adjustment"
 """Credit that was set right: given (debit) or taken (credit), and nobody paid."""
+SERVICE_FEE = "income:service-fee"
 ROUNDING = "income:rounding"
 WRITE_OFF = "expenses:write-off"
 
@@ -87,13 +88,19 @@ def money_account(method: str) -> str:
     return _MONEY[method]
 
 
-def of_sale(method: str, amount_nano: int, emergency_nano: int, debt_nano: int) -> Postings:
-    """Return what a sale posts; `emergency_nano`, `debt_nano`: what of the amount they recover."""
+def of_sale(
+    method: str, amount_nano: int, emergency_nano: int, debt_nano: int, fee_nano: int = 0
+) -> Postings:
+    """Return what a sale posts.
+
+    `emergency_nano`, `debt_nano`: what of the amount they recover; `fee_nano`: the service fee.
+    """
     return posted(
         (_MONEY[method], amount_nano),
+        (SERVICE_FEE, -fee_nano),
         (EMERGENCY, -emergency_nano),
         (RECEIVABLE, -debt_nano),
-        (PREPAYMENT, emergency_nano + debt_nano - amount_nano),
+        (PREPAYMENT, emergency_nano + debt_nano + fee_nano - amount_nano),
     )
 
 

@@ -429,6 +429,9 @@ class Policy(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    CEILING_MINOR_FIELD_NUMBER: _builtins.int
+    FEE_PPM_FIELD_NUMBER: _builtins.int
+    FEE_MINOR_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
@@ -441,6 +444,10 @@ class Policy(_message.Message):
     emergency_minor: _builtins.int
     rules: _builtins.str
     """JSON; docs/policies.md"""
+    ceiling_minor: _builtins.int
+    """0 = no limit"""
+    fee_ppm: _builtins.int
+    fee_minor: _builtins.int
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -458,10 +465,13 @@ class Policy(_message.Message):
         version: Global___BookVersion | None = ...,
         emergency_minor: _builtins.int = ...,
         rules: _builtins.str | None = ...,
+        ceiling_minor: _builtins.int = ...,
+        fee_ppm: _builtins.int = ...,
+        fee_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -484,6 +494,9 @@ class PublishPolicyRequest(_message.Message):
     MAX_EVIDENCE_AGE_MS_FIELD_NUMBER: _builtins.int
     EMERGENCY_MINOR_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    CEILING_MINOR_FIELD_NUMBER: _builtins.int
+    FEE_PPM_FIELD_NUMBER: _builtins.int
+    FEE_MINOR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     policy_id: _builtins.str
     currency: _builtins.str
@@ -502,6 +515,12 @@ class PublishPolicyRequest(_message.Message):
     """what an account gets before it pays, once; 0 = none"""
     rules: _builtins.str
     """what must hold before arrears cut, JSON; docs/policies.md"""
+    ceiling_minor: _builtins.int
+    """the most that a sale may let an account have at hand; 0 = no limit"""
+    fee_ppm: _builtins.int
+    """service fee: of a sale's amount, at most 500000"""
+    fee_minor: _builtins.int
+    """service fee: of each sale besides"""
     def __init__(
         self,
         *,
@@ -516,10 +535,13 @@ class PublishPolicyRequest(_message.Message):
         max_evidence_age_ms: _builtins.int = ...,
         emergency_minor: _builtins.int = ...,
         rules: _builtins.str | None = ...,
+        ceiling_minor: _builtins.int = ...,
+        fee_ppm: _builtins.int = ...,
+        fee_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -925,12 +947,15 @@ class SellRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     amount_minor: _builtins.int
-    """> 0"""
+    """> 0; with energy_milli: what the buyer was told, 0 = nothing"""
     method: _builtins.str
     """cash, pos, transfer, qr"""
+    energy_milli: _builtins.int
+    """Sell what so much energy costs at the price in force; 0 = sell amount_minor."""
     def __init__(
         self,
         *,
@@ -938,14 +963,71 @@ class SellRequest(_message.Message):
         account_id: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         method: _builtins.str = ...,
+        energy_milli: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "method", b"method", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "energy_milli", b"energy_milli", "method", b"method", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SellRequest: _TypeAlias = SellRequest  # noqa: Y015
+
+@_typing.final
+class QuoteSaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    energy_milli: _builtins.int
+    """Wh, litre"""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        energy_milli: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "energy_milli", b"energy_milli"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteSaleRequest: _TypeAlias = QuoteSaleRequest  # noqa: Y015
+
+@_typing.final
+class QuoteSaleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    PRICE_MICRO_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    FEE_MINOR_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    energy_milli: _builtins.int
+    price_micro: _builtins.int
+    """of a kWh or m3, taxes included"""
+    amount_minor: _builtins.int
+    """service fee included; rounded up"""
+    fee_minor: _builtins.int
+    currency: _builtins.str
+    def __init__(
+        self,
+        *,
+        energy_milli: _builtins.int = ...,
+        price_micro: _builtins.int = ...,
+        amount_minor: _builtins.int = ...,
+        fee_minor: _builtins.int = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "currency", b"currency", "energy_milli", b"energy_milli", "fee_minor", b"fee_minor", "price_micro", b"price_micro"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteSaleResponse: _TypeAlias = QuoteSaleResponse  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
@@ -963,6 +1045,9 @@ class Receipt(_message.Message):
     CREDIT_MINOR_FIELD_NUMBER: _builtins.int
     EMERGENCY_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
+    FEE_MINOR_FIELD_NUMBER: _builtins.int
+    ENERGY_MILLI_FIELD_NUMBER: _builtins.int
+    PRICE_MICRO_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     account_id: _builtins.str
     amount_minor: _builtins.int
@@ -971,11 +1056,15 @@ class Receipt(_message.Message):
     method: _builtins.str
     sold_at_ms: _builtins.int
     recovered_emergency_minor: _builtins.int
-    """amount = recovered emergency credit + recovered debt + credit"""
+    """amount = service fee + recovered emergency credit + recovered debt + credit"""
     recovered_debt_minor: _builtins.int
     credit_minor: _builtins.int
     emergency_left_minor: _builtins.int
     debt_left_minor: _builtins.int
+    fee_minor: _builtins.int
+    energy_milli: _builtins.int
+    """sold by energy; 0: by money"""
+    price_micro: _builtins.int
     def __init__(
         self,
         *,
@@ -991,10 +1080,13 @@ class Receipt(_message.Message):
         credit_minor: _builtins.int = ...,
         emergency_left_minor: _builtins.int = ...,
         debt_left_minor: _builtins.int = ...,
+        fee_minor: _builtins.int = ...,
+        energy_milli: _builtins.int = ...,
+        price_micro: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "legal_entity", b"legal_entity", "method", b"method", "receipt_id", b"receipt_id", "recovered_debt_minor", b"recovered_debt_minor", "recovered_emergency_minor", b"recovered_emergency_minor", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "energy_milli", b"energy_milli", "fee_minor", b"fee_minor", "legal_entity", b"legal_entity", "method", b"method", "price_micro", b"price_micro", "receipt_id", b"receipt_id", "recovered_debt_minor", b"recovered_debt_minor", "recovered_emergency_minor", b"recovered_emergency_minor", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1241,6 +1333,7 @@ class Reversal(_message.Message):
     CREDIT_MINOR_FIELD_NUMBER: _builtins.int
     EMERGENCY_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
+    FEE_MINOR_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     """of the reversal"""
     reversed_receipt_id: _builtins.str
@@ -1253,11 +1346,12 @@ class Reversal(_message.Message):
     reversed_at_ms: _builtins.int
     reason: _builtins.str
     returned_emergency_minor: _builtins.int
-    """amount = emergency credit and debt that are owed again + credit taken back"""
+    """amount = service fee + emergency credit and debt that are owed again + credit taken back"""
     returned_debt_minor: _builtins.int
     credit_minor: _builtins.int
     emergency_left_minor: _builtins.int
     debt_left_minor: _builtins.int
+    fee_minor: _builtins.int
     def __init__(
         self,
         *,
@@ -1275,10 +1369,11 @@ class Reversal(_message.Message):
         credit_minor: _builtins.int = ...,
         emergency_left_minor: _builtins.int = ...,
         debt_left_minor: _builtins.int = ...,
+        fee_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "fee_minor", b"fee_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,11 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
                 _registered_method=True)
+        self.QuoteSale = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/QuoteSale',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleResponse.FromString,
+                _registered_method=True)
         self.GrantEmergencyCredit = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/GrantEmergencyCredit',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GrantEmergencyCreditRequest.SerializeToString,
@@ -310,6 +315,13 @@ class VendingServiceServicer:
 
     def Sell(self, request, context):
         """Recovers emergency credit first, then the debt's share; the rest is credited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuoteSale(self, request, context):
+        """What energy costs an account now; Sell with the same energy comes to that amount.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -540,6 +552,11 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.Sell,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.SerializeToString,
+            ),
+            'QuoteSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuoteSale,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleResponse.SerializeToString,
             ),
             'GrantEmergencyCredit': grpc.unary_unary_rpc_method_handler(
                     servicer.GrantEmergencyCredit,
@@ -1014,6 +1031,33 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/Sell',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SellRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.SellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuoteSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/QuoteSale',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.QuoteSaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

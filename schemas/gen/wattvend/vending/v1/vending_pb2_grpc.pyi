@@ -58,6 +58,8 @@ class VendingServiceStub:
     ForceRelay: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ForceRelayRequest, _vending_pb2.Meter]
     Sell: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]
     """Recovers emergency credit first, then the debt's share; the rest is credited."""
+    QuoteSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.QuoteSaleRequest, _vending_pb2.QuoteSaleResponse]
+    """What energy costs an account now; Sell with the same energy comes to that amount."""
     GrantEmergencyCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]
@@ -136,6 +138,8 @@ class VendingServiceAsyncStub(VendingServiceStub):
     ForceRelay: _aio.UnaryUnaryMultiCallable[_vending_pb2.ForceRelayRequest, _vending_pb2.Meter]  # type: ignore[assignment]
     Sell: _aio.UnaryUnaryMultiCallable[_vending_pb2.SellRequest, _vending_pb2.SellResponse]  # type: ignore[assignment]
     """Recovers emergency credit first, then the debt's share; the rest is credited."""
+    QuoteSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.QuoteSaleRequest, _vending_pb2.QuoteSaleResponse]  # type: ignore[assignment]
+    """What energy costs an account now; Sell with the same energy comes to that amount."""
     GrantEmergencyCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.GrantEmergencyCreditRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """Credits what the account's policy grants before it is paid; refused until sales recovered it."""
     SetDebt: _aio.UnaryUnaryMultiCallable[_vending_pb2.SetDebtRequest, _vending_pb2.Account]  # type: ignore[assignment]
@@ -289,6 +293,14 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.SellResponse, _abc.Awaitable[_vending_pb2.SellResponse]]:
         """Recovers emergency credit first, then the debt's share; the rest is credited."""
+
+    @_abc_1.abstractmethod
+    def QuoteSale(
+        self,
+        request: _vending_pb2.QuoteSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.QuoteSaleResponse, _abc.Awaitable[_vending_pb2.QuoteSaleResponse]]:
+        """What energy costs an account now; Sell with the same energy comes to that amount."""
 
     @_abc_1.abstractmethod
     def GrantEmergencyCredit(
