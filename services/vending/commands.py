@@ -24,7 +24,8 @@ from services.vending.adapters import bus, stores
 from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_in
 from services.vending.adapters.ledger import ledger_above
 from services.vending.adapters.scratch import ScratchLasts
-from services.vending.application import importing, verifying
+from services.vending.adapters.table_copy import copy_tables, differing_table
+from services.vending.application import copying, importing, verifying
 from services.vending.application.balances import Until, balanced, tables_of
 from services.vending.application.verifying import Fault, Verdict
 from services.vending.config import VendingSettings
@@ -61,6 +62,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "raise-book-epoch",
         help="this store, restored or new, is the truth from now on; stop vending first",
     )
+    copy = commands.add_parser(
+        "copy-book",
+        help="copy the book to another store and prove both equal; stop vending first",
+    )
+    copy.add_argument(
+        "--to",
+        required=True,
+        metavar="STORE",
+        help="sqlite:PATH or postgresql://...; a password may come from PGPASSWORD",
+    )
+    copy.add_argument(
+        "--ahead",
+        action="store_true",
+        help="copy what there is while vending runs; the last run, without this, is then short",
+    )
     balance = commands.add_parser(
         "trial-balance",
         help="add up what was posted, at any past position; vending may run meanwhile",
@@ -82,6 +98,8 @@ def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
             work = audit.audit(settings, chosen)
         case "import-ledger":
             work = import_ledger(settings)
+        case "copy-book":
+            work = copy_book(settings, chosen.to, is_ahead=chosen.ahead)
         case "trial-balance":
             work = trial_balance(chosen, settings)
         case _:
@@ -135,6 +153,57 @@ async def import_ledger(settings: VendingSettings) -> int:
         print(f"  It is what the checkpoint at position {vouched.position} vouches for,")
         print(f"  root {vouched.root.hex()}; {done.beyond} events came after that.")
     return 0
+
+
+async def copy_book(settings: VendingSettings, to: str, *, is_ahead: bool) -> int:
+    """Copy the book to another store; prove both equal, unless more may come to the source."""
+    source_address = settings.store_address
+    opened = stores.reading if is_ahead else stores.opened
+    async with (
+        opened(source_address, "copy-book") as source,
+        stores.opened(to, "copy-book") as target,
+    ):
+        with _shown("copying") as progress:
+            count = await copying.copy_events(source.store, target.store, progress)
+        print(f"{count} events were copied to {stores.shown(to)}.")
+        if is_ahead:
+            print("Stop vending and run this again without --ahead: it copies the rest, and proves")
+            return 0
+        async with stores.reading(to, "copy-book proof") as again:
+            with _shown("comparing") as progress:
+                equal = await copying.compared(source.store, again.store, progress)
+        same = equal.positions_are_same
+        book_epoch = await _tables_moved(source, target, positions_are_same=same)
+    print(f"{equal.source.count} events in {equal.streams} streams are the same in both, each at")
+    print("the same revision of its stream. The root of the hash chain:")
+    print(f"  {equal.source.root.hex()}  {stores.shown(source_address)}")
+    print(f"  {equal.target.root.hex()}  {stores.shown(to)}")
+    print("Set WATTVEND_VENDING_STORE to the new store, and start vending.")
+    if same:
+        print("The positions and the tables beside the events are the same too.")
+    else:
+        print(f"Its positions are others, so it is book epoch {book_epoch}: all is published anew.")
+    return 0
+
+
+async def _tables_moved(
+    source: stores.Stored, target: stores.Stored, *, positions_are_same: bool
+) -> int:
+    """Copy what is beside the events; return the book epoch. Raises NotTheSame."""
+    book_epoch = await source.tables.book_epoch()
+    if positions_are_same:
+        await target.tables.raise_book_epoch(book_epoch, await source.tables.raised_at())
+    else:  # what was told names positions of the source
+        book_epoch += 1
+        await target.tables.raise_book_epoch(book_epoch, await target.store.head())
+    there = await target.tables.book_epoch()
+    databases = source.database, target.database
+    await copy_tables(*databases, positions_are_same=positions_are_same)
+    differing = await differing_table(*databases, positions_are_same=positions_are_same)
+    if there != book_epoch or differing:
+        what = f"book epoch is {there}, not {book_epoch}" if not differing else f"table {differing}"
+        raise copying.NotTheSame(f"beside the events the target differs: its {what}")
+    return book_epoch
 
 
 async def _told_until(settings: VendingSettings) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
 from services.vending.domain.event_store import FROM_START, StoredEvent
 from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root
+from services.vending.main import main
 from tests.conftest import RunService
 from tests.contract.databases import fresh_database
 from tests.unit import vending_world
@@ -176,6 +177,25 @@ async def test_of_accounts_that_open_together_those_whose_name_is_taken_fail_alo
         assert not [answer for answer in accounts if isinstance(answer, BaseException)]
         events: list[StoredEvent] = await world.store.read_all(FROM_START, 10_000)
         assert [event.position for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_book_moves_from_a_file_to_postgresql_and_back_and_is_the_same(
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, last = (tmp_path / f"{name}.sqlite" for name in ("first", "last"))
+    async with world_at(f"sqlite:{first}") as world:
+        await a_day(world)
+    for source, target in ((f"sqlite:{first}", address), (address, f"sqlite:{last}")):
+        monkeypatch.setenv("WATTVEND_VENDING_STORE", source)
+        assert await asyncio.to_thread(main, ["copy-book", "--to", target]) == 0
+    said = capsys.readouterr().out
+    assert len(set(re.findall(r"^  ([0-9a-f]{64})  ", said, re.MULTILINE))) == 1
+    assert said.count("The positions and the tables beside the events are the same too.") == 2
+    assert dump_of_file(first) == await dump_of_database(address) == dump_of_file(last)
+    assert ":".join(address.split(":")[2:]).partition("@")[0] not in said
 
 
 # --- the service ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from services.vending.adapters.postgres_database import PostgresDatabase
 from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, in_sqlite
 from services.vending.adapters.sqlite_store import SqliteEventStore
-from services.vending.adapters.tables import SqlTables
+from services.vending.adapters.tables import Database, SqlTables
 from services.vending.domain.event_store import EventStore
 from services.vending.domain.tables import Tables
 
@@ -24,6 +24,8 @@ class Stored:
 
     store: EventStore
     tables: Tables
+    database: Database
+    """Where the tables are."""
 
 
 def opened(address: str, name: str) -> AbstractAsyncContextManager[Stored]:
@@ -53,13 +55,13 @@ def shown(address: str) -> str:
 @asynccontextmanager
 async def _sqlite(path: Path) -> AsyncIterator[Stored]:
     async with SqliteFile(path, SQLITE_SCHEMA) as file:
-        yield Stored(SqliteEventStore(file, tables.changes), SqlTables(file))
+        yield Stored(SqliteEventStore(file, tables.changes), SqlTables(file), file)
 
 
 @asynccontextmanager
 async def _reading_sqlite(path: Path) -> AsyncIterator[Stored]:
     with closing(SqliteReader(path)) as file:
-        yield Stored(SqliteEventStore(file), SqlTables(file))
+        yield Stored(SqliteEventStore(file), SqlTables(file), file)
 
 
 @asynccontextmanager
@@ -67,7 +69,7 @@ async def _postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
     async with PostgresDatabase.opened(dsn, f"wattvend-vending {name}", tables.SCHEMA) as database:
         store = await PostgresEventStore.opened(database, tables.changes)
         try:
-            yield Stored(store, SqlTables(database))
+            yield Stored(store, SqlTables(database), database)
         finally:
             await store.drained()
 
@@ -75,4 +77,4 @@ async def _postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
 @asynccontextmanager
 async def _reading_postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
     async with PostgresDatabase.reading(dsn, f"wattvend-vending {name}") as database:
-        yield Stored(await PostgresEventStore.opened(database), SqlTables(database))
+        yield Stored(await PostgresEventStore.opened(database), SqlTables(database), database)

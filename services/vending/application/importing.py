@@ -7,7 +7,7 @@ it had, so the book is what it was, byte for byte.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
@@ -17,6 +17,7 @@ from services.vending.application.verifying import Witness
 from services.vending.domain import chain
 from services.vending.domain.event_store import (
     NO_EVENTS,
+    Appended,
     EventStore,
     StoredEvent,
     StreamId,
@@ -149,23 +150,12 @@ class _Importer:
     async def _store_next(self, count: int) -> None:
         events, self._held = self._held[:count], self._held[count:]
         self._roots = self._roots[count:]
-        for appends in _batches(events):
-            done = await asyncio.gather(
-                *(
-                    asyncio.ensure_future(
-                        self._store.append(
-                            group[0].stream, group[0].revision - 1, [new_event(e) for e in group]
-                        )
-                    )
-                    for group in appends
+        async for group, appended in stored_in_order(self._store, events):
+            if appended.position != group[-1].position:
+                raise NotContinued(
+                    f"the store gave position {appended.position} to an event that had "
+                    f"{group[-1].position}: it cannot be made what it was"
                 )
-            )
-            for group, appended in zip(appends, done, strict=True):
-                if appended.position != group[-1].position:
-                    raise NotContinued(
-                        f"the store gave position {appended.position} to an event that had "
-                        f"{group[-1].position}: it cannot be made what it was"
-                    )
         linked_until = await self._tables.linked_until()
         links = [link_of(e, chain.stored_hash(e)) for e in events if e.position > linked_until]
         if links:
@@ -177,6 +167,25 @@ class _Importer:
             last = (events[-1].revision, chain.stored_hash(events[-1])) if events else None
             self._lasts[stream] = last or (NO_EVENTS, chain.GENESIS)
         return self._lasts[stream]
+
+
+async def stored_in_order(
+    store: EventStore, events: Sequence[StoredEvent]
+) -> AsyncIterator[tuple[Sequence[StoredEvent], Appended]]:
+    """Append events of another store to this one, in their order; yield what became of them."""
+    for appends in _batches(events):
+        done = await asyncio.gather(
+            *(
+                asyncio.ensure_future(
+                    store.append(
+                        group[0].stream, group[0].revision - 1, [new_event(e) for e in group]
+                    )
+                )
+                for group in appends
+            )
+        )
+        for group, appended in zip(appends, done, strict=True):
+            yield group, appended
 
 
 def _batches(events: Sequence[StoredEvent]) -> Iterator[list[list[StoredEvent]]]:
