@@ -70,7 +70,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--to",
         required=True,
         metavar="STORE",
-        help="sqlite:PATH or postgresql://...; a password may come from PGPASSWORD",
+        help="sqlite:PATH, postgresql://... (a password may come from PGPASSWORD) or kurrentdb://...",
     )
     copy.add_argument(
         "--ahead",
@@ -127,6 +127,11 @@ async def raise_book_epoch(settings: VendingSettings) -> int:
 
 async def import_ledger(settings: VendingSettings) -> int:
     """Bring back what a restored store lacks."""
+    if stores.gives_positions(settings.store_address):
+        raise WattvendError(
+            "this server gives out positions itself, so what `ledger` has cannot be put back where "
+            "it was: restore the server by its own means, or run raise-book-epoch"
+        )
     keys = keys_of(settings)
     book_epoch, until = await _told_until(settings)
     async with stores.opened(settings.store_address, "import") as stored:
@@ -164,7 +169,8 @@ async def copy_book(settings: VendingSettings, to: str, *, is_ahead: bool) -> in
         stores.opened(to, "copy-book") as target,
     ):
         with _shown("copying") as progress:
-            count = await copying.copy_events(source.store, target.store, progress)
+            at_once_max = 1 if stores.gives_positions(to) else importing.APPENDS_AT_ONCE_MAX
+            count = await copying.copy_events(source.store, target.store, progress, at_once_max)
         print(f"{count} events were copied to {stores.shown(to)}.")
         if is_ahead:
             print("Stop vending and run this again without --ahead: it copies the rest, and proves")

@@ -10,7 +10,9 @@ from services.common.runtime.grpc import GrpcSettings
 from services.common.runtime.settings import SkipSettings
 
 HOUR_MS = 3_600_000
-_STORE = re.compile(r"|sqlite:.+|postgres(ql)?://(.*@)?[^/?@]*([/?].*)?")
+_STORE = re.compile(
+    r"|sqlite:.+|(postgres(ql)?|(esdb|kurrentdb)(\+discover)?)://(.*@)?[^/?@]*([/?].*)?"
+)
 
 
 class VendingSettings(GrpcSettings, SkipSettings):
@@ -27,8 +29,8 @@ class VendingSettings(GrpcSettings, SkipSettings):
     grpc_port: int = Field(27001, ge=0, le=65535, description="port of gRPC; 0: any free one")
     store: SecretStr = Field(
         SecretStr(""),
-        description="the event store: sqlite:PATH or postgresql://user:password@host:port/name; "
-        "where empty, the file that store_path names",
+        description="the event store: sqlite:PATH, postgresql://user:password@host:port/name or "
+        "kurrentdb://user:password@host:port/name; where empty, the file that store_path names",
     )
     store_path: Path = Field(
         Path("data/vending/events.sqlite"), description="the event store: a SQLite file"
@@ -63,7 +65,9 @@ class VendingSettings(GrpcSettings, SkipSettings):
     @classmethod
     def _is_an_address(cls, store: SecretStr) -> SecretStr:
         if not _STORE.fullmatch(store.get_secret_value()):
-            raise ValueError("write sqlite:PATH or postgresql://user:password@host:port/name")
+            raise ValueError(
+                "write sqlite:PATH, or postgresql:// or kurrentdb:// user:password@host:port/name"
+            )
         return store
 
     @property

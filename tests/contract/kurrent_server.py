@@ -10,11 +10,13 @@ is full is StorageWriterService's. What only a real server can prove, tests/inte
 import asyncio
 import base64
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -115,10 +117,21 @@ class Log:
         moved.set()
         return written
 
+    def at_and_above(self, position: int) -> list[Record]:
+        """Return the records at a position and those that came after."""
+        return self.records[bisect_left(self.records, position, key=attrgetter("position")) :]
+
     def write_of_its_own(self) -> None:
         """Write what a server writes for itself: statistics, a link of a projection."""
         for stream, type_ in (("$stats-127.0.0.1:2113", "$statsCollected"), ("$ce-wattvend", "$>")):
             self.write(stream, [(uuid4(), type_, "application/json", b"{}", b"")])
+
+    def restore(self, records: Sequence[Record], end: int) -> None:
+        """Be what it was at an earlier point."""
+        self.records, self.end = list(records), end
+        self.streams.clear()
+        for record in records:
+            self.streams[record.stream].append(record)
 
     def repeated(self, stream: str, expected: int, ids: Sequence[UUID]) -> list[Record] | None:
         """Return the records of this very append, where it was made before (CheckCommit)."""
@@ -347,11 +360,11 @@ class _Streams(streams_pb2_grpc.StreamsServicer):
 
     async def _all(self, options: Any, context: Any) -> list[Record]:
         """Return the log from a position on, the record there with it."""
-        records = self._server.log.records
+        log = self._server.log
         if options.all.WhichOneof("all_option") != "position":
-            return list(records)
+            return log.records[:]
         position = options.all.position.commit_position
-        found = [record for record in records if record.position >= position]
+        found = log.at_and_above(position)
         if found and found[0].position != position:
             await context.abort(
                 grpc.StatusCode.UNKNOWN, "Unexpected FilteredReadAllResult: InvalidPosition"
@@ -369,7 +382,7 @@ class _Streams(streams_pb2_grpc.StreamsServicer):
         told, searched, is_caught_up = after, 0, False
         while True:
             moved = log.moved
-            for record in [record for record in log.records if record.position > told]:
+            for record in log.at_and_above(told + 1):
                 told = record.position
                 searched += 1
                 if passes(record) and not self._server.muted:

@@ -5,7 +5,8 @@ the double's faults at each step of an append; a second writer; an index that is
 """
 
 import asyncio
-import sys
+import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,17 +16,24 @@ from uuid import UUID, uuid4
 import pytest
 import structlog
 import trustme
+from kurrentdbclient import AsyncKurrentDBClient
+from pydantic import SecretStr
 
 from services.common.kernel.errors import WattvendError
+from services.vending.adapters import kurrent, stores
 from services.vending.adapters.indexed_store import IndexBroken, IndexedEventStore
-from services.vending.adapters.kurrent import kurrent
+from services.vending.adapters.kurrent import writing
+from services.vending.adapters.kurrent_address import KurrentAddress
 from services.vending.adapters.kurrent_control import ControlledTables
-from services.vending.adapters.kurrent_store import Bounds
-from services.vending.adapters.tables import FREE, Change, Claim, Projection, Statement
+from services.vending.adapters.kurrent_store import Bounds, KurrentEventStore
+from services.vending.adapters.tables import DERIVED, FREE, SCHEMA, Change, Claim, Statement
+from services.vending.commands import copy_book
+from services.vending.config import VendingSettings
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
     EventExists,
+    EventStore,
     NameTaken,
     NewEvent,
     StoredEvent,
@@ -33,7 +41,16 @@ from services.vending.domain.event_store import (
     StreamId,
     WrongRevision,
 )
-from tests.contract.event_store import A, B, EventStoreContract, Unsure, new, take
+from tests.contract.event_store import (
+    A,
+    B,
+    DurableEventStoreContract,
+    FullDisk,
+    Outside,
+    Unsure,
+    new,
+    take,
+)
 from tests.contract.kurrent_server import (
     LATE_S,
     MAX_APPEND_BYTES,
@@ -41,12 +58,15 @@ from tests.contract.kurrent_server import (
     Fault,
     KurrentServer,
 )
+from tests.unit.test_vending_copy import a_book, dump
 
 LOG = structlog.stdlib.get_logger()
-BOUNDS = Bounds(attempt_s=0.5, append_s=1.5, read_s=5.0, silence_s=0.3)
+BOUNDS = Bounds(attempt_s=0.5, append_s=1.5, read_s=30.0, silence_s=0.3)
 
 
 CONFIRM_S = 0.2
+ATTEMPTS = 4
+"""So often the client makes an append that finds the server unavailable."""
 ATTEMPTS_MAX = 6
 """More than the client makes of one append."""
 
@@ -68,17 +88,16 @@ def freeing(serial: str) -> NewEvent:
 
 
 def opened(
-    url: str, index: Path, instance: str = "test", projection: Projection = named
+    url: str, index: Path, instance: str = "test"
 ) -> AbstractAsyncContextManager[tuple[IndexedEventStore, ControlledTables]]:
-    return kurrent(
-        url,
-        index,
-        instance=instance,
-        log=LOG,
-        bounds=BOUNDS,
-        confirm_s=CONFIRM_S,
-        projection=projection,
-    )
+    return writing(f"{url}&index={index}", instance, LOG, named)
+
+
+@pytest.fixture(autouse=True)
+def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for less than a real server may take."""
+    monkeypatch.setattr(kurrent, "BOUNDS", BOUNDS)
+    monkeypatch.setattr(kurrent, "CONFIRM_S", CONFIRM_S)
 
 
 @pytest.fixture
@@ -93,28 +112,63 @@ async def url(server: KurrentServer, tmp_path: Path) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def store(url: str, tmp_path: Path) -> AsyncIterator[IndexedEventStore]:
-    async with opened(url, tmp_path / "index.sqlite") as (store, _):
-        yield store
+def address(url: str, tmp_path: Path) -> str:
+    return f"{url}&index={tmp_path / 'index.sqlite'}"
+
+
+@pytest.fixture
+async def store(address: str) -> AsyncIterator[EventStore]:
+    async with stores.opened(address, "test") as opened:
+        yield opened.store
 
 
 @pytest.fixture
 def unsure(server: KurrentServer) -> Unsure:
     @asynccontextmanager
     async def unsure(stored: bool) -> AsyncIterator[None]:
-        server.next_faults = [Fault.LOST_AFTER if stored else Fault.LOST_BEFORE] * ATTEMPTS_MAX
+        server.next_faults = [Fault.LOST_AFTER if stored else Fault.LOST_BEFORE] * ATTEMPTS
         yield
+        # One attempt may have ended in a connection that the fault before it broke.
+        assert len(server.next_faults) < ATTEMPTS - 1
         server.next_faults = []
 
     return unsure
 
 
-class TestKurrentEventStore(EventStoreContract):
+@pytest.fixture
+def full_disk(server: KurrentServer) -> FullDisk:
+    @asynccontextmanager
+    async def full() -> AsyncIterator[None]:
+        server.next_faults = [Fault.DISK_FULL]
+        yield
+        server.restart()
+
+    return full
+
+
+@pytest.fixture
+async def outside(url: str) -> AsyncIterator[Outside]:
+    async with AsyncKurrentDBClient(KurrentAddress.parse(url, "outside").uri) as client:
+        reader = KurrentEventStore(client, "wattvend.", LOG, BOUNDS)
+
+        async def positions(after: int) -> list[int]:
+            return [event.position for event in await reader.read_all(after, 1_000)]
+
+        yield positions
+
+
+class TestKurrentEventStore(DurableEventStoreContract):
     """The contract, on the double."""
+
+    @pytest.mark.xfail(strict=True, reason="a server whose disk is full ends: it is not read")
+    async def test_a_full_disk_refuses_what_comes_and_takes_nothing_away(
+        self, store: EventStore, full_disk: FullDisk
+    ) -> None:
+        await super().test_a_full_disk_refuses_what_comes_and_takes_nothing_away(store, full_disk)
 
 
 async def test_system_streams_and_those_of_others_are_never_seen(
-    server: KurrentServer, store: IndexedEventStore
+    server: KurrentServer, store: EventStore
 ) -> None:
     server.log.write("account-of-another", [(UUID(int=7), "t", "application/json", b"", b"")])
     for revision in range(-1, 20):
@@ -130,7 +184,7 @@ async def test_system_streams_and_those_of_others_are_never_seen(
     [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.LATE, Fault.SILENT, Fault.NOT_READY],
 )
 async def test_an_append_that_meets_a_fault_once_is_stored_once(
-    server: KurrentServer, store: IndexedEventStore, fault: Fault
+    server: KurrentServer, store: EventStore, fault: Fault
 ) -> None:
     await store.append(A, NO_EVENTS, [new(b"1")])
     server.next_faults = [fault]
@@ -143,7 +197,7 @@ async def test_an_append_that_meets_a_fault_once_is_stored_once(
 
 @pytest.mark.parametrize("fault", [Fault.BUSY, Fault.TIMEOUT, Fault.NOT_LEADER])
 async def test_a_server_that_does_not_take_it_up_says_so_and_nothing_is_stored(
-    server: KurrentServer, store: IndexedEventStore, fault: Fault
+    server: KurrentServer, store: EventStore, fault: Fault
 ) -> None:
     server.next_faults = [fault]
     event = new()
@@ -156,7 +210,7 @@ async def test_a_server_that_does_not_take_it_up_says_so_and_nothing_is_stored(
 
 @pytest.mark.parametrize(("fault", "stored"), [(Fault.LOST_AFTER, 1), (Fault.LOST_BEFORE, 0)])
 async def test_where_no_attempt_is_answered_the_outcome_is_unknown_and_read_from_the_stream(
-    server: KurrentServer, store: IndexedEventStore, fault: Fault, stored: int
+    server: KurrentServer, store: EventStore, fault: Fault, stored: int
 ) -> None:
     server.next_faults = [fault] * ATTEMPTS_MAX
     event = new()
@@ -174,8 +228,32 @@ async def test_where_no_attempt_is_answered_the_outcome_is_unknown_and_read_from
         await store.append(A, NO_EVENTS, [event])
 
 
+async def test_of_appends_under_way_when_the_connection_breaks_each_is_stored_once_or_unknown(
+    server: KurrentServer, store: EventStore
+) -> None:
+    events = {StreamId(f"account-{n}"): new() for n in range(16)}
+    server.next_faults = [Fault.LOST_BEFORE, Fault.SILENT, Fault.LOST_AFTER, Fault.LATE] * 3
+    answers = await asyncio.gather(
+        *(store.append(stream, NO_EVENTS, [event]) for stream, event in events.items()),
+        return_exceptions=True,
+    )
+    unknown = [
+        stream
+        for stream, answer in zip(events, answers, strict=True)
+        if isinstance(answer, BaseException)
+    ]
+    assert {type(a) for a in answers if isinstance(a, BaseException)} <= {StoreUnavailable}
+    server.next_faults = []
+    for stream in unknown:
+        if not await store.read(stream):
+            with contextlib.suppress(WrongRevision):  # it came late
+                await store.append(stream, NO_EVENTS, [events[stream]])
+    for stream, event in events.items():
+        assert [known.id for known in await store.read(stream)] == [event.id]
+
+
 async def test_a_server_whose_disk_is_full_ends_and_after_it_is_mended_all_goes_on(
-    server: KurrentServer, store: IndexedEventStore
+    server: KurrentServer, store: EventStore
 ) -> None:
     await store.append(A, NO_EVENTS, [new(b"1")])
     server.next_faults = [Fault.DISK_FULL]
@@ -189,12 +267,11 @@ async def test_a_server_whose_disk_is_full_ends_and_after_it_is_mended_all_goes_
 
 
 async def test_an_append_larger_than_the_server_takes_is_refused_for_good(
-    store: IndexedEventStore,
+    store: EventStore,
 ) -> None:
     with pytest.raises(WattvendError, match="raise its setting MaxAppendSize"):
         await store.append(A, NO_EVENTS, [new(b"x" * MAX_APPEND_BYTES)])
     assert await store.read(A) == []
-    assert store.is_settled
 
 
 async def test_a_node_that_is_not_the_leader_leads_to_it_where_a_cluster_is_named(
@@ -274,6 +351,12 @@ async def test_an_index_that_is_gone_or_of_another_store_is_made_anew(
                 await store.append(B, NO_EVENTS, [known])
 
 
+def test_of_every_table_it_is_said_whether_the_events_make_it_anew() -> None:
+    kept = {"charged", "consumer_offset", "usage_ask", "book", "raised", "root"}  # not of events
+    told = {"checkpoint", "link"}  # by the relay: see indexed_store._emptied
+    assert set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", SCHEMA)) == {*DERIVED, *kept, *told}
+
+
 async def test_a_store_that_holds_something_twice_is_not_used(
     server: KurrentServer, url: str, tmp_path: Path
 ) -> None:
@@ -333,11 +416,32 @@ async def test_a_book_that_was_left_is_opened_at_once_and_knows_its_epoch(
         assert (await tables.book_epoch(), await tables.raised_at()) == (3, await store.head())
 
 
+async def test_a_book_moves_to_the_server_and_back(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, back = tmp_path / "source.sqlite", tmp_path / "back.sqlite"
+    address = f"{url}&index={tmp_path / 'index.sqlite'}"
+    await a_book(source)
+    for here, there, book_epoch in (
+        (f"sqlite:{source}", address, 4),
+        (address, f"sqlite:{back}", 5),
+    ):
+        settings = VendingSettings(store=SecretStr(here))
+        assert await copy_book(settings, there, is_ahead=False) == 0
+        said = capsys.readouterr().out
+        assert "16 events in 7 streams are the same in both" in said
+        assert f"it is book epoch {book_epoch}" in said
+        assert PASSWORD not in said
+    first, last = dump(source), dump(back)
+    for table in ("stream", "event", "unique_name", "todo", "waiting", "charged"):
+        assert first[table] == last[table], table
+
+
 # --- the connection -------------------------------------------------------------------------------
 
 
 async def test_a_subscription_that_is_lost_goes_on_where_it_was(
-    server: KurrentServer, store: IndexedEventStore
+    server: KurrentServer, store: EventStore
 ) -> None:
     taking = asyncio.create_task(take(store, FROM_START, 30))
     for revision in range(-1, 29):
@@ -352,7 +456,7 @@ async def test_a_subscription_that_is_lost_goes_on_where_it_was(
 
 
 async def test_a_subscription_that_falls_silent_is_noticed(
-    server: KurrentServer, store: IndexedEventStore
+    server: KurrentServer, store: EventStore
 ) -> None:
     taking = asyncio.create_task(take(store, FROM_START, 2))
     await store.append(A, NO_EVENTS, [new(b"1")])
@@ -381,52 +485,3 @@ async def test_a_server_that_is_not_ours_or_does_not_know_us_is_not_used(
     shown = str(refused.value) + repr(refused.value.__cause__) + "".join(capfd.readouterr())
     assert "password" not in shown
     assert PASSWORD not in shown
-
-
-CHILD = """
-import asyncio, sys, uuid
-from pathlib import Path
-import structlog
-from services.vending.adapters.kurrent import kurrent
-from services.vending.adapters.tables import nothing
-from services.vending.domain.event_store import NewEvent
-
-async def write(store, name):
-    for revision in range(10**9):
-        event = NewEvent(uuid.uuid4(), "t", b"x" * 100, b"")
-        await store.append(name, revision - 1, [event])
-        sys.stdout.write(f"{name} {revision} {event.id}\\n")
-        sys.stdout.flush()
-
-async def main():
-    log = structlog.stdlib.get_logger()
-    opened = kurrent(sys.argv[1], Path(sys.argv[2]), instance="child", log=log, projection=nothing)
-    async with opened as (store, _):
-        await asyncio.gather(*(write(store, f"account-{n}") for n in range(32)))
-
-asyncio.run(main())
-"""
-ACKNOWLEDGED_BEFORE_KILL = 300
-
-
-async def test_nothing_acknowledged_is_lost_by_a_kill_among_32_writers(
-    server: KurrentServer, url: str, tmp_path: Path
-) -> None:
-    index = tmp_path / "index.sqlite"
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, url, str(index), stdout=asyncio.subprocess.PIPE
-    )
-    assert child.stdout is not None
-    lines = [await child.stdout.readline() for _ in range(ACKNOWLEDGED_BEFORE_KILL)]
-    child.kill()
-    lines += (await child.stdout.read()).splitlines(keepends=True)
-    await child.wait()
-    stored = {(record.stream, record.revision): record.id for record in server.log.records}
-    for name, revision, event_id in (line.split() for line in lines if line.endswith(b"\n")):
-        place = f"wattvend.{name.decode()}", int(revision)
-        assert stored[place] == UUID(event_id.decode())
-    async with opened(url, index) as (store, _):
-        everything = await store.read_all(FROM_START, 10**6)
-        assert store.count() == len(everything) >= ACKNOWLEDGED_BEFORE_KILL
-        with pytest.raises(EventExists):
-            await store.append(B, NO_EVENTS, [new(event_id=everything[-1].id)])

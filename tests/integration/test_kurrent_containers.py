@@ -17,7 +17,7 @@ import trustme
 from testcontainers.core.container import DockerContainer
 
 from services.vending.adapters.indexed_store import IndexedEventStore
-from services.vending.adapters.kurrent import kurrent
+from services.vending.adapters.kurrent import writing
 from services.vending.adapters.kurrent_control import ControlledTables
 from services.vending.adapters.tables import nothing
 from services.vending.domain.event_store import (
@@ -75,13 +75,8 @@ def opened(
     url: str, tmp_path: Path
 ) -> AbstractAsyncContextManager[tuple[IndexedEventStore, ControlledTables]]:
     """Open a new book."""
-    return kurrent(
-        url % f"book_{uuid4().hex[:12]}",
-        tmp_path / "index.sqlite",
-        instance="test",
-        log=LOG,
-        projection=nothing,
-    )
+    book = url % f"book_{uuid4().hex[:12]}"
+    return writing(f"{book}&index={tmp_path / 'index.sqlite'}", "test", LOG, nothing)
 
 
 async def started(stack: AsyncExitStack, url: str, tmp_path: Path) -> IndexedEventStore:

@@ -3,6 +3,7 @@
 Method: what is said, what is left unsaid, and what must not be said.
 """
 
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -17,11 +18,16 @@ SERVER = f"kurrentdb://clerk:{SECRET}@db.example.com:2113"
 def test_the_path_is_the_book_and_a_dead_connection_is_noticed_unless_said_otherwise() -> None:
     address = KurrentAddress.parse(f"{SERVER}/mall_7?tlsCaFile=/etc/ca.pem", "vending-0")
     assert (address.book, address.shown) == ("mall_7", "kurrentdb://db.example.com:2113/mall_7")
+    assert address.index == Path("data/vending/mall_7-index.sqlite")
     query = parse_qs(urlsplit(address.uri).query)
     assert query["tlsCaFile"] == ["/etc/ca.pem"]
     assert query["connectionName"] == ["vending-0"]
     assert query["keepAliveInterval"] == query["keepAliveTimeout"] == [str(KEEP_ALIVE_MS)]
-    said = KurrentAddress.parse(f"{SERVER}?keepaliveinterval=7&connectionname=x", "vending-0")
+    said = KurrentAddress.parse(
+        f"{SERVER}?keepaliveinterval=7&connectionname=x&index=/var/index.sqlite", "vending-0"
+    )
+    assert said.index == Path("/var/index.sqlite")
+    assert "/var/index.sqlite" not in said.uri
     assert said.book == "wattvend"
     assert "keepAliveInterval" not in said.uri
     assert "connectionName" not in said.uri

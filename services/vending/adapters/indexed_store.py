@@ -17,7 +17,7 @@ from uuid import UUID
 
 from services.common.kernel.errors import WattvendError
 from services.vending.adapters.kurrent_store import BATCH_EVENTS_MAX, KurrentEventStore
-from services.vending.adapters.sqlite_file import SqliteFile, make
+from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
 from services.vending.adapters.tables import (
     DERIVED,
     FREE,
@@ -82,7 +82,7 @@ class IndexedEventStore:
     def __init__(
         self,
         server: KurrentEventStore,
-        file: SqliteFile,
+        file: SqliteFile | SqliteReader,
         projection: Projection = nothing,
         may_write: Callable[[], Awaitable[None]] = _anybody,
     ) -> None:
@@ -92,18 +92,19 @@ class IndexedEventStore:
         self._projection = projection
         self._may_write = may_write
         self._position = FROM_START
-        self._count = 0
+        self._count = sum(count for (count,) in file.look("SELECT count FROM indexed"))
         self._catching = asyncio.Lock()
         self._held: dict[UUID | Name, _Held] = {}
 
     async def open(self) -> None:
         """Catch the index up with the store. Raises StoreUnavailable, IndexBroken."""
-        for position, id_, count in self._file.look("SELECT position, id, count FROM indexed"):
+        for position, id_ in self._file.look("SELECT position, id FROM indexed"):
             there = await self._server.event_at(position)
             if there is not None and there.id.bytes == id_:
-                self._position, self._count = position, count
+                self._position = position
         if self._position == FROM_START:
             await self._file.write(_emptied)
+            self._count = 0
         await self._catch_up(None)
 
     async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:

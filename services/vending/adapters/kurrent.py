@@ -1,8 +1,7 @@
 """A book on EventStoreDB or KurrentDB, opened: the server, its control stream, the index here."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import structlog
 from kurrentdbclient import AsyncKurrentDBClient
@@ -11,37 +10,33 @@ from services.common.kernel.errors import WattvendError
 from services.vending.adapters import indexed_store, tables
 from services.vending.adapters.indexed_store import IndexedEventStore
 from services.vending.adapters.kurrent_address import KurrentAddress
-from services.vending.adapters.kurrent_control import CONFIRM_S, Control, ControlledTables
+from services.vending.adapters.kurrent_control import Control, ControlledTables
 from services.vending.adapters.kurrent_store import Bounds, KurrentEventStore
-from services.vending.adapters.sqlite_file import SqliteFile, in_sqlite
+from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, in_sqlite
 from services.vending.adapters.tables import Projection
 
+BOUNDS = Bounds()
+CONFIRM_S = 2.0
+"""So long a writer takes itself for the writer without asking the server."""
 INDEX_SCHEMA = indexed_store.SCHEMA + in_sqlite(tables.SCHEMA)
 
 
 @asynccontextmanager
-async def kurrent(
+async def writing(
     url: str,
-    index_path: Path,
-    *,
     instance: str,
     log: structlog.stdlib.BoundLogger,
-    bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
-    confirm_s: float = CONFIRM_S,
     projection: Projection = tables.changes,
 ) -> AsyncIterator[tuple[IndexedEventStore, ControlledTables]]:
-    """Open or create a book on a server, as its writer; `index_path`: the index, a file here.
+    """Open or create a book on a server, as its writer; its index is a file here.
 
     Raises WattvendError where it cannot be used, StoreUnavailable where the server cannot be asked.
     """
     address = KurrentAddress.parse(url, instance)
     async with AsyncExitStack() as stack:
-        file = await stack.enter_async_context(SqliteFile(index_path, INDEX_SCHEMA))
-        client = _client(address)
-        stack.push_async_callback(client.close)
-        server = KurrentEventStore(client, f"{address.book}.", log, bounds)
-        beside = KurrentEventStore(client, f"{address.book}-", log, bounds)
-        control = Control(beside, instance, log, confirm_s)
+        file = await stack.enter_async_context(SqliteFile(address.index, INDEX_SCHEMA))
+        server, beside = await _connected(stack, address, log)
+        control = Control(beside, instance, log, CONFIRM_S)
         await control.come()
         store = IndexedEventStore(server, file, projection, control.may_write)
         await store.open()
@@ -52,10 +47,36 @@ async def kurrent(
                 await control.leave()
 
 
-def _client(address: KurrentAddress) -> AsyncKurrentDBClient:
+@asynccontextmanager
+async def reading(
+    url: str, instance: str, log: structlog.stdlib.BoundLogger
+) -> AsyncIterator[tuple[IndexedEventStore, ControlledTables]]:
+    """Open a book on a server to read it, beside its writer, with the index that this one keeps.
+
+    Raises WattvendError.
+    """
+    address = KurrentAddress.parse(url, instance)
+    async with AsyncExitStack() as stack:
+        file = stack.enter_context(closing(SqliteReader(address.index)))
+        server, beside = await _connected(stack, address, log)
+        control = Control(beside, instance, log, CONFIRM_S)
+        await control.look()
+        yield IndexedEventStore(server, file), ControlledTables(file, control)
+
+
+async def _connected(
+    stack: AsyncExitStack, address: KurrentAddress, log: structlog.stdlib.BoundLogger
+) -> tuple[KurrentEventStore, KurrentEventStore]:
+    """Return the streams of the book and those beside it."""
     try:
-        return AsyncKurrentDBClient(address.uri)
+        client = AsyncKurrentDBClient(address.uri)
     except OSError as failed:
         raise WattvendError(
             f"{address.shown}: {failed.filename} cannot be read ({failed.strerror})"
         ) from None
+    stack.push_async_callback(client.close)
+    book, beside = (f"{address.book}{mark}" for mark in ".-")
+    return (
+        KurrentEventStore(client, book, log, BOUNDS),
+        KurrentEventStore(client, beside, log, BOUNDS),
+    )

@@ -3,12 +3,14 @@
     kurrentdb://user:password@host:2113/wattvend?tlsCaFile=/etc/wattvend/kurrent-ca.pem
 
 The schemes and the query are the client's (`esdb`, `kurrentdb`, and with `+discover` for a cluster
-behind one name); the path is the name of the book, the prefix of its streams. The password is never
-shown: errors name the address without it.
+behind one name). Two things are ours: the path is the name of the book, the prefix of its streams;
+`index` in the query is the file of its index here. The password is never shown: errors name the
+address without it.
 """
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -17,19 +19,21 @@ from kurrentdbclient.connection_spec import ConnectionSpec
 from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
 
-SCHEMES = ("esdb", "esdb+discover", "kurrentdb", "kurrentdb+discover")
 BOOK = "wattvend"
 BOOK_PATTERN = re.compile(r"[a-z0-9_]{1,32}")
+INDEX = "index"
+INDEX_DIRECTORY = Path("data/vending")
 KEEP_ALIVE_MS = 10_000
 """A connection that died without a word is noticed after twice this."""
 
 
 @value_class
 class KurrentAddress:
-    """A connection string for the client, and the book's name. `shown` has no password."""
+    """A connection string for the client, the book's name, its index; `shown`: no password."""
 
     uri: str
     book: str
+    index: Path
     shown: str
 
     @classmethod
@@ -40,17 +44,19 @@ class KurrentAddress:
         book = parts.path.strip("/") or BOOK
         if not BOOK_PATTERN.fullmatch(book):
             raise WattvendError(f"{shown}: the path names the book: small letters, digits and _")
-        given = {name.lower() for name, _ in parse_qsl(parts.query)}
+        said = dict(parse_qsl(parts.query))
+        index = Path(said.pop(INDEX, INDEX_DIRECTORY / f"{book}-index.sqlite"))
+        given = {name.lower() for name in said}
         unsaid = {
             "connectionName": connection_name,
             "keepAliveInterval": str(KEEP_ALIVE_MS),
             "keepAliveTimeout": str(KEEP_ALIVE_MS),
         }
-        added = [(name, value) for name, value in unsaid.items() if name.lower() not in given]
-        query = urlencode([*parse_qsl(parts.query), *added], safe="/")
+        said |= {name: value for name, value in unsaid.items() if name.lower() not in given}
+        query = urlencode(said, safe="/")
         uri = f"{parts.scheme}://{parts.netloc}?{query}"
         _check(uri, shown)
-        return cls(uri, book, shown)
+        return cls(uri, book, index, shown)
 
 
 def _check(uri: str, shown: str) -> None:

@@ -18,7 +18,7 @@ import structlog
 
 from services.common.kernel.errors import Bug
 from services.vending.adapters.kurrent_store import KurrentEventStore
-from services.vending.adapters.tables import Database, SqlTables
+from services.vending.adapters.tables import Database, SqlTables, Statement
 from services.vending.domain.event_store import (
     NO_EVENTS,
     NewEvent,
@@ -31,7 +31,6 @@ CONTROL = StreamId("control")
 CAME = "writer-came"
 LEFT = "writer-left"
 RAISED = "book-epoch-raised"
-CONFIRM_S = 2.0
 CONFIRM_TRIES = 3
 
 
@@ -43,7 +42,7 @@ class Control:
         server: KurrentEventStore,
         instance: str,
         log: structlog.stdlib.BoundLogger,
-        confirm_s: float = CONFIRM_S,
+        confirm_s: float,
     ) -> None:
         """Use `server`, whose prefix is not that of the book's streams."""
         self._server = server
@@ -57,6 +56,10 @@ class Control:
         self._asking = asyncio.Lock()
         self.book_epoch = 1
         self.raised_at = 0
+
+    async def look(self) -> None:
+        """Learn the epoch, and who is the writer."""
+        await self._read()
 
     async def come(self) -> None:
         """Become the writer of the book; wait until nobody else can be.
@@ -116,10 +119,13 @@ class Control:
         self._revision += 1
 
     async def _read(self) -> None:
+        was_mine = self._is_mine
         for event in await self._server.read(CONTROL, self._revision):
             self._is_mine = False  # it is not we who said it
             self._take_in(event.type, json.loads(event.data))
             self._revision = event.revision
+        if was_mine and not self._is_mine:
+            self._log.error("another process writes this book: commands are refused")
 
     def _take_in(self, type_: str, said: dict[str, Any]) -> None:
         if type_ == CAME:
@@ -143,6 +149,7 @@ class ControlledTables(SqlTables):
     def __init__(self, database: Database, control: Control) -> None:
         """Use `database`, and ask `control` for the epoch."""
         super().__init__(database)
+        self.database = database
         self._control = control
 
     async def book_epoch(self) -> int:
@@ -152,6 +159,13 @@ class ControlledTables(SqlTables):
     async def raise_book_epoch(self, book_epoch: int, position: int) -> None:
         """Raise the epoch of the book, which begins after `position`."""
         await self._control.raise_book_epoch(book_epoch, position)
+        # Of a store that was restored to an earlier point, what it no longer has was never told.
+        await self._database.run(
+            [
+                Statement(f"DELETE FROM {table} WHERE position > $1", [(position,)])  # noqa: S608 - ours
+                for table in ("link", "checkpoint")
+            ]
+        )
 
     async def raised_at(self) -> int:
         """Return the position of the last event before the present book epoch; 0 in the first."""

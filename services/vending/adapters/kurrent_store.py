@@ -18,10 +18,13 @@ import structlog
 from kurrentdbclient import AsyncKurrentDBClient, RecordedEvent, StreamState
 from kurrentdbclient import NewEvent as ProposedEvent
 from kurrentdbclient.exceptions import (
+    AccessDeniedError,
+    DeadlineExceededError,
     InvalidCommitPositionError,
     KurrentDBClientError,
     MaximumAppendSizeExceededError,
     NotFoundError,
+    UnauthenticatedError,
     UnknownError,
     WrongCurrentVersionError,
 )
@@ -48,6 +51,13 @@ RESUBSCRIBE_MAX_S = 5.0
 NO_POSITION = "ReadAllResult"
 """In the server's words for a position at which no record begins, before it had a name for it."""
 
+_FINAL = (
+    AccessDeniedError,
+    DeadlineExceededError,
+    InvalidCommitPositionError,
+    UnauthenticatedError,
+)
+"""A read that fails so is not tried again."""
 _FAILED = (KurrentDBClientError, grpc.RpcError, grpc.aio.UsageError, TimeoutError)
 
 T = TypeVar("T")
@@ -275,8 +285,8 @@ async def _patiently(read: Callable[[], Awaitable[T]]) -> T:
             async with _own_cancellation():
                 return await read()
         except (*_FAILED, StoreUnavailable) as failed:
-            if _is_no_position(failed):
-                break
+            if isinstance(failed, _FINAL) or _is_no_position(failed):
+                raise _unavailable(failed) from failed
         await asyncio.sleep(pause_s)
     try:
         async with _own_cancellation():

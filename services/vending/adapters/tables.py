@@ -134,7 +134,7 @@ CREATE TABLE IF NOT EXISTS link(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
-DERIVED = ("unique_name", "todo", "approval")
+DERIVED = ("unique_name", "todo", "waiting")
 """The tables that `changes` makes, and would make anew from the events."""
 
 _LINK = "position, stream, revision, event_id, type, hash"

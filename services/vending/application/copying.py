@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
-from services.vending.application.importing import stored_in_order
+from services.vending.application.importing import APPENDS_AT_ONCE_MAX, stored_in_order
 from services.vending.application.relay import START, root_with
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent
@@ -33,9 +33,15 @@ class Equal:
     positions_are_same: bool
 
 
-async def copy_events(source: EventStore, target: EventStore, progress: Progress) -> int:
+async def copy_events(
+    source: EventStore,
+    target: EventStore,
+    progress: Progress,
+    appends_at_once_max: int = APPENDS_AT_ONCE_MAX,
+) -> int:
     """Append to the target what it lacks of the source; return how many events that were.
 
+    `appends_at_once_max` is 1 where the target does not keep the order of appends that go at once.
     Raises NotTheSame where the target is not what the source begins with.
     """
     after, at, done, copied = FROM_START, FROM_START, 0, 0
@@ -46,7 +52,7 @@ async def copy_events(source: EventStore, target: EventStore, progress: Progress
         target_has_more = len(there) == len(events)
         if there:
             at = there[-1].position
-        async for group, _ in stored_in_order(target, events[len(there) :]):
+        async for group, _ in stored_in_order(target, events[len(there) :], appends_at_once_max):
             copied += len(group)
             progress(done + copied, source.count())
         done += len(there)

@@ -25,6 +25,7 @@ from services.vending.domain.event_store import (
 from services.vending.domain.tables import Checkpoint, Root, Tables
 
 APPENDS_AT_ONCE_MAX = 256
+EVENTS_PER_APPEND_MAX = 256
 
 
 class NotContinued(WattvendError):  # noqa: N818 - says what was found
@@ -170,10 +171,10 @@ class _Importer:
 
 
 async def stored_in_order(
-    store: EventStore, events: Sequence[StoredEvent]
+    store: EventStore, events: Sequence[StoredEvent], appends_at_once_max: int = APPENDS_AT_ONCE_MAX
 ) -> AsyncIterator[tuple[Sequence[StoredEvent], Appended]]:
     """Append events of another store to this one, in their order; yield what became of them."""
-    for appends in _batches(events):
+    for appends in _batches(events, appends_at_once_max):
         done = await asyncio.gather(
             *(
                 asyncio.ensure_future(
@@ -188,7 +189,9 @@ async def stored_in_order(
             yield group, appended
 
 
-def _batches(events: Sequence[StoredEvent]) -> Iterator[list[list[StoredEvent]]]:
+def _batches(
+    events: Sequence[StoredEvent], appends_at_once_max: int
+) -> Iterator[list[list[StoredEvent]]]:
     """Yield appends that may go at once and still be stored in this order.
 
     A store keeps the order of appends to different streams that it takes into one commit.
@@ -196,10 +199,11 @@ def _batches(events: Sequence[StoredEvent]) -> Iterator[list[list[StoredEvent]]]
     batch: list[list[StoredEvent]] = []
     streams: set[StreamId] = set()
     for event in events:
-        if batch and batch[-1][0].stream == event.stream:
+        goes_with_last = batch and batch[-1][0].stream == event.stream
+        if goes_with_last and len(batch[-1]) < EVENTS_PER_APPEND_MAX:
             batch[-1].append(event)
             continue
-        if event.stream in streams or len(batch) == APPENDS_AT_ONCE_MAX:
+        if event.stream in streams or len(batch) == appends_at_once_max:
             yield batch
             batch, streams = [], set()
         batch.append([event])

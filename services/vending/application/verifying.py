@@ -92,7 +92,7 @@ class Verdict:
 
 
 Progress = Callable[[int, int], None]
-"""Told how many events of how many are done."""
+"""Told the position that was come to, and that of the end."""
 
 
 async def verify(
@@ -183,7 +183,7 @@ class _Walk:
                     return fault
                 lasts[event.stream] = Last(event.position, event.revision, event.type, hash_)
             self._lasts.save(lasts)
-            progress(self.root.count, head)
+            progress(self.root.position, head)
         if link is not None:
             return _gone(link, "it and all that came after it are gone: the end was cut off")
         return self._end_fault()
