@@ -69,16 +69,24 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "metering.frame_to_charge_at_half_load_ms.p50": "ms",
         "metering.frame_to_charge_at_half_load_ms.p99": "ms",
     }
+    of_a_store = {
+        "sales_per_second": "sales/s",
+        "sale_ms.p50": "ms",
+        "sale_ms.p99": "ms",
+        "sales_to_empty_call": "ratio",
+        "sale_to_empty_call.p99": "ratio",
+        "sales_to_fsyncs": "ratio",
+        "inserts_per_second": "inserts/s",
+        "sales_to_inserts": "ratio",
+        "unpublished_after_run": "events",
+    }
     assert kept(tmp_path / "vending.json", of_vending) == {
-        "vending.sales_per_second": "sales/s",
-        "vending.sale_ms.p50": "ms",
-        "vending.sale_ms.p99": "ms",
         "vending.empty_call_per_second": "calls/s",
         "vending.empty_call_ms.p50": "ms",
         "vending.empty_call_ms.p99": "ms",
-        "vending.sales_to_empty_call": "ratio",
-        "vending.sale_to_empty_call.p99": "ratio",
-        "vending.unpublished_after_run": "events",
+        "vending.fsyncs_per_second": "fsyncs/s",
+        **{f"vending.{name}": unit for name, unit in of_a_store.items()},
+        **{f"vending.postgres.{name}": unit for name, unit in of_a_store.items()},
     }
 
 

@@ -109,6 +109,8 @@ def test_the_promised_bars_are_held_against_figures_that_exist() -> None:
         "pipeline.payment_to_closed_ms.p99": "≤ 1,000",
         "vending.sales_to_empty_call": "≥ 0.6",
         "vending.sale_to_empty_call.p99": "≤ 2",
+        "vending.postgres.sales_to_empty_call": "≥ 0.6",
+        "vending.postgres.sale_to_empty_call.p99": "≤ 2",
     }
 
 

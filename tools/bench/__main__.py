@@ -44,7 +44,8 @@ async def _pipeline(screen: Screen, cores: Cores) -> list[Figure]:
 
 
 async def _vending(screen: Screen, cores: Cores) -> list[Figure]:
-    async with running(STACK, cores) as stand:
+    # A book stands on PostgreSQL here: it is no reader that may wait.
+    async with running(STACK, cores, postgres_niceness=0) as stand:
         return await vending.measure(stand, screen, vending.Plan())
 
 

@@ -57,6 +57,8 @@ BARS = {
     "pipeline.payment_to_closed_ms.p99": Bar(1000),
     "vending.sales_to_empty_call": Bar(0.6, at_least=True),
     "vending.sale_to_empty_call.p99": Bar(2),
+    "vending.postgres.sales_to_empty_call": Bar(0.6, at_least=True),
+    "vending.postgres.sale_to_empty_call.p99": Bar(2),
 }
 """Figures that something was promised of. A bench shows what it missed; it fails nobody."""
 

@@ -1,6 +1,7 @@
 """Where a bench runs: infrastructure of its own on free ports, thrown away before and after."""
 
 import asyncio
+import os
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ import aiohttp
 
 from tools.bench.machine import Cores
 from tools.stack.ports import LOOPBACK, Ports, free_ports
-from tools.stack.process import ProcessSpec, always_ready
+from tools.stack.process import READERS_NICENESS, ProcessSpec, always_ready
 from tools.stack.services import ROOT, Addresses, environment, http_ready, topics_spec
 from tools.stack.stack import LocalStack, Services, no_services
 
@@ -60,16 +61,35 @@ class Stand:
             )
         )
 
-    async def start_service(self, service: str, settings: Mapping[str, str]) -> int:
+    async def said(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Run `python ARGUMENTS` on the measured core to its end; return what it printed."""
+        process = await asyncio.create_subprocess_exec(
+            *self._cores.measured((sys.executable, *arguments)),
+            env={**os.environ, **(env or {})},
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        try:
+            said, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        assert process.returncode == 0, f"{' '.join(arguments[:3])} failed"
+        return said.decode()
+
+    async def start_service(
+        self, service: str, settings: Mapping[str, str], *, instance: int = 0
+    ) -> int:
         """Start a service on the measured core; return its HTTP port when it is ready."""
         (http_port,) = free_ports(1)
+        name = f"{service}-{instance}"
         given = {
             "KAFKA_BOOTSTRAP": self.at.kafka_bootstrap,
-            "INSTANCE": f"{service}-0",
+            "INSTANCE": name,
             "HTTP_PORT": str(http_port),
         }
         await self.start(
-            service,
+            service if instance == 0 else name,
             "-m",
             f"services.{service}",
             env=environment(service, {**given, **settings}),
@@ -84,7 +104,11 @@ class Stand:
 
 @asynccontextmanager
 async def running(
-    directory: Path, cores: Cores, services: Services = no_services
+    directory: Path,
+    cores: Cores,
+    services: Services = no_services,
+    *,
+    postgres_niceness: int = READERS_NICENESS,
 ) -> AsyncIterator[Stand]:
     """Start Kafka, PostgreSQL and an MQTT broker with empty topics; remove everything at the end.
 
@@ -94,7 +118,13 @@ async def running(
     async with AsyncExitStack() as stack:
         if services is no_services:
             stack.enter_context(cores.kept_off())
-        local = LocalStack(directory, Ports.free(), services=services, fresh=True)
+        local = LocalStack(
+            directory,
+            Ports.free(),
+            services=services,
+            fresh=True,
+            postgres_niceness=postgres_niceness,
+        )
         await stack.enter_async_context(local)
         if services is no_services:
             await local.start_service(topics_spec(local.addresses.kafka_bootstrap))

@@ -1,8 +1,9 @@
 """vending: sales a second beside empty calls, both on one core, asked by the same clients.
 
-The real service with its real settings: durable before it answers, and publishing what it stored.
-Runs of sales and of empty calls take turns, so that what else the machine does hits both. Every
-sale that was answered must be in the book in the end.
+The real service with its real settings: durable before it answers, and publishing what it stored;
+one on SQLite, one on PostgreSQL, whose server is on the other cores. Runs of empty calls and of
+sales on each take turns, so that what else the machine does hits all. Every sale that was answered
+must be in its book in the end.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import grpc.aio
@@ -35,6 +36,7 @@ NANO_PER_MINOR = 10_000_000
 CALLER = "bench"
 PUBLISHED_WITHIN_S = 60.0
 ANSWERED_WITHIN_S = 60.0
+ALONE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,52 +59,126 @@ class Run:
     p99_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Book:
+    """A running vending: where it is, and what it was found to do, run by run.
+
+    `name` begins its figures: "" on SQLite, which is what vending stands on by itself.
+    """
+
+    name: str
+    address: str
+    http_port: int
+    sales: list[Run] = field(default_factory=list)
+    behind: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """How often a second something durable happens that is no sale."""
+
+    fsyncs: list[float]
+    inserts: dict[str, list[float]]
+
+
 async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
     """Return the figures of this bench."""
-    grpc_port, empty_port = free_ports(2)
-    settings = {
-        "GRPC_PORT": str(grpc_port),
-        "STORE_PATH": str(stand.directory / "vending" / "events.sqlite"),
-    }
-    http_port = await stand.start_service("vending", settings)
-    vending, nothing = f"{LOOPBACK}:{grpc_port}", f"{LOOPBACK}:{empty_port}"
+    sqlite = {"STORE_PATH": str(stand.directory / "vending" / "events.sqlite")}
+    # Both start before either has told anything: ledger is each one's own then.
+    books = [
+        await _started(stand, number, name, settings)
+        for number, (name, settings) in enumerate(
+            {"": sqlite, "postgres.": {"STORE": stand.at.postgres_dsn}}.items()
+        )
+    ]
+    (empty_port,) = free_ports(1)
     await stand.start("empty", "-m", "tools.bench.empty", str(empty_port))
-    async with connect(vending, vending, CALLER) as clients:
-        screen.say(f"vending: {plan.accounts:,} accounts are opened")
-        await _open(clients, plan.accounts)
-        sales, empties, behind = [], [], []
-        for number in range(plan.runs):
-            screen.say(f"vending: {plan.clients} clients, run {number + 1} of {plan.runs}")
-            empties.append(await _called(nothing, empty.METHOD, plan))
-            sales.append(await _called(vending, SELL, plan))
-            behind.append(await _unpublished(http_port))
-            await until(
-                lambda: _is_published(http_port), PUBLISHED_WITHIN_S, "vending publishes its sales"
-            )
-        await _judge(clients, plan.accounts, sum(run.calls for run in sales))
-    return _figures(sales, empties, behind)
+    nothing = f"{LOOPBACK}:{empty_port}"
+    screen.say(f"vending: {plan.accounts:,} accounts are opened on each store")
+    for book in books:
+        async with connect(book.address, book.address, CALLER) as clients:
+            await _open(clients, plan.accounts)
+        await _published(book)
+    empties: list[Run] = []
+    alone = Alone([], {book.name: [] for book in books})
+    for number in range(plan.runs):
+        screen.say(f"vending: {plan.clients} clients, run {number + 1} of {plan.runs}")
+        empties.append(await _called(nothing, empty.METHOD, plan))
+        for book in books:
+            book.sales.append(await _called(book.address, SELL, plan))
+            book.behind.append(await _unpublished(book.http_port))
+            await _published(book)
+        await _measure_alone(stand, alone, number)
+    for book in books:
+        async with connect(book.address, book.address, CALLER) as clients:
+            await _judge(clients, plan.accounts, sum(run.calls for run in book.sales))
+    return _figures(books, empties, alone)
 
 
-def _figures(sales: list[Run], empties: list[Run], behind: list[float]) -> list[Figure]:
-    pairs = list(zip(sales, empties, strict=True))
-    return [
-        median_of("vending.sales_per_second", "sales/s", [run.per_second for run in sales]),
-        median_of("vending.sale_ms.p50", "ms", [run.p50_ms for run in sales]),
-        median_of("vending.sale_ms.p99", "ms", [run.p99_ms for run in sales]),
+async def _started(stand: Stand, number: int, name: str, settings: dict[str, str]) -> Book:
+    (grpc_port,) = free_ports(1)
+    given = {"GRPC_PORT": str(grpc_port), **settings}
+    http_port = await stand.start_service("vending", given, instance=number)
+    return Book(name, f"{LOOPBACK}:{grpc_port}", http_port)
+
+
+async def _published(book: Book) -> None:
+    async def is_published() -> bool:
+        return await _unpublished(book.http_port) == 0
+
+    await until(is_published, PUBLISHED_WITHIN_S, "vending publishes its sales")
+
+
+async def _measure_alone(stand: Stand, alone: Alone, number: int) -> None:
+    durable = ("-m", "tools.bench.durable")
+    scratch = stand.directory / "durable"
+    scratch.mkdir(exist_ok=True)
+    file = str(scratch / f"{number}.sqlite")
+    alone.fsyncs.append(
+        float(await stand.said(*durable, "fsync", str(scratch / "fsync"), str(ALONE_S)))
+    )
+    alone.inserts[""].append(float(await stand.said(*durable, "sqlite", file, str(ALONE_S))))
+    env = {"BENCH_DSN": stand.at.postgres_dsn}  # a command line is everybody's to read
+    inserts = await stand.said(*durable, "postgres", "BENCH_DSN", str(ALONE_S), env=env)
+    alone.inserts["postgres."].append(float(inserts))
+
+
+def _figures(books: list[Book], empties: list[Run], alone: Alone) -> list[Figure]:
+    figures = [
         median_of("vending.empty_call_per_second", "calls/s", [run.per_second for run in empties]),
         median_of("vending.empty_call_ms.p50", "ms", [run.p50_ms for run in empties]),
         median_of("vending.empty_call_ms.p99", "ms", [run.p99_ms for run in empties]),
+        median_of("vending.fsyncs_per_second", "fsyncs/s", alone.fsyncs),
+    ]
+    for book in books:
+        figures += _figures_of(book, empties, alone.fsyncs, alone.inserts[book.name])
+    return figures
+
+
+def _figures_of(
+    book: Book, empties: list[Run], fsyncs: list[float], inserts: list[float]
+) -> list[Figure]:
+    name = f"vending.{book.name}"
+    rates = [run.per_second for run in book.sales]
+
+    def to(others: list[float]) -> list[float]:
+        return [rate / other for rate, other in zip(rates, others, strict=True)]
+
+    pairs = list(zip(book.sales, empties, strict=True))
+    return [
+        median_of(f"{name}sales_per_second", "sales/s", rates),
+        median_of(f"{name}sale_ms.p50", "ms", [run.p50_ms for run in book.sales]),
+        median_of(f"{name}sale_ms.p99", "ms", [run.p99_ms for run in book.sales]),
+        median_of(f"{name}sales_to_empty_call", "ratio", to([run.per_second for run in empties])),
         median_of(
-            "vending.sales_to_empty_call",
-            "ratio",
-            [sale.per_second / nothing.per_second for sale, nothing in pairs],
-        ),
-        median_of(
-            "vending.sale_to_empty_call.p99",
+            f"{name}sale_to_empty_call.p99",
             "ratio",
             [sale.p99_ms / nothing.p99_ms for sale, nothing in pairs],
         ),
-        median_of("vending.unpublished_after_run", "events", behind),
+        median_of(f"{name}sales_to_fsyncs", "ratio", to(fsyncs)),
+        median_of(f"{name}inserts_per_second", "inserts/s", inserts),
+        median_of(f"{name}sales_to_inserts", "ratio", to(inserts)),
+        median_of(f"{name}unpublished_after_run", "events", book.behind),
     ]
 
 
@@ -161,10 +237,6 @@ async def _unpublished(http_port: int) -> float:
     found = re.search(r"^wattvend_vending_relay_lag_events (\S+)$", text, re.MULTILINE)
     assert found is not None, "vending says nothing of its relay"
     return float(found[1])
-
-
-async def _is_published(http_port: int) -> bool:
-    return await _unpublished(http_port) == 0
 
 
 async def _judge(clients: Clients, accounts: int, sold: int) -> None:

@@ -97,7 +97,11 @@ class Postgres:
 
 
 async def start_postgres(
-    supervisor: Supervisor, directory: Path, ports: Ports, restart: Restart | None
+    supervisor: Supervisor,
+    directory: Path,
+    ports: Ports,
+    restart: Restart | None,
+    niceness: int = READERS_NICENESS,
 ) -> None:
     """Make the cluster and its database where they are missing, and start the server."""
     postgres = Postgres(directory, ports.postgres)
@@ -105,11 +109,13 @@ async def start_postgres(
     if not postgres.data.exists():
         await make_cluster(supervisor, postgres, run_as)
     forget_recycled_pid(postgres)
-    await supervisor.start(postgres_spec(postgres, run_as, restart))
+    await supervisor.start(postgres_spec(postgres, run_as, restart, niceness))
     await make_database(postgres)
 
 
-def postgres_spec(postgres: Postgres, run_as: RunAs | None, restart: Restart | None) -> ProcessSpec:
+def postgres_spec(
+    postgres: Postgres, run_as: RunAs | None, restart: Restart | None, niceness: int
+) -> ProcessSpec:
     options = [f"-c{name}={value}" for name, value in SETTINGS.items()]
 
     async def ready() -> bool:
@@ -138,7 +144,7 @@ def postgres_spec(postgres: Postgres, run_as: RunAs | None, restart: Restart | N
         stop_signal=signal.SIGINT,
         start_within_s=60.0,
         stop_within_s=15.0,
-        niceness=READERS_NICENESS,
+        niceness=niceness,
         restart=restart,
         run_as=run_as,
         address=postgres.address,

@@ -19,6 +19,7 @@ from tools.stack.mqtt import Broker, choose_broker, mqtt_spec
 from tools.stack.ports import Ports, check_free
 from tools.stack.postgres import Postgres, start_postgres
 from tools.stack.process import (
+    READERS_NICENESS,
     PartStatus,
     ProcessSpec,
     Restart,
@@ -60,10 +61,12 @@ class LocalStack:
         fresh: bool = False,
         watch: Watch = lambda _: None,
         fetch_progress: jars.Progress = lambda _: None,
+        postgres_niceness: int = READERS_NICENESS,
     ) -> None:
         self.directory = directory.absolute()
         self.ports = ports
         self._services = services
+        self._postgres_niceness = postgres_niceness
         self._restart = restart
         self._broker = broker
         self._fresh = fresh
@@ -150,7 +153,9 @@ class LocalStack:
         supervisor = self._supervisor
         await together(
             supervisor.start(kafka),
-            start_postgres(supervisor, self.directory, self.ports, self._restart),
+            start_postgres(
+                supervisor, self.directory, self.ports, self._restart, self._postgres_niceness
+            ),
             supervisor.start(mqtt),
         )
         specs = self._services(self.addresses)
