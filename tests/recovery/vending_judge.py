@@ -252,6 +252,8 @@ async def heard(bootstrap: str) -> Heard:
             if envelope.subject == "ledger-checkpoint":
                 found.checkpoints.append(value)
                 continue
+            if envelope.subject == "usage-ask":
+                continue  # a question tells nothing
             name = (record.topic, record.partition, envelope.event_id)
             said = (record.key, record.value)
             if name not in found.records:

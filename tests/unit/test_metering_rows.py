@@ -25,6 +25,7 @@ from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
 from services.metering.domain.rows import (
     ACCOUNT,
     ACCUMULATION,
+    COMPONENTS,
     COMPONENTS_SIZE,
     FORMER_LAYOUT_VERSION,
     METER,
@@ -324,12 +325,14 @@ def test_a_component_that_has_no_room_left_begins_anew_and_nothing_is_lost() -> 
     state = ShardState.from_rows(SHARD, ROWS.items())
     slot = state.account_slot(account("A2")["account_key"])
     assert slot is not None
-    state.components[slot] = (0, INT64_MAX - 5, 0, 7, 0)
-    line = np.zeros(2, LINE)
-    line["ladder_nano"], line["tax_nano"] = (2, 3), (1, 0)
-    state.divide(np.array([slot, slot]), line)
-    assert state.components[slot].tolist() == [0, INT64_MAX, 0, 8, 0]
-    state.divide(np.array([slot, slot]), line)
+    slots, lines = np.array([slot, slot]), np.zeros(2, LINE)
+    lines["ladder_nano"], lines["tax_nano"] = (2, 3), (1, 0)
+    large = np.zeros(1, LINE)
+    large["ladder_nano"] = INT64_MAX - 5 - state.components[slot, COMPONENTS.index("ladder")]
+    state.divide(slots[:1], large)
+    state.divide(slots, lines)
+    assert state.components[slot].tolist() == [0, INT64_MAX, 0, 1, 0]
+    state.divide(slots, lines)
     charged_nano = int(state.accounts["charged_nano"][slot])
     assert state.components[slot].tolist() == [0, 0, 0, 0, charged_nano]
     state.accounts["charged_nano"][slot] = -(2**63)

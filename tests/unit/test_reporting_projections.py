@@ -3,12 +3,15 @@
 Method: records of a small true story, projected without any database.
 """
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import schemas
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.frames import (
     CHARGE,
@@ -152,6 +155,18 @@ def test_a_sale_becomes_a_ledger_line_and_a_receipt() -> None:
     assert isinstance(receipt, ReceiptRow)
     assert receipt.amount_nano == receipt.credited_nano == CREDIT_NANO
     assert receipt.recovered_emergency_minor == receipt.recovered_debt_minor == 0
+
+
+def test_posted_usage_becomes_a_ledger_line_without_metering_s_row() -> None:
+    example = json.loads((Path(schemas.__file__).parent / "examples/usage-posted.json").read_text())
+    own = ("caller", "request_id", "fingerprint", "occurred_at_ms")
+    data = {name: value for name, value in example["record"].items() if name not in own}
+    (line,) = rows(STORY.event("account-A1", 3, "usage-posted", {**data, "row": b"row"}))
+    assert isinstance(line, LedgerRow)
+    told = json.loads(line.data)
+    assert "row" not in told
+    assert (told["meters"], told["postings"]) == (data["meters"], data["postings"])
+    assert told["charged_nano"] == data["charged_nano"]
 
 
 def test_versions_come_from_the_ledger_and_not_from_the_compacted_registry() -> None:

@@ -136,6 +136,8 @@ class ShardState:
         self.components = np.zeros((16, len(COMPONENTS)), np.int64)
         """Of what each account was charged, by slot."""
         self._any_divided = False
+        self._divided_most_nano = 0
+        """No component is larger."""
         self._unlinked = 0
         """How many accounts have a fact that was read at the start and not looked at yet."""
         self.due_ms = np.zeros(16, np.int64)
@@ -248,26 +250,27 @@ class ShardState:
         if not len(lines):
             return
         self._any_divided = True
-        is_fee = (lines["rate"] >= FEE_RATE) & (lines["rate"] != NO_RATE)
-        fees_nano = np.where(is_fee, lines["rate_nano"], 0)
-        amounts = (lines["surcharge_nano"], lines["ladder_nano"], fees_nano, lines["tax_nano"])
-        if not self._have_room(slots, amounts):
-            self._divide_exactly(slots, np.stack(amounts, axis=1))
+        rates = lines["rate"]
+        fees_nano = lines["rate_nano"] * ((rates >= FEE_RATE) & (rates != NO_RATE))
+        parts = (lines["surcharge_nano"], lines["ladder_nano"], fees_nano, lines["tax_nano"])
+        amounts = np.stack(parts)
+        if not self._have_room(slots, len(lines) * _magnitude(amounts)):
+            self._divide_exactly(slots, amounts)
             return
-        for number, amounts_nano in enumerate(amounts):
-            if amounts_nano.any():
-                np.add.at(self.components[:, number], slots, amounts_nano)
+        for number in np.flatnonzero(amounts.any(axis=1)).tolist():
+            np.add.at(self.components[:, number], slots, amounts[number])
 
-    def _have_room(self, slots: Array, amounts: Iterable[Array]) -> bool:
+    def _have_room(self, slots: Array, more_nano: int) -> bool:
         """Say whether the components of accounts are sure to take so much more."""
-        stands = self.components[slots]
-        most = [max(int(each.max()), -int(each.min())) for each in (stands, *amounts)]
-        return most[0] + len(slots) * max(most[1:]) <= INT64_MAX
+        self._divided_most_nano += more_nano
+        if self._divided_most_nano <= INT64_MAX:
+            return True
+        return _magnitude(self.components[slots]) + more_nano <= INT64_MAX
 
     def _divide_exactly(self, slots: Array, amounts: Array) -> None:
         """Do the same in integers that have no end: where a total has none, nothing is divided."""
         for slot in set(slots.tolist()):
-            more = (sum(column) for column in zip(*amounts[slots == slot].tolist(), strict=True))
+            more = map(sum, amounts[:, slots == slot].tolist())
             stood = self.components[slot].tolist()
             totals = [*map(sum, zip(stood, more, strict=False)), stood[UNDIVIDED]]
             if not all(map(fits_int64, totals)):
@@ -774,6 +777,7 @@ class ShardState:
         self.components = grown(self.components, count)
         self.components[:count] = parsed.components
         self._any_divided = bool(parsed.components.any())
+        self._divided_most_nano = _magnitude(self.components)
         self.due_ms = grown(self.due_ms, count)
         slots = np.arange(count)
         self.put_accounts(slots, accounts)
@@ -843,6 +847,10 @@ class ShardState:
         slots = slots[slots >= 0]
         self.account_links["tariff"][slots] = _UNLINKED
         self._unlinked = len(slots)
+
+
+def _magnitude(figures: Array) -> int:
+    return max(int(figures.max()), -int(figures.min()))
 
 
 def _billed_as(fact: Fact) -> tuple[str, str, str]:
