@@ -8,6 +8,8 @@ played: a trigger raises the error that PostgreSQL raises then (SQLSTATE 53100).
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -16,6 +18,7 @@ from services.common.kernel.errors import WattvendError
 from services.vending.adapters import stores, tables
 from services.vending.adapters.postgres_database import SCHEMA, DatabaseInUse, PostgresDatabase
 from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
+from services.vending.adapters.tables import Statement
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
@@ -301,6 +304,25 @@ async def test_opening_again_changes_nothing_and_a_newer_layout_is_refused(addre
     with pytest.raises(WattvendError, match="schema vending has layout 99"):
         async with opened(address):
             pass
+
+
+async def test_a_role_that_owns_the_schema_and_nothing_else_is_enough(address: str) -> None:
+    role = f"vending_{uuid4().hex[:8]}"
+    await execute(
+        address,
+        "REVOKE ALL ON SCHEMA public FROM public",
+        f"CREATE ROLE {role} LOGIN PASSWORD 'of this test'",
+        f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}",
+    )
+    theirs = urlsplit(address)
+    netloc = f"{role}:{quote('of this test')}@{theirs.hostname}:{theirs.port}"
+    try:
+        for revision in (NO_EVENTS, 0):
+            async with opened(theirs._replace(netloc=netloc).geturl()) as store:
+                await store.append(A, revision, [new()])
+                await store._database.run([Statement("SELECT 1", [()])])
+    finally:
+        await execute(address, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 async def test_what_cannot_be_used_is_refused_without_the_password(stack: BackgroundStack) -> None:

@@ -25,7 +25,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
-from services.vending.domain.event_store import FROM_START, StoredEvent
+from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root
 from services.vending.main import main
 from tests.conftest import RunService
@@ -43,6 +43,8 @@ CALLER = (("wattvend-caller", "test"),)
 DEADLINE_S = 20.0
 SCHEMA = postgres_database.SCHEMA
 OPENED = 60
+TILLS = 6
+NANO_PER_SALE = 100 * 10_000_000
 Dump = dict[str, list[tuple[object, ...]]]
 
 
@@ -201,27 +203,20 @@ async def test_a_book_moves_from_a_file_to_postgresql_and_back_and_is_the_same(
 # --- the service ----------------------------------------------------------------------------------
 
 
-async def sold(stub: Any, request_id: str) -> Any:
-    request = pb.SellRequest(
-        request_id=request_id, account_id="A1", amount_minor=100, method="cash"
-    )
-    return await stub.Sell(request, metadata=CALLER, timeout=DEADLINE_S)
+class Service:
+    """A vending on a database of the test's own."""
 
+    def __init__(self, stack: BackgroundStack, address: str) -> None:
+        (self.port,) = free_ports(1)
+        self.settings = {
+            "KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
+            "STORE": address,
+            "GRPC_PORT": str(self.port),
+            "CHECKPOINT_INTERVAL_MS": "100",
+        }
 
-async def test_the_service_answers_a_sale_again_after_a_kill_and_its_commands_know_the_store(
-    stack: BackgroundStack, run_service: RunService, address: str
-) -> None:
-    await topics.create(stack.kafka_bootstrap)
-    (port,) = free_ports(1)
-    settings = {
-        "KAFKA_BOOTSTRAP": stack.kafka_bootstrap,
-        "STORE": address,
-        "GRPC_PORT": str(port),
-        "CHECKPOINT_INTERVAL_MS": "100",
-    }
-
-    async def command(name: str) -> subprocess.CompletedProcess[str]:
-        environment = {f"WATTVEND_VENDING_{key}": value for key, value in settings.items()}
+    async def command(self, name: str) -> subprocess.CompletedProcess[str]:
+        environment = {f"WATTVEND_VENDING_{key}": value for key, value in self.settings.items()}
         return await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "services.vending", name],
@@ -232,27 +227,95 @@ async def test_the_service_answers_a_sale_again_after_a_kill_and_its_commands_kn
             check=False,
         )
 
-    raised = await command("raise-book-epoch")  # the cluster remembers the books of other tests
+
+@pytest.fixture
+async def service(stack: BackgroundStack, address: str) -> Service:
+    """Return a vending to be started, whose book has one of each."""
+    await topics.create(stack.kafka_bootstrap)
+    made = Service(stack, address)
+    raised = await made.command("raise-book-epoch")  # the cluster remembers the books of others
     assert raised.returncode == 0, raised.stderr
     async with world_at(address) as world:
         await world.mall()
-    service = await asyncio.to_thread(run_service, "vending", settings)
+        for till in range(TILLS):
+            await world.account(f"T{till}")
+    return made
+
+
+async def sold(stub: Any, account_id: str, request_id: str) -> Any:
+    request = pb.SellRequest(
+        request_id=request_id, account_id=account_id, amount_minor=100, method="cash"
+    )
+    return await stub.Sell(request, metadata=CALLER, timeout=DEADLINE_S)
+
+
+async def test_the_service_answers_a_sale_again_after_a_kill_and_its_commands_know_the_store(
+    stack: BackgroundStack, run_service: RunService, service: Service
+) -> None:
+    running = await asyncio.to_thread(run_service, "vending", service.settings)
     request_id = str(uuid4())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
         stub = vending_pb2_grpc.VendingServiceStub(channel)
-        first = await sold(stub, request_id)
-        second = await command("raise-book-epoch")
+        first = await sold(stub, "A1", request_id)
+        second = await service.command("raise-book-epoch")
         assert second.returncode != 0
         assert "is in use by wattvend-vending" in second.stderr
-        beside = await command("verify")
+        beside = await service.command("verify")
         assert beside.returncode == 0, beside.stderr
-        await asyncio.to_thread(service.kill9)
-        await asyncio.to_thread(service.start)
-        assert await sold(stub, request_id) == first
-    password = address.split(":")[2].partition("@")[0]
-    for text in (
-        raised.stdout,
-        second.stderr,
-        *(p.read_text() for p in stack.logs.glob("vending*")),
-    ):
+        await asyncio.to_thread(running.kill9)
+        await asyncio.to_thread(running.start)
+        assert await sold(stub, "A1", request_id) == first
+    password = service.settings["STORE"].split(":")[2].partition("@")[0]
+    logs = (path.read_text() for path in stack.logs.glob("vending*"))
+    for text in (beside.stdout, second.stderr, *logs):
         assert password not in text
+
+
+async def till(stub: Any, account_id: str, receipts: list[Any], enough: asyncio.Event) -> None:
+    """Sell until it is enough; what was not answered is sent again until it is."""
+    while not enough.is_set():
+        request_id = str(uuid4())
+        while True:
+            try:
+                receipts.append(await sold(stub, account_id, request_id))
+                break
+            except grpc.aio.AioRpcError as refused:
+                if refused.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
+
+
+async def test_a_postgresql_that_is_killed_under_sales_loses_none_and_doubles_none(
+    stack: BackgroundStack, run_service: RunService, service: Service, address: str
+) -> None:
+    running = await asyncio.to_thread(run_service, "vending", service.settings)
+    pid = running.pid
+    receipts: list[list[Any]] = [[] for _ in range(TILLS)]
+    enough = asyncio.Event()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.port}") as channel:
+        stub = vending_pb2_grpc.VendingServiceStub(channel)
+        selling = [
+            asyncio.create_task(till(stub, f"T{n}", receipts[n], enough)) for n in range(TILLS)
+        ]
+        for kill in range(1, 3):
+            async with asyncio.timeout(DEADLINE_S):
+                while min(map(len, receipts)) < kill * 20:
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(stack.kill9, "postgres")
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(stack.start, "postgres")
+        async with asyncio.timeout(DEADLINE_S):
+            while min(map(len, receipts)) < 60:
+                await asyncio.sleep(0.01)
+            enough.set()
+            await asyncio.gather(*selling)
+    assert running.pid == pid, "it went on by itself"
+    await asyncio.to_thread(running.stop)
+    async with world_at(address) as world:
+        for number, of_till in enumerate(receipts):
+            events = await world.store.read(StreamId(f"account-T{number}"))
+            sales = [event for event in events if event.type == "credit-sold"]
+            assert len(sales) == len(of_till)
+            assert len({sale.version.revision for sale in of_till}) == len(of_till)
+            last = max(of_till, key=lambda sale: sale.version.revision)
+            assert last.credited_nano == len(of_till) * NANO_PER_SALE

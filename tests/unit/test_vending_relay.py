@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -31,6 +32,7 @@ from services.vending.application.relay import (
     root_at,
 )
 from services.vending.domain import chain
+from services.vending.domain.event_store import NO_EVENTS, EventStore, StoredEvent, StreamId
 from services.vending.domain.tables import Checkpoint, Root
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -302,3 +304,66 @@ async def test_a_crash_amid_a_raised_epoch_does_not_undo_facts_after_the_restart
     newest = facts[-1]["credited_nano"]
     sold = [newest - fact["credited_nano"] for fact in facts]
     assert sold == [19 * 10**9, 10 * 10**9, 0], "the sale of 7.00 is not told without that of 8.00"
+
+
+# --- how much of a book a start reads -------------------------------------------------------------
+
+
+class Counting:
+    """A store that counts the events that are read of it."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self.read_events = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
+        events = await self._store.read(stream, after)
+        self.read_events += len(events)
+        return events
+
+    async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
+        events = await self._store.read_all(after, limit)
+        self.read_events += len(events)
+        return events
+
+
+@pytest.mark.parametrize("since", [0, 3])
+async def test_a_start_reads_what_came_after_the_checkpoint_and_not_the_book(
+    world: World, since: int
+) -> None:
+    for number in range(100):
+        await world.account(f"B{number}")
+    notebook = Notebook()
+    await published(world, notebook)
+    for number in range(since):
+        await world.sell(100, f"B{number}")
+    told, until = notebook.checkpoint, world.store.count()
+    store = Counting(world.store)
+    restarted = cast("World", SimpleNamespace(store=store, tables=world.tables, clock=world.clock))
+    begin = await beginning(store, world.tables, told, 1)
+    async with relaying(restarted, Notebook(), begin=begin) as relay:
+        await relay.caught_up()
+        assert relay.position == until
+    assert await world.office.complete() == 0
+    # Each event since, and of its stream those before it.
+    assert store.read_events <= 4 * since
+
+
+async def test_a_root_that_is_kept_no_more_is_read_on_from_the_last_one_before(
+    world: World,
+) -> None:
+    notebook = Notebook()
+    await published(world, notebook)
+    await world.sell(100)
+    await world.sell(100)
+    root = await root_at(world.store, world.store.count())
+    store = Counting(world.store)
+    assert await beginning(store, world.tables, Checkpoint(1, root), 1) == root
+    assert store.read_events == 2
+    with pytest.raises(BookMismatch, match="hash chain"):
+        await beginning(
+            store, world.tables, Checkpoint(1, Root(root.position, root.count, bytes(32))), 1
+        )

@@ -89,7 +89,8 @@ async def migrate(
     Raises WattvendError where a newer version of `who` has already gone further.
     """
     async with connection.transaction():
-        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+        if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", f'"{schema}"'):
+            await connection.execute(f'CREATE SCHEMA "{schema}"')  # who has one may make no other
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS migrations "
             "(number integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"

@@ -97,7 +97,7 @@ async def beginning(
             f"ledger's last checkpoint is at position {told.position}, which this event store does "
             f"not have: it was restored to an earlier point, or is another one. {WHAT_TO_DO}"
         )
-    if (await tables.root_at(told.position) or await root_at(store, told.position)) != told:
+    if (await tables.root_at(told.position) or await _read_on(store, tables, told)) != told:
         raise BookMismatch(
             f"the hash chain at position {told.position} is not the one that ledger's last "
             f"checkpoint has: this is another event store, or it was altered. {WHAT_TO_DO}"
@@ -131,6 +131,12 @@ async def root_at(store: EventStore, position: int, root: Root = START) -> Root:
         if not events or events[-1].position >= position:
             break
     return root
+
+
+async def _read_on(store: EventStore, tables: Tables, told: Root) -> Root:
+    """Return the root where one was told of and none is kept, from the last kept one before it."""
+    kept = [c.root for c in await tables.checkpoints() if c.root.position < told.position]
+    return await root_at(store, told.position, kept[-1] if kept else START)
 
 
 def _root_after(root: Root, events: Iterable[StoredEvent]) -> Root:
