@@ -248,7 +248,10 @@ def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch
     assert not ended.HasField("until_ms")
 
 
-def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_on_sales_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/sales.md").read_text()
     vending = Vending(
         Sell=v.SellResponse(),
@@ -256,6 +259,8 @@ def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch)
         QuoteSale=v.QuoteSaleResponse(energy_milli=100_000, fee_minor=1, currency="CNY"),
         **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
         PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
+        GetReceipt=v.GetReceiptResponse(number=7, receipt=v.Receipt(currency="CNY")),
+        PrintReceipt=v.PrintReceiptResponse(number=7, pdf=b"%PDF-"),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         for flags in (("--json",), ()):
@@ -271,6 +276,7 @@ def test_the_commands_of_the_page_on_sales_work(monkeypatch: pytest.MonkeyPatch)
     (policy,) = yaml.safe_load(policies)["policies"]
     published = Policy.model_validate(policy).request("", policy.pop("id"), "CNY")
     assert (published.fee_ppm, published.ceiling_minor) == (10_000, 200_000)
+    assert (tmp_path / "receipt.pdf").read_bytes() == b"%PDF-"
     rules = json.loads(dict(vending.asked)["PublishAuthority"].rules)
     assert rules == {"reversal": 5000, "adjustment": 500}
 

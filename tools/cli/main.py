@@ -62,6 +62,7 @@ policy_app = typer.Typer(no_args_is_help=True, help="Policies: check one, publis
 approval_app = typer.Typer(
     no_args_is_help=True, help="What waits for a second person: list, approve, decline."
 )
+receipt_app = typer.Typer(no_args_is_help=True, help="Receipts: show, print.")
 authority_app = typer.Typer(
     no_args_is_help=True, help="What one person may do alone: publish, show."
 )
@@ -78,6 +79,7 @@ app.add_typer(tariff_app, name="tariff")
 app.add_typer(policy_app, name="policy")
 app.add_typer(approval_app, name="approval")
 app.add_typer(authority_app, name="authority")
+app.add_typer(receipt_app, name="receipt")
 app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
 
@@ -451,6 +453,30 @@ def sell_energy(
         return sold
 
     _run(work, show.receipt, request)
+
+
+@receipt_app.command("show")
+def receipt_show(receipt: Annotated[str, typer.Argument(help="id of the receipt")]) -> None:
+    """Show a receipt with its number."""
+    request = v.GetReceiptRequest(receipt_id=receipt)
+    _run(lambda clients: clients.vending("GetReceipt", request), show.numbered)
+
+
+@receipt_app.command("print")
+def receipt_print(
+    receipt: Annotated[str, typer.Argument(help="id of the receipt")],
+    to: Annotated[Path, typer.Option(help="the PDF file to write", dir_okay=False)],
+) -> None:
+    """Write a receipt as PDF, as often as it is wanted."""
+
+    async def work(clients: Clients) -> v.GetReceiptResponse:
+        printed: v.PrintReceiptResponse = await clients.vending(
+            "PrintReceipt", v.PrintReceiptRequest(receipt_id=receipt)
+        )
+        to.write_bytes(printed.pdf)
+        return v.GetReceiptResponse(number=printed.number)
+
+    _run(work, lambda answer: f"receipt {answer.number} is {escape(str(to))}")
 
 
 @app.command()

@@ -123,8 +123,8 @@ def tariff(answer: v.Tariff) -> RenderableType:
     return Group(fields, plans.show(plan.read(answer.plan), decimals))
 
 
-def receipt(answer: v.SellResponse) -> RenderableType:
-    """Show a receipt."""
+def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
+    """Show a receipt; a copy of later does not say what was credited in all."""
     paid = answer.receipt
     currency = currency_of(paid.currency)
 
@@ -151,9 +151,21 @@ def receipt(answer: v.SellResponse) -> RenderableType:
         ("credited", told(paid.credit_minor)),
         ("sold by", paid.legal_entity),
         ("at", moment(paid.sold_at_ms)),
-        ("credited in all", money(answer.credited_nano, paid.currency)),
     ]
+    if not is_copy:
+        rows.append(("credited in all", money(answer.credited_nano, paid.currency)))
     return _fields("[bold]receipt[/]", rows)
+
+
+def numbered(answer: v.GetReceiptResponse) -> RenderableType:
+    """Show a receipt, or a reversal, with its number."""
+    if answer.HasField("receipt"):
+        paper = receipt(v.SellResponse(receipt=answer.receipt), is_copy=True)
+        other = f", reversed by {answer.other_number}" if answer.other_number else ""
+    else:
+        paper = reversal(v.ReverseSaleResponse(reversal=answer.reversal), is_copy=True)
+        other = f", of {answer.other_number}"
+    return Group(f"[bold]number {answer.number}[/]{other}", paper)
 
 
 def quoted(answer: v.QuoteSaleResponse) -> RenderableType:
@@ -172,8 +184,8 @@ def quoted(answer: v.QuoteSaleResponse) -> RenderableType:
     return _fields("[bold]quote[/]", rows)
 
 
-def reversal(answer: v.ReverseSaleResponse) -> RenderableType:
-    """Show what was taken back."""
+def reversal(answer: v.ReverseSaleResponse, *, is_copy: bool = False) -> RenderableType:
+    """Show what was taken back; a copy of later does not say what is credited in all."""
     back = answer.reversal
     currency = currency_of(back.currency)
 
@@ -196,10 +208,9 @@ def reversal(answer: v.ReverseSaleResponse) -> RenderableType:
     ):
         if returned_minor:
             rows.append((f"{what} owed again", f"{told(returned_minor)} (now: {told(left_minor)})"))
-    rows += [
-        ("at", moment(back.reversed_at_ms)),
-        ("credited in all", money(answer.credited_nano, back.currency)),
-    ]
+    rows.append(("at", moment(back.reversed_at_ms)))
+    if not is_copy:
+        rows.append(("credited in all", money(answer.credited_nano, back.currency)))
     return _fields("[bold]reversal 冲正[/]", rows)
 
 

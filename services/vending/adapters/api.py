@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
 
+import asyncio
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ from services.common.kernel.errors import Bug
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.runtime import points
 from services.common.runtime.grpc import Call
-from services.vending.adapters import messages
+from services.vending.adapters import messages, receipt_pdf
 from services.vending.application.book import Outcome
 from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
@@ -294,6 +295,27 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             fee_minor=quoted.fee_minor,
             currency=of.currency,
         )
+
+    async def GetReceipt(
+        self, request: pb.GetReceiptRequest, context: Any
+    ) -> pb.GetReceiptResponse:
+        """Return a receipt with its number."""
+        paper = await self._office.receipts.paper(request.receipt_id)
+        event = paper.event
+        answer = pb.GetReceiptResponse(number=paper.number, other_number=paper.other_number or 0)
+        if isinstance(event, CreditSold):
+            answer.receipt.CopyFrom(_receipt(event))
+        else:
+            answer.reversal.CopyFrom(messages.reversal(event))
+        return answer
+
+    async def PrintReceipt(
+        self, request: pb.PrintReceiptRequest, context: Any
+    ) -> pb.PrintReceiptResponse:
+        """Return a receipt as PDF."""
+        paper = await self._office.receipts.paper(request.receipt_id)
+        pdf = await asyncio.to_thread(receipt_pdf.printed, paper)
+        return pb.PrintReceiptResponse(number=paper.number, pdf=pdf)
 
     async def ReserveSale(self, request: pb.ReserveSaleRequest, context: Any) -> pb.Payment:
         """Ask whether a sale could be made."""

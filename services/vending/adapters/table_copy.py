@@ -26,8 +26,9 @@ FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
 NAMING_POSITIONS = ("todo", "waiting", "raised", "checkpoint", "link")
 OF_POSITIONS = ("raised", "checkpoint", "link")
 """Those of them that no event makes."""
-NOT_COPIED = ("book", "root")
-"""The book epoch is raised through its port; `root` is empty since its release."""
+NOT_COPIED = ("book", "root", "document", "series", "numbered")
+"""The book epoch is raised through its port; `root` is empty since its release; receipts are
+counted anew, to the same numbers."""
 
 Row = tuple[Any, ...]
 

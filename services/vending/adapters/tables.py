@@ -16,7 +16,7 @@ from services.common.kernel.ids import column_key, house_account_id
 from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.vending.domain import chain
-from services.vending.domain.event_store import StoredEvent, StreamId
+from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
@@ -52,6 +52,7 @@ from services.vending.domain.tables import (
     Ask,
     Charged,
     Checkpoint,
+    Document,
     Link,
     Offset,
     Root,
@@ -81,6 +82,21 @@ CREATE TABLE IF NOT EXISTS waiting(
   PRIMARY KEY(kind, id)
 );
 CREATE INDEX IF NOT EXISTS waiting_until ON waiting(kind, is_decided, expires_at_ms);
+CREATE TABLE IF NOT EXISTS document(
+  receipt_id text PRIMARY KEY,
+  legal_entity text NOT NULL,
+  number bigint NOT NULL,
+  stream text NOT NULL,
+  revision bigint NOT NULL,
+  position bigint NOT NULL,
+  UNIQUE(legal_entity, number)
+);
+CREATE TABLE IF NOT EXISTS series(
+  legal_entity text PRIMARY KEY, last_number bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS numbered(
+  one bigint PRIMARY KEY CHECK(one = 1), position bigint NOT NULL
+);
 CREATE TABLE IF NOT EXISTS charged(
   meter_key bigint PRIMARY KEY,
   epoch bigint NOT NULL,
@@ -134,8 +150,8 @@ CREATE TABLE IF NOT EXISTS link(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
-DERIVED = ("unique_name", "todo", "waiting")
-"""The tables that `changes` makes, and would make anew from the events."""
+DERIVED = ("unique_name", "todo", "waiting", "document", "series", "numbered")
+"""The tables that are of events alone: `changes` makes them, the last three the relay counts."""
 
 _LINK = "position, stream, revision, event_id, type, hash"
 _DROP_CHECKPOINTS = """
@@ -278,6 +294,47 @@ class SqlTables:
             limit,
         )
         return [(position, id_) for position, id_ in rows]
+
+    async def numbered_until(self) -> int:
+        """Return the position up to which receipts have their numbers."""
+        rows = await self._database.rows("SELECT position FROM numbered")
+        return int(rows[0][0]) if rows else FROM_START
+
+    async def last_numbers(self) -> dict[str, int]:
+        """Return legal entity → the last number of its series."""
+        return dict(await self._database.rows("SELECT legal_entity, last_number FROM series"))
+
+    async def keep_documents(self, documents: Sequence[Document], until: int) -> None:
+        """Keep numbers, and that all up to a position have theirs, in one transaction."""
+        keep = Statement(
+            "INSERT INTO document(receipt_id, legal_entity, number, stream, revision, position) "
+            "VALUES($1, $2, $3, $4, $5, $6)",
+            [
+                (d.receipt_id, d.legal_entity, d.number, d.stream, d.revision, d.position)
+                for d in documents
+            ],
+        )
+        last = {document.legal_entity: document.number for document in documents}
+        count = Statement(
+            "INSERT INTO series(legal_entity, last_number) VALUES($1, $2) "
+            "ON CONFLICT(legal_entity) DO UPDATE SET last_number = excluded.last_number",
+            list(last.items()),
+        )
+        move = Statement(
+            "INSERT INTO numbered(one, position) VALUES(1, $1) "
+            "ON CONFLICT(one) DO UPDATE SET position = excluded.position",
+            [(until,)],
+        )
+        await self._database.run([keep, count, move])
+
+    async def document(self, receipt_id: str) -> Document | None:
+        """Return the number of a receipt, where it has one."""
+        rows = await self._database.rows(
+            "SELECT receipt_id, legal_entity, number, stream, revision, position FROM document "
+            "WHERE receipt_id = $1",
+            receipt_id,
+        )
+        return Document(*rows[0]) if rows else None
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
         """Return the last register charged in a meter's epoch; None where none is known."""

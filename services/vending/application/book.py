@@ -171,6 +171,14 @@ class Book:
         assert there is not None, f"an event was stored at position {position}"
         return chain.read_meta(there.meta).origin
 
+    async def head(self) -> int:
+        """Return the position of the last event."""
+        return await self._store.head()
+
+    async def event_at(self, stream: StreamId, revision: int) -> Event:
+        """Return an event by its place."""
+        return event_of((await self._store.read(stream, revision - 1))[0])
+
     async def events_of(self, kind: type[S], entity_id: str, event: type[E]) -> list[E]:
         """Return the events of a type in an entity's stream, in order.
 

@@ -24,6 +24,7 @@ from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
+from services.vending.application.receipts import Receipts
 from services.vending.domain import (
     account,
     authority,
@@ -111,6 +112,7 @@ class Office:
             self._with_sale,
         )
         self.payments = Payments(book, tables, clock)
+        self.receipts = Receipts(book, tables)
         self.approvals = Approvals(book, tables, clock, {"reverse-sale": reverse, **GUARDED})
 
     @property

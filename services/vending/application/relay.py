@@ -23,6 +23,7 @@ from services.common.runtime import codec, points
 from services.common.runtime.kafka import Outgoing
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Decided
+from services.vending.application.numbering import Numbering
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.events import Event
@@ -189,6 +190,7 @@ class Relay:
         self._told = begin if begin.position else None
         self._newest: dict[StreamId, int] = {}
         self._linked_until = FROM_START
+        self._numbering = Numbering(store, tables)
         self._moved = asyncio.Event()
 
     @property
@@ -207,6 +209,7 @@ class Relay:
             try:
                 await self._find_newest(await self._tables.raised_at())
                 self._linked_until = await self._tables.linked_until()
+                await self._numbering.catch_up(self._root.position)
                 async for events in self._store.subscribe_all(self._root.position):
                     next_s = asyncio.get_running_loop().time() + PACE_S
                     await self._publish(events)
@@ -231,6 +234,7 @@ class Relay:
         ledger: list[Outgoing] = []
         facts: list[tuple[Outgoing, Fact, bytes]] = []
         links: list[Link] = []
+        papers: list[tuple[StoredEvent, Event]] = []
         root = self._root
         for number, stored in enumerate(batch):
             if number % EVENTS_IN_A_ROW == 0:
@@ -243,7 +247,9 @@ class Relay:
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
             if stored.position > self._linked_until:  # else it was told before
                 links.append(link_of(stored, hash_))
+            papers.append((stored, event))
             root = root_with(root, stored, hash_)
+        await self._numbering.give(papers, root.position)
         if links:
             await self._tables.keep_links(links)
             self._linked_until = links[-1].position

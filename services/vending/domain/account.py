@@ -102,7 +102,10 @@ class Closing:
 
 @value_class
 class Account:
-    """The folded stream of an account. `credited_nano`: lifetime total."""
+    """The folded stream of an account. `credited_nano`: lifetime total.
+
+    `reversed_receipts`: (receipt of a sale, that of its reversal).
+    """
 
     answers: Answers
     account_id: str
@@ -123,7 +126,7 @@ class Account:
     owed: Owed = Owed()
     orders: Orders = Orders()
     meters: tuple[JoinedMeter, ...] = ()
-    reversed_receipts: frozenset[str] = frozenset()
+    reversed_receipts: tuple[tuple[str, str], ...] = ()
     closing: Closing | None = None
     used: Used = Used()
 
@@ -779,7 +782,8 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case PowerKept() | PaymentPromised() | NoticeRecorded():
             return changed(state, answers=answers, orders=state.orders.after(event))
         case SaleReversed():
-            reversed_receipts = state.reversed_receipts | {event.reversed_receipt_id}
+            pair = (event.reversed_receipt_id, event.receipt_id)
+            reversed_receipts = (*state.reversed_receipts, pair)
             return changed(
                 _corrected(state, event), answers=answers, reversed_receipts=reversed_receipts
             )

@@ -161,7 +161,7 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
     if sale is None:
         text = f"account {state.account_id} has no sale of receipt {command.receipt_id}"
         return Rejection(Reason.RECEIPT_NOT_FOUND, f"{text}; check both", "receipt_id")
-    if command.receipt_id in state.reversed_receipts:
+    if command.receipt_id in dict(state.reversed_receipts):
         text = (
             f"the sale of receipt {command.receipt_id} was reversed before; a sale is reversed once"
         )

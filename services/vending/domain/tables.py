@@ -5,7 +5,7 @@ takes another owner's name is refused. What was charged and how far a topic was 
 Kafka. The book epoch and the roots are the book's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -36,6 +36,18 @@ class Todo:
     meter_id: str
     epoch: int
     register_milli: int
+    position: int
+
+
+@value_class
+class Document:
+    """The number that a receipt has in its legal entity's series, and its event."""
+
+    receipt_id: str
+    legal_entity: str
+    number: int
+    stream: StreamId
+    revision: int
     position: int
 
 
@@ -143,6 +155,22 @@ class Tables(Protocol):
 
         Of a legal entity or, "", of all; at most `limit` above position `after`.
         """
+        ...
+
+    async def numbered_until(self) -> int:
+        """Return the position up to which receipts have their numbers."""
+        ...
+
+    async def last_numbers(self) -> dict[str, int]:
+        """Return legal entity → the last number of its series."""
+        ...
+
+    async def keep_documents(self, documents: Sequence[Document], until: int) -> None:
+        """Keep numbers, and that all up to a position have theirs, in one transaction."""
+        ...
+
+    async def document(self, receipt_id: str) -> Document | None:
+        """Return the number of a receipt, where it has one."""
         ...
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:

@@ -140,6 +140,16 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetReceipt',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
+        self.PrintReceipt = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/PrintReceipt',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptResponse.FromString,
+                _registered_method=True)
         self.ReverseSale = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/ReverseSale',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
@@ -369,6 +379,20 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReceipt(self, request, context):
+        """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
+        a moment after the sale. As often as it is asked, the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrintReceipt(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReverseSale(self, request, context):
         """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
         recovered is owed again. The account may fall below zero.
@@ -587,6 +611,16 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.GetPayment,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'PrintReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrintReceipt,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptResponse.SerializeToString,
             ),
             'ReverseSale': grpc.unary_unary_rpc_method_handler(
                     servicer.ReverseSale,
@@ -1220,6 +1254,60 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/GetPayment',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetReceipt',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrintReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/PrintReceipt',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptResponse.FromString,
             options,
             channel_credentials,
             insecure,

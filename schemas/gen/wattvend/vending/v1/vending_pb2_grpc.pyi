@@ -73,6 +73,11 @@ class VendingServiceStub:
     CancelSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.GetReceiptResponse]
+    """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
+    a moment after the sale. As often as it is asked, the same.
+    """
+    PrintReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PrintReceiptRequest, _vending_pb2.PrintReceiptResponse]
     ReverseSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
@@ -153,6 +158,11 @@ class VendingServiceAsyncStub(VendingServiceStub):
     CancelSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]  # type: ignore[assignment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]  # type: ignore[assignment]
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
+    a moment after the sale. As often as it is asked, the same.
+    """
+    PrintReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.PrintReceiptRequest, _vending_pb2.PrintReceiptResponse]  # type: ignore[assignment]
     ReverseSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]  # type: ignore[assignment]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
@@ -350,6 +360,23 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.GetPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Payment, _abc.Awaitable[_vending_pb2.Payment]]: ...
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _vending_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.GetReceiptResponse, _abc.Awaitable[_vending_pb2.GetReceiptResponse]]:
+        """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
+        a moment after the sale. As often as it is asked, the same.
+        """
+
+    @_abc_1.abstractmethod
+    def PrintReceipt(
+        self,
+        request: _vending_pb2.PrintReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.PrintReceiptResponse, _abc.Awaitable[_vending_pb2.PrintReceiptResponse]]: ...
 
     @_abc_1.abstractmethod
     def ReverseSale(

@@ -1,0 +1,101 @@
+"""A receipt as PDF: two languages, the characters that it uses embedded, the same each time."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.resources import files
+
+from fpdf import FPDF
+
+from services.common.kernel.units import CURRENCIES, format_scaled
+from services.vending.application.receipts import Paper
+from services.vending.domain.events import CreditSold
+
+FONT = files("paperang_p2_fonts_cjk") / "fonts" / "wqy-microhei.ttc"
+"""WenQuanYi Micro Hei (Apache License 2.0): Chinese, Latin, Greek, Cyrillic in one file."""
+WIDTH_MM, HEIGHT_MM, MARGIN_MM = 105, 148, 8
+LABEL_MM, LINE_MM = 33, 5.5
+METHODS = {"cash": "现金 cash", "pos": "刷卡 POS", "transfer": "转账 transfer", "qr": "扫码 QR"}
+COMMODITIES = {"electricity": "电 electricity", "water": "水 water", "gas": "气 gas"}
+UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
+
+
+def printed(paper: Paper) -> bytes:
+    """Return the PDF of a receipt."""
+    event = paper.event
+    pdf = FPDF(format=(WIDTH_MM, HEIGHT_MM))
+    pdf.set_creation_date(datetime.fromtimestamp(event.occurred_at_ms // 1000, UTC))
+    pdf.set_title(f"{event.legal_entity} {paper.number}")
+    pdf.set_margin(MARGIN_MM)
+    pdf.add_font("cjk", fname=str(FONT))
+    pdf.add_page()
+    is_sale = isinstance(event, CreditSold)
+    _heading(pdf, event.legal_entity, "收据 Receipt" if is_sale else "冲正单 Reversal")
+    for label, text in lines(paper):
+        pdf.set_font("cjk", size=7)
+        pdf.cell(LABEL_MM, LINE_MM, label)
+        pdf.set_font("cjk", size=8)
+        pdf.multi_cell(0, LINE_MM, text, align="R", new_x="LMARGIN", new_y="NEXT")
+    if is_sale and paper.other_number is not None:
+        pdf.set_font("cjk", size=14)
+        text = f"已冲正 REVERSED № {paper.other_number:08d}"
+        pdf.cell(0, 3 * LINE_MM, text, align="C", border=1)
+    return bytes(pdf.output())
+
+
+def _heading(pdf: FPDF, legal_entity: str, title: str) -> None:
+    pdf.set_font("cjk", size=12)
+    pdf.multi_cell(0, 2 * LINE_MM, legal_entity, align="C", new_x="LMARGIN", new_y="NEXT")
+    pdf.set_font("cjk", size=14)
+    pdf.cell(0, 2 * LINE_MM, title, align="C", new_x="LMARGIN", new_y="NEXT")
+
+
+def lines(paper: Paper) -> list[tuple[str, str]]:
+    """Return label and text of what a receipt says."""
+    event = paper.event
+    decimals = CURRENCIES[event.currency].minor_decimals
+
+    def money(amount_minor: int) -> str:
+        return f"{format_scaled(amount_minor, decimals)} {event.currency}"
+
+    at = datetime.fromtimestamp(event.occurred_at_ms // 1000, paper.zone)
+    said = [
+        ("号码 Number", f"{paper.number:08d}"),
+        ("日期 Date", at.strftime("%Y-%m-%d %H:%M:%S %z")),
+        ("账户 Account", event.account_id),
+        ("项目 Site", paper.site_id),
+        ("品种 Commodity", COMMODITIES[event.commodity]),
+        ("方式 Method", METHODS[event.method]),
+    ]
+    if isinstance(event, CreditSold):
+        said.append(("金额 Amount", money(event.amount_minor)))
+        said += _sale(event, money)
+    else:
+        said.append(("退还 Paid back", money(event.amount_minor)))
+        if paper.other_number is not None:
+            said.append(("原收据 Of receipt", f"{paper.other_number:08d}"))
+        said.append(("原因 Reason", event.reason))
+    said.append(("经办 By", event.origin.who or event.caller))
+    said.append(("编号 Id", event.receipt_id))
+    return said
+
+
+def _sale(event: CreditSold, money: Callable[[int], str]) -> list[tuple[str, str]]:
+    """Return what became of the amount of a sale."""
+    fee_minor = event.fee_minor or 0
+    emergency_minor = event.recovered_emergency_minor or 0
+    debt_minor = event.recovered_debt_minor or 0
+    said = []
+    if event.energy_milli:
+        price = format_scaled(event.price_micro or 0, CURRENCIES[event.currency].price_decimals)
+        energy = f"{format_scaled(event.energy_milli, 3)} {UNITS[event.commodity]}"
+        said.append(("电量 Energy", f"{energy} × {price}"))
+    for label, amount_minor in (
+        ("服务费 Service fee", fee_minor),
+        ("扣还应急 Emergency credit", emergency_minor),
+        ("扣还欠费 Debt", debt_minor),
+    ):
+        if amount_minor:
+            said.append((label, money(amount_minor)))
+    credit_minor = event.amount_minor - fee_minor - emergency_minor - debt_minor
+    said.append(("入账 Credited", money(credit_minor)))
+    return said

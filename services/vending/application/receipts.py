@@ -1,0 +1,75 @@
+"""Receipts: what a sale or its reversal is on paper, with its number, as often as it is asked."""
+
+import asyncio
+from zoneinfo import ZoneInfo
+
+from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
+from services.common.kernel.zones import zone_named
+from services.vending.application.book import Book
+from services.vending.domain import checks
+from services.vending.domain.account import Account
+from services.vending.domain.events import CreditSold, SaleReversed
+from services.vending.domain.site import Site
+from services.vending.domain.tables import Document, Tables
+
+LOOKS_MAX = 40
+LOOK_S = 0.05
+"""A number comes a moment after its sale: it is waited for, two seconds at most."""
+
+
+@value_class
+class Paper:
+    """A receipt: its number, its event, where its account stands.
+
+    `other_number`: of a sale, that of its reversal, of a reversal, that of its sale; None: there is
+    none.
+    """
+
+    number: int
+    event: CreditSold | SaleReversed
+    site_id: str
+    zone: ZoneInfo
+    other_number: int | None
+
+
+class Receipts:
+    """The papers of a book."""
+
+    def __init__(self, book: Book, tables: Tables) -> None:
+        """Use `book`; `tables` know the numbers."""
+        self._book = book
+        self._tables = tables
+
+    async def paper(self, receipt_id: str) -> Paper:
+        """Return a receipt. Raises InvalidInput(RECEIPT_NOT_FOUND), Retriable without a number."""
+        checks.check_uuid("receipt_id", receipt_id)
+        document = await self._numbered(receipt_id)
+        event = await self._book.event_at(document.stream, document.revision)
+        assert isinstance(event, CreditSold | SaleReversed), "documents are of these"
+        of = await self._book.state_of(Account, event.account_id)
+        assert of is not None, "its stream has this event"
+        site = await self._book.state_of(Site, of.site_id)
+        assert site is not None, "an account stands at a site"
+        other_id = (
+            event.reversed_receipt_id
+            if isinstance(event, SaleReversed)
+            else dict(of.reversed_receipts).get(receipt_id)
+        )
+        other = await self._numbered(other_id) if other_id else None
+        number = other.number if other else None
+        return Paper(document.number, event, of.site_id, zone_named(site.zone), number)
+
+    async def _numbered(self, receipt_id: str) -> Document:
+        head = await self._book.head()
+        for _ in range(LOOKS_MAX):
+            until = await self._tables.numbered_until()
+            document = await self._tables.document(receipt_id)
+            if document is not None:
+                return document
+            if until >= head:
+                text = f"there is no receipt {receipt_id}; check its id"
+                raise InvalidInput(Reason.RECEIPT_NOT_FOUND, text, field="receipt_id")
+            await asyncio.sleep(LOOK_S)
+        raise Retriable(f"receipt {receipt_id} has no number yet, if there is one: ask again")
