@@ -2,10 +2,11 @@
 
 Method: Hypothesis plays them on the office over a real SQLite file: sales at the desk, and by
 outside sellers that reserve, confirm, cancel or forget; grants, debts, and corrections of any
-size, by persons who may or may not do them alone; others approve or decline. Requests are
-repeated at any later time. The process dies before or after any of its appends, is started
-again, completes what is half done, and gets the request that had no answer once more. A ledger
-on paper says what each answer is; after each step accounts and trial balance must agree.
+size, by persons who may or may not do them alone; others approve or decline. Metering tells what
+was used, late and twice. Requests are repeated at any later time. The process dies before or after
+any of its appends, is started again, completes what is half done, and gets the request that had no
+answer once more. A ledger on paper says what each answer is; after each step accounts and trial
+balance must agree.
 """
 
 import asyncio
@@ -38,7 +39,9 @@ from services.vending.domain.payment import (
     ReserveSale,
     payment_id_of,
 )
+from services.vending.domain.postings import Usage
 from services.vending.domain.trial_balance import TrialBalance
+from services.vending.domain.usage import PostUsage
 from tests.unit.vending_crashing import Died, MortalStore, mortal
 from tests.unit.vending_world import T0_MS, World
 
@@ -85,6 +88,10 @@ class Paper:
     given: int = 0
     lost: int = 0
     fees: int = 0
+    used: dict[str, tuple[int, int, int]] = field(
+        default_factory=lambda: dict.fromkeys(ACCOUNTS, (0, 0, 0))
+    )
+    """(account sequence, energy, tax) as metering told last."""
     sales: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     back: set[str] = field(default_factory=set)
     reserved: dict[str, Ask] = field(default_factory=dict)
@@ -363,6 +370,24 @@ class Town(RuleBasedStateMachine):
     def repeat(self, data: st.DataObject) -> None:
         self.ask(data.draw(st.sampled_from(self.asks)))
 
+    @rule(
+        account=accounts,
+        later=st.sampled_from([-1, 0, 1, 1, 3]),
+        energy=st.sampled_from([0, 5, 700, 90_000]),
+        tax=st.sampled_from([0, 1, 91]),
+    )
+    def metering_tells(self, account: str, later: int, energy: int, tax: int) -> None:
+        """Totals at a sequence that is news, known or old; less than before where corrected."""
+        sequence = self.paper.used[account][0] + later
+        content = (account, sequence, energy, tax)
+        request = Request("~vending", str(name_uuid(*content)), fingerprint(*content), self.now_ms)
+        usage = Usage(energy_nano=energy * NANO, tax_nano=tax * NANO)
+        seed: tuple[Any, ...] = (0, 1, 1, [], b"row", 9, self.now_ms)
+        told = PostUsage(request, account, sequence, usage, *seed)
+        if later > 0:
+            self.paper.used[account] = (sequence, energy, tax)
+        self.run(self.until_answered(lambda: self.world.office.post_usage(told)))
+
     # --- the second person -------------------------------------------------------------------
 
     @precondition(lambda self: self.waiting)
@@ -422,13 +447,20 @@ class Town(RuleBasedStateMachine):
             assert state.credited_nano == paper.credited[name] * NANO
             assert state.owed.emergency_minor == paper.lent[name]
             assert state.owed.debt_minor == paper.debt[name]
+            assert state.used.account_sequence == paper.used[name][0]
         events = [event_of(each) for each in stored]
-        book = TrialBalance(event for event in events if isinstance(event, MoneyEvent)).books
-        lines = book.get(("LE1", "CNY"), {})
+        balance = TrialBalance(event for event in events if isinstance(event, MoneyEvent))
+        assert balance.off_nano() == {}
+        lines = balance.books.get(("LE1", "CNY"), {})
         stands = {account: line.balance_nano // NANO for account, line in lines.items()}
         assert sum(stands.values()) == 0
         assert stands.get("assets:cash", 0) == paper.money
-        assert stands.get("liabilities:prepayment", 0) == -sum(paper.credited.values())
+        energy, tax = (sum(told[part] for told in paper.used.values()) for part in (1, 2))
+        assert stands.get("liabilities:prepayment", 0) == energy + tax - sum(
+            paper.credited.values()
+        )
+        assert stands.get("income:electricity:energy", 0) == -energy
+        assert stands.get("liabilities:tax", 0) == -tax
         assert stands.get("assets:emergency-credit", 0) == sum(paper.lent.values())
         assert stands.get("assets:receivable", 0) == sum(paper.debt.values())
         assert stands.get("income:adjustment", 0) == paper.given

@@ -28,6 +28,7 @@ from services.vending.application.balances import Until
 from services.vending.application.relay import START, Relay
 from services.vending.application.statements import DAY_MS, LOST_AFTER_MS, Pace, Statements
 from services.vending.domain.account import Account, SettleClosing, Status
+from services.vending.domain.event_store import StoreUnavailable
 from services.vending.domain.events import AccountClosed, UsagePosted
 from services.vending.domain.postings import COMPONENTS, Usage
 from services.vending.domain.trial_balance import TrialBalance
@@ -337,6 +338,29 @@ async def test_what_kafka_did_not_take_is_asked_with_the_next_step(path: Path) -
         with pytest.raises(Retriable):
             await vending.statements.step()
         assert await vending.statements.step() == 1
+
+
+async def test_what_was_asked_when_vending_died_is_asked_again_and_posted_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(asks: Any) -> None:
+        raise StoreUnavailable(f"before {asks} were kept")
+
+    async with rounds(path) as vending:
+        await vending.world.mall()
+        monkeypatch.setattr(vending.world.tables, "keep_asks", dies)
+        with pytest.raises(StoreUnavailable):
+            await vending.statements.step()
+        (first,) = vending.asked
+    async with rounds(path) as vending:
+        vending.world.clock.at_ms += 1
+        assert await vending.statements.step() == 1
+        (second,) = vending.asked
+        vending.metering.uses("A1", energy=5)
+        for record in (first, second):
+            await vending.answer(record)
+        assert len(await posted(vending.world)) == 1
+        assert await vending.world.tables.asks_waiting(0) == 0
 
 
 async def test_a_closed_account_is_asked_once_more_and_then_never_again(path: Path) -> None:

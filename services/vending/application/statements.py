@@ -116,6 +116,7 @@ class Statements:
             after = due[-1] if len(due) == most else page[-1] if page else after
             if is_end or len(due) == most:
                 break
+            await asyncio.sleep(0)  # sales are answered on this loop too
         if due:
             await self._ask([_asked(ask, now_ms) for ask in due])
         self._after = None if is_end else after
