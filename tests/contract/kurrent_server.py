@@ -397,7 +397,9 @@ class _Streams(streams_pb2_grpc.StreamsServicer):
             await moved.wait()
 
     async def _after(self, options: Any, context: Any) -> int:
-        if options.all.WhichOneof("all_option") != "position":
+        if options.all.WhichOneof("all_option") == "end":
+            return self._server.log.end - 1
+        if options.all.WhichOneof("all_option") == "start":
             return 0
         await self._all(options, context)
         return int(options.all.position.commit_position)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from itertools import islice
 
 from services.vending.domain.event_store import StoredEvent
@@ -43,7 +43,7 @@ class Following:
 
     async def follow(
         self, read_all: ReadAll, after: int, *, poll_s: float | None = None
-    ) -> AsyncIterator[Sequence[StoredEvent]]:
+    ) -> AsyncGenerator[Sequence[StoredEvent], None]:
         """Yield what `read_all` has above a position, when woken and each `poll_s`; never end."""
         moved = asyncio.Event()
         self._moved.add(moved)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from services.common.kernel.errors import WattvendError
-from services.vending.adapters.kurrent_store import BATCH_EVENTS_MAX, KurrentEventStore
+from services.vending.adapters.following import BATCH_EVENTS_MAX
+from services.vending.adapters.kurrent_store import KurrentEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
 from services.vending.adapters.tables import (
     DERIVED,

@@ -1,10 +1,11 @@
 """A book on EventStoreDB or KurrentDB, opened: the server, its control stream, the index here."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
 import structlog
 from kurrentdbclient import AsyncKurrentDBClient
+from kurrentdbclient.exceptions import ProgrammingError
 
 from services.common.kernel.errors import WattvendError
 from services.vending.adapters import indexed_store, tables
@@ -74,9 +75,14 @@ async def _connected(
         raise WattvendError(
             f"{address.shown}: {failed.filename} cannot be read ({failed.strerror})"
         ) from None
-    stack.push_async_callback(client.close)
+    stack.push_async_callback(_closed, client)
     book, beside = (f"{address.book}{mark}" for mark in ".-")
     return (
         KurrentEventStore(client, book, log, BOUNDS),
         KurrentEventStore(client, beside, log, BOUNDS),
     )
+
+
+async def _closed(client: AsyncKurrentDBClient) -> None:
+    with suppress(ProgrammingError):  # where it never had a connection
+        await client.close()

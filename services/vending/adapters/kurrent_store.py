@@ -31,6 +31,7 @@ from kurrentdbclient.exceptions import (
 
 from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
+from services.vending.adapters.following import Following
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
@@ -42,12 +43,10 @@ from services.vending.domain.event_store import (
     WrongRevision,
 )
 
-BATCH_EVENTS_MAX = 500
-"""The most a subscription yields at once."""
 READ_PAUSES_S = (0.1, 0.4, 1.0)
 """A read that failed is tried again after these: a lost connection costs nobody a sale."""
-RESUBSCRIBE_FIRST_S = 0.1
-RESUBSCRIBE_MAX_S = 5.0
+RETRY_FIRST_S = 0.1
+RETRY_MAX_S = 5.0
 NO_POSITION = "ReadAllResult"
 """In the server's words for a position at which no record begins, before it had a name for it."""
 
@@ -55,6 +54,7 @@ _FINAL = (
     AccessDeniedError,
     DeadlineExceededError,
     InvalidCommitPositionError,
+    TimeoutError,
     UnauthenticatedError,
 )
 """A read that fails so is not tried again."""
@@ -70,7 +70,7 @@ class Bounds:
     attempt_s: float = 2.5
     append_s: float = 5.0
     read_s: float = 30.0
-    silence_s: float = 10.0
+    poll_s: float = 1.0
 
     @property
     def settled_s(self) -> float:
@@ -101,6 +101,7 @@ class KurrentEventStore:
         self._prefix = prefix
         self._log = log
         self.bounds = bounds
+        self._following = Following()
         self._filter: dict[str, Any] = {
             "filter_include": (self._prefix,),
             "filter_by_stream_name": True,
@@ -191,9 +192,10 @@ class KurrentEventStore:
 
     async def _drained(self, reading: Awaitable[Any]) -> list[StoredEvent]:
         """Return all of a read. Its failure is known only when the client has let go of it."""
-        async with await reading as events:
-            found = [self._stored(event) async for event in events]
-        return found  # noqa: RET504 - not before the client has said how the read ended
+        async with asyncio.timeout(self.bounds.read_s):
+            async with await reading as events:
+                found = [self._stored(event) async for event in events]
+        return found
 
     def _stored(self, event: RecordedEvent) -> StoredEvent:
         assert event.stream_name.startswith(self._prefix), "the server filters other streams"
@@ -208,59 +210,51 @@ class KurrentEventStore:
         )
 
     async def subscribe_all(self, after: int) -> AsyncIterator[Sequence[StoredEvent]]:
-        """Yield events above a position, those to come too; where it is lost, subscribe again."""
-        pause_s = RESUBSCRIBE_FIRST_S
-        while True:
-            waiting: asyncio.Queue[StoredEvent] = asyncio.Queue(BATCH_EVENTS_MAX)
-            pump = asyncio.create_task(self._pump(after, waiting), name="kurrent-subscription")
-            try:
-                while events := await self._next(waiting, pump, after):
-                    after = events[-1].position
-                    pause_s = RESUBSCRIBE_FIRST_S
-                    yield events
-            finally:
-                pump.cancel()
-                (why,) = await asyncio.gather(pump, return_exceptions=True)
-            self._log.warning(
-                "the event store is subscribed to again", why=repr(why), after_s=pause_s
-            )
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RESUBSCRIBE_MAX_S)
+        """Yield events above a position, those to come too; never end, whatever the server does.
 
-    async def _pump(self, after: int, waiting: asyncio.Queue[StoredEvent]) -> None:
-        """Take events from the server; where nobody takes them from us, the server waits."""
-        subscription = await self._client.subscribe_to_all(
-            commit_position=None if after == FROM_START else after, **self._filter
-        )
-        async with subscription as events:
-            async for event in events:
-                await waiting.put(self._stored(event))
-
-    async def _next(
-        self, waiting: asyncio.Queue[StoredEvent], pump: asyncio.Task[None], after: int
-    ) -> list[StoredEvent]:
-        """Return what waits, at least one event; nothing where the subscription is lost.
-
-        One that is silent is asked after: a connection may die without a word.
+        Its subscription only says that there is more; what, is read, in the log's own order:
+        subscriptions of several releases stalled, or skipped or repeated events where they change
+        from the past to the present (KurrentDB's issues 2544, 2704, 3491, 3532).
         """
-        while waiting.empty():
-            first = asyncio.create_task(waiting.get())
-            done, _ = await asyncio.wait(
-                (first, pump), timeout=self.bounds.silence_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if first in done:
-                return [first.result(), *_at_hand(waiting)]
-            first.cancel()
-            if pump in done:
-                return []
-            with contextlib.suppress(StoreUnavailable):
-                if await self.read_all(after, 1) and waiting.empty():
-                    return []
-        return _at_hand(waiting)
+        bell = asyncio.create_task(self._ring(), name="kurrent-subscription")
+        try:
+            following = self._following.follow(self._insist, after, poll_s=self.bounds.poll_s)
+            async with contextlib.aclosing(following) as batches:
+                async for events in batches:
+                    yield events
+        finally:
+            bell.cancel()
+            await asyncio.gather(bell, return_exceptions=True)
 
+    async def _ring(self) -> None:
+        """Wake who follows at each event, and whenever some may have been missed; never return."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            why = "it ended"
+            try:
+                async with await self._client.subscribe_to_all(
+                    from_end=True, **self._filter
+                ) as events:
+                    self._following.wake()
+                    async for _ in events:
+                        self._following.wake()
+                        pause_s = RETRY_FIRST_S
+            except _FAILED as failed:
+                why = str(failed) or type(failed).__name__
+            self._log.warning("the event store is subscribed to again", why=why, after_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
 
-def _at_hand(waiting: asyncio.Queue[StoredEvent]) -> list[StoredEvent]:
-    return [waiting.get_nowait() for _ in range(waiting.qsize())]
+    async def _insist(self, after: int, limit: int) -> list[StoredEvent]:
+        """Read all above a position, also where that takes until the server is back."""
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await self.read_all(after, limit)
+            except StoreUnavailable as away:
+                self._log.warning("the event store is read again", why=str(away), after_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
 
 
 @contextlib.asynccontextmanager
