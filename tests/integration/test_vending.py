@@ -306,7 +306,9 @@ async def test_everything_is_published_facts_before_routes_and_tariffs_before_ac
     entered = [v for s, v in in_shard if s == "meter-fact"][-1]
     assert entered["opening_register_milli"] == entered["closing_register_milli"] == 4_000
     assert (entered["epoch"], entered["previous_epoch"]) == (2, 1)
-    left = [v for r, e, v in log if e.subject == "meter-fact" and r.partition != account.shard]
+    told = [(r.partition, v) for r, e, v in log if e.subject == "meter-fact"]
+    assert {shard for shard, v in told if v["revision"] == 0} == set(shards), "in a raised epoch"
+    left = [v for shard, v in told if shard == entered["previous_shard"]]
     if entered["previous_shard"] != account.shard:
         assert left[-1] == entered
         assert left[0]["opening_register_milli"] is None

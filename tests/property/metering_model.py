@@ -484,7 +484,8 @@ class ScalarShard:
         }
 
     def _meter_fact(self, fact: Fact) -> None:
-        if self.shard not in (fact["shard"], fact["previous_shard"]):
+        is_concerned = self.shard in (fact["shard"], fact["previous_shard"])
+        if not is_concerned and ("meter", fact["meter_id"]) not in self.versions:
             return
         if self._is_old("meter", fact["meter_id"], fact):
             return

@@ -196,9 +196,10 @@ def _meter_fact(out: Outbox, fact: Fact) -> None:
     state = out.state
     leaves, enters = fact["previous_shard"] == state.shard, fact["shard"] == state.shard
     entity = meter_entity(fact["meter_key"])
-    if not (leaves or enters) or _is_old(out, entity, fact):
+    known = state.facts.newest(entity)
+    if not (leaves or enters or known) or _is_old(out, entity, fact):
         return
-    before = state.facts.newest(entity) or fact
+    before = known or fact
     stay = _leave(out, fact, before) if leaves else None
     _keep(out, entity, fact)
     if enters:

@@ -495,9 +495,9 @@ class SqlTables:
         return _link(rows[0]) if rows else None
 
     async def keep_links(self, links: Iterable[Link]) -> None:
-        """Keep links."""
+        """Keep links; one that is kept already stays as it is."""
         keep = Statement(
-            f"INSERT INTO link({_LINK}) VALUES($1, $2, $3, $4, $5, $6)",
+            f"INSERT INTO link({_LINK}) VALUES($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
             [(k.position, k.stream, k.revision, k.id.bytes, k.type, k.hash) for k in links],
         )
         await self._database.run([keep])

@@ -39,6 +39,7 @@ RETRY_S = 1.0
 PACE_S = 0.100
 """Batches begin at least so far apart: under load they are large, and cost less an event."""
 EVENTS_IN_A_ROW = 16
+FIRST_BOOK_EPOCH = 1
 WHAT_TO_DO = (
     "Commands are refused, so that nothing is sold twice or lost. Give vending the event "
     "store that wrote it; or, on a copy of it, run `python -m services.vending import-ledger`, "
@@ -189,6 +190,7 @@ class Relay:
         self._states: OrderedDict[StreamId, State] = OrderedDict()
         self._told = begin if begin.position else None
         self._newest: dict[StreamId, int] = {}
+        self._raised_at = FROM_START
         self._linked_until = FROM_START
         self._numbering = Numbering(store, tables)
         self._moved = asyncio.Event()
@@ -207,7 +209,8 @@ class Relay:
         """Publish what was and what comes, until cancelled. What fails is tried again."""
         while True:
             try:
-                await self._find_newest(await self._tables.raised_at())
+                self._raised_at = await self._tables.raised_at()
+                await self._find_newest(self._raised_at)
                 self._linked_until = await self._tables.linked_until()
                 await self._numbering.catch_up(self._root.position)
                 async for events in self._store.subscribe_all(self._root.position):
@@ -230,6 +233,11 @@ class Relay:
             position = events[-1].position
             self._newest |= {e.stream: e.revision for e in events if e.position <= raised_at}
 
+    def _is_told_everywhere(self, stored: StoredEvent) -> bool:
+        """Say whether shards may know of the stream what the book does not: it was restored."""
+        is_of_before = stored.position <= self._raised_at
+        return self._book_epoch > FIRST_BOOK_EPOCH and (is_of_before or stored.revision == 0)
+
     async def _publish(self, batch: Sequence[StoredEvent]) -> None:
         ledger: list[Outgoing] = []
         facts: list[tuple[Outgoing, Fact, bytes]] = []
@@ -243,7 +251,12 @@ class Relay:
             ledger.append(self._ledger_event(stored, event, root))
             newest = stored.revision >= self._newest.get(stored.stream, 0)
             if isinstance(state, Told) and (newest or isinstance(state, Tariff)):
-                fact = fact_of(state, book_epoch=self._book_epoch, shards=self._shards)
+                fact = fact_of(
+                    state,
+                    book_epoch=self._book_epoch,
+                    shards=self._shards,
+                    everywhere=self._is_told_everywhere(stored),
+                )
                 facts.append((ledger[-1], fact, codec.encode(fact.subject, fact.record)))
             if stored.position > self._linked_until:  # else it was told before
                 links.append(link_of(stored, hash_))

@@ -38,11 +38,11 @@ class Fact:
     event_id: UUID
 
 
-def fact_of(state: Told, *, book_epoch: int, shards: int) -> Fact:
+def fact_of(state: Told, *, book_epoch: int, shards: int, everywhere: bool = False) -> Fact:
     """Return the fact that an event makes known; `state`: its stream's after it.
 
     Sites, tariffs and policies go to every shard when they are published: before the first account
-    that uses them, because the relay keeps the order of the store.
+    that uses them, because the relay keeps the order of the store. `everywhere`: a meter's too.
     """
     every = tuple(range(shards))
     match state:
@@ -63,7 +63,8 @@ def fact_of(state: Told, *, book_epoch: int, shards: int) -> Fact:
             where, log_key, name = (state.shard,), state.account_id, state.account_id
         case Meter():
             kind, entity, record = "meter", f"meters/{state.meter_id}", _meter(state)
-            where, log_key, name = _meter_shards(state), state.account_id, state.meter_id
+            where = every if everywhere else _meter_shards(state)
+            log_key, name = state.account_id, state.meter_id
     revision = state.answers.revision
     record |= {"book_epoch": book_epoch, "revision": revision}
     stream = stream_of(type(state), name)
@@ -85,7 +86,9 @@ def fact_id(subject: str, stream: StreamId, book_epoch: int, revision: int) -> U
 def _meter_shards(state: Meter) -> tuple[int, ...]:
     """Return the shard that the meter left last, if another, and the one in which it stands.
 
-    Of every fact: after a raise of the book epoch the newest comes alone, and must say all.
+    Of every fact: after a raise of the book epoch the newest comes alone, and must say all. A book
+    that was restored to an earlier point does not know to which shards the events that it lost had
+    moved the meter: then every shard is told, and that one lets it go.
     """
     left = () if state.previous is None else (state.previous.shard,)
     return tuple(dict.fromkeys((*left, state.shard)))

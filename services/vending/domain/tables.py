@@ -241,5 +241,5 @@ class Tables(Protocol):
         ...
 
     async def keep_links(self, links: Iterable[Link]) -> None:
-        """Keep links, all above `linked_until`."""
+        """Keep links; one that is kept already stays as it is."""
         ...
