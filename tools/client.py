@@ -42,12 +42,13 @@ def refusal(error: grpc.aio.AioRpcError, address: str) -> Refused:
 
 
 class _Calls:
-    """A stub whose methods add the caller and a deadline, and raise Refused."""
+    """A stub whose methods add who asks and a deadline, and raise Refused."""
 
-    def __init__(self, stub: Any, address: str, caller: str) -> None:
+    def __init__(self, stub: Any, address: str, caller: str, actor: str) -> None:
         self._stub = stub
         self._address = address
-        self._metadata = (("wattvend-caller", caller),)
+        behind = (("wattvend-actor", actor),) if actor else ()
+        self._metadata = (("wattvend-caller", caller), *behind)
 
     async def __call__(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
@@ -74,14 +75,17 @@ def _channel(address: str, authority: bytes | None) -> grpc.aio.Channel:
 
 @asynccontextmanager
 async def connect(
-    vending: str, reporting: str, caller: str, authority: bytes | None = None
+    vending: str, reporting: str, caller: str, authority: bytes | None = None, actor: str = ""
 ) -> AsyncIterator[Clients]:
-    """Open both channels (host:port): with TLS where a certificate authority (PEM) is given."""
+    """Open both channels (host:port): with TLS where a certificate authority (PEM) is given.
+
+    `actor`: an opaque id of the person behind the caller.
+    """
     async with (
         _channel(vending, authority) as to_vending,
         _channel(reporting, authority) as to_reporting,
     ):
         yield Clients(
-            _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller),
-            _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller),
+            _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller, actor),
+            _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
         )

@@ -21,6 +21,7 @@ from uuid import UUID, uuid4
 
 import grpc.aio
 import numpy as np
+import orjson
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from google.rpc import error_details_pb2, status_pb2
@@ -40,7 +41,7 @@ from wattvend.vending.v1 import vending_pb2_grpc
 pytestmark = pytest.mark.stack
 
 DEADLINE_S = 20.0
-CALLER = (("wattvend-caller", "test"),)
+CALLER = (("wattvend-caller", "test"), ("wattvend-actor", "u-81"))
 ENERGY = "electricity"
 NOT_USED = ("surcharge_nano", "ladder_nano", "fees_nano", "tax_nano", "undivided_nano")
 DETAILS_KEY = "grpc-status-details-bin"
@@ -287,6 +288,8 @@ async def test_everything_is_published_facts_before_routes_and_tariffs_before_ac
         data = codec.decode(f"{value['type']}/{value['data_version']}", value["data"])
         assert data["request_id"] == value["request_id"]
         assert UUID(value["event_id"]) == envelope.event_id
+        origin = orjson.loads(value["meta"])["origin"]
+        assert origin == {"caller": "test", "actor": "u-81", "peer": "127.0.0.1"}
     assert by_stream[f"account-{name('A')}"] == [0, 1, 2]
     assert by_stream[f"meter-{name('M')}"] == [0, 1]
 

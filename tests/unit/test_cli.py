@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
+from tools import client
 from tools.cli import main as cli
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
@@ -355,3 +356,31 @@ def test_an_instant_with_a_zone_of_its_own_is_refused(monkeypatch: pytest.Monkey
         result = wattvend(monkeypatch, Vending(), "tariff", "publish", "T", str(EXAMPLE), *options)
         assert result.exit_code == 1
         assert "no wall clock's time" in result.stderr
+
+
+async def test_a_call_names_the_person_behind_the_caller_where_there_is_one() -> None:
+    sent: list[tuple[tuple[str, str], ...]] = []
+
+    class Stub:
+        async def Sell(self, _: Any, *, timeout: float, metadata: Any) -> None:  # noqa: N802, ASYNC109
+            assert timeout > 0
+            sent.append(metadata)
+
+    for actor in ("u-81", ""):
+        await client._Calls(Stub(), "127.0.0.1:1", "till", actor)("Sell", v.SellRequest())
+    caller = ("wattvend-caller", "till")
+    assert sent == [(caller, ("wattvend-actor", "u-81")), (caller,)]
+
+
+def test_the_command_line_passes_on_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    @asynccontextmanager
+    async def connect(*of: Any) -> AsyncIterator[Clients]:
+        asked.append(of[2:])
+        yield Clients(Vending(), Vending())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cli, "connect", connect)
+    environment = {"WATTVEND_CALLER": "desk-3", "WATTVEND_ACTOR": "u-81"}
+    CliRunner(env=environment).invoke(cli.app, ["sell", "A1", "1.005"])
+    assert asked[0] == ("desk-3", None, "u-81")

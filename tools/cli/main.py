@@ -91,11 +91,12 @@ class Options:
     vending: str
     reporting: str
     caller: str
+    actor: str
     authority: bytes | None
     as_json: bool
 
 
-options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", None, as_json=False)
+options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", "", None, as_json=False)
 out = Console()
 err = Console(stderr=True)
 
@@ -113,6 +114,7 @@ Register = Annotated[str, typer.Option(help="as the display shows it; default: t
 
 @app.callback()
 def common(
+    *,
     vending: Annotated[
         str, typer.Option(envvar="WATTVEND_VENDING_ADDR", help="vending, host:port")
     ] = DEFAULT_VENDING,
@@ -121,6 +123,13 @@ def common(
     ] = DEFAULT_REPORTING,
     caller: Annotated[
         str, typer.Option(envvar="WATTVEND_CALLER", help="who asks; default: cli:<user>")
+    ] = "",
+    actor: Annotated[
+        str,
+        typer.Option(
+            envvar="WATTVEND_ACTOR",
+            help="the person behind the caller: an opaque id, kept in the book; never a name",
+        ),
     ] = "",
     ca: Annotated[
         Path | None,
@@ -137,7 +146,8 @@ def common(
     """Read the options before the command."""
     name = re.sub(r"[^A-Za-z0-9._@-]", "-", getpass.getuser())
     options.vending, options.reporting = vending, reporting
-    options.caller, options.as_json = caller or f"cli:{name}", as_json
+    options.caller, options.actor = caller or f"cli:{name}", actor
+    options.as_json = as_json
     options.authority = None if ca is None else ca.read_bytes()
 
 
@@ -155,7 +165,7 @@ def _run(
 
     async def within() -> Answer:
         at = options.vending, options.reporting
-        async with connect(*at, options.caller, options.authority) as clients:
+        async with connect(*at, options.caller, options.authority, options.actor) as clients:
             return await work(clients)
 
     try:

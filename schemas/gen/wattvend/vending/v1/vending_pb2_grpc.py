@@ -30,7 +30,9 @@ class VendingServiceStub:
 
     Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
-    first answer again; with other content it is refused (REQUEST_ID_REUSED). Errors carry
+    first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
+    `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
+    happens, and a repeat is the same request whoever sends it. Errors carry
     google.rpc.ErrorInfo with a reason from docs/errors.md.
     """
 
@@ -242,7 +244,9 @@ class VendingServiceServicer:
 
     Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
-    first answer again; with other content it is refused (REQUEST_ID_REUSED). Errors carry
+    first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
+    `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
+    happens, and a repeat is the same request whoever sends it. Errors carry
     google.rpc.ErrorInfo with a reason from docs/errors.md.
     """
 
@@ -720,7 +724,9 @@ class VendingService:
 
     Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
-    first answer again; with other content it is refused (REQUEST_ID_REUSED). Errors carry
+    first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
+    `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
+    happens, and a repeat is the same request whoever sends it. Errors carry
     google.rpc.ErrorInfo with a reason from docs/errors.md.
     """
 
