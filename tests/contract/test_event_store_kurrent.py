@@ -6,7 +6,6 @@ the double's faults at each step of an append; a second writer; an index that is
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,7 +25,7 @@ from services.vending.adapters.kurrent import writing
 from services.vending.adapters.kurrent_address import KurrentAddress
 from services.vending.adapters.kurrent_control import ControlledTables
 from services.vending.adapters.kurrent_store import Bounds, KurrentEventStore
-from services.vending.adapters.tables import DERIVED, FREE, SCHEMA, Change, Claim, Statement
+from services.vending.adapters.tables import FREE, Change, Claim, Statement
 from services.vending.commands import copy_book
 from services.vending.config import VendingSettings
 from services.vending.domain.event_store import (
@@ -360,12 +359,6 @@ async def test_an_index_that_is_gone_or_of_another_store_is_made_anew(
                 await store.append(B, NO_EVENTS, [claiming("S1")])
             with pytest.raises(EventExists):
                 await store.append(B, NO_EVENTS, [known])
-
-
-def test_of_every_table_it_is_said_whether_the_events_make_it_anew() -> None:
-    kept = {"charged", "consumer_offset", "usage_ask", "book", "raised", "root"}  # not of events
-    told = {"checkpoint", "link"}  # by the relay: see indexed_store._emptied
-    assert set(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", SCHEMA)) == {*DERIVED, *kept, *told}
 
 
 async def test_a_store_that_holds_something_twice_is_not_used(

@@ -7,13 +7,15 @@ who have Docker can run; each test has a book of its own.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import structlog
 import trustme
+from kurrentdbclient.exceptions import ServiceUnavailableError
 from testcontainers.core.container import DockerContainer
 
 from services.vending.adapters.indexed_store import IndexedEventStore
@@ -26,7 +28,7 @@ from services.vending.domain.event_store import (
     StoreUnavailable,
     WrongRevision,
 )
-from tests.contract.event_store import A, EventStoreContract, new
+from tests.contract.event_store import A, EventStoreContract, Unsure, new
 from tests.integration.test_containers import why_no_docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
@@ -96,6 +98,27 @@ async def started(stack: AsyncExitStack, url: str, tmp_path: Path) -> IndexedEve
 async def store(url: str, tmp_path: Path) -> AsyncIterator[IndexedEventStore]:
     async with AsyncExitStack() as stack:
         yield await started(stack, url, tmp_path)
+
+
+@pytest.fixture
+def unsure(store: IndexedEventStore) -> Unsure:
+    """Lose the answer to the next append, or the append, on our side of the wire."""
+    client: Any = store._server._client
+    real = client.append_to_stream
+
+    @asynccontextmanager
+    async def unsure(stored: bool) -> AsyncIterator[None]:
+        async def lost(*appended: Any, **how: Any) -> int:
+            client.append_to_stream = real
+            if stored:
+                await real(*appended, **how)
+            raise ServiceUnavailableError("the answer was lost")
+
+        client.append_to_stream = lost
+        yield
+        assert client.append_to_stream is real
+
+    return unsure
 
 
 class TestKurrentImages(EventStoreContract):
