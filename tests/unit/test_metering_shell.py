@@ -11,7 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from uuid import UUID
@@ -21,6 +21,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaTimeoutError
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.commit import OffsetCommitRequest_v2
 from aiokafka.protocol.metadata import MetadataRequest_v1
 from aiokafka.protocol.produce import ProduceRequest_v7
@@ -61,7 +63,7 @@ from services.metering.adapters.decoding import (
 from services.metering.adapters.exits import Exit
 from services.metering.adapters.lane import Lane, Work
 from services.metering.adapters.metrics import Metrics
-from services.metering.adapters.outputs import partition, send_outputs
+from services.metering.adapters.outputs import Balances, partition, send_outputs
 from services.metering.adapters.shell import Shell
 from services.metering.adapters.wakes import AGAIN_AFTER_MS, Wake
 from services.metering.config import Settings
@@ -97,14 +99,19 @@ class Landing:
     offset: int
 
 
-def rows_in(batch: RowBatch) -> list[tuple[bytes, bytes]]:
-    """Return the rows of a batch as aiokafka reads them from its bytes."""
+def read(batch: BatchBuilder) -> list[Any]:
+    """Return the records of a batch as aiokafka reads them from its bytes."""
     records = MemoryRecords(bytes(batch._build()))
     found = records.next_batch()
     assert found is not None
     assert found.validate_crc()
     assert not records.has_next()
-    return [(record.key or b"", record.value or b"") for record in found]
+    return list(found)
+
+
+def rows_in(batch: BatchBuilder) -> list[tuple[bytes, bytes]]:
+    """Return the rows of a batch."""
+    return [(record.key or b"", record.value or b"") for record in read(batch)]
 
 
 @dataclass
@@ -118,10 +125,20 @@ class FakeProducer:
     sent: list[tuple[str, int, bytes | None, dict[str, bytes]]] = field(default_factory=list)
     held: list[Callable[[], None]] = field(default_factory=list)
 
+    def create_batch(self) -> BatchBuilder:
+        return BatchBuilder(1 << 20, 0)
+
     async def send_batch(
-        self, batch: RowBatch, topic: str, *, partition: int
+        self, batch: BatchBuilder, topic: str, *, partition: int
     ) -> asyncio.Future[Any]:
-        assert (topic, partition) == ("metering-rows-changelog", 3)
+        assert partition == 3
+        if topic == "balances":
+            self.sent += [
+                (topic, partition, record.value, dict(record.headers)) for record in read(batch)
+            ]
+            self.next_log_offset += batch.record_count()
+            return self._flight(self.next_log_offset - batch.record_count())
+        assert topic == "metering-rows-changelog"
         self.batches.append(rows_in(batch))
         self.next_offset += batch.record_count()
         return self._flight(self.next_offset - batch.record_count())
@@ -636,11 +653,68 @@ def test_an_output_goes_to_its_shards_partition_or_where_its_route_says() -> Non
 
 async def test_outputs_say_what_caused_them() -> None:
     producer = FakeProducer()
-    await send_outputs(producer, [output()], wake(offset=41), "00-trace")
+    balances = Balances(lambda: producer, 3)
+    sent = await send_outputs(producer, balances, [output()], wake(offset=41), "00-trace")
+    await asyncio.gather(*sent)
     [(topic, to, _, headers)] = producer.sent
     assert (topic, to) == ("balances", 3)
     envelope = Envelope.from_headers(headers.items())
     assert envelope == Envelope("wake/1", EVENT_ID, 77, "shard-log-3-41", "00-trace")
+
+
+class Small(FakeProducer):
+    """Its batches hold two records or three; it takes none before it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes = asyncio.Event()
+
+    def create_batch(self) -> BatchBuilder:
+        return BatchBuilder(400, 0)
+
+    async def send_batch(self, *arguments: Any, **more: Any) -> Any:
+        await self.takes.wait()
+        return await super().send_batch(*arguments, **more)
+
+
+async def test_balances_go_in_their_order_in_as_many_batches_as_they_need() -> None:
+    producer = Small()
+    balances = Balances(lambda: producer, 3)
+    landed = []
+    for frame in range(4):
+        outputs = [output(occurred_at_ms=10 * frame + place) for place in range(5)]
+        landed.append(await send_outputs(producer, balances, outputs, wake(offset=frame), ""))
+        await settle()
+    assert not producer.sent
+    assert not any(future.done() for futures in landed for future in futures)
+    producer.takes.set()
+    await asyncio.gather(*chain.from_iterable(landed))
+    times = [int(headers["occurred_at"]) for _, _, _, headers in producer.sent]
+    assert times == [10 * frame + place for frame in range(4) for place in range(5)]
+    assert all(len(futures) > 1 for futures in landed)
+
+
+async def test_balances_of_a_shard_that_is_revoked_are_not_sent() -> None:
+    producer = Small()
+    balances = Balances(lambda: producer, 3)
+    landed = balances.send([output() for _ in range(5)], wake(), "")
+    await settle()
+    balances.close()
+    producer.takes.set()
+    await settle()
+    assert not producer.sent
+    assert all(future.cancelled() for future in landed[1:]), "the first was on its way"
+
+
+async def test_who_waits_for_balances_is_told_that_they_failed() -> None:
+    class Broken(Small):
+        async def send_batch(self, *_: Any, **__: Any) -> Any:
+            raise KafkaTimeoutError
+
+    balances = Balances(Broken, 3)
+    for future in balances.send([output() for _ in range(5)], wake(), ""):
+        with pytest.raises(KafkaTimeoutError):
+            await future
 
 
 async def test_one_wake_is_on_its_way_at_a_time_and_the_next_follows_a_second_later() -> None:

@@ -1,7 +1,9 @@
 """From what `absorb` returns to records on the bus."""
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from services.common.kernel.envelope import Envelope
@@ -12,6 +14,7 @@ from services.metering.adapters.decoding import TOPIC, Dead, Headers, Raw
 from services.metering.domain.messages import Output
 
 DEAD_LETTERS = f"{TOPIC}.dlq"
+BALANCES = "balances"
 
 
 class Sender(Protocol):
@@ -30,11 +33,92 @@ class Sender(Protocol):
         ...
 
 
+class BatchSender(Protocol):
+    """What balances need of a producer; aiokafka's AIOKafkaProducer has it."""
+
+    def create_batch(self) -> Any:
+        """Return an empty batch."""
+        ...
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        """Queue a batch, behind what waits of its partition; the future is done when it landed."""
+        ...
+
+
+class Balances:
+    """The balances of one shard, in batches: alone each would cost three times as much.
+
+    In their order: one batch at a time waits for the producer to take it, and what comes meanwhile
+    goes with the next.
+    """
+
+    def __init__(self, producer: Callable[[], BatchSender], shard: int) -> None:
+        self._producer = producer
+        self._shard = shard
+        self._waiting: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def send(
+        self, balances: Iterable[Output], cause: Raw, traceparent: str
+    ) -> list[asyncio.Future[Any]]:
+        """Send balances that a record caused; return the futures of their acknowledgement."""
+        landed: list[asyncio.Future[Any]] = []
+        for balance in balances:
+            record = {
+                "timestamp": None,
+                "key": balance.key.encode(),
+                "value": codec.encode(balance.subject, balance.record),
+                "headers": headers(balance, cause.place, traceparent),
+            }
+            if not self._waiting or self._waiting[-1][0].append(**record) is None:
+                future = asyncio.get_running_loop().create_future()
+                self._waiting.append((self._producer().create_batch(), future))
+                self._waiting[-1][0].append(**record)
+            if not landed or landed[-1] is not self._waiting[-1][1]:
+                landed.append(self._waiting[-1][1])
+        if landed and self._task is None:
+            self._task = asyncio.create_task(self._send(), name="balances")
+        return landed
+
+    async def _send(self) -> None:
+        while self._waiting:
+            batch, landed = self._waiting.popleft()
+            try:
+                flight = await self._producer().send_batch(batch, BALANCES, partition=self._shard)
+            except Exception as failed:  # noqa: BLE001 - whoever waits for them is told
+                landed.set_exception(failed)
+            else:
+                flight.add_done_callback(partial(_tell, landed))
+        self._task = None
+
+    def close(self) -> None:
+        """Send nothing more of what waits."""
+        if self._task is not None:
+            self._task.cancel()
+        for _, landed in self._waiting:
+            landed.cancel()
+        self._waiting.clear()
+
+
+def _tell(landed: asyncio.Future[Any], flight: asyncio.Future[Any]) -> None:
+    if landed.cancelled():
+        return
+    if flight.cancelled():
+        landed.cancel()
+    elif (failed := flight.exception()) is not None:
+        landed.set_exception(failed)
+    else:
+        landed.set_result(None)
+
+
 async def send_outputs(
-    sender: Sender, outputs: Sequence[Output], cause: Raw, traceparent: str
+    sender: Sender, balances: Balances, outputs: Sequence[Output], cause: Raw, traceparent: str
 ) -> list[asyncio.Future[Any]]:
-    """Send the outputs of one record, in order; return the futures of their acknowledgement."""
-    return [
+    """Send the outputs of one record; return the futures of their acknowledgement, in their order.
+
+    Each topic's in their order.
+    """
+    sent = [
         await sender.send(
             output.topic,
             codec.encode(output.subject, output.record),
@@ -43,7 +127,10 @@ async def send_outputs(
             headers=headers(output, cause.place, traceparent),
         )
         for output in outputs
+        if output.topic != BALANCES
     ]
+    in_batches = (output for output in outputs if output.topic == BALANCES)
+    return sent + balances.send(in_batches, cause, traceparent)
 
 
 async def send_dead(sender: Sender, raw: Raw, dead: Dead) -> asyncio.Future[Any]:

@@ -29,7 +29,13 @@ from services.metering.adapters.decoding import (
 from services.metering.adapters.exits import Exit, leave
 from services.metering.adapters.lane import Lane, Work
 from services.metering.adapters.metrics import Metrics
-from services.metering.adapters.outputs import Sender, send_dead, send_outputs
+from services.metering.adapters.outputs import (
+    Balances,
+    BatchSender,
+    Sender,
+    send_dead,
+    send_outputs,
+)
 from services.metering.adapters.wakes import Wake
 from services.metering.config import Settings
 from services.metering.domain.messages import LogRecord, Row
@@ -44,7 +50,7 @@ FACTS_PACKED_MAX = 200
 """Facts that are packed at a time: a millisecond or two, in which no record is absorbed."""
 
 
-class Producer(Batches, Sender, Protocol):
+class Producer(Batches, BatchSender, Sender, Protocol):
     """The one producer of the worker."""
 
 
@@ -65,6 +71,7 @@ class OwnedShard:
 
     state: ShardState
     lane: Lane
+    balances: Balances
     wake: Wake
     changelog_end: int
     last_offset: int
@@ -145,7 +152,8 @@ class Shell:
             wrote=self._metrics.wrote,
         )
         heal = changelog.overtaken(versions, newest)
-        return OwnedShard(state, lane, Wake(shard), end, state.offset, heal)
+        balances = Balances(self._producer, shard)
+        return OwnedShard(state, lane, balances, Wake(shard), end, state.offset, heal)
 
     def recovered_offset(self, shard: int) -> int | None:
         """Return the last offset of the changelog that was read; -1 where it was empty."""
@@ -166,6 +174,8 @@ class Shell:
         """Let go of every shard: nothing more is sent for them or acknowledged (rule 3)."""
         owned, self.owned = self.owned, {}
         self._metrics.forget_shards()
+        for shard in owned.values():
+            shard.balances.close()
         await asyncio.gather(*(shard.lane.close() for shard in owned.values()))
 
     async def drained(self, timeout_s: float) -> None:
@@ -250,7 +260,9 @@ class Shell:
                 return  # revoked meanwhile: nothing more is sent for it
             self._metrics.count(each.record.subject, absorbed.counts)
             points.point("absorbed")
-            sent = await send_outputs(self._producer(), absorbed.outputs, raw, each.traceparent)
+            sent = await send_outputs(
+                self._producer(), shard.balances, absorbed.outputs, raw, each.traceparent
+            )
             points.point("outputs-sent")
             if isinstance(each.record.value, ReadingFrame) and sent:
                 oldest_ms = int(each.record.value.rows["received_at_ms"].min())
