@@ -18,7 +18,7 @@ from services.common.runtime.topics import catalogue
 from services.metering.adapters.app import APP_ID
 from services.metering.adapters.changelog import ShardChangelog, read_rows
 from services.metering.adapters.decoding import TOPIC, Opened, Raw, opened
-from services.metering.adapters.outputs import send_outputs
+from services.metering.adapters.outputs import Balances, send_outputs
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, Row
 from services.metering.domain.shard import ShardState
@@ -37,6 +37,7 @@ class PlainLoop:
         self._producer = producer
         self._states: dict[int, ShardState] = {}
         self._changelogs: dict[int, ShardChangelog] = {}
+        self._balances: dict[int, Balances] = {}
 
     async def recover(self, bootstrap: str) -> dict[TopicPartition, int]:
         """Read all rows; return where each partition of the log goes on."""
@@ -44,6 +45,7 @@ class PlainLoop:
         for shard, (rows, end) in found.items():
             self._states[shard] = ShardState.from_rows(shard, rows)
             self._changelogs[shard] = ShardChangelog(self._producer, shard, end)
+            self._balances[shard] = Balances(lambda: self._producer, shard)
         return {TopicPartition(TOPIC, n): state.offset + 1 for n, state in self._states.items()}
 
     async def absorb(self, polled: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
@@ -65,7 +67,8 @@ class PlainLoop:
                 found = opened(raw)
                 assert isinstance(found, Opened), "a bench writes what can be read"
                 absorbed = absorb(self._states[shard], found.record)
-                flights += await send_outputs(self._producer, absorbed.outputs, raw, "")
+                balances, outputs = self._balances[shard], absorbed.outputs
+                flights += await send_outputs(self._producer, balances, outputs, raw, "")
                 done[shard].append(absorbed)
         await kafka.all_acknowledged(flights)
         await self._write({n: [each.fact_rows for each in of] for n, of in done.items()})

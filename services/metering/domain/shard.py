@@ -10,7 +10,8 @@ import numpy as np
 from services.common.kernel.frames import ABSENT_REGISTER, FEE_RATE, NO_RATE
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.metering.domain.factlog import FactLog
-from services.metering.domain.facts import Array, Names, Policies, grown
+from services.metering.domain.facts import Array, Names, Policies, are_distinct, grown
+from services.metering.domain.groups import firsts
 from services.metering.domain.keys import Keys
 from services.metering.domain.ladders import Accumulation, Key, Ladder
 from services.metering.domain.messages import Row, Rows, RowTable
@@ -257,8 +258,15 @@ class ShardState:
         if not self._have_room(slots, len(lines) * _magnitude(amounts)):
             self._divide_exactly(slots, amounts)
             return
-        for number in np.flatnonzero(amounts.any(axis=1)).tolist():
-            np.add.at(self.components[:, number], slots, amounts[number])
+        heads = firsts(slots)
+        sums, slots = np.add.reduceat(amounts, heads, axis=1), slots[heads]
+        if are_distinct(slots):
+            stood = self.components.take(slots, axis=0)
+            stood[:, :UNDIVIDED] += sums.T
+            self.components[slots] = stood
+            return
+        for number in np.flatnonzero(sums.any(axis=1)).tolist():
+            np.add.at(self.components[:, number], slots, sums[number])
 
     def _have_room(self, slots: Array, more_nano: int) -> bool:
         """Say whether the components of accounts are sure to take so much more."""
@@ -691,7 +699,7 @@ class ShardState:
         tails = sizes_of_tails(self.meters, meter_slots).sum(axis=0)
         shapes = self.accounts["accumulations"][slots] * np.int64(_TAILS_END)
         shapes += tails.reshape(len(slots), count).sum(axis=1)
-        shapes += self.components[slots].any(axis=1) * _DIVIDED
+        shapes += self.components.take(slots, axis=0).any(axis=1) * _DIVIDED
         meter_slots = meter_slots.reshape(len(slots), count)
         for shape in sorted(set(shapes.tolist())):
             which = np.flatnonzero(shapes == shape)
