@@ -144,8 +144,13 @@ class World:
         return verdict
 
     async def verdict(self) -> Verdict:
-        """Judge everything."""
-        return await metering_judge.judge(self.bootstrap)
+        """Judge everything; again where the log grew meanwhile: balances are due by the clock."""
+        while True:
+            ends = await end_offsets(self.bootstrap, LOG)
+            verdict = await metering_judge.judge(self.bootstrap)
+            if ends == await end_offsets(self.bootstrap, LOG):
+                return verdict
+            await self.absorbed()
 
 
 @asynccontextmanager
