@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 
+from services.vending.adapters import stores
+from services.vending.adapters.keys import PublicKeys
+from services.vending.adapters.scratch import ScratchLasts
+from services.vending.application.verifying import verify
 from tests.recovery import bus
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.vending_judge import (
@@ -35,6 +39,7 @@ pytestmark = pytest.mark.stack
 
 SEED = 20262
 BOUNDARIES = (
+    "linked",
     "record-acknowledged",
     "ledger-published",
     "shards-published",
@@ -111,6 +116,17 @@ async def test_the_relay_killed_at_each_boundary_tells_everything_in_order(
     fault.lost += len(verdict.wrong)
     assert not verdict.wrong, verdict.wrong[:5]
     assert found.repeats > 0, "no kill made anything be told twice"
+    await judge_links(shop)
+
+
+async def judge_links(shop: Shop) -> None:
+    """Hold every event that was told against its link."""
+    async with stores.reading(f"sqlite:{shop.path}", "test") as stored:
+        with ScratchLasts() as lasts:
+            keys = PublicKeys([])
+            verdict = await verify(stored.store, stored.tables, lasts, keys, lambda *_: None)
+    assert verdict.fault is None
+    assert verdict.linked == verdict.root.count > 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -24,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import stores
 from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_in
-from services.vending.domain.tables import CHECKPOINTS_KEPT, Checkpoint, Root
+from services.vending.domain.event_store import StreamId
+from services.vending.domain.tables import CHECKPOINTS_KEPT, Checkpoint, Link, Root
 from tests.unit import vending_world
 from tests.unit.test_vending_relay import Notebook, published
 from tests.unit.vending_world import World
@@ -130,6 +132,22 @@ async def test_the_newest_checkpoints_stay_and_of_older_ones_the_last_of_each_da
     positions = [checkpoint.root.position for checkpoint in await world.tables.checkpoints()]
     newest = list(range(3 * a_day - CHECKPOINTS_KEPT + 1, 3 * a_day + 1))
     assert positions == [a_day, 2 * a_day, *newest]
+
+
+async def test_in_a_raised_book_epoch_nobody_vouches_for_what_the_store_lost(
+    world: World,
+) -> None:
+    """As where the events are on a server that was put back, and the tables were not."""
+    await published(world, Notebook())
+    head = await world.store.head()
+    (kept,) = await world.tables.checkpoints()
+    gone = Root(head + 1, head + 1, bytes(32))
+    await world.tables.keep_checkpoint(Checkpoint(1, gone, kept.written_at_ms))
+    link = Link(head + 1, StreamId("account-A1"), 7, uuid4(), "credit-sold", bytes(32))
+    await world.tables.keep_links([link])
+    await world.tables.raise_book_epoch(2, head)
+    assert await world.tables.checkpoints() == [kept]
+    assert await world.tables.linked_until() == head
 
 
 async def test_the_roots_that_an_earlier_release_kept_are_found_again(tmp_path: Path) -> None:

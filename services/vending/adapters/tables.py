@@ -422,7 +422,11 @@ class SqlTables:
             "INSERT INTO raised(book_epoch, position) VALUES($1, $2) ON CONFLICT DO NOTHING",
             [(book_epoch, position)],
         )
-        await self._database.run([raise_it, note])
+        lost = [
+            Statement(f"DELETE FROM {table} WHERE position > $1", [(position,)])  # noqa: S608 - constants
+            for table in ("link", "checkpoint")
+        ]
+        await self._database.run([raise_it, note, *lost])
 
     async def raised_at(self) -> int:
         """Return the position of the last event before the present book epoch; 0 in the first."""

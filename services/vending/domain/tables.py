@@ -209,7 +209,10 @@ class Tables(Protocol):
         ...
 
     async def raise_book_epoch(self, book_epoch: int, position: int) -> None:
-        """Raise the epoch of the book, which begins after `position`."""
+        """Raise the epoch of the book, which begins after `position`.
+
+        Links and checkpoints of later positions are of events that the store lost, and go.
+        """
         ...
 
     async def raised_at(self) -> int:
