@@ -14,15 +14,18 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from services.common.kernel.errors import WattvendError
+from services.common.kernel.errors import Bug, WattvendError
 from services.vending.adapters import stores, tables
 from services.vending.adapters.postgres_database import SCHEMA, DatabaseInUse, PostgresDatabase
 from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
-from services.vending.adapters.tables import Statement
+from services.vending.adapters.tables import Change, Claim, Statement
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
+    Appended,
+    NameTaken,
     NewEvent,
+    StoredEvent,
     StoreUnavailable,
     StreamId,
 )
@@ -199,6 +202,32 @@ async def test_bytes_of_any_value_are_kept_and_a_name_that_no_text_can_hold_fail
         assert [isinstance(answer, Exception) for answer in answers] == [True, True, False]
         (event,) = await store.read_all(FROM_START, 10)
         assert (event.data, event.meta) == (whole.data, whole.meta)
+
+
+async def test_an_append_whose_changes_cannot_be_made_fails_alone(address: str) -> None:
+    def projection(event: StoredEvent) -> list[Change]:
+        if event.data == b"raises":
+            raise Bug("as told")
+        if event.data == b"is wrong":
+            return [Statement("INSERT INTO no_table VALUES($1)", [(1,)])]
+        return [Claim("serial", event.data.decode(), event.stream)]
+
+    async with PostgresDatabase.opened(address, "test", tables.SCHEMA) as database:
+        store = await PostgresEventStore.opened(database, projection)
+        said = [b"1", b"raises", b"2", b"1", b"3"]
+        answers = await asyncio.gather(
+            *(store.append(StreamId(f"s-{n}"), NO_EVENTS, [new(d)]) for n, d in enumerate(said)),
+            return_exceptions=True,
+        )
+        kinds = [type(answer) for answer in answers]
+        assert kinds == [Appended, Bug, Appended, NameTaken, Appended]
+        with pytest.raises(StoreUnavailable, match="no_table"):
+            await store.append(A, NO_EVENTS, [new(b"is wrong")])
+        await store.append(A, NO_EVENTS, [new(b"4")])
+        found = [event.data for event in await take(store, FROM_START, 4)]
+        assert found == [b"1", b"2", b"3", b"4"]
+        rows = await database.rows("SELECT name FROM unique_name ORDER BY name")
+        assert rows == [("1",), ("2",), ("3",), ("4",)]
 
 
 # --- one writer, and a server that goes away ------------------------------------------------------

@@ -36,8 +36,7 @@ from services.vending.domain.event_store import (
 APPENDS_PER_COMMIT_MAX = 512
 APPENDS_WAITING_MAX = 20_000
 POLL_S = 1.0
-"""Whoever follows is woken by each append; a commit that seemed to have failed is found like this.
-"""
+"""Whoever follows is woken by each append; so is found a commit that only seemed to have failed."""
 
 _APPEND = "SELECT stored, head, actual FROM append($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _COLUMNS = "e.position, s.name, e.revision, e.id, e.type, e.data, e.meta"
@@ -54,13 +53,6 @@ _CLAIM_ALL = (
     "INSERT INTO unique_name(kind, name, owner) SELECT * FROM unnest($1::text[], $2::text[], "
     "$3::text[]) ON CONFLICT DO NOTHING RETURNING kind, name"
 )
-_ITS_OWN_FAULT = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    ValueError,
-    NameTaken,
-)
-"""What an append brought about itself: nothing is stored, and the connection goes on."""
 
 
 class StoreWentBack(WattvendError):  # noqa: N818 - says what was found
@@ -68,6 +60,17 @@ class StoreWentBack(WattvendError):  # noqa: N818 - says what was found
 
     Whoever follows the store ends with it: a start compares the store with what was published.
     """
+
+
+_ITS_OWN_FAULT = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    ValueError,
+    NameTaken,
+)
+"""What an append brought about itself: nothing is stored, and the connection goes on."""
+_OF_THE_STORE = (*UNREACHABLE, asyncpg.PostgresError, StoreUnavailable, StoreWentBack)
+"""What all of a group have met, and the connection with them; the outcome may be unknown."""
 
 
 @dataclass(slots=True)
@@ -157,18 +160,8 @@ class PostgresEventStore:
             stored = self._placed(group)
             try:
                 refused = await self._store(group, stored)
-            except _ITS_OWN_FAULT as failed:
-                if len(group) == 1:
-                    group[0].fail(self._refusal(group[0], failed))
-                else:
-                    for append in group:
-                        await self._commit([append])
-                return
             except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
-                self._database.let_go()
-                unknown = isinstance(failed, (*UNREACHABLE, asyncpg.PostgresError))
-                for append in group:
-                    append.fail(self._database.explained(failed) if unknown else failed)
+                await self._answer_failed(group, failed)
                 return
             if refused is None:
                 points.point("committed")
@@ -182,6 +175,20 @@ class PostgresEventStore:
                 else:
                     append.fail(WrongRevision(append.stream, append.expected, actual))
             group = standing
+
+    async def _answer_failed(self, group: list[_Append], failed: Exception) -> None:
+        its_own = isinstance(failed, _ITS_OWN_FAULT) or not isinstance(failed, _OF_THE_STORE)
+        if its_own and len(group) > 1:
+            for append in group:
+                await self._commit([append])
+        elif its_own:
+            group[0].fail(self._refusal(group[0], failed))
+        else:
+            self._database.let_go()
+            if not isinstance(failed, WattvendError):
+                failed = self._database.explained(failed)
+            for append in group:
+                append.fail(failed)
 
     def _placed(self, group: Sequence[_Append]) -> list[StoredEvent]:
         """Return the group's events where they will stand."""
