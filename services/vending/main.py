@@ -149,6 +149,8 @@ class _Vending:
                 await self.office.complete()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
+            if self.book.refusing:  # another process has come to write the store
+                self.runtime.health.not_ready("book", self.book.refusing)
             await asyncio.sleep(COMPLETE_INTERVAL_S)
 
     async def _start_grpc(self) -> None:

@@ -35,6 +35,7 @@ from services.vending.domain.event_store import (
     EventStore,
     NameTaken,
     NewEvent,
+    NotTheWriter,
     StoredEvent,
     StoreUnavailable,
     StreamId,
@@ -384,12 +385,12 @@ async def test_who_opens_a_book_last_is_its_writer_and_waits_for_the_one_before(
         began = time.monotonic()
         async with opened(url, tmp_path / "2.sqlite", "second") as (second, _):
             assert time.monotonic() - began >= CONFIRM_S + BOUNDS.settled_s
-            with pytest.raises(StoreUnavailable, match="second has become the writer"):
+            with pytest.raises(NotTheWriter, match="second has become the writer"):
                 await first.append(A, 0, [new()])
             with pytest.raises(NameTaken):
                 await second.append(B, NO_EVENTS, [claiming("S1")])
             await second.append(A, 0, [new()])
-        with pytest.raises(StoreUnavailable, match="has become the writer"):
+        with pytest.raises(NotTheWriter, match="has become the writer"):
             await first.append(A, 1, [new()])
 
 

@@ -6,13 +6,14 @@ can be cut); sales, restarts and repeats; the connection lost and the server gon
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.runtime import topics
 from tests.conftest import RunService
@@ -53,8 +54,9 @@ class OnKurrent(Vending):
         settings = {k: v for k, v in super().settings.items() if k != "STORE_PATH"}
         return settings | {"STORE": f"{self.url}&index={self.store}"}
 
-    def start(self) -> None:
-        self.service = self.run("vending", self.settings, start_within_s=OPENS_WITHIN_S)
+    def start(self, name: str = "vending-0") -> None:
+        """Run it, and return when it is ready."""
+        self.service = self.run("vending", self.settings, name=name, start_within_s=OPENS_WITHIN_S)
 
     async def killed_and_started(self) -> None:
         assert self.service is not None
@@ -136,6 +138,34 @@ async def test_a_server_that_goes_in_mid_sale_is_waited_for_and_the_sale_is_made
         first = await call(stub.Sell, sale(vending), request_id)
         assert await call(stub.Sell, sale(vending), request_id) == first
     await all_published(vending, events=7)
+
+
+async def test_of_two_machines_the_one_that_started_first_stores_nothing_more_and_is_not_ready(
+    vending: OnKurrent, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    elsewhere = tmp_path / "elsewhere.sqlite"
+    second = replace(vending, store=elsewhere, port=port, service=None)
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending)
+        await asyncio.to_thread(second.start, "vending-1")
+        code, _, message = await refusal(call(stub.Sell, sale(vending)))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "vending-1 has become the writer" in message
+    async with stub_of(second) as stub:
+        await call(stub.Sell, sale(vending))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="wattvend.vending.v1.VendingService")
+
+        async def not_serving() -> bool:
+            answer = await health.Check(request)
+            return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        assert await eventually(not_serving)
+    await all_published(vending, events=7)
+    assert second.service is not None
+    await asyncio.to_thread(second.service.stop)
 
 
 async def test_names_stay_unique_and_the_book_verifies_also_where_the_index_is_gone(

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import CollectorRegistry
 
 import schemas
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.topics import catalogue
 from services.vending.adapters.api import fingerprints
@@ -30,6 +30,7 @@ from services.vending.domain.event_store import (
     FROM_START,
     Appended,
     NewEvent,
+    NotTheWriter,
     StoreUnavailable,
     StreamId,
 )
@@ -45,7 +46,7 @@ def asking(number: int) -> Request:
 
 
 class Restless(MemoryEventStore):
-    """A memory store whose next appends fail as told: "lost", "not stored" or "moved"."""
+    """A memory store whose next appends fail as told: "lost", "not stored", "another writes"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +59,8 @@ class Restless(MemoryEventStore):
         mishap = self.mishaps.pop(0) if self.mishaps else ""
         if mishap == "not stored":
             raise StoreUnavailable("no answer")
+        if mishap == "another writes":
+            raise NotTheWriter("vending-1 has become the writer")
         appended = await super().append(stream, expected, events)
         if mishap == "lost":
             raise StoreUnavailable("no answer")
@@ -123,6 +126,20 @@ async def test_an_unknown_outcome_is_resolved_from_the_state(
     store.mishaps = mishaps
     outcome = await tell(book, register())
     assert outcome.revision == 0
+    assert len(await store.read_all(FROM_START, 10)) == 1
+
+
+async def test_a_book_that_another_process_writes_refuses_all_commands_and_answers_queries(
+    book: Book, store: Restless
+) -> None:
+    await tell(book, register())
+    store.mishaps = ["another writes"] * 2  # also when it is tried with care
+    with pytest.raises(NotTheWriter, match="vending-1"):
+        await tell(book, HoldCuts(asking(2), "S1", "test"))
+    assert store.mishaps == []
+    with pytest.raises(Retriable, match="vending-1"):
+        await tell(book, HoldCuts(asking(3), "S1", "test"))
+    assert await book.state_of(Site, "S1") is not None
     assert len(await store.read_all(FROM_START, 10)) == 1
 
 

@@ -87,7 +87,7 @@ class IndexedEventStore:
         projection: Projection = nothing,
         may_write: Callable[[], Awaitable[None]] = _anybody,
     ) -> None:
-        """Index `server` in `file`. `may_write` raises StoreUnavailable where another writes."""
+        """Index `server` in `file`. `may_write` raises NotTheWriter where another has come."""
         self._server = server
         self._file = file
         self._projection = projection

@@ -22,6 +22,7 @@ from services.vending.adapters.tables import Database, SqlTables, Statement
 from services.vending.domain.event_store import (
     NO_EVENTS,
     NewEvent,
+    NotTheWriter,
     StoreUnavailable,
     StreamId,
     WrongRevision,
@@ -86,14 +87,14 @@ class Control:
                 await self._say(LEFT, {"instance": self._instance})
 
     async def may_write(self) -> None:
-        """Return where this process is the writer. Raises StoreUnavailable where it is not."""
+        """Return where this process is the writer. Raises NotTheWriter; StoreUnavailable."""
         for _ in range(CONFIRM_TRIES):
             async with self._asking:
                 await self._confirm()
             if self._now_s() < self._confirmed_until_s:
                 break  # else the answer came too late to stand for now
         if not self._is_mine:
-            raise StoreUnavailable(
+            raise NotTheWriter(
                 f"{self._writer or 'another process'} has become the writer of this book: this "
                 "vending takes no more commands. Stop it, or stop the other and start this anew"
             )

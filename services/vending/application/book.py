@@ -33,6 +33,7 @@ from services.vending.domain.event_store import (
     EventStore,
     NameTaken,
     NewEvent,
+    NotTheWriter,
     StoreUnavailable,
     StreamId,
     WrongRevision,
@@ -280,6 +281,9 @@ class Book:
                 self._cache.pop(stream, None)
                 failed = unknown
                 continue
+            except NotTheWriter as lost:
+                self.refusing = str(lost)
+                raise
             except (EventExists, NameTaken) as taken:
                 self._appends("refused").inc()
                 self._cache.pop(stream, None)

@@ -78,6 +78,10 @@ class StoreUnavailable(Retriable):
     """The store could not say whether it stored: read, then try again."""
 
 
+class NotTheWriter(Retriable):
+    """Another process has come to write this store: nothing is stored by this one any more."""
+
+
 class EventStore(Protocol):
     """Append-only streams with a total order."""
 
@@ -87,7 +91,7 @@ class EventStore(Protocol):
         """Append all of `events`, durably, if `stream` is at revision `expected`; else nothing.
 
         Raises WrongRevision; EventExists where an id is known; NameTaken; StoreUnavailable where
-        the outcome is unknown.
+        the outcome is unknown; NotTheWriter.
         """
         ...
 
