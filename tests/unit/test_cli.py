@@ -257,6 +257,7 @@ def test_the_commands_of_the_page_on_sales_work(
     vending = Vending(
         Sell=v.SellResponse(),
         ReverseSale=v.ReverseSaleResponse(reversal=v.Reversal(returned_debt_minor=5)),
+        RefundCredit=v.RefundCreditResponse(refund=v.Refund(currency="CNY")),
         QuoteSale=v.QuoteSaleResponse(energy_milli=100_000, fee_minor=1, currency="CNY"),
         **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
         PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
@@ -270,6 +271,8 @@ def test_the_commands_of_the_page_on_sales_work(
     assert {method for method, _ in vending.asked} == vending.answers.keys() - {"OpenAccount"}
     adjusted = [request for method, request in vending.asked if method == "AdjustCredit"][::2]
     assert [request.amount_minor for request in adjusted] == [1250, -1250]
+    refunds = [request for method, request in vending.asked if method == "RefundCredit"][::2]
+    assert [request.amount_minor for request in refunds] == [0, 5_000]
     sold = [request for method, request in vending.asked if method == "Sell"][::2]
     told = [(request.amount_minor, request.energy_milli) for request in sold]
     assert told == [(10_000, 0), (8_000, 100_000)]

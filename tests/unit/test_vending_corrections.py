@@ -33,7 +33,7 @@ from tests.unit.vending_world import World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("reversal", "adjustment", "write_off", "debt", "authority"))
+ALONE = dict.fromkeys(("reversal", "refund", "adjustment", "write_off", "debt", "authority"))
 
 
 async def sold(world: World, amount_minor: int, request: Request | None = None) -> CreditSold:

@@ -65,6 +65,13 @@ def test_credit_that_is_set_right_and_what_is_given_up_move_no_money() -> None:
         assert entries(postings.of_write_off(kind, 9)) == {"expenses:write-off": 9, owed: -9}
 
 
+def test_a_refund_is_money_that_goes_out() -> None:
+    assert entries(postings.of_refund("transfer", 9)) == {
+        "liabilities:prepayment": 9,
+        "assets:clearing:transfer": -9,
+    }
+
+
 def test_a_debt_comes_from_other_books_and_what_it_falls_by_is_written_off() -> None:
     assert entries(postings.of_debt(50)) == {
         "assets:receivable": 50,

@@ -22,12 +22,13 @@ from services.vending.adapters.receipt_pdf import lines, printed
 from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import DOCUMENTS, Numbering
 from services.vending.domain.event_store import StoredEvent, StreamId
-from services.vending.domain.events import CreditSold, SaleReversed
+from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 from services.vending.domain.tables import Document
 from tests.unit import vending_world
-from tests.unit.test_vending_approvals import publish
+from tests.unit.test_vending_approvals import of_type, publish
 from tests.unit.test_vending_corrections import ALONE, reverse
 from tests.unit.test_vending_office import refused
+from tests.unit.test_vending_refunds import echo, refund
 from tests.unit.test_vending_relay import Notebook, relaying
 from tests.unit.vending_world import World
 
@@ -240,3 +241,18 @@ async def test_a_reversed_sale_is_marked_and_its_reversal_names_it(mall: World) 
     reversal = text_of(printed(await mall.office.receipts.paper(taken_back.receipt_id)))
     for said in ("冲正单 Reversal", "00000001", "wrong account", "100.00 CNY"):
         assert said in reversal
+
+
+async def test_a_refund_is_a_paper_of_the_series_too(mall: World) -> None:
+    await sold(mall, 1_000)
+    with pytest.raises(Retriable):
+        await refund(mall, 0, mall.ask("all"))
+    await echo(mall, 0)
+    (paid,) = await of_type(mall, "credit-refunded")
+    assert isinstance(paid, CreditRefunded)
+    await number(mall)
+    paper = await mall.office.receipts.paper(paid.receipt_id)
+    assert (paper.number, paper.other_number) == (2, None)
+    text = text_of(printed(paper))
+    for said in ("退款单 Refund", "00000002", "10.00 CNY", "moves out"):
+        assert said in text

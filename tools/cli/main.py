@@ -503,6 +503,36 @@ def reverse(
     _run(lambda clients: clients.vending("ReverseSale", request), show.reversal, request.request_id)
 
 
+@account_app.command("refund")
+def account_refund(
+    account: Annotated[str, typer.Argument(help="account id")],
+    reason: Reason,
+    amount: Annotated[str, typer.Option(help="e.g. 12.50; default: all that is left")] = "",
+    method: Annotated[str, typer.Option(help="cash, pos, transfer, qr")] = "cash",
+    request_id: RequestId = "",
+) -> None:
+    """Pay credit out, when metering has said what is left."""
+    request, wanted = request_id or str(uuid4()), _amount(amount) if amount else None
+
+    async def work(clients: Clients) -> v.RefundCreditResponse:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(account_id=account)
+        )
+        answer: v.RefundCreditResponse = await clients.vending(
+            "RefundCredit",
+            v.RefundCreditRequest(
+                request_id=request,
+                account_id=account,
+                amount_minor=0 if wanted is None else _minor(wanted, known.minor_decimals),
+                method=method,
+                reason=reason,
+            ),
+        )
+        return answer
+
+    _run(work, show.refund, request)
+
+
 @account_app.command("adjust")
 def account_adjust(
     account: Annotated[str, typer.Argument(help="account id")],

@@ -157,11 +157,29 @@ def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
     return _fields("[bold]receipt[/]", rows)
 
 
+def refund(answer: v.RefundCreditResponse) -> RenderableType:
+    """Show what was paid out."""
+    paid = answer.refund
+    currency = currency_of(paid.currency)
+    amount = format_scaled(paid.amount_minor, currency.minor_decimals)
+    rows = [
+        ("refund", paid.receipt_id),
+        ("account", paid.account_id),
+        ("to be paid out", f"[bold]{amount} {paid.currency}[/] ({paid.method})"),
+        ("reason", escape(paid.reason)),
+        ("used in all", money(paid.charged_nano, paid.currency, exact=True)),
+        ("at", moment(paid.refunded_at_ms)),
+    ]
+    return _fields("[bold]refund 退电[/]", rows)
+
+
 def numbered(answer: v.GetReceiptResponse) -> RenderableType:
     """Show a receipt, or a reversal, with its number."""
     if answer.HasField("receipt"):
         paper = receipt(v.SellResponse(receipt=answer.receipt), is_copy=True)
         other = f", reversed by {answer.other_number}" if answer.other_number else ""
+    elif answer.HasField("refund"):
+        paper, other = refund(v.RefundCreditResponse(refund=answer.refund)), ""
     else:
         paper = reversal(v.ReverseSaleResponse(reversal=answer.reversal), is_copy=True)
         other = f", of {answer.other_number}"

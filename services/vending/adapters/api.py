@@ -20,9 +20,9 @@ from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.approval import Approve, Decline, Proposal
 from services.vending.domain.authority import PublishAuthority
-from services.vending.domain.corrections import AdjustCredit, ReverseSale, WriteOff
+from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request, fingerprint
-from services.vending.domain.events import CreditSold, SaleReversed
+from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
@@ -303,10 +303,13 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
         paper = await self._office.receipts.paper(request.receipt_id)
         event = paper.event
         answer = pb.GetReceiptResponse(number=paper.number, other_number=paper.other_number or 0)
-        if isinstance(event, CreditSold):
-            answer.receipt.CopyFrom(_receipt(event))
-        else:
-            answer.reversal.CopyFrom(messages.reversal(event))
+        match event:
+            case CreditSold():
+                answer.receipt.CopyFrom(_receipt(event))
+            case SaleReversed():
+                answer.reversal.CopyFrom(messages.reversal(event))
+            case CreditRefunded():
+                answer.refund.CopyFrom(messages.refund(event))
         return answer
 
     async def PrintReceipt(
@@ -366,6 +369,34 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
             version=self._version(outcome.revision),
         )
 
+    async def RefundCredit(
+        self, request: pb.RefundCreditRequest, context: Any
+    ) -> pb.RefundCreditResponse:
+        """Pay credit out when metering's echo says what is left."""
+        wait_s = self._wait_s(context)
+        command = RefundCredit(
+            await self._request(request, context),
+            request.account_id,
+            request.amount_minor,
+            request.method,
+            request.reason,
+        )
+        outcome = await self._office.refund(command, wait_s)
+        paid = outcome.event
+        if not isinstance(paid, CreditRefunded):
+            raise Bug(f"a refund came to {paid}")
+        return pb.RefundCreditResponse(
+            refund=messages.refund(paid),
+            credited_nano=paid.credited_nano,
+            version=self._version(outcome.revision),
+        )
+
+    def _wait_s(self, call: Call) -> float:
+        """Return how long a call may wait for metering's echo."""
+        remaining_s = call.remaining_s
+        wait_s = self._close_wait_s if remaining_s is None else remaining_s
+        return max(0.0, wait_s - ANSWER_MARGIN_S)
+
     async def AdjustCredit(self, request: pb.AdjustCreditRequest, context: Any) -> pb.Account:
         """Set the credit of an account right."""
         command = AdjustCredit(
@@ -409,10 +440,9 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
 
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
         """Close an account when metering's echo says that nothing is left."""
-        remaining_s = context.remaining_s
-        wait_s = self._close_wait_s if remaining_s is None else remaining_s
+        wait_s = self._wait_s(context)
         command = CloseAccount(await self._request(request, context), request.account_id)
-        outcome = await self._office.close_account(command, max(0.0, wait_s - ANSWER_MARGIN_S))
+        outcome = await self._office.close_account(command, wait_s)
         return self._account(outcome.state)
 
     async def KeepPower(self, request: pb.KeepPowerRequest, context: Any) -> pb.Account:

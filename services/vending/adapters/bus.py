@@ -250,6 +250,8 @@ def _settlement(echo: Mapping[str, Any], at_ms: int) -> SettleClosing:
         echo["open_meters"],
         at_ms,
         None if echo["row"] is None else usage_told(echo, at_ms),
+        echo["last_reading_received_at_ms"],
+        echo["decided_at_ms"],
     )
 
 

@@ -2,7 +2,7 @@
 
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Action, Authority, limit_of, rules_text
-from services.vending.domain.events import SaleReversed
+from services.vending.domain.events import CreditRefunded, SaleReversed
 from services.vending.domain.payment import Payment
 from wattvend.vending.v1 import vending_pb2 as pb
 
@@ -79,4 +79,20 @@ def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
         refusal_reason=state.failure.reason if state.failure else "",
         refusal_message=state.failure.message if state.failure else "",
         version=version,
+    )
+
+
+def refund(event: CreditRefunded) -> pb.Refund:
+    """Return the document of credit that was paid out."""
+    return pb.Refund(
+        receipt_id=event.receipt_id,
+        account_id=event.account_id,
+        amount_minor=event.amount_minor,
+        currency=event.currency,
+        legal_entity=event.legal_entity,
+        method=event.method,
+        refunded_at_ms=event.occurred_at_ms,
+        reason=event.reason,
+        charged_nano=event.charged_nano,
+        account_sequence=event.account_sequence,
     )

@@ -3,17 +3,23 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.resources import files
+from typing import Any
 
 from fpdf import FPDF
 
 from services.common.kernel.units import CURRENCIES, format_scaled
 from services.vending.application.receipts import Paper
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 
 FONT = files("paperang_p2_fonts_cjk") / "fonts" / "wqy-microhei.ttc"
 """WenQuanYi Micro Hei (Apache License 2.0): Chinese, Latin, Greek, Cyrillic in one file."""
 WIDTH_MM, HEIGHT_MM, MARGIN_MM = 105, 148, 8
 LABEL_MM, LINE_MM = 33, 5.5
+TITLES: dict[type[Any], str] = {
+    CreditSold: "收据 Receipt",
+    SaleReversed: "冲正单 Reversal",
+    CreditRefunded: "退款单 Refund",
+}
 METHODS = {"cash": "现金 cash", "pos": "刷卡 POS", "transfer": "转账 transfer", "qr": "扫码 QR"}
 COMMODITIES = {"electricity": "电 electricity", "water": "水 water", "gas": "气 gas"}
 UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
@@ -29,7 +35,7 @@ def printed(paper: Paper) -> bytes:
     pdf.add_font("cjk", fname=str(FONT))
     pdf.add_page()
     is_sale = isinstance(event, CreditSold)
-    _heading(pdf, event.legal_entity, "收据 Receipt" if is_sale else "冲正单 Reversal")
+    _heading(pdf, event.legal_entity, TITLES[type(event)])
     for label, text in lines(paper):
         pdf.set_font("cjk", size=7)
         pdf.cell(LABEL_MM, LINE_MM, label)

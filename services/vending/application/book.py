@@ -42,6 +42,7 @@ from services.vending.domain.events import (
     CorrectionRefused,
     EmergencyRefused,
     Event,
+    RefundRefused,
     SaleRefused,
 )
 from services.vending.domain.origin import Origin
@@ -72,7 +73,7 @@ class Outcome(Generic[S]):
 def accepted(outcome: Outcome[S]) -> Outcome[S]:
     """Return an outcome. Raises InvalidInput where the book took down a refusal."""
     event = outcome.event
-    if isinstance(event, SaleRefused | EmergencyRefused | CorrectionRefused):
+    if isinstance(event, SaleRefused | EmergencyRefused | CorrectionRefused | RefundRefused):
         raise InvalidInput(Reason(event.reason), event.message)
     return outcome
 

@@ -12,10 +12,10 @@ from services.common.kernel.errors import Retriable
 from services.common.runtime import points
 from services.vending.adapters.tables import event_of
 from services.vending.domain.event_store import EventStore, StoredEvent
-from services.vending.domain.events import CreditSold, Event, SaleReversed
+from services.vending.domain.events import CreditRefunded, CreditSold, Event, SaleReversed
 from services.vending.domain.tables import Document, Tables
 
-DOCUMENTS = (CreditSold, SaleReversed)
+DOCUMENTS = (CreditSold, SaleReversed, CreditRefunded)
 """Events that a person gets a paper of."""
 SUBJECTS = frozenset(kind.SUBJECT for kind in DOCUMENTS)
 SCAN_EVENTS_MAX = 5_000

@@ -45,6 +45,8 @@ from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
     CreditSold,
+    Event,
+    RefundHeld,
     TariffPublished,
 )
 from services.vending.domain.gateway import Gateway
@@ -113,7 +115,16 @@ class Office:
         )
         self.payments = Payments(book, tables, clock)
         self.receipts = Receipts(book, tables)
-        self.approvals = Approvals(book, tables, clock, {"reverse-sale": reverse, **GUARDED})
+        refund = Guarded(
+            corrections.RefundCredit,
+            Action.REFUND,
+            Account,
+            "account_id",
+            corrections.decide,
+            self._with_policy,
+        )
+        commands = {"reverse-sale": reverse, "refund-credit": refund, **GUARDED}
+        self.approvals = Approvals(book, tables, clock, commands)
 
     @property
     def terms(self) -> Terms:
@@ -280,6 +291,45 @@ class Office:
         """Take a sale back, set credit right, give up what is owed: with a second person."""
         return await self.approvals.ask(command)
 
+    async def refund(self, command: corrections.RefundCredit, wait_s: float) -> Outcome[Account]:
+        """Pay credit out when metering's echo says what is left, with a second person.
+
+        The outcome's event is the CreditRefunded. Raises Retriable where no echo came within
+        `wait_s`: the refund goes on by itself, and the same request gets its answer.
+        """
+        return await self._until_settled(
+            partial(self.approvals.ask, command),
+            RefundHeld,
+            wait_s,
+            f"credit of account {command.account_id} is held, but metering has not yet said what "
+            "was used; repeat with the same request_id to get the answer",
+        )
+
+    async def _until_settled(
+        self,
+        ask: Callable[[], Coroutine[Any, Any, Outcome[Account]]],
+        waits: type[Event],
+        wait_s: float,
+        late: str,
+    ) -> Outcome[Account]:
+        """Ask until the answer is another event than `waits`. Raises Retriable with `late`."""
+        outcome = await ask()
+        try:
+            async with asyncio.timeout(wait_s):
+                while isinstance(outcome.event, waits):
+                    settled = self._settled
+                    outcome = await ask()
+                    if isinstance(outcome.event, waits):
+                        await settled.wait()
+        except TimeoutError:
+            raise Retriable(late) from None
+        return outcome
+
+    async def _with_policy(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
+        of = await self._book.state_of(Account, command.account_id)
+        by = await self._book.state_of(Policy, of.policy_id) if of else None
+        return replace(command, policy=by)
+
     async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
         sales = await self._book.events_of(Account, command.account_id, CreditSold)
         of_receipt = (sale for sale in sales if sale.receipt_id == command.receipt_id)
@@ -294,18 +344,14 @@ class Office:
         decide = partial(_on, account.decide, command)
         async with self._assigning:  # no meter joins between the check and the hold
             outcome = await self._book.submit(Account, command.account_id, decide)
-        try:
-            async with asyncio.timeout(wait_s):
-                while isinstance(outcome.event, AccountClosing):
-                    settled = self._settled
-                    outcome = await self._book.submit(Account, command.account_id, decide)
-                    if isinstance(outcome.event, AccountClosing):
-                        await settled.wait()
-        except TimeoutError:
-            raise Retriable(
+        if isinstance(outcome.event, AccountClosing):
+            outcome = await self._until_settled(
+                partial(self._book.submit, Account, command.account_id, decide),
+                AccountClosing,
+                wait_s,
                 f"account {command.account_id} is being closed, but metering has not yet said what "
-                "was used; repeat with the same request_id to get the answer"
-            ) from None
+                "was used; repeat with the same request_id to get the answer",
+            )
         if isinstance(outcome.event, AccountCloseRefused):
             reason, charged_nano = Reason(outcome.event.reason), outcome.event.charged_nano
             raise account.close_refusal(outcome.state, reason, charged_nano).as_error()

@@ -1,4 +1,4 @@
-"""Receipts: what a sale or its reversal is on paper, with its number, as often as it is asked."""
+"""Receipts: a sale, its reversal or a refund on paper, with its number, as often as it is asked."""
 
 import asyncio
 from zoneinfo import ZoneInfo
@@ -8,9 +8,10 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
 from services.vending.application.book import Book
+from services.vending.application.numbering import DOCUMENTS
 from services.vending.domain import checks
 from services.vending.domain.account import Account
-from services.vending.domain.events import CreditSold, SaleReversed
+from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 from services.vending.domain.site import Site
 from services.vending.domain.tables import Document, Tables
 
@@ -28,7 +29,7 @@ class Paper:
     """
 
     number: int
-    event: CreditSold | SaleReversed
+    event: CreditSold | SaleReversed | CreditRefunded
     site_id: str
     zone: ZoneInfo
     other_number: int | None
@@ -47,7 +48,7 @@ class Receipts:
         checks.check_uuid("receipt_id", receipt_id)
         document = await self._numbered(receipt_id)
         event = await self._book.event_at(document.stream, document.revision)
-        assert isinstance(event, CreditSold | SaleReversed), "documents are of these"
+        assert isinstance(event, DOCUMENTS), "documents are of these"
         of = await self._book.state_of(Account, event.account_id)
         assert of is not None, "its stream has this event"
         site = await self._book.state_of(Site, of.site_id)

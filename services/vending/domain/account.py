@@ -39,6 +39,7 @@ from services.vending.domain.events import (
     AccountOpened,
     CorrectionRefused,
     CreditAdjusted,
+    CreditRefunded,
     CreditSold,
     DebtSet,
     EmergencyGranted,
@@ -48,6 +49,8 @@ from services.vending.domain.events import (
     OwedWrittenOff,
     PaymentPromised,
     PowerKept,
+    RefundHeld,
+    RefundRefused,
     SaleRefused,
     SaleReversed,
     TariffPublished,
@@ -64,6 +67,7 @@ from services.vending.domain.orders import (
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
+from services.vending.domain.refund import Refunding, Told, refunding
 from services.vending.domain.site import Site, site_not_found
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.usage import PostUsage, Used
@@ -128,6 +132,7 @@ class Account:
     meters: tuple[JoinedMeter, ...] = ()
     reversed_receipts: tuple[tuple[str, str], ...] = ()
     closing: Closing | None = None
+    refunding: Refunding | None = None
     used: Used = Used()
 
     def has(self, meter_id: str) -> bool:
@@ -274,7 +279,8 @@ class CloseAccount:
 class SettleClosing:
     """Metering's echo of a hold: what was charged in all, and which meters it still counts here.
 
-    `usage`: the same by component; None where an earlier metering did not tell.
+    Of a closing, or of a refund, which asks besides when metering received the last reading, and
+    when it decided. `usage`: the same by component; None where an earlier metering did not tell.
     """
 
     account_id: str
@@ -284,6 +290,8 @@ class SettleClosing:
     open_meters: int
     at_ms: int
     usage: PostUsage | None = None
+    last_reading_at_ms: int | None = None
+    decided_at_ms: int = 0
 
 
 Command = (
@@ -675,6 +683,8 @@ def _left(command: LeaveMeter) -> AccountMeterLeft:
 def _close(state: Account, command: CloseAccount) -> Decision:
     if problem := not_open(state):
         return problem
+    if state.refunding:
+        return refund_under_way(state)
     if state.meters:
         return close_refusal(state, Reason.ACCOUNT_HAS_METERS, 0)
     if state.owed:
@@ -688,6 +698,12 @@ def _close(state: Account, command: CloseAccount) -> Decision:
             ),
         )
     )
+
+
+def refund_under_way(state: Account) -> Rejection:
+    """Return the refusal of what has to wait for a refund."""
+    text = f"a refund of account {state.account_id} waits for metering; try again when it has ended"
+    return Rejection(Reason.REFUND_UNDER_WAY, text, "account_id")
 
 
 def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejection:
@@ -716,7 +732,11 @@ def _used(state: Account, told: PostUsage) -> tuple[Event, ...]:
 
 def _settle(state: Account | None, command: SettleClosing) -> Decision:
     """Settle on an echo. An echo of another hold, or of one that is settled, changes nothing."""
-    if state is None or state.closing is None or state.closing.hold_id != command.hold_id:
+    if state is None:
+        return Accepted(())
+    if state.refunding is not None and state.refunding.hold_id == command.hold_id:
+        return _refund(state, state.refunding, command)
+    if state.closing is None or state.closing.hold_id != command.hold_id:
         return Accepted(())
     used = () if command.usage is None else _used(state, command.usage)
     closing = state.closing
@@ -739,6 +759,26 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         why = AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_BALANCE.value)
         return Accepted((*used, why))
     return Accepted((*used, AccountClosed(**said)))
+
+
+def _refund(state: Account, refund: Refunding, command: SettleClosing) -> Decision:
+    told = Told(
+        command.charged_nano,
+        command.account_sequence,
+        command.open_meters,
+        command.last_reading_at_ms,
+        command.decided_at_ms,
+    )
+    settled = refund.settled(
+        told,
+        state.credited_nano,
+        state.owed,
+        currency=checks.currency_named(state.currency),
+        at_ms=command.at_ms,
+        of_what={"account_id": state.account_id, **of_what(state)},
+    )
+    used = () if command.usage is None else _used(state, command.usage)
+    return Accepted((*used, settled))
 
 
 def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911, PLR0912
@@ -789,6 +829,20 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             )
         case OwedWrittenOff():
             return changed(_corrected(state, event), answers=answers)
+        case RefundHeld():
+            return changed(
+                state, answers=answers, held_nano=event.held_nano, refunding=refunding(event)
+            )
+        case CreditRefunded():
+            return changed(
+                state,
+                answers=answers,
+                credited_nano=event.credited_nano,
+                held_nano=0,
+                refunding=None,
+            )
+        case RefundRefused():
+            return changed(state, answers=answers, held_nano=0, refunding=None)
         case CreditAdjusted():
             return changed(state, answers=answers, credited_nano=event.credited_nano)
         case SaleRefused() | EmergencyRefused() | CorrectionRefused():

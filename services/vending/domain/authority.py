@@ -38,6 +38,7 @@ class Action(StrEnum):
     FORCE_OFF = "force-off"
     KEEP_POWER = "keep-power"
     PRICE_CHANGE = "price-change"
+    REFUND = "refund"
     REVERSAL = "reversal"
     WRITE_OFF = "write-off"
 
@@ -48,6 +49,7 @@ UNITS = {
     Action.ADJUSTMENT: MINOR,
     Action.DEBT: MINOR,
     Action.KEEP_POWER: DAYS,
+    Action.REFUND: MINOR,
     Action.REVERSAL: MINOR,
     Action.WRITE_OFF: MINOR,
 }

@@ -1,4 +1,4 @@
-"""Corrections of an account: a sale taken back, credit set right, what is owed given up.
+"""Corrections of an account: a sale taken back, credit paid out or set right, debts given up.
 
 A correction is an event of its own, with its reason; nothing is edited. It may let the account fall
 below zero: metering warns and cuts by its rules, on the next reading.
@@ -7,7 +7,7 @@ below zero: metering warns and cuts by its rules, on the next reading.
 from enum import StrEnum
 from typing import Any
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import (
@@ -19,7 +19,13 @@ from services.common.kernel.units import (
 )
 from services.common.kernel.values import value_class
 from services.vending.domain import checks, postings
-from services.vending.domain.account import Account, account_not_found, not_open, of_what
+from services.vending.domain.account import (
+    Account,
+    account_not_found,
+    not_open,
+    of_what,
+    refund_under_way,
+)
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
@@ -36,9 +42,12 @@ from services.vending.domain.events import (
     CreditSold,
     Event,
     OwedWrittenOff,
+    RefundHeld,
     SaleReversed,
 )
 from services.vending.domain.owed import Owed
+from services.vending.domain.policy import Policy
+from services.vending.domain.refund import owes, too_little
 
 
 class Kind(StrEnum):
@@ -112,11 +121,36 @@ class WriteOff:
         checks.check_text("reason", self.reason)
 
 
-Correction = ReverseSale | AdjustCredit | WriteOff
+@value_class
+class RefundCredit:
+    """`amount_minor` of the credit shall be paid out, 0: all that is left; metering is asked first.
+
+    `policy`: the account's.
+    """
+
+    request: Request
+    account_id: str
+    amount_minor: int
+    method: str
+    reason: str
+    policy: Policy | None = None
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no refund can be."""
+        checks.check_id("account_id", self.account_id)
+        if self.amount_minor:
+            checks.check_amount("amount_minor", self.amount_minor)
+        checks.check_choice("method", self.method, checks.METHODS)
+        checks.check_text("reason", self.reason)
+
+
+Correction = ReverseSale | AdjustCredit | WriteOff | RefundCredit
 NAMES: dict[type[Any], str] = {
     ReverseSale: "reverse-sale",
     AdjustCredit: "adjust-credit",
     WriteOff: "write-off",
+    RefundCredit: "refund-credit",
 }
 
 
@@ -154,6 +188,8 @@ def _corrected(state: Account, command: Correction) -> Event | Rejection:
             return _adjusted(state, command)
         case WriteOff():
             return _written_off(state, command)
+        case RefundCredit():
+            return _held(state, command)
 
 
 def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
@@ -269,6 +305,36 @@ def _written_off(state: Account, command: WriteOff) -> OwedWrittenOff | Rejectio
         reason=command.reason,
         **of_what(state),
         postings=postings.of_write_off(command.kind, amount_nano),
+    )
+
+
+def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
+    if state.refunding:
+        return refund_under_way(state)
+    if command.policy is None:
+        raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
+    currency = checks.currency_named(state.currency)
+    # As far as the book knows: what was used since is known when metering has answered.
+    left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
+    left_minor = left_nano // currency.nano_per_minor
+    amount_minor = command.amount_minor or left_minor
+    problem = (
+        owes(state.owed)
+        or too_little(amount_minor, left_minor, currency)
+        or needs_another(
+            command.authority, Action.REFUND, amount_minor, state.currency, command.request
+        )
+    )
+    return problem or RefundHeld(
+        **stamp(command.request),
+        account_id=state.account_id,
+        hold_id=str(name_uuid("hold", state.account_id, *command.request.key)),
+        amount_minor=command.amount_minor,
+        held_nano=amount_minor * currency.nano_per_minor,
+        method=command.method,
+        reason=command.reason,
+        max_evidence_age_ms=command.policy.max_evidence_age_ms,
+        **of_what(state),
     )
 
 

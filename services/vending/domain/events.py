@@ -357,6 +357,52 @@ class OwedWrittenOff(MoneyEvent):
 
 
 @named_value_class
+class RefundHeld(Event):
+    SUBJECT: ClassVar[str] = "refund-held"
+
+    account_id: str
+    hold_id: str
+    amount_minor: int
+    held_nano: int
+    method: str
+    reason: str
+    max_evidence_age_ms: int
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
+class CreditRefunded(MoneyEvent):
+    SUBJECT: ClassVar[str] = "credit-refunded"
+
+    hold_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    charged_nano: int
+    account_sequence: int
+    method: str
+    receipt_id: str
+    reason: str
+
+
+@named_value_class
+class RefundRefused(Event):
+    SUBJECT: ClassVar[str] = "refund-refused"
+
+    account_id: str
+    hold_id: str
+    charged_nano: int
+    account_sequence: int
+    reason: str
+    message: str
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
 class CorrectionRefused(Event):
     SUBJECT: ClassVar[str] = "correction-refused"
 
@@ -630,6 +676,9 @@ EVENTS: dict[str, type[Event]] = {
         SaleReversed,
         CreditAdjusted,
         OwedWrittenOff,
+        RefundHeld,
+        CreditRefunded,
+        RefundRefused,
         CorrectionRefused,
         UsagePosted,
         AccountMeterJoined,

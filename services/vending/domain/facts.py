@@ -177,7 +177,7 @@ def _account(state: Account) -> dict[str, Any]:
         ),
     ) | {
         "status": state.status.value,
-        "hold_id": state.closing.hold_id if state.closing else None,
+        "hold_id": holding.hold_id if (holding := state.closing or state.refunding) else None,
         "keep_power_until_ms": state.orders.keep_power_until_ms,
         "promise_until_ms": state.orders.promise_until_ms,
         "notice_id": state.orders.notice_id,

@@ -125,6 +125,11 @@ def of_adjustment(amount_nano: int) -> Postings:
     return posted((ADJUSTMENT, amount_nano), (PREPAYMENT, -amount_nano))
 
 
+def of_refund(method: str, amount_nano: int) -> Postings:
+    """Return what paying credit out posts."""
+    return posted((PREPAYMENT, amount_nano), (_MONEY[method], -amount_nano))
+
+
 def of_write_off(kind: str, amount_nano: int) -> Postings:
     """Return what giving up `amount_nano` posts: emergency credit, a debt, or arrears."""
     owed = {"emergency": EMERGENCY, "debt": RECEIVABLE, "arrears": PREPAYMENT}[kind]

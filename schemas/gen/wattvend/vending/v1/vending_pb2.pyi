@@ -1149,6 +1149,7 @@ class GetReceiptResponse(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     REVERSAL_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
     OTHER_NUMBER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """in the series of the legal entity"""
@@ -1160,17 +1161,20 @@ class GetReceiptResponse(_message.Message):
 
     @_builtins.property
     def reversal(self) -> Global___Reversal: ...
+    @_builtins.property
+    def refund(self) -> Global___Refund: ...
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         receipt: Global___Receipt | None = ...,
         reversal: Global___Reversal | None = ...,
+        refund: Global___Refund | None = ...,
         other_number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "reversal", b"reversal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "refund", b"refund", "reversal", b"reversal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "other_number", b"other_number", "receipt", b"receipt", "reversal", b"reversal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "other_number", b"other_number", "receipt", b"receipt", "refund", b"refund", "reversal", b"reversal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1501,6 +1505,115 @@ class ReverseSaleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReverseSaleResponse: _TypeAlias = ReverseSaleResponse  # noqa: Y015
+
+@_typing.final
+class RefundCreditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    amount_minor: _builtins.int
+    """0 = all that is left"""
+    method: _builtins.str
+    """how it is paid out: cash, pos, transfer, qr"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+        method: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "method", b"method", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundCreditRequest: _TypeAlias = RefundCreditRequest  # noqa: Y015
+
+@_typing.final
+class Refund(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    REFUNDED_AT_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CHARGED_NANO_FIELD_NUMBER: _builtins.int
+    ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    account_id: _builtins.str
+    amount_minor: _builtins.int
+    currency: _builtins.str
+    legal_entity: _builtins.str
+    method: _builtins.str
+    refunded_at_ms: _builtins.int
+    reason: _builtins.str
+    charged_nano: _builtins.int
+    """what metering had charged, lifetime"""
+    account_sequence: _builtins.int
+    """as of"""
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_minor: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
+        method: _builtins.str = ...,
+        refunded_at_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        charged_nano: _builtins.int = ...,
+        account_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_sequence", b"account_sequence", "amount_minor", b"amount_minor", "charged_nano", b"charged_nano", "currency", b"currency", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "refunded_at_ms", b"refunded_at_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refund: _TypeAlias = Refund  # noqa: Y015
+
+@_typing.final
+class RefundCreditResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUND_FIELD_NUMBER: _builtins.int
+    CREDITED_NANO_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    credited_nano: _builtins.int
+    """lifetime total of the account after it"""
+    @_builtins.property
+    def refund(self) -> Global___Refund: ...
+    @_builtins.property
+    def version(self) -> Global___BookVersion: ...
+    def __init__(
+        self,
+        *,
+        refund: Global___Refund | None = ...,
+        credited_nano: _builtins.int = ...,
+        version: Global___BookVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refund", b"refund", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credited_nano", b"credited_nano", "refund", b"refund", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundCreditResponse: _TypeAlias = RefundCreditResponse  # noqa: Y015
 
 @_typing.final
 class AdjustCreditRequest(_message.Message):

@@ -157,6 +157,11 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.FromString,
                 _registered_method=True)
+        self.RefundCredit = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/RefundCredit',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditResponse.FromString,
+                _registered_method=True)
         self.AdjustCredit = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/AdjustCredit',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.AdjustCreditRequest.SerializeToString,
@@ -405,6 +410,14 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefundCredit(self, request, context):
+        """Pays credit out, never more than metering's echo of the hold shows to be left. The call waits for
+        the echo until its deadline, then UNAVAILABLE: the same request gets the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AdjustCredit(self, request, context):
         """Sets the credit right; nobody pays.
         """
@@ -630,6 +643,11 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.ReverseSale,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.SerializeToString,
+            ),
+            'RefundCredit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundCredit,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditResponse.SerializeToString,
             ),
             'AdjustCredit': grpc.unary_unary_rpc_method_handler(
                     servicer.AdjustCredit,
@@ -1341,6 +1359,33 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/ReverseSale',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.ReverseSaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundCredit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/RefundCredit',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.RefundCreditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,10 @@ class VendingServiceStub:
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
     """
+    RefundCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.RefundCreditRequest, _vending_pb2.RefundCreditResponse]
+    """Pays credit out, never more than metering's echo of the hold shows to be left. The call waits for
+    the echo until its deadline, then UNAVAILABLE: the same request gets the answer.
+    """
     AdjustCredit: _grpc.UnaryUnaryMultiCallable[_vending_pb2.AdjustCreditRequest, _vending_pb2.Account]
     """Sets the credit right; nobody pays."""
     WriteOff: _grpc.UnaryUnaryMultiCallable[_vending_pb2.WriteOffRequest, _vending_pb2.Account]
@@ -170,6 +174,10 @@ class VendingServiceAsyncStub(VendingServiceStub):
     ReverseSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]  # type: ignore[assignment]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
     recovered is owed again. The account may fall below zero.
+    """
+    RefundCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.RefundCreditRequest, _vending_pb2.RefundCreditResponse]  # type: ignore[assignment]
+    """Pays credit out, never more than metering's echo of the hold shows to be left. The call waits for
+    the echo until its deadline, then UNAVAILABLE: the same request gets the answer.
     """
     AdjustCredit: _aio.UnaryUnaryMultiCallable[_vending_pb2.AdjustCreditRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """Sets the credit right; nobody pays."""
@@ -392,6 +400,16 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vending_pb2.ReverseSaleResponse, _abc.Awaitable[_vending_pb2.ReverseSaleResponse]]:
         """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
         recovered is owed again. The account may fall below zero.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundCredit(
+        self,
+        request: _vending_pb2.RefundCreditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.RefundCreditResponse, _abc.Awaitable[_vending_pb2.RefundCreditResponse]]:
+        """Pays credit out, never more than metering's echo of the hold shows to be left. The call waits for
+        the echo until its deadline, then UNAVAILABLE: the same request gets the answer.
         """
 
     @_abc_1.abstractmethod

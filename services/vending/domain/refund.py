@@ -1,0 +1,142 @@
+"""A refund 退电: credit is held, metering says what was used, and what is left may be paid out.
+
+Only metering knows what was used. It echoes the hold when it has absorbed all that the book decided
+before it; what lies above the echo's totals is never paid out.
+"""
+
+from typing import Any
+
+from services.common.kernel.ids import name_uuid
+from services.common.kernel.reasons import Reason
+from services.common.kernel.units import Currency, fits_int64, format_scaled
+from services.common.kernel.values import value_class
+from services.vending.domain import postings
+from services.vending.domain.decisions import Rejection
+from services.vending.domain.events import CreditRefunded, RefundHeld, RefundRefused
+from services.vending.domain.origin import Origin
+from services.vending.domain.owed import Owed
+
+MINUTE_MS = 60_000
+
+
+@value_class
+class Told:
+    """What of an echo a refund is settled by.
+
+    `last_reading_at_ms`: when metering received the account's last one, None: none yet.
+    """
+
+    charged_nano: int
+    account_sequence: int
+    open_meters: int
+    last_reading_at_ms: int | None
+    decided_at_ms: int
+
+
+@value_class
+class Refunding:
+    """A hold that metering must echo, what was asked for, and the request that asked."""
+
+    hold_id: str
+    amount_minor: int
+    method: str
+    reason: str
+    max_evidence_age_ms: int
+    caller: str
+    request_id: str
+    fingerprint: bytes
+    origin: Origin
+
+    def settled(
+        self,
+        told: Told,
+        credited_nano: int,
+        owed: Owed,
+        *,
+        currency: Currency,
+        at_ms: int,
+        of_what: dict[str, Any],
+    ) -> CreditRefunded | RefundRefused:
+        """Return what an echo makes of it; `credited_nano`, `owed`: the account's, as it is now."""
+        said: dict[str, Any] = {
+            "caller": self.caller,
+            "request_id": self.request_id,
+            "fingerprint": self.fingerprint,
+            "origin": self.origin,
+            "occurred_at_ms": at_ms,
+            "hold_id": self.hold_id,
+            "charged_nano": told.charged_nano,
+            "account_sequence": told.account_sequence,
+            **of_what,
+        }
+        left_minor = max(credited_nano - told.charged_nano, 0) // currency.nano_per_minor
+        amount_minor = self.amount_minor or left_minor
+        amount_nano = amount_minor * currency.nano_per_minor
+        problem = (
+            self._too_old(told)
+            or owes(owed)
+            or too_little(amount_minor, left_minor, currency)
+            or (None if fits_int64(credited_nano - amount_nano) else _too_large())
+        )
+        if problem:
+            return RefundRefused(**said, reason=problem.reason.value, message=problem.message)
+        return CreditRefunded(
+            **said,
+            amount_minor=amount_minor,
+            amount_nano=amount_nano,
+            credited_nano=credited_nano - amount_nano,
+            method=self.method,
+            receipt_id=str(name_uuid("receipt", self.caller, self.request_id)),
+            reason=self.reason,
+            postings=postings.of_refund(self.method, amount_nano),
+        )
+
+    def _too_old(self, told: Told) -> Rejection | None:
+        """Return why an echo says too little: what a meter that is silent uses is not known."""
+        last_ms = told.last_reading_at_ms
+        if not told.open_meters:
+            return None
+        if last_ms is not None and told.decided_at_ms - last_ms <= self.max_evidence_age_ms:
+            return None
+        minutes = self.max_evidence_age_ms // MINUTE_MS
+        return Rejection(
+            Reason.EVIDENCE_TOO_OLD,
+            f"the last reading is older than {minutes} min, or there is none: read the account's "
+            "meters, or release them, and refund then",
+        )
+
+
+def refunding(event: RefundHeld) -> Refunding:
+    """Return the refund that a hold begins."""
+    return Refunding(
+        event.hold_id,
+        event.amount_minor,
+        event.method,
+        event.reason,
+        event.max_evidence_age_ms,
+        event.caller,
+        event.request_id,
+        event.fingerprint,
+        event.origin,
+    )
+
+
+def owes(owed: Owed) -> Rejection | None:
+    """Return why nothing is paid out to who owes something."""
+    if not owed:
+        return None
+    text = "emergency credit or a debt is owed: let a sale recover it, or write it off, before"
+    return Rejection(Reason.ACCOUNT_HAS_DEBT, text, "account_id")
+
+
+def too_little(amount_minor: int, left_minor: int, currency: Currency) -> Rejection | None:
+    """Return why so much cannot be paid out; None where it is there."""
+    if 0 < amount_minor <= left_minor:
+        return None
+    left = format_scaled(left_minor, currency.minor_decimals)
+    text = f"{left} {currency.code} is left, the most that can be refunded"
+    return Rejection(Reason.BALANCE_TOO_LOW, text, "amount_minor")
+
+
+def _too_large() -> Rejection:
+    return Rejection(Reason.AMOUNT_TOO_LARGE, "what would be left does not fit the ledger")
