@@ -22,6 +22,9 @@ class Cut:
         self._ways: set[asyncio.Task[None]] = set()
         self.cuts: bool | None = None
         """The next exchange is cut: after the server did it (True), before it heard of it."""
+        self.is_silent = False
+        """The server does not learn of a cut: to it the connection is idle."""
+        self._left: list[asyncio.StreamWriter] = []
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         way = asyncio.create_task(self._pass_on(reader, writer))
@@ -54,9 +57,14 @@ class Cut:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         writer.close()
-        asks.close()
+        if self.is_silent:
+            self._left.append(asks)
+        else:
+            asks.close()
 
     async def close(self) -> None:
+        for left in self._left:
+            left.close()
         for way in self._ways:
             way.cancel()
         if self._ways:

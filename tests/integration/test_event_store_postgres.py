@@ -16,7 +16,12 @@ import pytest
 
 from services.common.kernel.errors import Bug, WattvendError
 from services.vending.adapters import stores, tables
-from services.vending.adapters.postgres_database import SCHEMA, DatabaseInUse, PostgresDatabase
+from services.vending.adapters.postgres_database import (
+    LOCK_WITHIN_S,
+    SCHEMA,
+    DatabaseInUse,
+    PostgresDatabase,
+)
 from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
 from services.vending.adapters.tables import Change, Claim, Statement
 from services.vending.domain.event_store import (
@@ -252,6 +257,20 @@ async def test_sessions_that_the_server_ended_are_made_again(address: str) -> No
                 assert len(await store.read(A)) == revision + 1
                 await store.append(A, revision, [new()])
         assert len(await store.read(A)) == 6
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_session_of_ours_that_the_server_takes_for_alive_is_ended_by_us(
+    way: tuple[Cut, str], store: PostgresEventStore, *, stored: bool
+) -> None:
+    """As where a router forgot the connection: the old session would hold the lock for long."""
+    await store.append(A, NO_EVENTS, [new()])
+    way[0].is_silent, way[0].cuts = True, stored
+    with pytest.raises(StoreUnavailable):
+        await store.append(A, 0, [new()])
+    async with asyncio.timeout(LOCK_WITHIN_S):
+        await store.append(B, NO_EVENTS, [new()])
+    assert len(await store.read(A)) == 1 + stored
 
 
 async def test_who_lost_the_lock_to_another_stores_nothing_until_that_one_leaves(
