@@ -106,6 +106,8 @@ class Shop:
     directory: Path
     checkpoint_interval_ms: int = 200
     instance: str = "vending-0"
+    store: str = ""
+    """The address of a book that does not stand in the file `path`."""
     grpc_port: int = field(default_factory=lambda: free_ports(1)[0])
 
     def __post_init__(self) -> None:
@@ -124,6 +126,7 @@ class Shop:
         """Return a process on the shop's store that is not started."""
         settings = {
             "KAFKA_BOOTSTRAP": self.bootstrap,
+            "STORE": self.store,
             "STORE_PATH": str(self.path),
             "GRPC_PORT": str(grpc_port or self.grpc_port),
             "CHECKPOINT_INTERVAL_MS": str(self.checkpoint_interval_ms),

@@ -9,6 +9,7 @@ from services.common.runtime import kafka, points
 from services.common.runtime.kafka import Outgoing
 from services.vending import main
 from services.vending.adapters.bus import KafkaPublisher
+from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.application import relay
 from services.vending.application.office import Office
@@ -35,6 +36,15 @@ def answer_before_the_commit() -> None:
         await asyncio.Event().wait()
 
     patch(SqliteFile, _commit=early)
+
+
+def answer_before_postgresql() -> None:
+    """Answer whoever appends before PostgreSQL has heard of it."""
+
+    async def early(self: PostgresEventStore, group: list[Any]) -> None:
+        self._answer(group, self._placed(group))
+
+    patch(PostgresEventStore, _commit=early)
 
 
 def leave_moves_half_done() -> None:
