@@ -83,7 +83,7 @@ schemas-record: $(DEV_STAMP) ## publish changed schemas: the next version into s
 	@$(BIN)/python -m tools.schemas record
 
 .PHONY: check
-check: $(DEV_STAMP) ## format, lint, types, import rules, schema compatibility, generated code fresh
+check: $(DEV_STAMP) ## format, lint, types, import rules, schema compatibility (Avro, protobuf), generated code fresh
 	@$(BIN)/ruff format --check . || { echo "mend it: make format"; exit 1; }
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

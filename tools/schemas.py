@@ -19,7 +19,6 @@ from typing import Any
 import avro.schema
 import grpc_tools
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
-from google.protobuf import descriptor_pb2
 
 ROOT = Path(__file__).parent.parent
 PROTO = ROOT / "schemas" / "proto"
@@ -27,6 +26,8 @@ GEN = ROOT / "schemas" / "gen"
 AVRO = ROOT / "schemas" / "avro"
 BASELINE = ROOT / "schemas" / "baseline"
 PROTO_BASELINE = BASELINE / "protobuf.json"
+BUF_FOUND = 100
+"""Its exit code where it found something wrong with the schemas."""
 
 
 def _protoc(*outputs: str) -> None:
@@ -134,39 +135,44 @@ def avro_faults() -> Iterator[str]:
             yield f"schemas/avro/{subject}.avsc changed and is not recorded: make schemas-record"
 
 
-# --- protobuf: nothing that a client uses may vanish or change -----------------------------------
+# --- protobuf: buf.yaml says what is asked of names, and of changes ------------------------------
 
 
-def proto_surface() -> dict[str, str]:
-    """Return everything a client can depend on: place → what it is."""
-    with tempfile.NamedTemporaryFile() as out:
-        _protoc(f"--descriptor_set_out={out.name}")
-        files = descriptor_pb2.FileDescriptorSet.FromString(Path(out.name).read_bytes())
-    surface = {}
-    for file in files.file:
-        for message in file.message_type:
-            for field in message.field:
-                kind = descriptor_pb2.FieldDescriptorProto.Type.Name(field.type)
-                label = descriptor_pb2.FieldDescriptorProto.Label.Name(field.label)
-                surface[f"{file.package}.{message.name}#{field.number}"] = (
-                    f"{field.name} {label} {kind} {field.type_name}".strip()
-                )
-        for service in file.service:
-            for method in service.method:
-                surface[f"{file.package}.{service.name}/{method.name}"] = (
-                    f"{method.input_type} -> {method.output_type}"
-                )
-    return surface
+def buf(*arguments: str) -> list[str]:
+    """Run buf over schemas/proto; return what it finds wrong, a line each."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "buf", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, BUF_FOUND):
+        raise SystemExit(f"buf {' '.join(arguments)} failed: {done.stderr}")
+    return f"{done.stdout}{done.stderr}".splitlines()
+
+
+def proto_image() -> str:
+    """Return all that a client can depend on: buf's image of schemas/proto, as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.json"
+        buf("build", "--exclude-source-info", "--output", str(image))
+        return json.dumps(json.loads(image.read_text()), indent=1, sort_keys=True) + "\n"
+
+
+def proto_breaks() -> list[str]:
+    """Return what a client of a recorded version would miss."""
+    return buf("breaking", "--against", str(PROTO_BASELINE)) if PROTO_BASELINE.exists() else []
 
 
 def proto_faults() -> Iterator[str]:
-    """Yield what a client of a published version would miss."""
-    today = proto_surface()
-    recorded = json.loads(PROTO_BASELINE.read_text()) if PROTO_BASELINE.exists() else {}
-    for place, was in sorted(recorded.items()):
-        if today.get(place) != was:
-            yield f"{place} was {was!r}, is {today.get(place, 'gone')!r}"
-    if today.keys() - recorded.keys():
+    """Yield what is badly named, what a client would miss, and whether anything is unrecorded."""
+    if broken := buf("build"):
+        yield from broken
+        return
+    yield from buf("lint")
+    yield from proto_breaks()
+    if not PROTO_BASELINE.exists() or PROTO_BASELINE.read_text() != proto_image():
         yield "schemas/proto has what is not recorded: make schemas-record"
 
 
@@ -184,7 +190,12 @@ def record() -> None:
         target = BASELINE / path.stem / f"{len(versions) + 1}.avsc"
         shutil.copyfile(path, target)
         print(f"recorded {target.relative_to(ROOT)}")
-    PROTO_BASELINE.write_text(json.dumps(proto_surface(), indent=1, sort_keys=True) + "\n")
+    if faults := proto_breaks():
+        raise SystemExit(
+            "schemas/proto cannot be published: " + "; ".join(faults) + ". What no release has may "
+            f"be taken back: check {PROTO_BASELINE.relative_to(ROOT)} out as it was released first"
+        )
+    PROTO_BASELINE.write_text(proto_image())
 
 
 def main() -> int:

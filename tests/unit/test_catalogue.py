@@ -5,6 +5,8 @@ subject, bytes that must stay readable for as long as the topics keep them.
 """
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,35 @@ def test_generated_code_that_was_edited_by_hand_is_found(
     victim.write_text(victim.read_text() + "# edited\n")
     monkeypatch.setattr(tool, "GEN", tmp_path)
     assert any("is stale" in fault for fault in tool.stale_code())
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "fault"),
+    [
+        ("int64 credited_nano = 2;", "int64 total_nano = 2;", "changed name"),
+        ("int64 credited_nano = 2;", "string credited_nano = 2;", "changed type"),
+        ("  rpc Sell(SellRequest) returns (SellResponse);\n", "", 'deleted RPC "Sell"|RPC "Sell"'),
+        ("string receipt_id = 1;", "string receiptId = 31;", "lower_snake_case"),
+        ("string receipt_id = 1;", "receipt_id", "cannot find `receipt_id`"),
+        ("string receipt_id = 1;", "string receipt_id = 1;\n  bool added = 99;", "not recorded"),
+    ],
+)
+def test_what_a_client_would_miss_and_what_is_badly_named_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str, becomes: str, fault: str
+) -> None:
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    shutil.copytree(ROOT / "schemas" / "proto", tmp_path / "schemas" / "proto")
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    assert list(tool.proto_faults()) == []
+    file = tmp_path / "schemas" / "proto" / "wattvend" / "vending" / "v1" / "vending.proto"
+    assert was in file.read_text()
+    file.write_text(file.read_text().replace(was, becomes, 1))
+    assert any(re.search(fault, each) for each in tool.proto_faults())
+
+
+def test_a_breaking_change_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "proto_breaks", lambda: ["a field is gone"])
+    before = tool.PROTO_BASELINE.read_text()
+    with pytest.raises(SystemExit, match="a field is gone"):
+        tool.record()
+    assert tool.PROTO_BASELINE.read_text() == before
