@@ -21,12 +21,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.vending import commands
 from services.vending.adapters import stores
 from services.vending.adapters.keys import PublicKeys, SigningKey
 from services.vending.adapters.scratch import ScratchLasts
 from services.vending.application.ledger import LedgerEvent
 from services.vending.application.relay import START, link_of, root_with
 from services.vending.application.verifying import Fault, Verdict, compare, verify
+from services.vending.config import VendingSettings
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, NewEvent, StoredEvent, StreamId
 from services.vending.domain.tables import Checkpoint, Root
@@ -354,6 +356,42 @@ def test_what_came_after_the_last_telling_is_followed_by_its_stream() -> None:
     assert fault is not None
     assert (fault.position, fault.until) == (untold.position, untold.position + 1)
     assert "one of the two was altered" in fault.what
+
+
+# --- what a person reads ------------------------------------------------------------------------
+
+
+def said_by_verify(
+    path: Path, capsys: pytest.CaptureFixture[str], *, key: Path | None
+) -> tuple[int, str]:
+    settings = VendingSettings(store_path=path, signing_key=key)
+    code = commands.carried_out(commands.parsed(["verify"]), settings)
+    return code, capsys.readouterr().out
+
+
+def test_a_person_reads_which_event_it_was_or_among_which_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, key = book(), book().path.with_name("key.pem")
+    code, said = said_by_verify(made.path, capsys, key=key)
+    assert code == 0
+    assert f"{len(made.events)} events in 7 streams are unaltered" in said
+    assert f"signed up to position {made.told} by key {made.key.key_id}" in said
+    assert "no key is set" in said_by_verify(made.path, capsys, key=None)[1]
+    event = told_event(20)
+    with tampered() as (path, connection):
+        connection.execute(ALTERED["data"], (event.position,))
+        code, said = said_by_verify(path, capsys, key=key)
+        assert code == commands.FAULT_FOUND
+        assert f"position {event.position}: {event.stream} revision {event.revision}" in said
+    with tampered() as (path, connection):
+        rewrite(connection, event.position)
+        code, said = said_by_verify(path, capsys, key=key)
+        assert code == commands.FAULT_FOUND
+        safe = max(p for p in made.checkpoints if p < event.position)
+        until = min(p for p in made.checkpoints if p >= event.position)
+        assert f"one of the events at positions {safe + 1} to {until}" in said
+        assert "no good signature of a known key" in said
 
 
 # --- keys, and books that live ------------------------------------------------------------------
