@@ -40,6 +40,7 @@ from tests.unit.vending_world import World
 from tools.stack import keyfile
 
 ROUNDS, SALES_A_ROUND = 6, 5
+DEADLINE_S = 30.0
 UNTOLD = 3
 """Sales that the relay has not come to."""
 
@@ -426,11 +427,13 @@ async def test_a_book_is_verified_while_it_is_sold_on(tmp_path: Path) -> None:
     async with vending_world.world(path) as world:
         await told_in_rounds(world, lambda unsigned: unsigned)
         selling = asyncio.create_task(sell_on(world))
-        verdicts = [await asyncio.to_thread(verified, path, PublicKeys([])) for _ in range(5)]
+        verdicts: list[Verdict] = []
+        async with asyncio.timeout(DEADLINE_S):
+            while len({verdict.root.count for verdict in verdicts}) < 3:
+                verdicts.append(await asyncio.to_thread(verified, path, PublicKeys([])))
         selling.cancel()
         await asyncio.gather(selling, return_exceptions=True)
-    assert [verdict.fault for verdict in verdicts] == [None] * 5
-    assert verdicts[-1].root.count > verdicts[0].root.count
+    assert not any(verdict.fault for verdict in verdicts)
 
 
 async def sell_on(world: World) -> None:

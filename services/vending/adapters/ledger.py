@@ -15,6 +15,8 @@ from services.vending.domain.event_store import StreamId
 from services.vending.domain.tables import Checkpoint
 
 WINDOW_RECORDS_FIRST = 1_000
+"""More than a relay tells between two checkpoints, which it may tell again."""
+WINDOWS_GROW = 8
 RECORDS_PER_POLL_MAX = 1_000
 POLL_MS = 1_000
 
@@ -79,17 +81,23 @@ class _Partition:
         self._waiting: deque[LedgerEvent | Checkpoint] = deque()
 
     async def seek(self, position: int) -> None:
-        """Go to where everything above a position is still to come."""
+        """Go to where everything above a position is still to come.
+
+        One window further back than where it seems so: a relay that was killed while it told again
+        stands behind what it had told before.
+        """
         place = self._place
         first = (await self._reader.beginning_offsets([place]))[place]
-        begin, window = self._end, WINDOW_RECORDS_FIRST
+        begin, window, is_before = self._end, WINDOW_RECORDS_FIRST, False
         while begin > first:
             begin = max(first, self._end - window)
-            window *= 8
+            if is_before:
+                break
+            window *= WINDOWS_GROW
             self._reader.seek(place, begin)
             _, value = kafka.opened(await self._reader.getone(place))
-            if (value["book_epoch"], value["position"]) <= (self._book_epoch, position):
-                break
+            told = (value["book_epoch"], value["position"])
+            is_before = told <= (self._book_epoch, position)
         self._reader.seek(place, begin)
 
     async def head(self, position: int) -> LedgerEvent | Checkpoint | None:
