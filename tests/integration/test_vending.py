@@ -477,8 +477,8 @@ def echo(hold: dict[str, Any], charged_nano: int) -> dict[str, Any]:
     }
 
 
-async def hold_of(vending: Vending) -> dict[str, Any]:
-    """Return the newest account-fact that holds."""
+async def hold_of(vending: Vending, status: str = "closing") -> dict[str, Any]:
+    """Return the newest account-fact that holds, of an account of that status."""
 
     async def look() -> Any:
         log = await records_of(vending, "shard-log")
@@ -486,7 +486,7 @@ async def hold_of(vending: Vending) -> dict[str, Any]:
         return facts[-1] if facts and facts[-1]["hold_id"] else None
 
     found: dict[str, Any] = await eventually(look)
-    assert found["status"] == "closing"
+    assert found["status"] == status
     return found
 
 
@@ -524,6 +524,52 @@ async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Ve
         sale = pb.SellRequest(account_id=name("A"), amount_minor=500, method="qr")
         _, reason, _ = await refusal(call(stub.Sell, sale))
         assert reason == "ACCOUNT_NOT_OPEN"
+
+
+async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_number(
+    vending: Vending,
+) -> None:
+    name, other = vending.id, (("wattvend-caller", "desk-2"),)
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=100)
+        reserve = pb.ReserveSaleRequest(
+            transaction_id=name("tx"), account_id=name("A"), amount_minor=70, method="qr"
+        )
+        assert (await call(stub.ReserveSale, reserve)).status == "reserved"
+        confirm = pb.ConfirmSaleRequest(transaction_id=name("tx"))
+        sold = await call(stub.ConfirmSale, confirm)
+        refund_id = str(uuid4())
+        refund = pb.RefundCreditRequest(
+            account_id=name("A"), amount_minor=150, method="cash", reason="moves out"
+        )
+        code, reason, _ = await refusal(call(stub.RefundCredit, refund, refund_id))
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "APPROVAL_REQUIRED")
+        waits = await call(stub.ListApprovals, pb.ListApprovalsRequest(legal_entity="LE1"))
+        (waiting,) = [w for w in waits.approvals if w.target == f"account-{name('A')}"]
+        approve = pb.ApproveRequest(approval_id=waiting.approval_id, reason="seen")
+        _, reason, _ = await refusal(call(stub.Approve, approve))
+        assert reason == "SAME_PERSON"
+        approved = await stub.Approve(approve, metadata=other, timeout=DEADLINE_S)
+        assert approved.status == "executed"
+        hold = await hold_of(vending, "open")
+        assert hold["held_nano"] == 150 * 10**7
+        service = vending.service
+        assert service is not None
+        service.kill9()
+    await publish(vending, [("echoes", "echo", echo(hold, 20 * 10**7), hold["shard"])])
+    service.start()
+    async with stub_of(vending) as stub:
+        paid = await call(stub.RefundCredit, refund, refund_id)
+        assert paid.refund.amount_minor == 150
+        assert paid.credited_nano == 20 * 10**7
+        papers = [sold.receipt.receipt_id, paid.refund.receipt_id]
+        told = [
+            await call(stub.GetReceipt, pb.GetReceiptRequest(receipt_id=paper)) for paper in papers
+        ]
+        assert [answer.number for answer in told] == [2, 3]
+        printed = await call(stub.PrintReceipt, pb.PrintReceiptRequest(receipt_id=papers[1]))
+        assert (printed.number, printed.pdf[:5]) == (3, b"%PDF-")
+        assert await call(stub.ConfirmSale, confirm) == sold
 
 
 async def test_a_store_that_is_behind_its_ledger_takes_no_commands_until_a_person_acts(

@@ -12,10 +12,11 @@ from services.common.kernel.errors import Bug
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.runtime import points
 from services.common.runtime.grpc import Call
-from services.vending.adapters import messages, receipt_pdf
+from services.vending.adapters import messages
 from services.vending.application.book import Outcome
 from services.vending.application.gathering import Gathering
 from services.vending.application.office import Office
+from services.vending.application.receipts import Paper
 from services.vending.domain import checks
 from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
 from services.vending.domain.approval import Approve, Decline, Proposal
@@ -317,7 +318,7 @@ class VendingApi(vending_pb2_grpc.VendingServiceServicer):
     ) -> pb.PrintReceiptResponse:
         """Return a receipt as PDF."""
         paper = await self._office.receipts.paper(request.receipt_id)
-        pdf = await asyncio.to_thread(receipt_pdf.printed, paper)
+        pdf = await asyncio.to_thread(_printed, paper)
         return pb.PrintReceiptResponse(number=paper.number, pdf=pdf)
 
     async def ReserveSale(self, request: pb.ReserveSaleRequest, context: Any) -> pb.Payment:
@@ -682,6 +683,13 @@ def _receipt(sold: CreditSold) -> pb.Receipt:
         energy_milli=sold.energy_milli or 0,
         price_micro=sold.price_micro or 0,
     )
+
+
+def _printed(paper: Paper) -> bytes:
+    # What it takes would cost every start a second and 28 MB, for what is asked now and then.
+    from services.vending.adapters import receipt_pdf  # noqa: PLC0415
+
+    return receipt_pdf.printed(paper)
 
 
 def _said(request: Any, name: str) -> Any:
