@@ -9,8 +9,9 @@ judge must find what is forgotten.
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import pytest
 from services.vending.adapters import stores
 from services.vending.adapters.keys import PublicKeys
 from services.vending.adapters.scratch import ScratchLasts
+from services.vending.adapters.tables import event_of
 from services.vending.application.verifying import verify
+from services.vending.domain.events import CreditSold
 from tests.recovery import bus
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.vending_judge import (
@@ -39,6 +42,7 @@ pytestmark = pytest.mark.stack
 
 SEED = 20262
 BOUNDARIES = (
+    "numbered",
     "linked",
     "record-acknowledged",
     "ledger-published",
@@ -64,17 +68,17 @@ async def shop(stack: BackgroundStack, tmp_path: Path) -> AsyncIterator[Shop]:
 @asynccontextmanager
 async def selling(shop: Shop, till: Till) -> AsyncIterator[None]:
     """Let a till sell at leisure, through kills."""
-    closing = asyncio.Event()
+    closes = asyncio.Event()
 
     async def sell(stub: Any) -> None:
-        while not closing.is_set():
+        while not closes.is_set():
             await till.sell(stub, till.next_sale())
             await asyncio.sleep(BETWEEN_SALES_S)
 
     async with shop.stub() as stub, asyncio.TaskGroup() as group:
         group.create_task(sell(stub))
         yield
-        closing.set()
+        closes.set()
 
 
 async def everything_is_told(shop: Shop) -> bool:
@@ -117,6 +121,17 @@ async def test_the_relay_killed_at_each_boundary_tells_everything_in_order(
     assert not verdict.wrong, verdict.wrong[:5]
     assert found.repeats > 0, "no kill made anything be told twice"
     await judge_links(shop)
+    judge_numbers(shop)
+
+
+def judge_numbers(shop: Shop) -> None:
+    """Count the receipts of the book anew: each has its number, in the order of the store."""
+    events = map(event_of, book(shop.path))
+    receipts = [event.receipt_id for event in events if isinstance(event, CreditSold)]
+    with closing(sqlite3.connect(f"file:{shop.path}?mode=ro", uri=True)) as file:
+        rows = file.execute("SELECT receipt_id, number FROM document ORDER BY position").fetchall()
+    assert rows == [(receipt, number) for number, receipt in enumerate(receipts, 1)]
+    assert rows
 
 
 async def judge_links(shop: Shop) -> None:
