@@ -30,6 +30,7 @@ from services.vending.domain.event_store import (
     Appended,
     NameTaken,
     NewEvent,
+    NotTheWriter,
     StoredEvent,
     StoreUnavailable,
     StreamId,
@@ -241,7 +242,7 @@ async def test_an_append_whose_changes_cannot_be_made_fails_alone(address: str) 
 async def end_sessions(address: str) -> None:
     await execute(
         address,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()",
     )
 
@@ -273,6 +274,25 @@ async def test_a_session_of_ours_that_the_server_takes_for_alive_is_ended_by_us(
     assert len(await store.read(A)) == 1 + stored
 
 
+async def test_a_former_session_that_does_not_end_is_not_taken_for_another_process(
+    way: tuple[Cut, str], store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk stalls: PostgreSQL hears of the end only after its write."""
+    await store.append(A, NO_EVENTS, [new()])
+
+    async def never(*_: object) -> bool:
+        return True
+
+    way[0].is_silent, way[0].cuts = True, False
+    with pytest.raises(StoreUnavailable):
+        await store.append(A, 0, [new()])
+    with monkeypatch.context() as patched:
+        patched.setattr(store._database, "_end_former_session", never)
+        with pytest.raises(StoreUnavailable, match="has not ended our former session yet"):
+            await store.append(A, 0, [new()])
+    await store.append(A, 0, [new()])
+
+
 async def test_who_lost_the_lock_to_another_stores_nothing_until_that_one_leaves(
     address: str,
 ) -> None:
@@ -295,7 +315,7 @@ async def test_who_lost_the_lock_to_another_stores_nothing_until_that_one_leaves
 
         taking = asyncio.create_task(take_over())
         await held.wait()
-        with pytest.raises(StoreUnavailable, match="in use by test"):
+        with pytest.raises(NotTheWriter, match=r"lost its connection: .* in use by test"):
             await store.append(B, NO_EVENTS, [new()])
         assert await store.read(B) == []
         release.set()

@@ -25,7 +25,7 @@ from services.common.runtime.postgres import (
     try_lock,
 )
 from services.vending.adapters.tables import Statement
-from services.vending.domain.event_store import StoreUnavailable
+from services.vending.domain.event_store import NotTheWriter, StoreUnavailable
 
 SCHEMA = "vending"
 WRITER = "writer"
@@ -138,7 +138,7 @@ class PostgresDatabase:
     async def writer(self) -> asyncpg.Connection:
         """Return the connection that holds the lock; another one than before where that is lost.
 
-        Raises StoreUnavailable. One at a time may ask.
+        Raises StoreUnavailable; NotTheWriter where another process has it. One at a time may ask.
         """
         if not self._writes:
             raise Bug(f"{shown(self._dsn)} was opened to read it")
@@ -146,7 +146,9 @@ class PostgresDatabase:
             self._writer = None
             try:
                 self._writer = await self._locked()
-            except (*UNREACHABLE, asyncpg.PostgresError, DatabaseInUse) as failed:
+            except DatabaseInUse as other:
+                raise NotTheWriter(f"this vending lost its connection: {other}") from other
+            except (*UNREACHABLE, asyncpg.PostgresError) as failed:
                 raise self.explained(failed) from failed
         return self._writer
 
@@ -174,15 +176,14 @@ class PostgresDatabase:
 
     async def _lock(self, connection: asyncpg.Connection) -> None:
         """Take the lock, at once or when a session that was cut off has ended."""
-        if self._session is not None:  # it may not know yet that we left it
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE pid = $1 AND backend_start = $2",
-                *self._session,
-            )
+        is_there = await self._end_former_session(connection)
         now_s = asyncio.get_running_loop().time
         deadline_s = now_s() + LOCK_WITHIN_S
         while not await try_lock(connection, WRITER, SCHEMA):
+            if now_s() >= deadline_s and is_there:
+                raise StoreUnavailable(
+                    f"{shown(self._dsn)} has not ended our former session yet: its disk is slow"
+                )
             if now_s() >= deadline_s:
                 holder = await lock_holder(connection, WRITER, SCHEMA)
                 raise DatabaseInUse(
@@ -190,11 +191,23 @@ class PostgresDatabase:
                     "database. An event store has one writer"
                 )
             await asyncio.sleep(LOCK_POLL_S)
+            is_there = await self._end_former_session(connection)
         session = await connection.fetchrow(
             "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         )
         assert session is not None
         self._session = tuple(session)
+
+    async def _end_former_session(self, connection: asyncpg.Connection) -> bool:
+        """End the session that had the lock, and may not know that we left. Say if it was there."""
+        if self._session is None:
+            return False
+        found = await connection.fetchval(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid = $1 AND backend_start = $2",
+            *self._session,
+        )
+        return found is not None
 
     async def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query on what is committed. Raises StoreUnavailable."""

@@ -27,6 +27,7 @@ from services.vending.domain.event_store import (
     EventExists,
     NameTaken,
     NewEvent,
+    NotTheWriter,
     StoredEvent,
     StoreUnavailable,
     StreamId,
@@ -69,7 +70,13 @@ _ITS_OWN_FAULT = (
     NameTaken,
 )
 """What an append brought about itself: nothing is stored, and the connection goes on."""
-_OF_THE_STORE = (*UNREACHABLE, asyncpg.PostgresError, StoreUnavailable, StoreWentBack)
+_OF_THE_STORE = (
+    *UNREACHABLE,
+    asyncpg.PostgresError,
+    StoreUnavailable,
+    NotTheWriter,
+    StoreWentBack,
+)
 """What all of a group have met, and the connection with them; the outcome may be unknown."""
 
 
