@@ -99,6 +99,7 @@ class Life:
             case "tell":
                 await self.tell()
             case "tell again":
+                await self.relay.caught_up()  # of two only one keeps the links of what is new
                 async with relaying(self.desk, self.shards) as again:
                     await again.caught_up()
             case _:
