@@ -34,6 +34,7 @@ from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
 from services.reporting.adapters.rebuild import REBUILD
+from services.reporting.domain.explain import credits_of
 from services.reporting.domain.rows import TABLES, ChargeRow, Json, LedgerRow, Row, Table, newest
 from services.reporting.errors import Moved
 from tests.conftest import RunService
@@ -451,6 +452,38 @@ async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
             assert (line["account_id"], line["site_id"]) == (story.account, story.site)
         (grant,) = await connection.fetch("SELECT * FROM grants")
         assert (grant["amount_minor"], grant["policy_version"]) == (300, 2)
+
+
+async def test_the_credit_of_an_account_is_what_its_book_added_and_took(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    told = [
+        ("credit-sold", 100),
+        ("usage-posted", 40),  # what metering knew of it: not the book's
+        ("sale-reversed", 0),
+        ("credit-adjusted", 30),
+        ("refund-held", None),
+        ("credit-refunded", 5),
+    ]
+    rows = [
+        LedgerRow(
+            f"account-{story.account}", 0, revision, revision, uuid4(), kind,
+            Json(json.dumps({"credited_nano": nano})), T0, "test", "request",
+        )
+        for revision, (kind, nano) in enumerate(told)
+    ]  # fmt: skip
+    async with migrated(stack, schema) as connection:
+        await put(connection, rows)
+    async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
+        asked = queries.Queries(connections)
+        events = await asked.book_events(f"account-{story.account}")
+    added = [(each.event.type, each.added_nano) for each in credits_of(events, (0, 99))]
+    assert added == [
+        ("credit-sold", 100),
+        ("sale-reversed", -100),
+        ("credit-adjusted", 30),
+        ("credit-refunded", -25),
+    ]
 
 
 async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:

@@ -360,10 +360,14 @@ class Queries:
         return AlarmRow(*found) if found else None
 
     async def book_events(self, stream: str) -> Sequence[BookEvent]:
-        """Return the events of a stream, account-{id} or meter-{id}, that the ledger has."""
+        """Return the events of a stream, account-{id} or meter-{id}, that the ledger has.
+
+        The credit that a posting of usage tells is metering's, which may be behind the book's.
+        """
         found = await self._all(
             "SELECT type, event_id, coalesce(data ->> 'receipt_id', '') AS receipt_id, "
-            "book_epoch, revision, (data ->> 'credited_nano')::bigint AS credited_nano, "
+            "book_epoch, revision, CASE WHEN type <> 'usage-posted' "
+            "THEN (data ->> 'credited_nano')::bigint END AS credited_nano, "
             "occurred_at_ms, (data ->> 'until_ms')::bigint AS until_ms, "
             "coalesce(data ->> 'notice_id', '') AS notice_id, "
             "coalesce(data ->> 'outcome', '') AS outcome "
