@@ -296,6 +296,20 @@ async def test_a_restart_goes_on_where_the_round_was(path: Path) -> None:
         assert sorted(first + vending.names) == ["A1", *(f"B{number}" for number in range(7))]
 
 
+async def test_a_round_that_the_next_one_overtakes_leaves_nobody_out(path: Path) -> None:
+    async with rounds(path, Pace(960, asks_per_s=3)) as vending:
+        await vending.world.mall()
+        for number in range(4):
+            await vending.world.account(f"B{number}")
+        assert await vending.statements.step() == 3
+        for record in vending.asked:
+            await vending.answer(record)
+        vending.world.clock.at_ms += DAY_MS
+        counts = [await vending.statements.step() for _ in range(5)]
+        assert counts == [2, 3, 0, 0, 0]
+        assert sorted(vending.names[3:]) == ["A1", *(f"B{number}" for number in range(4))]
+
+
 async def test_an_account_that_waits_is_not_asked_again_until_its_ask_is_lost(path: Path) -> None:
     async with rounds(path) as vending:
         await vending.world.mall()

@@ -82,9 +82,9 @@ class Statements:
         self._waiting = metrics.usage_asks_waiting.set
         self._asking = asyncio.Lock()
         self._after: Ask | None = None
-        """The last account that the round is through with."""
-        self._done_ms = -DAY_MS
-        """When the round began that is through with all."""
+        """The last account that was looked at; None: all were, or none yet."""
+        self._began_ms = self._done_ms = -DAY_MS
+        """The round in which the way through all accounts began; and the last that is through."""
 
     async def run(self, log: structlog.stdlib.BoundLogger) -> None:
         """Ask, until cancelled. What fails is tried again with the next step."""
@@ -101,28 +101,33 @@ class Statements:
         waiting = await self._tables.asks_waiting(now_ms - LOST_AFTER_MS)
         self._waiting(waiting)
         round_ms = self._pace.round_ms(now_ms)
-        if self._done_ms == round_ms:
-            return 0
         most = min(self._pace.asks_per_s, WAITING_MAX - waiting)
-        if most <= 0:
+        if self._done_ms == round_ms or most <= 0:
             return 0
-        due: list[Ask] = []
-        after, is_end = self._after, False
-        for _ in range(PAGES_PER_STEP_MAX):
-            page = await self._tables.asks(after, PAGE_ACCOUNTS)
-            found = [ask for ask in page if _is_due(ask, round_ms, now_ms)][: most - len(due)]
-            due += found
-            is_end = len(page) < PAGE_ACCOUNTS and len(due) < most
-            after = due[-1] if len(due) == most else page[-1] if page else after
-            if is_end or len(due) == most:
-                break
-            await asyncio.sleep(0)  # sales are answered on this loop too
+        if self._after is None:
+            self._began_ms = round_ms
+        due, after = await self._next(round_ms, now_ms, most)
         if due:
             await self._ask([_asked(ask, now_ms) for ask in due])
-        self._after = None if is_end else after
-        if is_end:
-            self._done_ms = round_ms
+        self._after = after
+        if after is None:
+            self._done_ms = self._began_ms
         return len(due)
+
+    async def _next(self, round_ms: int, now_ms: int, most: int) -> tuple[list[Ask], Ask | None]:
+        """Return at most so many accounts to ask about, and the last looked at; None: the end."""
+        due: list[Ask] = []
+        after = self._after
+        for _ in range(PAGES_PER_STEP_MAX):
+            page = await self._tables.asks(after, PAGE_ACCOUNTS)
+            due += [ask for ask in page if _is_due(ask, round_ms, now_ms)]
+            if len(due) >= most:
+                return due[:most], due[most - 1]
+            if len(page) < PAGE_ACCOUNTS:
+                return due, None
+            after = page[-1]
+            await asyncio.sleep(0)  # sales are answered on this loop too
+        return due, after
 
     async def _ask(self, asks: Sequence[Ask]) -> None:
         await self._relay.reached(await self._store.head())
