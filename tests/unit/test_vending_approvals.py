@@ -6,6 +6,7 @@ told again after a restart.
 
 import json
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -340,6 +341,58 @@ async def test_a_process_that_dies_anywhere_carries_out_once_what_was_approved(
         assert await world.office.complete() == 0
 
     # command-proposed, proposal-approved, relay-forced, proposal-executed: before and after each
+    assert await at_every_step(tmp_path, setting, story, judge) == 8
+
+
+async def test_a_process_that_dies_anywhere_says_once_why_what_was_approved_fails(
+    tmp_path: Path,
+) -> None:
+    def asked(world: World, number: int) -> Request:
+        return world.ask("off", number, request_id=ids(number), caller="web", origin=ALICE)
+
+    async def setting(world: World) -> None:
+        await world.mall()
+        await publish(world)
+
+    async def story(world: World) -> None:
+        for number in (1, 2):
+            with suppress(InvalidInput):
+                await force(world, asked(world, number))
+        for number in (1, 2):
+            await approve(world, approval_id_of(asked(world, number)), number=10 + number)
+        assert (await force(world, asked(world, 1))).state.forced == "off"
+        assert await refused(force(world, asked(world, 2))) is Reason.NOTHING_CHANGES
+
+    async def judge(world: World) -> None:
+        assert len(await of_type(world, "proposal-failed")) == 1
+        assert len(await of_type(world, "relay-forced")) == 1
+
+    # both proposed; approved, forced, executed; approved, failed
+    assert await at_every_step(tmp_path, setting, story, judge) == 14
+
+
+async def test_a_process_that_dies_anywhere_lets_a_proposal_expire_or_decline_once(
+    tmp_path: Path,
+) -> None:
+    async def setting(world: World) -> None:
+        await world.mall()
+        await publish(world)
+
+    async def story(world: World) -> None:
+        for days in (1, 2):
+            asked = world.ask(days, request_id=ids(days), caller="web", origin=ALICE)
+            await refused(keep(world, days, asked))
+        declined = approval_id_of(world.ask(request_id=ids(1), caller="web"))
+        no = world.ask("no", request_id=ids(9), caller="web", origin=BOB)
+        await world.office.approvals.decline(Decline(no, declined, "not today"))
+        world.clock.at_ms = T0_MS + 3 * DAY_MS
+        await world.office.complete()
+
+    async def judge(world: World) -> None:
+        assert len(await of_type(world, "proposal-expired")) == 1
+        assert len(await of_type(world, "proposal-declined")) == 1
+        assert await world.office.approvals.pending("", 0, 9) == ([], None)
+
     assert await at_every_step(tmp_path, setting, story, judge) == 8
 
 

@@ -185,6 +185,20 @@ async def test_a_process_that_dies_anywhere_tells_once_that_money_goes_back(tmp_
     assert await at_every_step(tmp_path, setting, story, judge) == 6
 
 
+async def test_a_process_that_dies_anywhere_lets_a_reservation_go_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await reserve(world)
+        await time_out(world)
+        await cancel(world)
+
+    async def judge(world: World) -> None:
+        assert await status(world) is Status.CANCELLED
+        assert await credited(world) == 0
+
+    # sale-reserved, reservation-timed-out, reservation-cancelled
+    assert await at_every_step(tmp_path, World.mall, story, judge) == 6
+
+
 async def test_confirmed_and_not_sold_is_sold_by_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     async with vending_world.world(path) as first:

@@ -6,6 +6,7 @@ metering's own code does. The story of a refund dies at each of its appends.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,27 @@ async def test_a_process_that_dies_anywhere_pays_out_once_what_two_approved(tmp_
 
     # command-proposed, proposal-approved, refund-held, proposal-executed, credit-refunded
     assert await at_every_step(tmp_path, setting, story, judge) == 10
+
+
+async def test_a_process_that_dies_anywhere_refuses_a_refund_once(tmp_path: Path) -> None:
+    async def setting(world: World) -> None:
+        await world.mall()
+        await publish(world, **ALONE)
+        await world.sell(1_000)
+
+    async def story(world: World) -> None:
+        request = world.ask("refund", request_id=ids(1))
+        with suppress(Retriable, InvalidInput):
+            await refund(world, 300, request)
+        await echo(world, 701 * NANO)
+        assert await refused(refund(world, 300, request)) is Reason.BALANCE_TOO_LOW
+
+    async def judge(world: World) -> None:
+        state = await world.office.account("A1")
+        assert (state.credited_nano, state.held_nano) == (1_000 * NANO, 0)
+
+    # refund-held, refund-refused
+    assert await at_every_step(tmp_path, setting, story, judge) == 4
 
 
 async def test_metering_answers_the_hold_and_the_next_reading_judges_what_is_left(

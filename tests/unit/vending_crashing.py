@@ -5,12 +5,21 @@ can be told apart: an append is there, or it is not, and its writer never learns
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from services.vending.domain.event_store import NO_EVENTS, Appended, NewEvent, StoredEvent, StreamId
+from services.vending.adapters.tables import event_of
+from services.vending.domain.event_store import (
+    FROM_START,
+    NO_EVENTS,
+    Appended,
+    NewEvent,
+    StoredEvent,
+    StreamId,
+)
 from tests.unit import vending_world
 from tests.unit.vending_world import World
 
@@ -75,6 +84,16 @@ async def mortal(path: Path) -> AsyncIterator[tuple[World, MortalStore]]:
         yield opened, store
 
 
+async def told_by(world: World) -> dict[StreamId, list[tuple[str, dict[str, int]]]]:
+    """Return what each stream says: its events, and every number in them."""
+    told: defaultdict[StreamId, list[tuple[str, dict[str, int]]]] = defaultdict(list)
+    for stored in await world.store.read_all(FROM_START, 10_000):
+        event = event_of(stored)
+        numbers = {name: said for name, said in event.record().items() if type(said) is int}
+        told[stored.stream].append((stored.type, numbers))
+    return dict(told)
+
+
 async def at_every_step(
     folder: Path,
     setting: Callable[[World], Awaitable[None]],
@@ -84,9 +103,10 @@ async def at_every_step(
     """Let a story die at each of its half steps; return how many those are.
 
     After each death the book is opened again, what is half done is completed, and the story is told
-    again, as callers repeat what had no answer; `judge` looks at what came of it. The story that
-    nobody disturbs comes last.
+    again, as callers repeat what had no answer; `judge` looks at what came of it. Each book must
+    say then what that of the story says that nobody disturbs, which comes last.
     """
+    books = []
     for dies_at in range(1000):
         path = folder / f"{dies_at}.sqlite"
         async with mortal(path) as (world, store):
@@ -99,6 +119,9 @@ async def at_every_step(
             await again.office.complete()
             await story(again)
             await judge(again)
+            books.append(await told_by(again))
         if not dead:
+            for book in books:
+                assert book == books[-1]
             return dies_at
     raise AssertionError("the story does not come to an end")
