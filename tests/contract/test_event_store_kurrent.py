@@ -69,6 +69,8 @@ ATTEMPTS = 4
 """So often the client makes an append that finds the server unavailable."""
 ATTEMPTS_MAX = 6
 """More than the client makes of one append."""
+LATER = [Fault.LOST_BEFORE, Fault.LOST_BEFORE, Fault.LATE, Fault.LATE, Fault.LATE, Fault.LATE]
+"""It is stored when the client has given up already."""
 
 
 def named(event: StoredEvent) -> Iterable[Change]:
@@ -320,7 +322,7 @@ async def test_what_an_append_of_unknown_outcome_claims_is_nobody_elses_until_th
     server: KurrentServer, url: str, tmp_path: Path, *, lands: bool
 ) -> None:
     async with opened(url, tmp_path / "index.sqlite") as (store, _):
-        server.next_faults = [Fault.LATE if lands else Fault.LOST_BEFORE] * ATTEMPTS_MAX
+        server.next_faults = list(LATER) if lands else [Fault.LOST_BEFORE] * ATTEMPTS_MAX
         with pytest.raises(StoreUnavailable):
             await store.append(A, NO_EVENTS, [claiming("S1")])
         server.next_faults = []
@@ -332,6 +334,23 @@ async def test_what_an_append_of_unknown_outcome_claims_is_nobody_elses_until_th
         except NameTaken:
             assert lands
         assert (len(await store.read(A)), len(await store.read(B))) == (lands, not lands)
+        assert store.is_settled
+
+
+async def test_what_is_held_for_a_stream_stays_held_where_its_next_append_is_refused(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path / "index.sqlite") as (store, _):
+        await store.append(StreamId("account-C"), NO_EVENTS, [claiming("S0")])
+        server.next_faults = list(LATER)
+        unknown = claiming("S1")
+        with pytest.raises(StoreUnavailable):
+            await store.append(A, NO_EVENTS, [unknown])
+        server.next_faults = []
+        with pytest.raises(NameTaken, match="S0"):
+            await store.append(A, NO_EVENTS, [NewEvent(unknown.id, "t", b"", b""), claiming("S0")])
+        with pytest.raises(NameTaken, match="S1 belongs to account-A"):
+            await store.append(B, NO_EVENTS, [claiming("S1")])
         assert store.is_settled
 
 

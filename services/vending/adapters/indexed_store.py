@@ -126,49 +126,52 @@ class IndexedEventStore:
         self._hold(mine)
         try:
             await self._may_write()
-        except BaseException:
+            appended = await self._stored(mine, expected, events)
+        except WrongRevision:
             self._release(mine)
             raise
-        return await self._appended(mine, expected, events)
-
-    async def _appended(self, mine: _Held, expected: int, events: Sequence[NewEvent]) -> Appended:
-        began = asyncio.get_running_loop().time()
-        try:
-            try:
-                appended = await self._server.append(mine.stream, expected, events)
-                await self._catch_up(mine.ids[-1])
-            except WrongRevision:
-                await self._catch_up(None)  # with what was there before us
-                raise
-        except (StoreUnavailable, asyncio.CancelledError):
-            mine.settled_at = began + self._server.bounds.settled_s
+        except BaseException:  # this append may be stored, or one of unknown outcome before it
+            mine.settled_at = asyncio.get_running_loop().time() + self._server.bounds.settled_s
             mine.ended.set()
             raise
-        except BaseException:
-            self._release(mine)
-            raise
         self._release(mine)
+        return appended
+
+    async def _stored(self, mine: _Held, expected: int, events: Sequence[NewEvent]) -> Appended:
+        """Append, and take into the index what is stored now, also by an append before this."""
+        try:
+            appended = await self._server.append(mine.stream, expected, events)
+        except WrongRevision:
+            await self._catch_up(None)
+            raise
+        await self._catch_up(mine.ids[-1])
         return appended
 
     # --- what is claimed --------------------------------------------------------------------------
 
     async def _wait_for_others(self, mine: _Held) -> None:
-        """Wait until nobody else holds what an append claims.
-
-        One of unknown outcome in the same stream is taken over: of the two at most one is stored,
-        or both are the same, and when this one has its answer the other's is known too.
-        """
-        while other := next((self._held[k] for k in mine.keys if k in self._held), None):
+        """Wait until no append of another stream, and none under way, holds what one claims."""
+        while others := [
+            held
+            for held in filter(None, map(self._held.get, mine.keys))
+            if held.settled_at is None or held.stream != mine.stream
+        ]:
+            other = others[0]
             if other.settled_at is None:
                 await other.ended.wait()
-            elif other.stream == mine.stream:
-                mine.keys |= other.keys
-                self._release(other)
             else:
                 await asyncio.sleep(other.settled_at - asyncio.get_running_loop().time())
                 await self._catch_up(None)
 
     def _hold(self, mine: _Held) -> None:
+        """Hold what an append claims, and what one of unknown outcome in its stream does.
+
+        Of the two at most one is stored, or both are the same: when this one is stored, or refused
+        for its revision, the other's outcome is known too.
+        """
+        for key in list(mine.keys):
+            if key in self._held:
+                mine.keys |= self._held[key].keys
         self._held.update(dict.fromkeys(mine.keys, mine))
 
     def _release(self, held: _Held) -> None:
@@ -223,13 +226,15 @@ class IndexedEventStore:
                 events = await self._server.read_all(self._position, BATCH_EVENTS_MAX)
                 if events:
                     await self._take_in(events)
-                elif until is None:
+                if len(events) < BATCH_EVENTS_MAX:
                     self._settle(began)
+                if events:
+                    continue
+                if until is None:
                     return
-                elif loop.time() > deadline:
+                if loop.time() > deadline:
                     raise StoreUnavailable(f"the event store does not show event {until}")
-                else:
-                    await asyncio.sleep(CATCH_UP_PAUSE_S)
+                await asyncio.sleep(CATCH_UP_PAUSE_S)
 
     def _knows(self, event_id: UUID) -> bool:
         return bool(self._file.look("SELECT 1 FROM event_id WHERE id = ?", event_id.bytes))

@@ -232,14 +232,15 @@ class KurrentEventStore:
         while True:
             why = "it ended"
             try:
-                async with await self._client.subscribe_to_all(
-                    from_end=True, **self._filter
-                ) as events:
+                async with (
+                    _own_cancellation(),
+                    await self._client.subscribe_to_all(from_end=True, **self._filter) as events,
+                ):
                     self._following.wake()
                     async for _ in events:
                         self._following.wake()
                         pause_s = RETRY_FIRST_S
-            except _FAILED as failed:
+            except (*_FAILED, StoreUnavailable) as failed:
                 why = str(failed) or type(failed).__name__
             self._log.warning("the event store is subscribed to again", why=why, after_s=pause_s)
             await asyncio.sleep(pause_s)
