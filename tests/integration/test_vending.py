@@ -526,6 +526,50 @@ async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Ve
         assert reason == "ACCOUNT_NOT_OPEN"
 
 
+async def test_what_was_used_is_asked_for_and_posted_once_though_vending_is_killed(
+    vending: Vending,
+) -> None:
+    async with stub_of(vending) as stub:
+        await site_with_account(stub, vending, first_sale_minor=100)
+    service = vending.service
+    assert service is not None
+    service.kill9()  # the day's round was through before there was an account: it begins anew
+    service.start()
+
+    async def asked() -> Any:
+        log = await records_of(vending, "shard-log")
+        said = {envelope.subject: (record.partition, value) for record, envelope, value in log}
+        return "usage-ask" in said and (said["account-fact"][1], *said["usage-ask"])
+
+    async def posted() -> list[Any]:
+        ledger = [value for _, _, value in await records_of(vending, "ledger")]
+        used = {e["event_id"]: e for e in ledger if e["type"] == "usage-posted"}
+        return list(used.values())
+
+    fact, shard, ask = await eventually(asked)
+    assert (fact["account_id"], fact["shard"]) == (ask["account_id"], shard)
+    told = echo(fact | {"hold_id": ""}, 4 * 10**8) | {"ask_id": ask["ask_id"]}
+    await publish(vending, [("echoes", "echo", told, shard)] * 2)
+    (first,) = await eventually(posted)
+    assert first["stream"] == f"account-{ask['account_id']}"
+    service.kill9()
+    later = echo(fact | {"hold_id": ""}, 3 * 10**8) | {"ask_id": str(uuid4())}
+    answers = [told, later | {"account_sequence": 6}, later | {"account_sequence": 5}]
+    await publish(vending, [("echoes", "echo", answer, shard) for answer in answers])
+    service.start()
+
+    async def corrected() -> list[Any]:
+        found = await posted()
+        return found if len(found) > 1 else []
+
+    _, second = await eventually(corrected)
+    assert second["revision"] == first["revision"] + 1
+    balance = await asyncio.to_thread(vending.command, "trial-balance")
+    assert balance.returncode == 0, balance.stderr
+    stands = [line.split()[-1] for line in balance.stdout.splitlines() if ":" in line]
+    assert stands == ["1.000000000", "-0.300000000", "-0.700000000"]
+
+
 async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_number(
     vending: Vending,
 ) -> None:
