@@ -157,6 +157,18 @@ def test_a_sale_becomes_a_ledger_line_and_a_receipt() -> None:
     assert receipt.recovered_emergency_minor == receipt.recovered_debt_minor == 0
 
 
+def test_a_receipt_is_its_sellers_also_where_vending_made_the_sale_for_him() -> None:
+    sold = STORY.credit_sold(1, CREDIT_NANO)
+    meta = b'{"schema":"credit-sold/3","prev":"00","origin":{"caller":"portal","actor":"u-7"}}'
+    of_vending = replace(sold, value={**sold.value, "caller": "~vending", "meta": meta})
+    line, receipt = rows(of_vending)
+    assert isinstance(line, LedgerRow)
+    assert isinstance(receipt, ReceiptRow)
+    assert (line.caller, receipt.caller) == ("~vending", "portal")
+    earlier = replace(sold, value={**sold.value, "meta": b'{"schema":"credit-sold/1","prev":"00"}'})
+    assert [getattr(row, "caller", "") for row in rows(earlier)] == ["test", "test"]
+
+
 def test_posted_usage_becomes_a_ledger_line_without_metering_s_row() -> None:
     example = json.loads((Path(schemas.__file__).parent / "examples/usage-posted.json").read_text())
     own = ("caller", "request_id", "fingerprint", "occurred_at_ms")

@@ -272,12 +272,20 @@ def _ledger(record: Record) -> Iterator[Row]:
             ReceiptRow,
             event,
             receipt_id=UUID(event["receipt_id"]),
+            caller=_behind(value),
             recovered_emergency_minor=event["recovered_emergency_minor"] or 0,
             recovered_debt_minor=event["recovered_debt_minor"] or 0,
             fee_minor=event["fee_minor"] or 0,
             sold_at_ms=happened_at_ms,
             **book,
         )
+
+
+def _behind(ledger_event: Mapping[str, Any]) -> str:
+    """Return the caller behind an event: of what vending asked of itself, who began it."""
+    meta = ledger_event["meta"]
+    origin = json.loads(meta).get("origin", {}) if meta else {}
+    return str(origin.get("caller") or ledger_event["caller"])
 
 
 def _hexadecimal(value: object) -> str:
