@@ -9,6 +9,8 @@ import asyncpg
 from services.common.kernel.errors import WattvendError
 
 CONNECT_TIMEOUT_S = 5.0
+MIGRATION_TIMEOUT_S = 3600.0
+"""An index over a large table takes longer than any other statement may."""
 LOCK_SPACE = 0x77617474
 """First half of our advisory locks' keys ("watt"), so that they are not somebody else's."""
 
@@ -103,5 +105,5 @@ async def migrate(
         )
     for number, sql in known[done:]:
         async with connection.transaction():
-            await connection.execute(sql)
+            await connection.execute(sql, timeout=MIGRATION_TIMEOUT_S)
             await connection.execute("INSERT INTO migrations (number) VALUES ($1)", number)

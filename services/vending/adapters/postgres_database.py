@@ -18,6 +18,7 @@ import asyncpg
 from services.common.kernel.errors import Bug, WattvendError
 from services.common.runtime.postgres import (
     CONNECT_TIMEOUT_S,
+    MIGRATION_TIMEOUT_S,
     UNREACHABLE,
     lock_holder,
     migrate,
@@ -118,7 +119,7 @@ class PostgresDatabase:
             )
         await migrate(writer, SCHEMA, migrations(MIGRATIONS), who="vending")
         async with writer.transaction():
-            await writer.execute(_in_order(schema))
+            await writer.execute(_in_order(schema), timeout=MIGRATION_TIMEOUT_S)
 
     async def _let_read(self) -> None:
         self._readers = await asyncpg.create_pool(
