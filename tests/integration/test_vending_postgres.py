@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -25,7 +25,14 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
+from services.vending.adapters.tables import event_of
+from services.vending.application.numbering import Numbering
+from services.vending.domain.approval import Approve, approval_id_of
+from services.vending.domain.authority import PublishAuthority
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
+from services.vending.domain.events import CreditSold, Event
+from services.vending.domain.meter import ForceRelay
+from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root
 from services.vending.main import main
 from tests.conftest import RunService
@@ -67,6 +74,7 @@ async def a_day(world: World) -> None:
     with pytest.raises(InvalidInput) as taken:
         await world.meter("M3", serial="serial-M1")
     assert taken.value.reason is Reason.SERIAL_TAKEN
+    await proposals_and_payments(world)
     kept = world.tables
     meter = await world.office.meter("M1")
     for sequence in (5, 3):
@@ -89,6 +97,26 @@ async def a_day(world: World) -> None:
     await kept.raise_book_epoch(4, await world.store.head())
 
 
+async def proposals_and_payments(world: World) -> None:
+    """Leave one of each that waits, one that is carried out, and number the receipts."""
+    document = PublishAuthority(world.ask(), "LE1", "CNY", "{}", 0)
+    await world.office.publish_authority(document)
+    for position in ("off", "off"):
+        asked = world.ask(position)
+        with pytest.raises(InvalidInput) as waits:
+            await world.office.order(ForceRelay(asked, "M2", position, "works"))
+        assert waits.value.reason is Reason.APPROVAL_REQUIRED
+    yes = Approve(world.ask(caller="other"), approval_id_of(asked), "seen")
+    await world.office.approvals.approve(yes)
+    for number in ("paid", "waits"):
+        reserve = ReserveSale(world.ask(number), number, "A2", 70, "qr", 0)
+        await world.office.payments.reserve(reserve)
+    await world.office.payments.confirm(ConfirmSale(world.ask("confirm"), "paid"))
+    numbering = Numbering(world.store, world.tables)
+    await numbering.catch_up(3)
+    await numbering.catch_up(await world.store.head())
+
+
 async def said(world: World) -> list[object]:
     """Return what the tables answer."""
     kept = world.tables
@@ -101,6 +129,13 @@ async def said(world: World) -> list[object]:
         await kept.decided("approval"),
         await kept.overdue("approval", 2**60),
         await kept.waiting("approval", "", 0, 10),
+        await kept.waiting("approval", "LE2", 0, 10),
+        await kept.waiting("payment", "LE1", 0, 1),
+        await kept.overdue("payment", 2**60),
+        await kept.numbered_until(),
+        await kept.last_numbers(),
+        [await kept.document(e.receipt_id) for e in map(event_of, events) if is_sale(e)],
+        await kept.document("none"),
         asks,
         await kept.asks(asks[1], 2),
         await kept.asks_waiting(0),
@@ -118,6 +153,10 @@ async def said(world: World) -> list[object]:
         await kept.link_of(UUID(int=0)),
         events,
     ]
+
+
+def is_sale(event: Event) -> TypeGuard[CreditSold]:
+    return isinstance(event, CreditSold)
 
 
 def dump_of_file(path: Path) -> Dump:

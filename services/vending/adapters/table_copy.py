@@ -20,15 +20,17 @@ KEYS = {
     "raised": ("book_epoch",),
     "checkpoint": ("position",),
     "link": ("position",),
+    "document": ("receipt_id",),
+    "series": ("legal_entity",),
+    "numbered": ("one",),
 }
 """Each table that is compared → its primary key."""
 FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
-NAMING_POSITIONS = ("todo", "waiting", "raised", "checkpoint", "link")
-OF_POSITIONS = ("raised", "checkpoint", "link")
-"""Those of them that no event makes."""
-NOT_COPIED = ("book", "root", "document", "series", "numbered")
-"""The book epoch is raised through its port; `root` is empty since its release; receipts are
-counted anew, to the same numbers."""
+OF_POSITIONS = ("raised", "checkpoint", "link", "document", "series", "numbered")
+"""Those that no append makes. Where positions differ, the relay counts receipts anew."""
+NAMING_POSITIONS = ("todo", "waiting", *OF_POSITIONS)
+NOT_COPIED = ("book", "root")
+"""The book epoch is raised through its port; `root` is empty since its release."""
 
 Row = tuple[Any, ...]
 
