@@ -320,14 +320,16 @@ async def test_the_alarms_tell_the_cut_and_the_restore_in_their_order(
     found = await rows(grafana, sql_of("Alarms"), view)
     decided = [row["decided"] for row in found]
     assert decided == sorted(decided, reverse=True)
+    # What a meter was flagged for (read late, say, on a busy machine) is another story.
+    told = [row for row in reversed(found) if not row["kind"].startswith("meter-")]
     stories = {
-        account: [row["kind"] for row in reversed(found) if row["account"] == account]
-        for account in {row["account"] for row in found}
+        account: [row["kind"] for row in told if row["account"] == account]
+        for account in {row["account"] for row in told}
     }
     assert set(map(tuple, stories.values())) == {("alarm-1", "alarm-2", "cut", "restored")}
     assert {"shop-025", "shop-037"} < stories.keys()
     assert len(stories) == 5
-    for row in found:
+    for row in told:
         if row["kind"] == "restored":
             assert row["available"] >= row["threshold"] == mall.RESTORE_MINOR / Decimal(100)
         else:
