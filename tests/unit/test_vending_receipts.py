@@ -181,6 +181,20 @@ async def test_whoever_counts_again_comes_to_the_same_numbers(mall: World) -> No
     assert [document.receipt_id for document in again.documents] == papers
 
 
+async def test_where_a_book_lost_its_last_events_the_series_goes_on_without_them(
+    mall: World,
+) -> None:
+    for amount_minor in (1, 2, 3):
+        await sold(mall, amount_minor)
+    await number(mall)
+    last = (await mall.store.read_all(0, 10_000))[-1].position
+    await mall.tables.raise_book_epoch(2, last - 1)
+    assert await mall.tables.last_numbers() == {"LE1": 2}
+    assert await mall.tables.numbered_until() == last - 1
+    await number(mall)
+    assert await mall.tables.last_numbers() == {"LE1": 3}
+
+
 # --- the paper -----------------------------------------------------------------------------------
 
 

@@ -424,9 +424,18 @@ class SqlTables:
         )
         lost = [
             Statement(f"DELETE FROM {table} WHERE position > $1", [(position,)])  # noqa: S608 - constants
-            for table in ("link", "checkpoint")
+            for table in ("link", "checkpoint", "document")
         ]
-        await self._database.run([raise_it, note, *lost])
+        count_on = [
+            Statement("DELETE FROM series", [()]),
+            Statement(
+                "INSERT INTO series(legal_entity, last_number) "
+                "SELECT legal_entity, max(number) FROM document GROUP BY legal_entity",
+                [()],
+            ),
+            Statement("UPDATE numbered SET position = $1 WHERE position > $1", [(position,)]),
+        ]
+        await self._database.run([raise_it, note, *lost, *count_on])
 
     async def raised_at(self) -> int:
         """Return the position of the last event before the present book epoch; 0 in the first."""
