@@ -211,7 +211,8 @@ class Tables(Protocol):
     async def raise_book_epoch(self, book_epoch: int, position: int) -> None:
         """Raise the epoch of the book, which begins after `position`.
 
-        Links, checkpoints and receipts of later positions are of events that the store lost, and go.
+        Links, checkpoints and numbers of later positions are of events that the store lost, and
+        go.
         """
         ...
 
