@@ -31,7 +31,7 @@ from tests.recovery.vending_judge import (
 )
 from tests.recovery.vending_shop import CLERK, Shop, Till, called_by, request_id, until_sold
 from tests.recovery.verdict import Verdict
-from tests.recovery.workers import until_async
+from tests.recovery.workers import until, until_async
 from tools.stack.background import BackgroundStack
 from tools.stack.ports import free_ports
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -172,6 +172,8 @@ async def test_without_the_lock_one_that_wakes_tells_less_than_was_paid(shop: Sh
     try:
         async with shop.stub() as stub:
             await till.sell(stub, till.next_sale())
+        # It must not fall asleep while it writes: its successor would wait for the file's lock.
+        await until(shop.is_checkpointed, "the sale is told, and a checkpoint is kept of it")
         shop.worker.signal(signal.SIGSTOP)
         successor.start(switch=["take_any_store"])
         async with shop.stub(port) as stub:

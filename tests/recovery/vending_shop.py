@@ -2,8 +2,9 @@
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +122,15 @@ class Shop:
         """Let the relay write none but at a stop."""
         self.checkpoint_interval_ms = 60_000
         self.worker = self.process()
+
+    def is_checkpointed(self) -> bool:
+        """Say whether the relay has kept a checkpoint of all that is stored."""
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as file:
+            newest = (
+                "SELECT (SELECT max(position) FROM event), (SELECT max(position) FROM checkpoint)"
+            )
+            ((stored, kept),) = file.execute(newest).fetchall()
+        return bool(stored == kept)
 
     def process(self, name: str = "", grpc_port: int = 0) -> Worker:
         """Return a process on the shop's store that is not started."""
