@@ -573,7 +573,7 @@ async def test_what_was_used_is_asked_for_and_posted_once_though_vending_is_kill
 async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_number(
     vending: Vending,
 ) -> None:
-    name, other = vending.id, (("wattvend-caller", "desk-2"),)
+    name, other = vending.id, (("wattvend-caller", "desk-2"), ("wattvend-actor", "u-82"))
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending, first_sale_minor=100)
         reserve = pb.ReserveSaleRequest(

@@ -214,7 +214,7 @@ def _same_person(state: Proposal, command: Approve | Decline) -> Rejection | Non
         return None
     text = (
         f"{state.proposer.who} proposed {state.approval_id}: another person approves it, "
-        "by a caller or an actor of another name"
+        "by an actor of another name where one was named"
     )
     return Rejection(Reason.SAME_PERSON, text, "approval_id")
 

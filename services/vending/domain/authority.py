@@ -61,14 +61,14 @@ ONE_PERSON_AT_FIRST = frozenset(
 
 
 def are_two(one: Origin, other: Origin) -> bool:
-    """Say whether two persons stand behind two requests.
+    """Say whether it is certain that two persons stand behind two requests.
 
-    Persons are told apart by the actor that a caller names; a caller that names none may be anybody
-    behind it.
+    Persons are told apart by the actors that callers name, in whatever case; a caller that names
+    none may be anybody, also the actor whom another names.
     """
     if one.actor and other.actor:
-        return one.actor != other.actor
-    return one.caller != other.caller and (one.actor or one.caller) != (other.actor or other.caller)
+        return one.actor.casefold() != other.actor.casefold()
+    return not (one.actor or other.actor) and one.caller.casefold() != other.caller.casefold()
 
 
 @value_class
