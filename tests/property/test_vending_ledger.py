@@ -99,6 +99,9 @@ class Paper:
     unsaid: Counter[str] = field(default_factory=Counter)
     """What metering has charged since, and told nobody."""
     holding: dict[str, Ask] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    named: dict[Ask, int] = field(default_factory=dict)
+    """What a refund of all came to when it was proposed."""
     reserved: dict[str, Ask] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     paid: set[str] = field(default_factory=set)
@@ -142,12 +145,16 @@ class Paper:
             return "REFUND_UNDER_WAY"
         if self.lent[name] or self.debt[name]:
             return "ACCOUNT_HAS_DEBT"
-        return "" if 0 < (ask.amount or most) <= most else "BALANCE_TOO_LOW"
+        return "" if 0 < self.to_hold(ask) <= most else "BALANCE_TOO_LOW"
+
+    def to_hold(self, ask: Ask) -> int:
+        left = self.left(ask.account)
+        return ask.amount or min(left, self.named.get(ask, left))
 
     def echo(self, name: str) -> str:
         """Settle the refund that waits: the book has learnt what was used from the echo alone."""
         left = max(self.left(name) - self.unsaid[name], 0)
-        amount = self.holding.pop(name).amount or left
+        amount = self.holding.pop(name).amount or min(left, self.held[name])
         if self.lent[name] or self.debt[name]:
             return "ACCOUNT_HAS_DEBT"
         if not 0 < amount <= left:
@@ -161,6 +168,7 @@ class Paper:
         match ask.what:
             case "refund":
                 self.holding[name] = ask
+                self.held[name] = self.to_hold(ask)
             case "reserve":
                 self.reserved[ask.about] = ask
             case "cancel":
@@ -288,6 +296,8 @@ class Town(RuleBasedStateMachine):
         refusal = self.paper.refusal(ask)
         if not refusal and self.paper.needs_two(ask):
             self.waiting[ask] = "APPROVAL_REQUIRED"
+            if ask.what == "refund":
+                self.paper.named[ask] = self.paper.left(ask.account)
             return "APPROVAL_REQUIRED"
         return self.happens(ask, refusal, ask.request)
 

@@ -5,6 +5,7 @@ metering's own code does. The story of a refund dies at each of its appends.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -158,15 +159,31 @@ async def test_who_owes_is_not_paid_out(mall: World) -> None:
     assert await refused(refund(mall, 0, request)) is Reason.ACCOUNT_HAS_DEBT
 
 
-async def test_what_is_sold_while_a_refund_waits_counts(mall: World) -> None:
+async def test_what_is_sold_while_a_refund_waits_stays_in_the_account(mall: World) -> None:
+    await publish(mall, refund=5_000)
     request = mall.ask("all")
     with pytest.raises(Retriable):
-        await refund(mall, 0, request)
-    await mall.sell(50)
+        await refund(mall, 0, request)  # of 10.00: so much one person may pay out alone
+    await mall.sell(10_000)
+    await echo(mall, 30 * NANO)
+    event = (await refund(mall, 0, request)).event
+    assert isinstance(event, CreditRefunded)
+    assert event.amount_minor == 1_000
+
+
+async def test_of_all_no_more_is_paid_out_than_two_persons_saw(mall: World) -> None:
+    await publish(mall)
+    request = mall.ask("all", caller="web", origin=ALICE)
+    assert await refused(refund(mall, 0, request)) is Reason.APPROVAL_REQUIRED
+    approval_id = approval_id_of(request)
+    proposal = await mall.office.approvals.proposal(approval_id)
+    assert json.loads(proposal.content)["at_most_minor"] == 1_000
+    await mall.sell(10_000)
+    await approve(mall, approval_id)
     await echo(mall, 0)
     event = (await refund(mall, 0, request)).event
     assert isinstance(event, CreditRefunded)
-    assert event.amount_minor == 1_050
+    assert event.amount_minor == 1_000
 
 
 async def test_an_account_that_was_refunded_in_full_is_closed(mall: World) -> None:

@@ -35,7 +35,8 @@ class Guarded:
 
     `made`: its class; `action`: what of the authority's rules it falls under. It is decided by
     `decide` in the stream of a `kind`, whose id the field `of` has, and whose legal entity says
-    what one person may do alone. `completed`: adds to the command what the book knows besides.
+    what one person may do alone. `completed`: adds to the command what the book knows besides;
+    `named`: makes of it what is proposed, by the state it was judged on.
     """
 
     made: type[Any]
@@ -44,6 +45,7 @@ class Guarded:
     of: str
     decide: Callable[[Any, Any], Decision]
     completed: Callable[[Any], Awaitable[Any]] | None = None
+    named: Callable[[Any, Any], Any] | None = None
 
 
 class Approvals:
@@ -195,13 +197,14 @@ class Approvals:
         target = await self._book.state_of(guarded.kind, entity_id)
         assert target is not None, "nobody is asked about what does not exist"
         authority = await self._authority(command)
+        named = guarded.named(target, command) if guarded.named else command
         proposed = approval.Propose(
             command.request,
             target.legal_entity,
             guarded.action,
             stream_of(guarded.kind, entity_id),
             self._names[type(command)],
-            _content_of(command),
+            _content_of(named),
             authority.proposals_last_ms if authority else PROPOSALS_LAST_MS_DEFAULT,
         )
         approval_id = approval.approval_id_of(command.request)
@@ -231,10 +234,15 @@ class Approvals:
 
 
 def _content_of(command: Any) -> str:
-    """Return the JSON of what a caller said; what has a default was added to it here."""
+    """Return the JSON of what a caller said; what has a default was added to it here.
+
+    Of that only `at_most_minor` is proposed: what "all" came to.
+    """
     said = {
         field.name: getattr(command, field.name)
         for field in fields(command)
         if field.default is MISSING and field.name != "request"
     }
+    if (at_most_minor := getattr(command, "at_most_minor", None)) is not None:
+        said["at_most_minor"] = at_most_minor
     return orjson.dumps(said, option=orjson.OPT_SORT_KEYS).decode()

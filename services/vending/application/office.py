@@ -122,6 +122,7 @@ class Office:
             "account_id",
             corrections.decide,
             self._with_policy,
+            corrections.named,
         )
         commands = {"reverse-sale": reverse, "refund-credit": refund, **GUARDED}
         self.approvals = Approvals(book, tables, clock, commands)

@@ -4,6 +4,7 @@ A correction is an event of its own, with its reason; nothing is edited. It may 
 below zero: metering warns and cuts by its rules, on the next reading.
 """
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -125,7 +126,8 @@ class WriteOff:
 class RefundCredit:
     """`amount_minor` of the credit shall be paid out, 0: all that is left; metering is asked first.
 
-    `policy`: the account's.
+    `at_most_minor`: of all, what a second person approved, None: it needed none; `policy`: the
+    account's.
     """
 
     request: Request
@@ -133,6 +135,7 @@ class RefundCredit:
     amount_minor: int
     method: str
     reason: str
+    at_most_minor: int | None = None
     policy: Policy | None = None
     authority: Authority | None = None
 
@@ -314,10 +317,8 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     if command.policy is None:
         raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
     currency = checks.currency_named(state.currency)
-    # As far as the book knows: what was used since is known when metering has answered.
-    left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
-    left_minor = left_nano // currency.nano_per_minor
-    amount_minor = command.amount_minor or left_minor
+    left_minor = _left_minor(state)
+    amount_minor = command.amount_minor or _at_most(left_minor, command.at_most_minor)
     problem = (
         owes(state.owed)
         or too_little(amount_minor, left_minor, currency)
@@ -336,6 +337,23 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
         max_evidence_age_ms=command.policy.max_evidence_age_ms,
         **of_what(state),
     )
+
+
+def _left_minor(state: Account) -> int:
+    """Return what is left as far as the book knows: what was used since, metering's echo tells."""
+    left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
+    return left_nano // checks.currency_named(state.currency).nano_per_minor
+
+
+def _at_most(left_minor: int, at_most_minor: int | None) -> int:
+    return left_minor if at_most_minor is None else min(left_minor, at_most_minor)
+
+
+def named(state: Account, command: RefundCredit) -> RefundCredit:
+    """Return a refund as it is proposed: who approves "all" sees, and approves, how much it is."""
+    if command.amount_minor:
+        return command
+    return replace(command, at_most_minor=_left_minor(state))
 
 
 def _not_owed(

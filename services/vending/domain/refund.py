@@ -35,10 +35,14 @@ class Told:
 
 @value_class
 class Refunding:
-    """A hold that metering must echo, what was asked for, and the request that asked."""
+    """A hold that metering must echo, what was asked for, and the request that asked.
+
+    `held_nano`: the most that is paid out, for of so much it was judged who may.
+    """
 
     hold_id: str
     amount_minor: int
+    held_nano: int
     method: str
     reason: str
     max_evidence_age_ms: int
@@ -70,7 +74,8 @@ class Refunding:
             **of_what,
         }
         left_minor = max(credited_nano - told.charged_nano, 0) // currency.nano_per_minor
-        amount_minor = self.amount_minor or left_minor
+        held_minor = self.held_nano // currency.nano_per_minor
+        amount_minor = self.amount_minor or min(left_minor, held_minor)
         amount_nano = amount_minor * currency.nano_per_minor
         problem = (
             self._too_old(told)
@@ -111,6 +116,7 @@ def refunding(event: RefundHeld) -> Refunding:
     return Refunding(
         event.hold_id,
         event.amount_minor,
+        event.held_nano,
         event.method,
         event.reason,
         event.max_evidence_age_ms,
