@@ -151,10 +151,12 @@ class Paper:
         left = self.left(ask.account)
         return ask.amount or min(left, self.named.get(ask, left))
 
-    def echo(self, name: str) -> str:
+    def echo(self, name: str, lost: int) -> str:
         """Settle the refund that waits: the book has learnt what was used from the echo alone."""
         left = max(self.left(name) - self.unsaid[name], 0)
         amount = self.holding.pop(name).amount or min(left, self.held[name])
+        if lost:
+            return "EVIDENCE_TOO_OLD"
         if self.lent[name] or self.debt[name]:
             return "ACCOUNT_HAS_DEBT"
         if not 0 < amount <= left:
@@ -421,24 +423,24 @@ class Town(RuleBasedStateMachine):
         self.ask(self.new("refund", account, PERSONS[0], 5))
 
     @precondition(lambda self: self.paper.holding)
-    @rule(data=st.data(), times=st.integers(1, 2))
-    def echo(self, data: st.DataObject, times: int) -> None:
-        """Metering answers a hold; the answer may be delivered again."""
-        self.answer_hold(data.draw(st.sampled_from(sorted(self.paper.holding))), times)
+    @rule(data=st.data(), times=st.integers(1, 2), lost=st.sampled_from([0, 0, 1]))
+    def echo(self, data: st.DataObject, times: int, lost: int) -> None:
+        """Metering answers a hold, perhaps without what it `lost`; perhaps once more."""
+        self.answer_hold(data.draw(st.sampled_from(sorted(self.paper.holding))), times, lost)
 
-    def answer_hold(self, name: str, times: int = 1) -> None:
+    def answer_hold(self, name: str, times: int = 1, lost: int = 0) -> None:
         ask, paper = self.paper.holding[name], self.paper
-        used = sum(paper.used[name][1:]) + paper.unsaid[name]
+        used, sequence = sum(paper.used[name][1:]) + paper.unsaid[name], paper.used[name][0]
 
         async def told() -> None:
             state = await self.world.office.account(name)
             hold_id = state.refunding.hold_id if state.refunding else "an old one"
-            echo = SettleClosing(name, hold_id, used * NANO, 1, 0, self.now_ms)
+            echo = SettleClosing(name, hold_id, used * NANO, sequence - lost, 0, self.now_ms)
             await self.world.office.settle(echo)
 
         for _ in range(times):
             self.run(self.until_answered(told))
-        self.said[ask] = self.paper.echo(name)
+        self.said[ask] = self.paper.echo(name, lost)
         if ask in self.waiting:
             self.waiting[ask] = self.said[ask]
 

@@ -24,10 +24,13 @@ from services.vending.domain.events import CreditRefunded
 from services.vending.domain.facts import fact_of
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import EVIDENCE_AGE_MS_DEFAULT
+from services.vending.domain.postings import Usage
+from services.vending.domain.usage import PostUsage
 from tests.unit import vending_world
 from tests.unit.metering_log import kinds, of
 from tests.unit.test_orders_reach_metering import Platform, Shards
 from tests.unit.test_vending_approvals import approve, ids, of_type, publish
+from tests.unit.test_vending_corrections import adjust
 from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_relay import relaying
@@ -36,7 +39,7 @@ from tests.unit.vending_world import T0_MS, World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("refund", "debt", "authority"))
+ALONE = dict.fromkeys(("refund", "adjustment", "debt", "authority"))
 
 
 async def refund(
@@ -53,6 +56,7 @@ async def echo(
     *,
     open_meters: int = 0,
     read_at_ms: int | None = None,
+    sequence: int = 7,
     account_id: str = "A1",
 ) -> None:
     """Answer the hold of an account, if there is one, as metering would."""
@@ -60,8 +64,9 @@ async def echo(
     hold_id = fact_of(state, book_epoch=1, shards=8).record["hold_id"]
     if hold_id:
         settle = SettleClosing(
-            account_id, hold_id, charged_nano, 7, open_meters, T0_MS + 5, None, read_at_ms, T0_MS
-        )
+            account_id, hold_id, charged_nano, sequence, open_meters, T0_MS + 5, None, read_at_ms,
+            T0_MS,
+        )  # fmt: skip
         await world.office.settle(settle)
 
 
@@ -145,6 +150,30 @@ async def test_what_a_silent_meter_used_is_not_known_so_nothing_is_paid_out(mall
         assert await refused(refund(mall, 0, request)) is Reason.EVIDENCE_TOO_OLD
     read_at_ms = T0_MS - EVIDENCE_AGE_MS_DEFAULT
     assert await paid(mall, 0, open_meters=1, read_at_ms=read_at_ms) == 1_000
+
+
+async def test_an_echo_that_knows_less_than_the_book_settles_nothing(mall: World) -> None:
+    seed: tuple[Any, ...] = (0, 0, 1, [], b"", 0, T0_MS)
+    usage = Usage(energy_nano=700 * NANO)
+    await mall.office.post_usage(PostUsage(mall.ask("used"), "A1", 10, usage, *seed))
+    request = mall.ask("all")
+    with pytest.raises(Retriable):
+        await refund(mall, 0, request)
+    await echo(mall, 0, sequence=9)  # metering's row was lost
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="less than the book has posted") as caught:
+            await refund(mall, 0, request)
+        assert caught.value.reason is Reason.EVIDENCE_TOO_OLD
+    await adjust(mall, -1_000)
+    asked = asyncio.create_task(mall.close(wait_s=10.0))
+    while (await mall.office.account("A1")).closing is None:
+        await asyncio.sleep(0)
+    await echo(mall, 0, sequence=9)  # it would close with a balance of 0, and 7.00 are owed
+    with pytest.raises(InvalidInput, match="less than the book has posted") as caught:
+        await asked
+    assert caught.value.reason is Reason.EVIDENCE_TOO_OLD
+    await adjust(mall, 1_000)
+    assert await paid(mall, 700 * NANO, sequence=10) == 300
 
 
 async def test_who_owes_is_not_paid_out(mall: World) -> None:

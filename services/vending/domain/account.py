@@ -67,7 +67,7 @@ from services.vending.domain.orders import (
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
-from services.vending.domain.refund import Refunding, Told, refunding
+from services.vending.domain.refund import Refunding, Told, behind, refunding
 from services.vending.domain.site import Site, site_not_found
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.usage import PostUsage, Used
@@ -718,6 +718,11 @@ def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejectio
             for owed_minor in (state.owed.emergency_minor, state.owed.debt_minor)
         )
         text = f"owes {emergency} of emergency credit and a debt of {debt}: sell what recovers it"
+    elif reason is Reason.EVIDENCE_TOO_OLD:
+        text = (
+            "cannot be closed: metering knows less than the book has posted; let what it lost be "
+            "brought back, and close it then"
+        )
     else:
         currency = checks.currency_named(state.currency)
         balance_nano = state.credited_nano - charged_nano
@@ -752,13 +757,20 @@ def _settle(state: Account | None, command: SettleClosing) -> Decision:
         "account_sequence": command.account_sequence,
         **of_what(state),
     }
-    if command.open_meters or state.meters:
-        why = AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_METERS.value)
-        return Accepted((*used, why))
-    if command.charged_nano != state.credited_nano:
-        why = AccountCloseRefused(**said, reason=Reason.ACCOUNT_HAS_BALANCE.value)
-        return Accepted((*used, why))
+    if reason := _unfinished(state, command):
+        return Accepted((*used, AccountCloseRefused(**said, reason=reason.value)))
     return Accepted((*used, AccountClosed(**said)))
+
+
+def _unfinished(state: Account, echo: SettleClosing) -> Reason | None:
+    """Return why an account is not closed on an echo; None where nothing is left."""
+    if behind(echo.account_sequence, state.used.account_sequence):
+        return Reason.EVIDENCE_TOO_OLD
+    if echo.open_meters or state.meters:
+        return Reason.ACCOUNT_HAS_METERS
+    if echo.charged_nano != state.credited_nano:
+        return Reason.ACCOUNT_HAS_BALANCE
+    return None
 
 
 def _refund(state: Account, refund: Refunding, command: SettleClosing) -> Decision:
@@ -773,6 +785,7 @@ def _refund(state: Account, refund: Refunding, command: SettleClosing) -> Decisi
         told,
         state.credited_nano,
         state.owed,
+        posted_sequence=state.used.account_sequence,
         currency=checks.currency_named(state.currency),
         at_ms=command.at_ms,
         of_what={"account_id": state.account_id, **of_what(state)},

@@ -57,11 +57,15 @@ class Refunding:
         credited_nano: int,
         owed: Owed,
         *,
+        posted_sequence: int,
         currency: Currency,
         at_ms: int,
         of_what: dict[str, Any],
     ) -> CreditRefunded | RefundRefused:
-        """Return what an echo makes of it; `credited_nano`, `owed`: the account's, as it is now."""
+        """Return what an echo makes of it; `credited_nano`, `owed`: the account's, as it is now.
+
+        `posted_sequence`: the account sequence that usage was posted at last.
+        """
         said: dict[str, Any] = {
             "caller": self.caller,
             "request_id": self.request_id,
@@ -78,7 +82,8 @@ class Refunding:
         amount_minor = self.amount_minor or min(left_minor, held_minor)
         amount_nano = amount_minor * currency.nano_per_minor
         problem = (
-            self._too_old(told)
+            behind(told.account_sequence, posted_sequence)
+            or self._too_old(told)
             or owes(owed)
             or too_little(amount_minor, left_minor, currency)
             or (None if fits_int64(credited_nano - amount_nano) else _too_large())
@@ -125,6 +130,14 @@ def refunding(event: RefundHeld) -> Refunding:
         event.fingerprint,
         event.origin,
     )
+
+
+def behind(account_sequence: int, posted_sequence: int) -> Rejection | None:
+    """Return why an echo settles nothing: its totals are older than those the book has posted."""
+    if account_sequence >= posted_sequence:
+        return None
+    text = "metering knows less than the book has posted: let what it lost be brought back, and ask"
+    return Rejection(Reason.EVIDENCE_TOO_OLD, f"{text} again then")
 
 
 def owes(owed: Owed) -> Rejection | None:
