@@ -7,6 +7,7 @@ told again after a restart.
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -425,3 +426,29 @@ async def test_a_caller_that_names_no_actor_is_one_person_whatever_he_sends(mall
     approval_id = approval_id_of(request)
     command = Approve(same, approval_id, "me again")
     assert await refused(mall.office.approvals.approve(command)) is Reason.SAME_PERSON
+
+
+async def test_a_proposal_that_a_release_cannot_read_waits_and_no_other_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as first:
+        await first.mall()
+        await publish(first)
+        asked = [first.ask(n, request_id=ids(n), caller="web", origin=ALICE) for n in (1, 2)]
+        unread, other = (approval_id_of(request) for request in asked)
+        await refused(keep(first, 1, asked[0]))
+        await refused(force(first, asked[1]))
+        for approval_id in (unread, other):
+            by = first.ask(approval_id, caller="web", origin=BOB)
+            await first.office.approvals._submit(approval_id, Approve(by, approval_id, "seen"))
+    async with vending_world.world(path) as second:
+        approvals = second.office.approvals
+        grown = replace(approvals._commands["keep-power"], made=ForceRelay)  # other fields
+        with monkeypatch.context() as broken:
+            broken.setitem(approvals._commands, "keep-power", grown)
+            assert await second.office.complete() == 1
+        assert (await second.office.meter("M1")).forced == "off"
+        assert (await approvals.proposal(unread)).status is Status.APPROVED
+        assert await second.office.complete() == 1, "a release that can carries it out"
+        assert (await approvals.proposal(unread)).status is Status.EXECUTED

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
@@ -211,3 +211,29 @@ async def test_confirmed_and_not_sold_is_sold_by_the_next_process(tmp_path: Path
         assert await second.office.complete() == 1
         assert await credited(second) == 100
         assert isinstance((await confirm(second)).event, CreditSold)
+
+
+async def test_a_payment_that_cannot_be_sold_keeps_none_behind_it_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as first:
+        await first.mall()
+        stuck, other = [await reserve(first, n, 100, f"tx-{n}") for n in (1, 2)]
+        for number, state in ((3, stuck), (4, other)):
+            command = ConfirmSale(asked(first, number, "confirm"), state.transaction_id)
+            await first.office.payments._submit(state.payment_id, command)
+    async with vending_world.world(path) as second:
+        sold = second.office.payments._sold
+
+        async def failing(state: Payment) -> Outcome[Account]:
+            if state.payment_id == stuck.payment_id:
+                raise Bug("this one cannot be told")
+            return await sold(state)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(second.office.payments, "_sold", failing)
+            assert await second.office.complete() == 1
+        assert await credited(second) == 100
+        assert await second.office.complete() == 1, "and is tried again"
+        assert await credited(second) == 200

@@ -19,7 +19,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
-from services.vending.application.process import step
+from services.vending.application.process import each, step
 from services.vending.domain import approval, checks
 from services.vending.domain.approval import Failure, Proposal, Status
 from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action, Authority
@@ -115,16 +115,14 @@ class Approvals:
 
     async def complete(self) -> int:
         """Carry out what is approved, end what nobody approved in time; return how many."""
-        done = 0
-        for approval_id in await self._tables.decided(APPROVAL):
-            await self.carry_out(approval_id)
-            done += 1
+        done = await each(APPROVAL, await self._tables.decided(APPROVAL), self.carry_out)
         now_ms = self._clock.now_ms()
-        for approval_id in await self._tables.overdue(APPROVAL, now_ms):
+
+        async def expire(approval_id: str) -> None:
             request = step(now_ms, (), NOBODY, "expire", approval_id)
             await self._submit(approval_id, approval.Expire(request, approval_id))
-            done += 1
-        return done
+
+        return done + await each(APPROVAL, await self._tables.overdue(APPROVAL, now_ms), expire)
 
     async def carry_out(self, approval_id: str) -> Proposal:
         """Do what was approved, where it is not done yet; return the proposal after it.

@@ -12,7 +12,7 @@ from services.common.kernel.clock import Clock
 from services.common.kernel.errors import InvalidInput
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
-from services.vending.application.process import step
+from services.vending.application.process import each, step
 from services.vending.domain import account, payment
 from services.vending.domain.account import Account, Sell
 from services.vending.domain.approval import Failure
@@ -67,16 +67,14 @@ class Payments:
 
     async def complete(self) -> int:
         """Sell what is confirmed, time out what nobody confirmed; return how many."""
-        done = 0
-        for payment_id in await self._tables.decided(PAYMENT):
-            await self.sell(payment_id)
-            done += 1
+        done = await each(PAYMENT, await self._tables.decided(PAYMENT), self.sell)
         now_ms = self._clock.now_ms()
-        for payment_id in await self._tables.overdue(PAYMENT, now_ms):
+
+        async def time_out(payment_id: str) -> None:
             request = step(now_ms, (), NOBODY, "time-out", payment_id)
             await self._submit(payment_id, payment.TimeOut(request))
-            done += 1
-        return done
+
+        return done + await each(PAYMENT, await self._tables.overdue(PAYMENT, now_ms), time_out)
 
     async def sell(self, payment_id: str) -> Payment:
         """Sell a payment that is confirmed and not sold yet; return it after that.
