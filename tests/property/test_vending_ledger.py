@@ -96,6 +96,7 @@ class Paper:
     """(account sequence, energy, tax) as metering told last."""
     sales: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
     back: set[str] = field(default_factory=set)
+    before_refund: set[str] = field(default_factory=set)
     unsaid: Counter[str] = field(default_factory=Counter)
     """What metering has charged since, and told nobody."""
     holding: dict[str, Ask] = field(default_factory=dict)
@@ -118,10 +119,8 @@ class Paper:
             return "AMOUNT_BELOW_FEE"
         if ask.what == "grant" and self.lent[ask.account]:
             return "EMERGENCY_ALREADY_GRANTED"
-        if ask.what == "reverse" and self.sales.get(ask.about, "?")[0] != ask.account:
-            return "RECEIPT_NOT_FOUND"
-        if ask.what == "reverse" and ask.about in self.back:
-            return "ALREADY_REVERSED"
+        if ask.what == "reverse":
+            return self.no_reversal(ask)
         if ask.what == "refund":
             return self.no_refund(ask)
         if ask.what in {"confirm", "cancel"} and ask.about not in self.reserved:
@@ -134,6 +133,13 @@ class Paper:
         if ask.what == "write-off" and owed is not None and owed[ask.account] < ask.amount:
             return "NOT_OWED"
         return ""
+
+    def no_reversal(self, ask: Ask) -> str:
+        if self.sales.get(ask.about, "?")[0] != ask.account:
+            return "RECEIPT_NOT_FOUND"
+        if ask.about in self.back:
+            return "ALREADY_REVERSED"
+        return "REFUNDED_SINCE" if ask.about in self.before_refund else ""
 
     def left(self, name: str) -> int:
         """Return what the book knows to be left: less than nothing is nothing."""
@@ -163,6 +169,7 @@ class Paper:
             return "BALANCE_TOO_LOW"
         self.credited[name] -= amount
         self.money -= amount
+        self.before_refund |= {receipt for receipt, sale in self.sales.items() if sale[0] == name}
         return "done"
 
     def write(self, ask: Ask, receipt: str) -> None:  # noqa: C901 - one a case

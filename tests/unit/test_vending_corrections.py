@@ -11,12 +11,12 @@ from uuid import UUID
 
 import pytest
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
-from services.vending.domain.account import Account
+from services.vending.domain.account import Account, SettleClosing
 from services.vending.domain.approval import approval_id_of
-from services.vending.domain.corrections import AdjustCredit, ReverseSale, WriteOff
+from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import CreditSold, OwedWrittenOff, SaleReversed
 from services.vending.domain.origin import Origin
@@ -29,7 +29,7 @@ from tests.unit.test_vending_office import closing, refused, settle
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_relay import relaying
 from tests.unit.vending_crashing import at_every_step
-from tests.unit.vending_world import World
+from tests.unit.vending_world import T0_MS, World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
@@ -102,6 +102,24 @@ async def test_a_sale_is_reversed_once_and_a_refusal_is_repeated(mall: World) ->
         assert await refused(reverse(mall, sale.receipt_id, late)) is Reason.ALREADY_REVERSED
     assert len(await of_type(mall, "correction-refused")) == 1
     assert (await mall.office.account("A1")).credited_nano == 0
+
+
+async def test_a_sale_is_not_taken_back_when_credit_was_refunded_since(mall: World) -> None:
+    wrong = await sold(mall, 1_000)
+    request = mall.ask("refund")
+    command = RefundCredit(request, "A1", 300, "cash", "moves out")
+    with pytest.raises(Retriable):
+        await mall.office.refund(command, 0.0)
+    hold = (await mall.office.account("A1")).refunding
+    assert hold is not None
+    await mall.office.settle(SettleClosing("A1", hold.hold_id, 0, 0, 0, T0_MS))
+    late = mall.ask("late")
+    for _ in range(2):
+        assert await refused(reverse(mall, wrong.receipt_id, late)) is Reason.REFUNDED_SINCE
+    assert (await mall.office.account("A1")).credited_nano == 700 * NANO
+    after = await sold(mall, 50)
+    await reverse(mall, after.receipt_id)
+    assert (await mall.office.account("A1")).credited_nano == 700 * NANO
 
 
 async def test_only_a_sale_of_the_account_is_reversed(mall: World) -> None:

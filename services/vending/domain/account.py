@@ -108,7 +108,8 @@ class Closing:
 class Account:
     """The folded stream of an account. `credited_nano`: lifetime total.
 
-    `reversed_receipts`: (receipt of a sale, that of its reversal).
+    `reversed_receipts`: (receipt of a sale, that of its reversal); `refunded_at`: the stream's
+    revision at which credit was paid out last, -1: never.
     """
 
     answers: Answers
@@ -133,6 +134,7 @@ class Account:
     reversed_receipts: tuple[tuple[str, str], ...] = ()
     closing: Closing | None = None
     refunding: Refunding | None = None
+    refunded_at: int = -1
     used: Used = Used()
 
     def has(self, meter_id: str) -> bool:
@@ -853,6 +855,7 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
                 credited_nano=event.credited_nano,
                 held_nano=0,
                 refunding=None,
+                refunded_at=answers.revision,
             )
         case RefundRefused():
             return changed(state, answers=answers, held_nano=0, refunding=None)

@@ -205,6 +205,8 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
             f"the sale of receipt {command.receipt_id} was reversed before; a sale is reversed once"
         )
         return Rejection(Reason.ALREADY_REVERSED, text, "receipt_id")
+    if refunded := _refunded_since(state, sale):
+        return refunded
     emergency_minor = sale.recovered_emergency_minor or 0
     debt_minor = sale.recovered_debt_minor or 0
     owed = changed(
@@ -245,6 +247,20 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
             )
         ),
     )
+
+
+def _refunded_since(state: Account, sale: CreditSold) -> Rejection | None:
+    """Return why a sale is not taken back: its money may have been paid out already."""
+    answer = state.answers.get(sale.key)
+    if answer is None:
+        raise Bug(f"account {state.account_id} knows nothing of the sale of {sale.receipt_id}")
+    if state.refunded_at < answer.revisions[-1]:
+        return None
+    text = (
+        f"credit of account {state.account_id} was refunded after the sale of receipt "
+        f"{sale.receipt_id}; refund what is left instead"
+    )
+    return Rejection(Reason.REFUNDED_SINCE, text, "receipt_id")
 
 
 def _adjusted(state: Account, command: AdjustCredit) -> CreditAdjusted | Rejection:
