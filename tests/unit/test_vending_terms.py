@@ -133,6 +133,33 @@ async def test_a_ceiling_keeps_out_what_is_asked_for_and_not_what_is_paid(mall: 
     assert await refused(reserve("third", 1)) is Reason.ABOVE_CEILING
 
 
+async def test_who_has_paid_gets_what_was_reserved_whatever_fee_or_debt_came_since(
+    mall: World,
+) -> None:
+    async def reserve(number: str) -> None:
+        command = ReserveSale(mall.ask(number), number, "A1", 1_000, "qr", 0)
+        await mall.office.payments.reserve(command)
+
+    async def confirm(number: str) -> CreditSold:
+        command = ConfirmSale(mall.ask("confirm", number), number)
+        event = (await mall.office.payments.confirm(command)).event
+        assert isinstance(event, CreditSold)
+        return event
+
+    await mall.policy(fee_minor=20)
+    await reserve("before")
+    await mall.policy(fee_ppm=500_000)
+    await mall.owe(900, 1_000_000)
+    first = await confirm("before")
+    assert (first.fee_minor, first.recovered_debt_minor) == (20, 0)
+    assert (await mall.office.account("A1")).credited_nano == 980 * NANO
+    await reserve("after")
+    await mall.owe(0, 0)
+    await mall.policy()
+    last = await confirm("after")
+    assert (last.fee_minor, last.recovered_debt_minor) == (500, 0), "and no debt that is none"
+
+
 # --- energy --------------------------------------------------------------------------------------
 
 

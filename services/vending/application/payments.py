@@ -104,7 +104,14 @@ class Payments:
         request = step(self._clock.now_ms(), content, state.seller, "sell", state.payment_id)
         of = await self._book.state_of(Account, state.account_id)
         by = await self._book.state_of(Policy, of.policy_id) if of else None
-        command = Sell(request, *content, policy=by, is_paid=True)
+        command = Sell(
+            request,
+            *content,
+            policy=by,
+            is_paid=True,
+            fee_minor=state.fee_minor,
+            debt_share_ppm=state.debt_share_ppm,
+        )
         return accepted(
             await self._book.submit(
                 Account, state.account_id, lambda before: account.decide(before, command)

@@ -183,7 +183,8 @@ class Sell:
 
     With `energy_milli` > 0 it is of what so much energy costs, by the version of the account's
     tariff in force, `tariff`; an amount beside it is what the buyer was told, 0: nothing. `policy`:
-    the account's; `is_paid`: the money is there already, so no ceiling keeps it out.
+    the account's; `is_paid`: the money is there already, so no ceiling keeps it out; `fee_minor`,
+    `debt_share_ppm`: what the buyer was promised before he paid, None: what holds now.
     """
 
     request: Request
@@ -194,6 +195,8 @@ class Sell:
     policy: Policy | None = None
     tariff: TariffPublished | None = None
     is_paid: bool = False
+    fee_minor: int | None = None
+    debt_share_ppm: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no sale can be."""
@@ -452,12 +455,14 @@ def _sale(state: Account, command: Sell) -> CreditSold | Rejection:
         amount_nano = nano_from_minor(amount_minor, currency)
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, too_large.field)
-    fee_minor = terms.fee_minor_of(command.policy, amount_minor)
+    fee_minor, share_ppm = command.fee_minor, command.debt_share_ppm
+    if fee_minor is None:
+        fee_minor = terms.fee_minor_of(command.policy, amount_minor)
     if fee_minor >= amount_minor:
         fee = format_scaled(fee_minor, currency.minor_decimals)
         text = f"the service fee is {fee} {currency.code}; sell more than that"
         return Rejection(Reason.AMOUNT_BELOW_FEE, text, "amount_minor")
-    recovery = state.owed.recovery(amount_minor - fee_minor)
+    recovery = state.owed.recovery(amount_minor - fee_minor, share_ppm)
     left = state.owed.after(recovery)
     credit_nano = nano_from_minor(recovery.credit_minor, currency)
     if problem := _no_more(state, credit_nano, currency) or _above_ceiling(

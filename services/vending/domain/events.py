@@ -544,6 +544,8 @@ class SaleReserved(Event):
     currency: str
     legal_entity: str
     commodity: str
+    fee_minor: int | None
+    debt_share_ppm: int | None
 
 
 @named_value_class

@@ -29,14 +29,16 @@ class Owed:
         """Say whether anything is owed."""
         return bool(self.emergency_minor or self.debt_minor)
 
-    def recovery(self, amount_minor: int) -> Recovery:
+    def recovery(self, amount_minor: int, debt_share_ppm: int | None = None) -> Recovery:
         """Return what the amount of a sale becomes: emergency credit first, then the debt's share.
 
-        The share is of the whole amount, half up, and of what is left at most.
+        The share, None: the debt's own, is of the whole amount, half up, and of what is left at
+        most.
         """
+        share_ppm = self.debt_share_ppm if debt_share_ppm is None else debt_share_ppm
         emergency_minor = min(self.emergency_minor, amount_minor)
         left_minor = amount_minor - emergency_minor
-        share_minor = (amount_minor * self.debt_share_ppm + PPM // 2) // PPM
+        share_minor = (amount_minor * share_ppm + PPM // 2) // PPM
         debt_minor = min(share_minor, self.debt_minor, left_minor)
         return Recovery(emergency_minor, debt_minor, left_minor - debt_minor)
 

@@ -34,6 +34,7 @@ from services.vending.domain.events import (
 )
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy
+from services.vending.domain.terms import fee_minor_of
 
 MINUTE_MS = 60_000
 LASTS_MS_DEFAULT = 15 * MINUTE_MS
@@ -53,7 +54,10 @@ class Status(StrEnum):
 
 @value_class
 class Payment:
-    """The folded stream of a payment. `receipt_id`: of its sale, "" before."""
+    """The folded stream of a payment. `receipt_id`: of its sale, "" before.
+
+    `fee_minor`, `debt_share_ppm`: what the sale will go by; None: by what holds then.
+    """
 
     answers: Answers
     payment_id: str
@@ -66,6 +70,8 @@ class Payment:
     reserved_at_ms: int
     expires_at_ms: int
     seller: Origin
+    fee_minor: int | None
+    debt_share_ppm: int | None
     status: Status = Status.RESERVED
     receipt_id: str = ""
     failure: Failure | None = None
@@ -202,6 +208,8 @@ def _reserve(state: Payment | None, command: ReserveSale) -> Decision:
         method=command.method,
         expires_at_ms=command.request.at_ms + (command.lasts_ms or LASTS_MS_DEFAULT),
         **of_what(account),
+        fee_minor=fee_minor_of(command.policy, command.amount_minor),
+        debt_share_ppm=account.owed.debt_share_ppm,
     )
     return Accepted((reserved,))
 
@@ -282,6 +290,8 @@ def evolve(state: Payment | None, event: Event) -> Payment:
             event.occurred_at_ms,
             event.expires_at_ms,
             event.origin if event.origin.caller else Origin(event.caller),
+            event.fee_minor,
+            event.debt_share_ppm,
         )
     if state is None:
         raise Bug(f"a payment's stream begins with {event.SUBJECT}")
