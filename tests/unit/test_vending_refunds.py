@@ -15,6 +15,7 @@ import pytest
 
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
+from services.vending.adapters.bus import usage_told
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account, SettleClosing
 from services.vending.domain.approval import approval_id_of
@@ -68,6 +69,20 @@ async def echo(
             T0_MS,
         )  # fmt: skip
         await world.office.settle(settle)
+
+
+async def answered(desk: Desk, shards: Shards) -> dict[str, Any]:
+    """Let metering's own echo settle the hold of A1; return it."""
+    (told,) = [echo for done in shards.absorbed for echo in of(done, "echo")]
+    at_ms = desk.clock.at_ms
+    await desk.office.settle(
+        SettleClosing(
+            "A1", told["hold_id"], told["charged_nano"], told["account_sequence"],
+            told["open_meters"], at_ms, usage_told(told, at_ms),
+            told["last_reading_received_at_ms"], told["decided_at_ms"],
+        )
+    )  # fmt: skip
+    return told
 
 
 async def paid(world: World, charged_nano: int, amount_minor: int = 0, **more: Any) -> int:
@@ -296,17 +311,67 @@ async def test_metering_answers_the_hold_and_the_next_reading_judges_what_is_lef
             with pytest.raises(Retriable):
                 await refund(desk, 0, request)
             await relay.caught_up()
-            (told,) = [echo for done in shards.absorbed for echo in of(done, "echo")]
+            told = await answered(desk, shards)
             assert told["charged_nano"] == 2_000 * 800_000
-            await desk.office.settle(
-                SettleClosing(
-                    "A1", told["hold_id"], told["charged_nano"], told["account_sequence"],
-                    told["open_meters"], desk.clock.at_ms, None,
-                    told["last_reading_received_at_ms"], told["decided_at_ms"],
-                )
-            )  # fmt: skip
             event = (await refund(desk, 0, request)).event
             assert isinstance(event, CreditRefunded)
             assert event.amount_minor == 840
             await platform.told()
             assert kinds(await platform.read(2_001)) == ["cut", "open"]
+
+
+async def test_one_silent_meter_among_several_keeps_the_money_back(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        desk, shards = Desk(**vars(world)), Shards()
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await publish(desk, **ALONE)
+            await desk.sell(1_000)
+            await desk.meter("M2", unit=2)
+            for meter_id in ("M1", "M2"):
+                await desk.assign(meter_id, register_milli=0)
+            log = shards.logs[(await desk.office.account("A1")).shard]
+            log.now_ms = desk.clock.at_ms
+            platform = Platform(desk, shards, relay, log, [])
+            await platform.told()
+            await platform.read(1)  # M1: M2 never said anything
+            request = desk.ask("never read")
+            with pytest.raises(Retriable):
+                await refund(desk, 0, request)
+            await relay.caught_up()
+            await answered(desk, shards)
+            with pytest.raises(InvalidInput, match=r"last reading of M2 is older than 15 min"):
+                await refund(desk, 0, request)
+            await desk.office.release_meter(desk.ask("release"), "M2", 0)
+            await platform.told()
+            request = desk.ask("released")
+            with pytest.raises(Retriable):
+                await refund(desk, 0, request)
+            await relay.caught_up()
+            await answered(desk, shards)
+            assert isinstance((await refund(desk, 0, request)).event, CreditRefunded)
+
+
+async def test_what_a_held_meter_used_is_not_known_when_its_last_charge_is_old(
+    tmp_path: Path,
+) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        desk, shards = Desk(**vars(world)), Shards()
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await publish(desk, **ALONE)
+            await desk.sell(1_000)
+            await desk.assign(register_milli=0)
+            log = shards.logs[(await desk.office.account("A1")).shard]
+            log.now_ms = desk.clock.at_ms
+            platform = Platform(desk, shards, relay, log, [])
+            await platform.told()
+            await platform.read(1)
+            for minutes in range(16):  # each is held, or waits behind the one that is
+                await platform.read(900_000_000 + minutes)
+            request = desk.ask("all")
+            with pytest.raises(Retriable):
+                await refund(desk, 0, request)
+            await relay.caught_up()
+            await answered(desk, shards)
+            assert await refused(refund(desk, 0, request)) is Reason.EVIDENCE_TOO_OLD

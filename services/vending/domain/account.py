@@ -787,6 +787,10 @@ def _refund(state: Account, refund: Refunding, command: SettleClosing) -> Decisi
         command.open_meters,
         command.last_reading_at_ms,
         command.decided_at_ms,
+        tuple(
+            (meter["meter_id"], meter["time_ms"])
+            for meter in (command.usage.meters if command.usage else ())
+        ),
     )
     settled = refund.settled(
         told,

@@ -17,13 +17,16 @@ from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
 
 MINUTE_MS = 60_000
+METERS_TOLD_MAX = 5
 
 
 @value_class
 class Told:
     """What of an echo a refund is settled by.
 
-    `last_reading_at_ms`: when metering received the account's last one, None: none yet.
+    `last_reading_at_ms`: when metering received the account's last one, None: none yet. `charged`:
+    each meter and the device time up to which it is charged, None: it was not read yet; empty where
+    an earlier metering did not tell. Of a meter that is held for a person that time stands still.
     """
 
     charged_nano: int
@@ -31,6 +34,7 @@ class Told:
     open_meters: int
     last_reading_at_ms: int | None
     decided_at_ms: int
+    charged: tuple[tuple[str, int | None], ...] = ()
 
 
 @value_class
@@ -103,16 +107,21 @@ class Refunding:
 
     def _too_old(self, told: Told) -> Rejection | None:
         """Return why an echo says too little: what a meter that is silent uses is not known."""
-        last_ms = told.last_reading_at_ms
+
+        def is_old(at_ms: int | None) -> bool:
+            return at_ms is None or told.decided_at_ms - at_ms > self.max_evidence_age_ms
+
         if not told.open_meters:
             return None
-        if last_ms is not None and told.decided_at_ms - last_ms <= self.max_evidence_age_ms:
+        silent = [meter_id for meter_id, at_ms in told.charged if is_old(at_ms)]
+        if not silent and not is_old(told.last_reading_at_ms):
             return None
         minutes = self.max_evidence_age_ms // MINUTE_MS
+        of_meters = f" of {', '.join(silent[:METERS_TOLD_MAX])}" if silent else ""
         return Rejection(
             Reason.EVIDENCE_TOO_OLD,
-            f"the last reading is older than {minutes} min, or there is none: read the account's "
-            "meters, or release them, and refund then",
+            f"the last reading{of_meters} is older than {minutes} min, or there is none: read "
+            "the account's meters, or release them, and refund then",
         )
 
 
