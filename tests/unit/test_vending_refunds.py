@@ -6,6 +6,7 @@ metering's own code does. The story of a refund dies at each of its appends.
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.vending.adapters.bus import usage_told
 from services.vending.application.book import Outcome
-from services.vending.domain.account import Account, SettleClosing
+from services.vending.application.relay import Relay
+from services.vending.domain.account import Account, CloseAccount, SettleClosing
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.corrections import RefundCredit
 from services.vending.domain.decisions import Request
@@ -375,3 +377,47 @@ async def test_what_a_held_meter_used_is_not_known_when_its_last_charge_is_old(
             await relay.caught_up()
             await answered(desk, shards)
             assert await refused(refund(desk, 0, request)) is Reason.EVIDENCE_TOO_OLD
+
+
+async def test_metering_answers_anew_what_is_asked_again_after_a_raise(tmp_path: Path) -> None:
+    path, copy, shards = tmp_path / "events.sqlite", tmp_path / "copy.sqlite", Shards()
+
+    async def asked_both(desk: Desk, relay: Relay) -> list[str]:
+        """Refund, then close, by the same requests each time; return the holds' ids."""
+        for log in shards.logs:
+            log.now_ms = desk.clock.at_ms
+        shards.absorbed.clear()
+        request = desk.ask("all", request_id=ids(1))
+        for _ in range(2):  # a retry is the same hold
+            with pytest.raises(Retriable):
+                await refund(desk, 0, request)
+        await relay.caught_up()
+        first = await answered(desk, shards)
+        assert isinstance((await refund(desk, 0, request)).event, CreditRefunded)
+        await relay.caught_up()
+        shards.absorbed.clear()
+        end = CloseAccount(desk.ask("end", request_id=ids(2)), "A1")
+        with pytest.raises(Retriable):
+            await desk.office.close_account(end, 0.0)
+        await relay.caught_up()
+        second = await answered(desk, shards)
+        assert (await desk.office.account("A1")).status == "closed"
+        return [first["hold_id"], second["hold_id"]]
+
+    async with vending_world.world(path) as world:
+        desk = Desk(**vars(world))
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await publish(desk, **ALONE)
+            await desk.sell(1_000)
+            await relay.caught_up()
+            for end in ("", "-wal"):
+                shutil.copy(f"{path}{end}", f"{copy}{end}")
+            before = await asked_both(desk, relay)
+            await relay.caught_up()
+    async with vending_world.world(copy) as world:
+        await world.tables.raise_book_epoch(2, await world.store.head())
+        async with relaying(world, shards, book_epoch=2) as relay:
+            await relay.caught_up()
+            after = await asked_both(Desk(**vars(world)), relay)
+    assert len({*before, *after}) == 4

@@ -329,7 +329,7 @@ class Office:
     async def _with_policy(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
         of = await self._book.state_of(Account, command.account_id)
         by = await self._book.state_of(Policy, of.policy_id) if of else None
-        return replace(command, policy=by)
+        return replace(command, policy=by, book_epoch=await self._tables.book_epoch())
 
     async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
         sales = await self._book.events_of(Account, command.account_id, CreditSold)
@@ -342,6 +342,7 @@ class Office:
         Raises Retriable where no echo came within `wait_s`: the closing goes on by itself, and the
         same request gets its answer.
         """
+        command = replace(command, book_epoch=await self._tables.book_epoch())
         decide = partial(_on, account.decide, command)
         async with self._assigning:  # no meter joins between the check and the hold
             outcome = await self._book.submit(Account, command.account_id, decide)

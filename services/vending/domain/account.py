@@ -270,10 +270,11 @@ class LeaveMeter:
 
 @value_class
 class CloseAccount:
-    """The account shall end; metering is asked what was used."""
+    """The account shall end; metering is asked what was used, under the epoch of the book."""
 
     request: Request
     account_id: str
+    book_epoch: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -701,10 +702,18 @@ def _close(state: Account, command: CloseAccount) -> Decision:
             AccountClosing(
                 **stamp(command.request),
                 account_id=state.account_id,
-                hold_id=str(name_uuid("hold", state.account_id, *command.request.key)),
+                hold_id=hold_id_of(state.account_id, command.request, command.book_epoch),
             ),
         )
     )
+
+
+def hold_id_of(account_id: str, request: Request, book_epoch: int) -> str:
+    """Return by what metering's echo names a hold: another id in each epoch of the book.
+
+    Metering answers a hold once, and a store that lost its end decides the same request anew.
+    """
+    return str(name_uuid("hold", account_id, *request.key, book_epoch))
 
 
 def refund_under_way(state: Account) -> Rejection:

@@ -23,6 +23,7 @@ from services.vending.domain import checks, postings
 from services.vending.domain.account import (
     Account,
     account_not_found,
+    hold_id_of,
     not_open,
     of_what,
     refund_under_way,
@@ -127,7 +128,7 @@ class RefundCredit:
     """`amount_minor` of the credit shall be paid out, 0: all that is left; metering is asked first.
 
     `at_most_minor`: of all, what a second person approved, None: it needed none; `policy`: the
-    account's.
+    account's; `book_epoch`: under which metering is asked.
     """
 
     request: Request
@@ -136,6 +137,7 @@ class RefundCredit:
     method: str
     reason: str
     at_most_minor: int | None = None
+    book_epoch: int = 1
     policy: Policy | None = None
     authority: Authority | None = None
 
@@ -345,7 +347,7 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     return problem or RefundHeld(
         **stamp(command.request),
         account_id=state.account_id,
-        hold_id=str(name_uuid("hold", state.account_id, *command.request.key)),
+        hold_id=hold_id_of(state.account_id, command.request, command.book_epoch),
         amount_minor=command.amount_minor,
         held_nano=amount_minor * currency.nano_per_minor,
         method=command.method,
