@@ -86,6 +86,8 @@ class Paper:
     credited: Counter[str] = field(default_factory=Counter)
     lent: Counter[str] = field(default_factory=Counter)
     debt: Counter[str] = field(default_factory=Counter)
+    share: Counter[str] = field(default_factory=Counter)
+    """Of a sale, what goes to the debt, in ppm; 0: there is none, or a person has ended it."""
     money: int = 0
     given: int = 0
     lost: int = 0
@@ -104,6 +106,8 @@ class Paper:
     named: dict[Ask, int] = field(default_factory=dict)
     """What a refund of all came to when it was proposed."""
     reserved: dict[str, Ask] = field(default_factory=dict)
+    promised: Counter[str] = field(default_factory=Counter)
+    """The share when a payment was reserved."""
     cancelled: set[str] = field(default_factory=set)
     paid: set[str] = field(default_factory=set)
 
@@ -172,7 +176,7 @@ class Paper:
         self.before_refund |= {receipt for receipt, sale in self.sales.items() if sale[0] == name}
         return "done"
 
-    def write(self, ask: Ask, receipt: str) -> None:  # noqa: C901 - one a case
+    def write(self, ask: Ask, receipt: str, promised: int | None = None) -> None:  # noqa: C901 - one a case
         name, amount = ask.account, ask.amount
         match ask.what:
             case "refund":
@@ -180,29 +184,34 @@ class Paper:
                 self.held[name] = self.to_hold(ask)
             case "reserve":
                 self.reserved[ask.about] = ask
+                self.promised[ask.about] = self.share[name]
             case "cancel":
                 self.cancelled.add(ask.about)
             case "confirm" if ask.about not in self.paid:
                 self.paid.add(ask.about)
                 asked = self.reserved[ask.about]
                 receipt = receipt_of_payment(asked.about)
-                self.write(replace(asked, what="sell"), receipt)
+                self.write(replace(asked, what="sell"), receipt, self.promised[asked.about])
             case "sell":
                 fee = fee_of(amount)
                 rest = amount - fee
                 lent = min(rest, self.lent[name])
-                debt = min((rest * SHARE_PPM + 500_000) // 10**6, self.debt[name], rest - lent)
+                share = self.share[name] if promised is None else promised
+                debt = min((rest * share + 500_000) // 10**6, self.debt[name], rest - lent)
                 self.sales[receipt] = (name, amount, fee, lent, debt)
                 self.move(name, amount, fee, lent, debt)
             case "reverse":
                 self.back.add(ask.about)
                 self.move(name, *(-part for part in self.sales[ask.about][1:]))
+                if not self.share[name]:  # what comes back was ended
+                    self.lost += self.debt.pop(name, 0)
             case "grant":
                 self.lent[name] += LENT_MINOR
                 self.credited[name] += LENT_MINOR
             case "owe":
                 self.lost += max(self.debt[name] - amount, 0)
                 self.debt[name] = amount
+                self.share[name] = SHARE_PPM if amount else 0
             case "adjust":
                 self.given += amount
                 self.credited[name] += amount

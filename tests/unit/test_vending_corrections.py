@@ -4,6 +4,7 @@ Method: the office on a real SQLite file; the story of a reversal dies at each o
 metering makes of credit that falls is absorbed by its own code, as in test_orders_reach_metering.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,40 @@ async def test_emergency_credit_that_was_granted_again_is_owed_twice_after_a_rev
     assert state.owed == Owed(600)
     assert state.credited_nano == 600 * NANO
     assert (await sold(mall, 700)).recovered_emergency_minor == 600
+
+
+@pytest.mark.parametrize("share_ppm", [0, 500_000])
+async def test_a_debt_that_was_ended_stays_ended_after_a_reversal(
+    mall: World, share_ppm: int
+) -> None:
+    await mall.owe(1_000, 500_000)
+    sale = await sold(mall, 1_000)
+    await mall.owe(0, share_ppm)
+    outcome = await reverse(mall, sale.receipt_id)
+    event = outcome.event
+    assert isinstance(event, SaleReversed)
+    assert (event.returned_debt_minor, event.given_up_debt_minor) == (0, 500)
+    assert event.postings is not None
+    taken: Counter[str] = Counter()
+    for posting in event.postings:
+        taken[posting.account] += posting.amount_nano // NANO
+    assert taken == {
+        "assets:cash": -1_000,
+        "assets:receivable": 0,
+        "expenses:write-off": 500,
+        "liabilities:prepayment": 500,
+    }
+    assert not outcome.state.owed
+    assert outcome.state.credited_nano == 0
+    assert (await sold(mall, 10_000)).recovered_debt_minor == 0
+
+
+async def test_a_debt_that_sales_have_paid_is_owed_again_with_its_share(mall: World) -> None:
+    await mall.owe(500, 500_000)
+    sale = await sold(mall, 1_000)
+    assert (await mall.office.account("A1")).owed.debt_minor == 0
+    assert (await reverse(mall, sale.receipt_id)).state.owed == Owed(0, 500, 500_000)
+    assert (await sold(mall, 10_000)).recovered_debt_minor == 500
 
 
 async def test_an_account_that_is_closed_takes_no_correction(mall: World) -> None:

@@ -226,6 +226,8 @@ def reversal(answer: v.ReverseSaleResponse, *, is_copy: bool = False) -> Rendera
     ):
         if returned_minor:
             rows.append((f"{what} owed again", f"{told(returned_minor)} (now: {told(left_minor)})"))
+    if back.given_up_debt_minor:
+        rows.append(("ended debt, written off", told(back.given_up_debt_minor)))
     rows.append(("at", moment(back.reversed_at_ms)))
     if not is_copy:
         rows.append(("credited in all", money(answer.credited_nano, back.currency)))

@@ -42,7 +42,8 @@ def approval(state: Proposal, version: pb.BookVersion) -> pb.Approval:
 
 def reversal(event: SaleReversed) -> pb.Reversal:
     """Return the document of a sale that was taken back."""
-    returned_minor = event.returned_emergency_minor + event.returned_debt_minor
+    given_up_minor = event.given_up_debt_minor or 0
+    owed_minor = event.returned_emergency_minor + event.returned_debt_minor + given_up_minor
     fee_minor = event.returned_fee_minor
     return pb.Reversal(
         receipt_id=event.receipt_id,
@@ -56,10 +57,11 @@ def reversal(event: SaleReversed) -> pb.Reversal:
         reason=event.reason,
         returned_emergency_minor=event.returned_emergency_minor,
         returned_debt_minor=event.returned_debt_minor,
-        credit_minor=event.amount_minor - fee_minor - returned_minor,
+        credit_minor=event.amount_minor - fee_minor - owed_minor,
         fee_minor=fee_minor,
         emergency_left_minor=event.emergency_left_minor,
         debt_left_minor=event.debt_left_minor,
+        given_up_debt_minor=given_up_minor,
     )
 
 

@@ -850,7 +850,8 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             owed = changed(state.owed, emergency_minor=event.amount_minor)
             return changed(state, answers=answers, credited_nano=event.credited_nano, owed=owed)
         case DebtSet():
-            owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=event.share_ppm)
+            share_ppm = event.share_ppm if event.debt_minor else 0  # a debt of 0 is ended
+            owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=share_ppm)
             return changed(state, answers=answers, owed=owed)
         case PowerKept() | PaymentPromised() | NoticeRecorded():
             return changed(state, answers=answers, orders=state.orders.after(event))

@@ -210,7 +210,10 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
     if refunded := _refunded_since(state, sale):
         return refunded
     emergency_minor = sale.recovered_emergency_minor or 0
-    debt_minor = sale.recovered_debt_minor or 0
+    recovered_minor = sale.recovered_debt_minor or 0
+    # What a person has ended stays ended: with no share of sales nothing would recover it.
+    debt_minor = recovered_minor if state.owed.debt_share_ppm else 0
+    given_up_minor = recovered_minor - debt_minor
     owed = changed(
         state.owed,
         emergency_minor=state.owed.emergency_minor + emergency_minor,
@@ -219,7 +222,7 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
     currency = checks.currency_named(state.currency)
     nano = currency.nano_per_minor
     fee_minor = sale.fee_minor or 0
-    credit_nano = sale.amount_nano - (emergency_minor + debt_minor + fee_minor) * nano
+    credit_nano = sale.amount_nano - (emergency_minor + recovered_minor + fee_minor) * nano
     problem = _no_room(state, -credit_nano, owed, currency) or needs_another(
         command.authority, Action.REVERSAL, sale.amount_minor, state.currency, command.request
     )
@@ -238,15 +241,19 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
         returned_fee_minor=fee_minor,
         emergency_left_minor=owed.emergency_minor,
         debt_left_minor=owed.debt_minor,
+        given_up_debt_minor=given_up_minor,
         **of_what(state),
-        postings=postings.reversed_of(
-            postings.of_sale(
-                sale.method,
-                sale.amount_nano,
-                emergency_minor * nano,
-                debt_minor * nano,
-                fee_minor * nano,
-            )
+        postings=(
+            *postings.reversed_of(
+                postings.of_sale(
+                    sale.method,
+                    sale.amount_nano,
+                    emergency_minor * nano,
+                    recovered_minor * nano,
+                    fee_minor * nano,
+                )
+            ),
+            *postings.of_write_off(Kind.DEBT, given_up_minor * nano),
         ),
     )
 

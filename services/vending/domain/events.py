@@ -331,6 +331,7 @@ class SaleReversed(MoneyEvent):
     returned_fee_minor: int
     emergency_left_minor: int
     debt_left_minor: int
+    given_up_debt_minor: int | None
 
 
 @named_value_class

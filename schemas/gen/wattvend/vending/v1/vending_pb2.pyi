@@ -1433,6 +1433,7 @@ class Reversal(_message.Message):
     EMERGENCY_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_DEBT_MINOR_FIELD_NUMBER: _builtins.int
     receipt_id: _builtins.str
     """of the reversal"""
     reversed_receipt_id: _builtins.str
@@ -1445,12 +1446,16 @@ class Reversal(_message.Message):
     reversed_at_ms: _builtins.int
     reason: _builtins.str
     returned_emergency_minor: _builtins.int
-    """amount = service fee + emergency credit and debt that are owed again + credit taken back"""
+    """amount = service fee + emergency credit and debt that are owed again + debt given up + credit
+    taken back
+    """
     returned_debt_minor: _builtins.int
     credit_minor: _builtins.int
     emergency_left_minor: _builtins.int
     debt_left_minor: _builtins.int
     fee_minor: _builtins.int
+    given_up_debt_minor: _builtins.int
+    """Debt that the sale had recovered and that was ended since: written off, not owed again."""
     def __init__(
         self,
         *,
@@ -1469,10 +1474,11 @@ class Reversal(_message.Message):
         emergency_left_minor: _builtins.int = ...,
         debt_left_minor: _builtins.int = ...,
         fee_minor: _builtins.int = ...,
+        given_up_debt_minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "fee_minor", b"fee_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "fee_minor", b"fee_minor", "given_up_debt_minor", b"given_up_debt_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
