@@ -51,8 +51,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         lock = HERE / f"{name}.lock"
         total = len(re.findall(r"^[A-Za-z0-9._-]+==", lock.read_text(), re.MULTILINE))
-        # The lock has all that is needed. Asked for dependencies too, pip refuses one that is wanted
-        # with an extra (`grpcio[protobuf]`), which the lock names without.
+        # The lock has all that is needed. Asked for dependencies too, pip refuses what is wanted
+        # with an extra (`grpcio[protobuf]`), for the lock names it without.
         pip(lock.name, total, "install", "--no-deps", "--require-hashes", "-r", str(lock))
     pip("this checkout", 0, "install", "--no-deps", "--no-build-isolation", "-e", str(HERE.parent))
 
