@@ -32,7 +32,7 @@ from services.vending.domain.authority import (
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import Event
 from services.vending.domain.meter import ForceRelay, Meter
-from services.vending.domain.orders import DAY_MS, KeepPower
+from services.vending.domain.orders import DAY_MS, KeepPower, PromisePayment
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -146,6 +146,32 @@ async def test_a_limit_is_what_one_person_may_still_do(mall: World) -> None:
     await keep(mall, 7)
     said = await message_of(keep(mall, 8))
     assert "keep-power of 8 days needs a second person, above 7 days" in said
+
+
+async def test_a_promise_keeps_power_on_and_its_days_count_alike(mall: World) -> None:
+    async def promise(days: int, request: Request) -> Outcome[Any]:
+        until_ms = mall.clock.now_ms() + days * DAY_MS
+        return await mall.office.order_for(PromisePayment(request, "A1", until_ms, "on Friday"))
+
+    await promise(31, mall.ask("without a document"))
+    await publish(mall, keep_power=7)
+    await promise(7, mall.ask("week"))
+    request = asked_by_alice(mall, "longer")
+    assert await refused(promise(8, request)) is Reason.APPROVAL_REQUIRED
+    proposal = await approve(mall, approval_id_of(request))
+    assert (proposal.status, proposal.command) == (Status.EXECUTED, "promise-payment")
+    orders = (await mall.office.account("A1")).orders
+    assert orders.promise_until_ms == T0_MS + 8 * DAY_MS
+
+
+async def test_a_debt_that_nothing_would_recover_any_more_is_changed_as_a_whole(
+    mall: World,
+) -> None:
+    await mall.owe(1_000, 500_000)
+    await publish(mall, debt=999)
+    assert await refused(mall.owe(1_000, 1)) is Reason.APPROVAL_REQUIRED
+    await mall.owe(100, 500_000)
+    await mall.owe(100, 1)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,9 @@ GUARDED = {
     "keep-power": Guarded(
         orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account.decide
     ),
+    "promise-payment": Guarded(
+        orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account.decide
+    ),
     "set-debt": Guarded(account.SetDebt, Action.DEBT, Account, "account_id", account.decide),
     "adjust-credit": Guarded(
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
@@ -473,9 +476,9 @@ class Office:
     async def order_for(self, command: orders.Order) -> Outcome[Account]:
         """Give an order about an account, or say what became of a notice.
 
-        To keep power may need a second person.
+        To keep power may need a second person, for a promise too.
         """
-        if isinstance(command, orders.KeepPower):
+        if isinstance(command, orders.KeepPower | orders.PromisePayment):
             return await self.approvals.ask(command)
         decide = partial(_on, account.decide, command)
         return await self._book.submit(Account, command.account_id, decide)

@@ -645,8 +645,11 @@ def _set_debt(state: Account, command: SetDebt) -> Decision:
         more_nano = nano_from_minor(more_minor, checks.currency_named(state.currency))
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, "debt_minor")
+    size_minor = abs(more_minor)
+    if command.share_ppm != state.owed.debt_share_ppm:  # of next to nothing, it is never paid
+        size_minor = max(size_minor, state.owed.debt_minor)
     if problem := needs_another(
-        command.authority, Action.DEBT, abs(more_minor), state.currency, command.request
+        command.authority, Action.DEBT, size_minor, state.currency, command.request
     ):
         return problem
     owed = DebtSet(

@@ -59,12 +59,16 @@ class KeepPower:
 
 @value_class
 class PromisePayment:
-    """A part was paid and the rest is promised: no cut before `until_ms`."""
+    """A part was paid and the rest is promised: no cut before `until_ms`.
+
+    `authority`: as of KeepPower, which it comes to.
+    """
 
     request: Request
     account_id: str
     until_ms: int
     reason: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -97,7 +101,7 @@ def obeyed(orders: Orders, order: Order) -> Event | Rejection:
         case KeepPower():
             return _kept(orders, order)
         case PromisePayment():
-            return _out_of_range(order.request, order.until_ms, PROMISE_MS_MAX) or PaymentPromised(
+            return _beyond(order, order.until_ms, PROMISE_MS_MAX) or PaymentPromised(
                 **stamp(order.request),
                 account_id=order.account_id,
                 until_ms=order.until_ms,
@@ -117,19 +121,21 @@ def _kept(orders: Orders, order: KeepPower) -> PowerKept | Rejection:
     if until_ms is None and orders.keep_power_until_ms is None:
         text = f"account {order.account_id} is on no keep-power list; nothing is to do"
         return Rejection(Reason.NOTHING_CHANGES, text, "until_ms")
-    if until_ms is not None and (
-        problem := _out_of_range(order.request, until_ms, KEEP_POWER_MS_MAX)
-    ):
+    if until_ms is not None and (problem := _beyond(order, until_ms, KEEP_POWER_MS_MAX)):
         return problem
-    if until_ms is not None:
-        days = -(-(until_ms - order.request.at_ms) // DAY_MS)
-        if problem := needs_another(order.authority, Action.KEEP_POWER, days, "", order.request):
-            return problem
     return PowerKept(
         **stamp(order.request),
         account_id=order.account_id,
         until_ms=until_ms,
         reason=order.reason,
+    )
+
+
+def _beyond(order: KeepPower | PromisePayment, until_ms: int, most_ms: int) -> Rejection | None:
+    """Return why power is not kept up to an instant: too long, or too long for one person."""
+    days = -(-(until_ms - order.request.at_ms) // DAY_MS)
+    return _out_of_range(order.request, until_ms, most_ms) or needs_another(
+        order.authority, Action.KEEP_POWER, days, "", order.request
     )
 
 
