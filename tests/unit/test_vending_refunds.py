@@ -165,6 +165,11 @@ async def test_what_a_silent_meter_used_is_not_known_so_nothing_is_paid_out(mall
             await refund(mall, 0, request)
         await echo(mall, 0, open_meters=1, read_at_ms=read_at_ms)
         assert await refused(refund(mall, 0, request)) is Reason.EVIDENCE_TOO_OLD
+    request = mall.ask("an earlier metering tells one reading of two meters")
+    with pytest.raises(Retriable):
+        await refund(mall, 0, request)
+    await echo(mall, 0, open_meters=2, read_at_ms=T0_MS)
+    assert await refused(refund(mall, 0, request)) is Reason.EVIDENCE_TOO_OLD
     read_at_ms = T0_MS - EVIDENCE_AGE_MS_DEFAULT
     assert await paid(mall, 0, open_meters=1, read_at_ms=read_at_ms) == 1_000
 

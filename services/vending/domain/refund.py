@@ -114,7 +114,8 @@ class Refunding:
         if not told.open_meters:
             return None
         silent = [meter_id for meter_id, at_ms in told.charged if is_old(at_ms)]
-        if not silent and not is_old(told.last_reading_at_ms):
+        is_told = bool(told.charged) or told.open_meters == 1  # of one, the account's says it
+        if is_told and not silent and not is_old(told.last_reading_at_ms):
             return None
         minutes = self.max_evidence_age_ms // MINUTE_MS
         of_meters = f" of {', '.join(silent[:METERS_TOLD_MAX])}" if silent else ""
