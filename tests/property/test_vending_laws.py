@@ -159,7 +159,8 @@ class Ledger:
             self.status[name], self.closing[name] = "closing", key
             return "account-closing"
         if ask.what == "owe":
-            self.debt[name], self.share[name] = ask.amount_minor, ask.share_ppm
+            self.debt[name] = ask.amount_minor
+            self.share[name] = ask.share_ppm if ask.amount_minor else 0
             return "debt-set"
         if ask.what == "promise":
             return "payment-promised"
