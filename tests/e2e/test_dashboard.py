@@ -338,6 +338,14 @@ async def test_the_alarms_tell_the_cut_and_the_restore_in_their_order(
     assert shown <= words_of("Alarms")
 
 
+def test_every_kind_of_alarm_has_a_colour() -> None:
+    schema = json.loads((ROOT / "schemas" / "avro" / "alarm.avsc").read_text())
+    (told,) = [field["doc"] for field in schema["fields"] if field["name"] == "kind"]
+    kinds = {each.strip().partition(" ")[0] for each in told.split(",")}
+    assert {"cut", "meter-flagged", "fact-late"} < kinds
+    assert kinds <= words_of("Alarms")
+
+
 async def test_every_relay_is_shown_as_it_truly_is(
     grafana: asyncpg.Connection, view: View, truth: dict[str, Truth]
 ) -> None:
