@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from services.common.runtime import points
+from services.common.runtime import points, postgres
 from services.reporting.adapters import database, rebuild
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.log import Batch, Log
@@ -44,7 +44,7 @@ def anybody_writes() -> None:
     async def taken(*_: Any) -> bool:
         return True
 
-    patch(database, try_lock=taken)
+    patch(postgres, try_lock=taken)
 
 
 def any_positions() -> None:
