@@ -338,7 +338,7 @@ async def test_the_alarms_tell_the_cut_and_the_restore_in_their_order(
     assert shown <= words_of("Alarms")
 
 
-def test_every_kind_of_alarm_has_a_colour() -> None:
+async def test_every_kind_of_alarm_has_a_colour() -> None:
     schema = json.loads((ROOT / "schemas" / "avro" / "alarm.avsc").read_text())
     (told,) = [field["doc"] for field in schema["fields"] if field["name"] == "kind"]
     kinds = {each.strip().partition(" ")[0] for each in told.split(",")}

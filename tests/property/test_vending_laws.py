@@ -92,6 +92,10 @@ class Echo:
     rest_nano: int
 
 
+ECHO_SEQUENCE = 5
+"""The account sequence of every echo: one that knows less than the book closes nothing."""
+
+
 @dataclass(frozen=True)
 class Told:
     """Metering says what was used until an account sequence, the same as ever or corrected."""
@@ -201,8 +205,9 @@ class Ledger:
         if self.status.get(name) == "closing":
             self.tell(echoed(echo, self.credited[name]))
             key = self.closing.pop(name)
-            self.status[name] = "open" if echo.rest_nano else "closed"
-            event = "account-close-refused" if echo.rest_nano else "account-closed"
+            refused = echo.rest_nano or self.used[name].account_sequence > ECHO_SEQUENCE
+            self.status[name] = "open" if refused else "closed"
+            event = "account-close-refused" if refused else "account-closed"
             self.write(name, key, self.seen[key][0], event)
 
 
@@ -240,7 +245,7 @@ async def said_to(book: Book, ask: Ask) -> Said:
 
 def echoed(echo: Echo, credited_nano: int) -> Told:
     usage = Usage(tax_nano=7, energy_nano=credited_nano - echo.rest_nano - 7)
-    return Told(echo.account, 5, usage)
+    return Told(echo.account, ECHO_SEQUENCE, usage)
 
 
 async def tell(book: Book, echo: Echo) -> None:
@@ -249,7 +254,9 @@ async def tell(book: Book, echo: Echo) -> None:
         told = echoed(echo, state.credited_nano)
         hold = state.closing.hold_id
         charged_nano = told.usage.charged_nano
-        settle = SettleClosing(echo.account, hold, charged_nano, 5, 0, 6, told.command())
+        settle = SettleClosing(
+            echo.account, hold, charged_nano, ECHO_SEQUENCE, 0, 6, told.command()
+        )
         await book.submit(Account, echo.account, decided(settle))
 
 
