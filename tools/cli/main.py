@@ -207,6 +207,12 @@ def _amount(text: str) -> Decimal:
     return Decimal(text)
 
 
+async def _account(clients: Clients, account: str) -> v.Account:
+    """Return an account as the book has it."""
+    found: v.Account = await clients.vending("GetAccount", v.GetAccountRequest(account_id=account))
+    return found
+
+
 def _minor(amount: Decimal, minor_decimals: int) -> int:
     """Return an amount in minor units. Raises Refused where it has too many decimals."""
     scaled = amount.scaleb(minor_decimals)
@@ -288,10 +294,7 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
                     account_id=account,
                 ),
             )
-        answer: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
-        return answer
+        return await _account(clients, account)
 
     _run(work, show.account, request, in_steps=True)
 
@@ -301,9 +304,7 @@ def account_show(account: Annotated[str, typer.Argument(help="account id")]) -> 
     """Show what the book and metering say of an account."""
 
     async def work(clients: Clients) -> Answer:
-        book: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        book = await _account(clients, account)
         balance: r.Balance = await clients.reporting(
             "GetBalance",
             r.GetBalanceRequest(account_id=account, min_revision=book.version.revision),
@@ -340,9 +341,7 @@ def account_debt(
     request, owed = request_id or str(uuid4()), _amount(amount)
 
     async def work(clients: Clients) -> v.Account:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         answer: v.Account = await clients.vending(
             "SetDebt",
             v.SetDebtRequest(
@@ -447,9 +446,7 @@ def sell_energy(
     request, told = request_id or str(uuid4()), _amount(at) if at else None
 
     async def work(clients: Clients) -> v.SellResponse:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         sold: v.SellResponse = await clients.vending(
             "Sell",
             v.SellRequest(
@@ -515,9 +512,7 @@ def account_refund(
     request, wanted = request_id or str(uuid4()), _amount(amount) if amount else None
 
     async def work(clients: Clients) -> v.RefundCreditResponse:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         answer: v.RefundCreditResponse = await clients.vending(
             "RefundCredit",
             v.RefundCreditRequest(
@@ -544,9 +539,7 @@ def account_adjust(
     request, more = request_id or str(uuid4()), _amount(amount)
 
     async def work(clients: Clients) -> v.Account:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         answer: v.Account = await clients.vending(
             "AdjustCredit",
             v.AdjustCreditRequest(
@@ -573,9 +566,7 @@ def account_write_off(
     request, owed = request_id or str(uuid4()), _amount(amount)
 
     async def work(clients: Clients) -> v.Account:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         answer: v.Account = await clients.vending(
             "WriteOff",
             v.WriteOffRequest(
@@ -684,9 +675,7 @@ def sell(
     request, paid = request_id or str(uuid4()), _amount(amount)
 
     async def work(clients: Clients) -> v.SellResponse:
-        known: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
-        )
+        known = await _account(clients, account)
         sold: v.SellResponse = await clients.vending(
             "Sell",
             v.SellRequest(
