@@ -12,8 +12,8 @@ from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
 from services.vending import commands
-from services.vending.adapters import bus, stores
-from services.vending.adapters.api import SERVICE_NAME, VendingApi
+from services.vending.adapters import api, bus, stores
+from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.keys import SigningKey
 from services.vending.application.book import Book
 from services.vending.application.office import Office, Terms
@@ -27,7 +27,6 @@ from services.vending.application.statements import Pace, Statements
 from services.vending.config import VendingSettings
 from services.vending.domain.tables import Checkpoint
 from services.vending.metrics import Metrics
-from wattvend.vending.v1 import vending_pb2_grpc
 
 COMPLETE_INTERVAL_S = 1.0
 DRAIN_S = 3.0
@@ -154,18 +153,16 @@ class _Vending:
             await asyncio.sleep(COMPLETE_INTERVAL_S)
 
     async def _start_grpc(self) -> None:
-        api = VendingApi(
+        desk = Desk(
             self.office,
             self.runtime.clock,
             self.metrics,
             lambda: self.book_epoch,
             self.settings.grpc_timeout_s,
         )
-        register = partial(vending_pb2_grpc.add_VendingServiceServicer_to_server, api)
+        register = partial(api.register, desk)
         await self.stack.enter_async_context(
-            grpc.serving(
-                self.settings, self.runtime.log, self.runtime.health, register, [SERVICE_NAME]
-            )
+            grpc.serving(self.settings, self.runtime.log, self.runtime.health, register, api.NAMES)
         )
 
     async def _drain(self) -> None:

@@ -19,6 +19,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call
 from services.vending.adapters.api import VendingApi
+from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
 from services.vending.domain.approval import Approve, Decline, Proposal, Status, approval_id_of
@@ -309,7 +310,8 @@ async def test_what_waits_is_listed_oldest_first_and_by_pages(mall: World) -> No
 
 
 async def test_the_api_tells_what_waits_and_who_let_it_happen(mall: World) -> None:
-    api = VendingApi(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api = VendingApi(desk)
     alice, bob = (Call("web", who, "10.0.0.7", 9.0) for who in ("u-alice", "u-bob"))
 
     async def asked(method: Any, call: Call, request: Any) -> Any:

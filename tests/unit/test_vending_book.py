@@ -21,7 +21,7 @@ import schemas
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.topics import catalogue
-from services.vending.adapters.api import fingerprints
+from services.vending.adapters.api.desk import fingerprints
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.application.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
 from services.vending.domain import chain, site

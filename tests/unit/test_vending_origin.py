@@ -16,6 +16,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call, address_of, call_of
 from services.vending.adapters.api import VendingApi
+from services.vending.adapters.api.desk import Desk
 from services.vending.domain import chain
 from services.vending.domain.account import CloseAccount, SettleClosing
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
@@ -135,7 +136,8 @@ def test_the_address_of_a_peer_is_without_its_port(peer: str, address: str) -> N
 
 
 async def test_a_call_is_sealed_with_its_origin_and_names_no_person(world: World) -> None:
-    api = VendingApi(world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    desk = Desk(world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api = VendingApi(desk)
     sale = pb.SellRequest(
         request_id="6f9619ff-8b86-4d01-b42d-00cf4fc964ff",
         account_id="A1",

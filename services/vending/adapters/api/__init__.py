@@ -1,0 +1,62 @@
+"""wattvend.vending.v1 over gRPC: from messages to commands, from outcomes to messages. No rules.
+
+A module for each kind of thing; what they share is in `desk`. A service of its own has a servicer
+of its own, and a line in SERVICES.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from services.common.kernel.values import value_class
+from services.vending.adapters.api.accounts import Accounts
+from services.vending.adapters.api.approvals import Approvals
+from services.vending.adapters.api.corrections import Corrections
+from services.vending.adapters.api.desk import Desk, Handlers
+from services.vending.adapters.api.meters import Meters
+from services.vending.adapters.api.payments import Payments
+from services.vending.adapters.api.prices import Prices
+from services.vending.adapters.api.receipts import Receipts
+from services.vending.adapters.api.sales import Sales
+from services.vending.adapters.api.sites import Sites
+from wattvend.vending.v1 import vending_pb2 as pb
+from wattvend.vending.v1 import vending_pb2_grpc
+
+
+class VendingApi(
+    Sites,
+    Meters,
+    Prices,
+    Accounts,
+    Sales,
+    Corrections,
+    Payments,
+    Receipts,
+    Approvals,
+    vending_pb2_grpc.VendingServiceServicer,
+):
+    """The servicer of VendingService."""
+
+
+@value_class
+class Service:
+    """A gRPC service: its full name, what handles it, and what generated code adds it with."""
+
+    name: str
+    handlers: type[Handlers]
+    add: Callable[[Any, Any], None]
+
+
+SERVICES = (
+    Service(
+        pb.DESCRIPTOR.services_by_name["VendingService"].full_name,
+        VendingApi,
+        vending_pb2_grpc.add_VendingServiceServicer_to_server,
+    ),
+)
+NAMES = tuple(service.name for service in SERVICES)
+
+
+def register(desk: Desk, server: Any) -> None:
+    """Add every service of vending to a server."""
+    for service in SERVICES:
+        service.add(service.handlers(desk), server)

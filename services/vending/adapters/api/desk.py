@@ -1,0 +1,120 @@
+"""What every handler needs: who asks what and when it is its turn, and versions of the book."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+from services.common.kernel.clock import Clock
+from services.common.runtime.grpc import Call
+from services.vending.application.gathering import Gathering
+from services.vending.application.office import Office
+from services.vending.domain import checks
+from services.vending.domain.decisions import Answers, Request, fingerprint
+from services.vending.domain.origin import Origin
+from services.vending.metrics import Metrics
+from wattvend.vending.v1 import vending_pb2 as pb
+
+ANSWER_MARGIN_S = 0.5
+"""What is kept of a call's deadline to send the answer that nothing came."""
+M = TypeVar("M")
+
+
+class _State(Protocol):
+    """What is folded from a stream."""
+
+    @property
+    def answers(self) -> Answers:
+        """The requests it answered; their revision is the stream's."""
+        ...
+
+
+S = TypeVar("S", bound=_State)
+
+
+@cache
+def _content_of(message: Any) -> list[tuple[str, bool]]:
+    """Return name and has_presence of a message's fields, less request_id."""
+    fields = message.fields
+    return [(field.name, field.has_presence) for field in fields if field.name != "request_id"]
+
+
+def fingerprints(message: Any) -> tuple[bytes, bytes]:
+    """Return that of what is set in a message, and that of all its fields.
+
+    The first stays when the message gains a field, so a repeat is one across an upgrade too. The
+    second is what releases until now recorded: their requests may be repeated after this one's.
+    """
+    name = message.DESCRIPTOR.name
+    is_set = [(field.name, value) for field, value in message.ListFields()]
+    every = [
+        (field, None if has_presence and not message.HasField(field) else getattr(message, field))
+        for field, has_presence in _content_of(message.DESCRIPTOR)
+    ]
+    content = [part for part in is_set if part[0] != "request_id"]
+    return fingerprint(name, *content), fingerprint(name, *every)
+
+
+class Desk:
+    """Where the calls of all services of vending come in. One of it: they gather together."""
+
+    def __init__(
+        self,
+        office: Office,
+        clock: Clock,
+        metrics: Metrics,
+        book_epoch: Callable[[], int],
+        echo_wait_s: float,
+    ) -> None:
+        """Answer for `office`; `echo_wait_s`: how long a call waits for metering's echo."""
+        self.office = office
+        self.clock = clock
+        self.metrics = metrics
+        self._gathering = Gathering()
+        self._book_epoch = book_epoch
+        self._echo_wait_s = echo_wait_s
+
+    async def request(self, message: Any, call: Call) -> Request:
+        """Return who asks what, when it is its turn."""
+        await self._gathering.turn()
+        of_set, of_all = fingerprints(message)
+        if call.actor:
+            checks.check_actor(call.actor)
+        return Request(
+            call.caller,
+            checks.request_id_of(message.request_id),
+            of_set,
+            self.clock.now_ms(),
+            of_all,
+            Origin(call.caller, call.actor, call.peer),
+        )
+
+    def version(self, revision: int) -> pb.BookVersion:
+        """Return the version of a stream."""
+        return pb.BookVersion(book_epoch=self._book_epoch(), revision=revision)
+
+    def told(self, message: Callable[[S, pb.BookVersion], M], state: S) -> M:
+        """Return the message of a state, with its version."""
+        return message(state, self.version(state.answers.revision))
+
+    def wait_s(self, call: Call) -> float:
+        """Return how long a call may wait for metering's echo."""
+        remaining_s = call.remaining_s
+        wait_s = self._echo_wait_s if remaining_s is None else remaining_s
+        return max(0.0, wait_s - ANSWER_MARGIN_S)
+
+
+class Handlers:
+    """Methods of a service, which ask the office. They raise errors; the Guard maps them.
+
+    `context` of every method is the Guard's Call.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        """Take calls at `desk`."""
+        self._desk = desk
+        self._office = desk.office
+
+
+def said(request: Any, name: str) -> Any:
+    """Return an optional field of a request; None where the caller left it out."""
+    return getattr(request, name) if request.HasField(name) else None

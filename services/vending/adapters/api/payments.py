@@ -1,0 +1,47 @@
+"""Payments of outside sellers: reserved, then confirmed or cancelled."""
+
+# ruff: noqa: N802 - names and parameters are those of the generated servicer
+
+from typing import Any
+
+from services.vending.adapters.api import messages
+from services.vending.adapters.api.desk import Handlers
+from services.vending.domain import checks
+from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
+from wattvend.vending.v1 import vending_pb2 as pb
+
+
+class Payments(Handlers):
+    """Their methods of VendingService."""
+
+    async def ReserveSale(self, request: pb.ReserveSaleRequest, context: Any) -> pb.Payment:
+        """Ask whether a sale could be made."""
+        command = ReserveSale(
+            await self._desk.request(request, context),
+            request.transaction_id,
+            request.account_id,
+            request.amount_minor,
+            request.method,
+            request.lasts_ms,
+        )
+        return self._desk.told(messages.payment, await self._office.payments.reserve(command))
+
+    async def ConfirmSale(self, request: pb.ConfirmSaleRequest, context: Any) -> pb.SellResponse:
+        """Sell what is paid; the answer is durable."""
+        command = ConfirmSale(await self._desk.request(request, context), request.transaction_id)
+        outcome = await self._office.payments.confirm(command)
+        return messages.sold(outcome, self._desk.version(outcome.revision))
+
+    async def CancelSale(self, request: pb.CancelSaleRequest, context: Any) -> pb.Payment:
+        """Let a reservation go."""
+        command = CancelSale(
+            await self._desk.request(request, context), request.transaction_id, request.reason
+        )
+        return self._desk.told(messages.payment, await self._office.payments.cancel(command))
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
+        """Return a payment of the caller."""
+        checks.check_text("transaction_id", request.transaction_id)
+        return self._desk.told(
+            messages.payment, await self._office.payments.of(context.caller, request.transaction_id)
+        )

@@ -1,0 +1,52 @@
+"""Sites and gateways."""
+
+# ruff: noqa: N802 - names and parameters are those of the generated servicer
+
+from typing import Any
+
+from services.vending.adapters.api import messages
+from services.vending.adapters.api.desk import Handlers
+from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
+from wattvend.vending.v1 import vending_pb2 as pb
+
+
+class Sites(Handlers):
+    """Their methods of VendingService."""
+
+    async def RegisterSite(self, request: pb.RegisterSiteRequest, context: Any) -> pb.Site:
+        """Let a site exist."""
+        command = RegisterSite(
+            await self._desk.request(request, context),
+            request.site_id,
+            request.display_name,
+            request.zone,
+            request.currency,
+            request.legal_entity,
+            request.cuts_per_minute,
+        )
+        return self._desk.told(messages.site, (await self._office.register_site(command)).state)
+
+    async def HoldCuts(self, request: pb.HoldCutsRequest, context: Any) -> pb.Site:
+        """Hold the cuts of a site."""
+        command = HoldCuts(
+            await self._desk.request(request, context), request.site_id, request.reason
+        )
+        return self._desk.told(messages.site, (await self._office.hold_cuts(command)).state)
+
+    async def ReleaseCuts(self, request: pb.ReleaseCutsRequest, context: Any) -> pb.Site:
+        """Let cuts of a site be sent again."""
+        command = ReleaseCuts(
+            await self._desk.request(request, context), request.site_id, request.reason
+        )
+        return self._desk.told(messages.site, (await self._office.release_cuts(command)).state)
+
+    async def RegisterGateway(self, request: pb.RegisterGatewayRequest, context: Any) -> pb.Gateway:
+        """Let a gateway exist."""
+        outcome = await self._office.register_gateway(
+            await self._desk.request(request, context),
+            request.gateway_id,
+            request.site_id,
+            request.protocol,
+            request.address,
+        )
+        return self._desk.told(messages.gateway, outcome.state)
