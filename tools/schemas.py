@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import avro.schema
+import google.rpc
 import grpc_tools
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 
@@ -26,13 +28,23 @@ GEN = ROOT / "schemas" / "gen"
 AVRO = ROOT / "schemas" / "avro"
 BASELINE = ROOT / "schemas" / "baseline"
 PROTO_BASELINE = BASELINE / "protobuf.json"
+OURS = "wattvend"
+"""Of what schemas/proto imports the packages of Google are not ours to judge."""
 BUF_FOUND = 100
 """Its exit code where it found something wrong with the schemas."""
 
 
+def includes() -> list[Path]:
+    """Return where protoc finds what schemas/proto says and what it imports.
+
+    The annotations of google.api and google.longrunning are those of googleapis-common-protos.
+    """
+    common = Path(next(iter(google.rpc.__path__))).parent.parent
+    return [PROTO, Path(grpc_tools.__file__).parent / "_proto", common]
+
+
 def _protoc(*outputs: str) -> None:
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
-    well_known = Path(grpc_tools.__file__).parent / "_proto"
     # The plug-ins (mypy-protobuf) stand beside this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     subprocess.run(
@@ -40,8 +52,7 @@ def _protoc(*outputs: str) -> None:
             sys.executable,
             "-m",
             "grpc_tools.protoc",
-            f"-I{PROTO}",
-            f"-I{well_known}",
+            *(f"-I{folder}" for folder in includes()),
             *outputs,
             *files,
         ],
@@ -138,8 +149,20 @@ def avro_faults() -> Iterator[str]:
 # --- protobuf: buf.yaml says what is asked of names, and of changes ------------------------------
 
 
-def buf(*arguments: str) -> list[str]:
-    """Run buf over schemas/proto; return what it finds wrong, a line each."""
+@contextmanager
+def _compiled() -> Iterator[Path]:
+    """Yield what protoc makes of schemas/proto: buf alone would ask its registry for imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.binpb"
+        try:
+            _protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
+        except subprocess.CalledProcessError as failed:
+            raise SystemExit("schemas/proto does not compile: protoc says why above") from failed
+        yield image
+
+
+def buf(*arguments: str | Path) -> list[str]:
+    """Run buf; return what it finds wrong, a line each."""
     done = subprocess.run(
         [Path(sys.executable).parent / "buf", *arguments],
         cwd=ROOT,
@@ -148,29 +171,30 @@ def buf(*arguments: str) -> list[str]:
         check=False,
     )
     if done.returncode not in (0, BUF_FOUND):
-        raise SystemExit(f"buf {' '.join(arguments)} failed: {done.stderr}")
+        raise SystemExit(f"buf {arguments[0]} failed: {done.stderr}")
     return f"{done.stdout}{done.stderr}".splitlines()
 
 
 def proto_image() -> str:
     """Return all that a client can depend on: buf's image of schemas/proto, as JSON."""
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "image.json"
-        buf("build", "--exclude-source-info", "--output", str(image))
+    with _compiled() as compiled:
+        image = compiled.with_suffix(".json")
+        buf("build", compiled, "--exclude-source-info", "--output", image)
         return json.dumps(json.loads(image.read_text()), indent=1, sort_keys=True) + "\n"
 
 
 def proto_breaks() -> list[str]:
     """Return what a client of a recorded version would miss."""
-    return buf("breaking", "--against", str(PROTO_BASELINE)) if PROTO_BASELINE.exists() else []
+    if not PROTO_BASELINE.exists():
+        return []
+    with _compiled() as compiled:
+        return buf("breaking", compiled, "--path", OURS, "--against", PROTO_BASELINE)
 
 
 def proto_faults() -> Iterator[str]:
     """Yield what is badly named, what a client would miss, and whether anything is unrecorded."""
-    if broken := buf("build"):
-        yield from broken
-        return
-    yield from buf("lint")
+    with _compiled() as compiled:
+        yield from buf("lint", compiled, "--path", OURS)
     yield from proto_breaks()
     if not PROTO_BASELINE.exists() or PROTO_BASELINE.read_text() != proto_image():
         yield "schemas/proto has what is not recorded: make schemas-record"
