@@ -39,6 +39,8 @@ CALLER_KEY = "wattvend-caller"
 ACTOR_KEY = "wattvend-actor"
 CALLER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}")
 HEALTH_MIRROR_S = 0.1
+GUARDED = ("/wattvend.", "/google.longrunning.")
+"""How the names of the product's methods begin."""
 MESSAGE_BYTES_MAX = 4 << 20
 NEW_OBJECTS_PER_COLLECTION = 50_000
 """More than the calls at once make and forget again; they are no sign of garbage."""
@@ -72,7 +74,9 @@ _CODES = {
         Reason.APPROVAL_NOT_FOUND,
         Reason.AUTHORITY_NOT_FOUND,
         Reason.CHARGE_NOT_FOUND,
+        Reason.OPERATION_NOT_FOUND,
     ),
+    grpc.StatusCode.UNIMPLEMENTED: (Reason.OPERATION_IS_KEPT,),
     grpc.StatusCode.ALREADY_EXISTS: (
         Reason.ALREADY_EXISTS,
         Reason.REQUEST_ID_REUSED,
@@ -188,7 +192,7 @@ Handler = Callable[[Any, Call], Awaitable[Any]]
 class Guard(grpc.aio.ServerInterceptor):
     """Around every unary method of the product: a caller, a deadline, errors with a reason.
 
-    Methods outside `wattvend.` (health, reflection) pass untouched.
+    Others (health, reflection) pass untouched.
     """
 
     def __init__(self, log: structlog.stdlib.BoundLogger, timeout_s: float) -> None:
@@ -202,7 +206,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if (known := self._guarded.get(method)) is not None:
             return known
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith("/wattvend."):
+        if handler is None or handler.unary_unary is None or not method.startswith(GUARDED):
             return handler
         guarded = grpc.unary_unary_rpc_method_handler(
             self._around(handler.unary_unary, handler.request_deserializer, method),

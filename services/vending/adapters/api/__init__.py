@@ -5,9 +5,11 @@ of its own, and a line in SERVICES.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from services.common.kernel.values import value_class
+from services.vending.adapters.api import operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.corrections import Corrections
@@ -42,15 +44,22 @@ class Service:
     """A gRPC service: its full name, what handles it, and what generated code adds it with."""
 
     name: str
-    handlers: type[Handlers]
+    handlers: Callable[[Desk], Handlers]
     add: Callable[[Any, Any], None]
 
 
+OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {}
+"""What goes on after its call was answered: collection below `operations/` → its processes."""
 SERVICES = (
     Service(
         pb.DESCRIPTOR.services_by_name["VendingService"].full_name,
         VendingApi,
         vending_pb2_grpc.add_VendingServiceServicer_to_server,
+    ),
+    Service(
+        operations.SERVICE_NAME,
+        partial(operations.OperationsApi, OPERATIONS),
+        operations.add_to_server,
     ),
 )
 NAMES = tuple(service.name for service in SERVICES)
