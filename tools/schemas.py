@@ -43,11 +43,15 @@ def includes() -> list[Path]:
     return [PROTO, Path(grpc_tools.__file__).parent / "_proto", common]
 
 
+class NotCompiledError(SystemExit):
+    """What protoc finds wrong with schemas/proto, a line each."""
+
+
 def _protoc(*outputs: str) -> None:
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     # The plug-ins (mypy-protobuf) stand beside this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    subprocess.run(
+    done = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -56,9 +60,13 @@ def _protoc(*outputs: str) -> None:
             *outputs,
             *files,
         ],
-        check=True,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PATH": path},
     )
+    if done.returncode:
+        raise NotCompiledError(done.stderr)
 
 
 def generate(into: Path) -> None:
@@ -154,10 +162,7 @@ def _compiled() -> Iterator[Path]:
     """Yield what protoc makes of schemas/proto: buf alone would ask its registry for imports."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.binpb"
-        try:
-            _protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
-        except subprocess.CalledProcessError as failed:
-            raise SystemExit("schemas/proto does not compile: protoc says why above") from failed
+        _protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
         yield image
 
 
@@ -193,8 +198,12 @@ def proto_breaks() -> list[str]:
 
 def proto_faults() -> Iterator[str]:
     """Yield what is badly named, what a client would miss, and whether anything is unrecorded."""
-    with _compiled() as compiled:
-        yield from buf("lint", compiled, "--path", OURS)
+    try:
+        with _compiled() as compiled:
+            yield from buf("lint", compiled, "--path", OURS)
+    except NotCompiledError as failed:
+        yield from str(failed).splitlines()
+        return
     yield from proto_breaks()
     if not PROTO_BASELINE.exists() or PROTO_BASELINE.read_text() != proto_image():
         yield "schemas/proto has what is not recorded: make schemas-record"
