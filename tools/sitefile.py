@@ -100,12 +100,15 @@ class Terms(_Part):
             raise ValueError(never)
         return rules
 
-    def request(self, request_id: str, policy_id: str, currency: str) -> v.PublishPolicyRequest:
+    def request(
+        self, request_id: str, policy_id: str, currency: str, legal_entity: str
+    ) -> v.PublishPolicyRequest:
         """Return what publishes them as the next version of a policy."""
         return v.PublishPolicyRequest(
             request_id=request_id,
             policy_id=policy_id,
             currency=currency,
+            legal_entity=legal_entity,
             alarm_1_minor=self.alarm_1_minor,
             alarm_2_minor=self.alarm_2_minor,
             overdraft_minor=self.overdraft_minor,
@@ -229,8 +232,9 @@ def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
 
 
 def _policy(policy: Policy, site: Site) -> v.PublishPolicyRequest:
-    request = request_id("policy", site.id, policy.model_dump_json(exclude_none=True))
-    return policy.request(request, policy.id, site.currency)
+    content = policy.model_dump_json(exclude_none=True)
+    request = request_id("policy", site.id, site.legal_entity, content)
+    return policy.request(request, policy.id, site.currency, site.legal_entity)
 
 
 async def _named(what: str, answer: Awaitable[object]) -> None:

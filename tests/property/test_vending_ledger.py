@@ -49,7 +49,14 @@ NANO = 10**7
 LENT_MINOR = 300
 SHARE_PPM = 200_000
 FEE_PPM, FEE_MINOR = 15_000, 2
-ALONE = {"reversal": 500, "refund": 800, "adjustment": 100, "debt": None, "authority": None}
+ALONE = {
+    "reversal": 500,
+    "refund": 800,
+    "adjustment": 100,
+    "debt": None,
+    "emergency": None,
+    "authority": None,
+}
 """What one person may do; giving up what is owed always needs two."""
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 ACCOUNTS, PERSONS = ("A1", "A2"), ("u-alice", "u-bob", "u-carl")

@@ -278,7 +278,7 @@ def test_the_commands_of_the_page_on_sales_work(
     assert told == [(10_000, 0), (8_000, 100_000)]
     (policies,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (policy,) = yaml.safe_load(policies)["policies"]
-    published = Policy.model_validate(policy).request("", policy.pop("id"), "CNY")
+    published = Policy.model_validate(policy).request("", policy.pop("id"), "CNY", "LE1")
     assert (published.fee_ppm, published.ceiling_minor) == (10_000, 200_000)
     assert (tmp_path / "receipt.pdf").read_bytes() == b"%PDF-"
     rules = json.loads(dict(vending.asked)["PublishAuthority"].rules)

@@ -175,6 +175,52 @@ async def test_a_debt_that_nothing_would_recover_any_more_is_changed_as_a_whole(
     await mall.owe(100, 1)
 
 
+async def test_emergency_credit_above_the_limit_waits_and_is_what_two_persons_saw(
+    mall: World,
+) -> None:
+    await mall.policy(emergency_minor=2_000)
+    await publish(mall, emergency=2_000, policy_change=None)
+    await mall.account("A2")
+    assert (await mall.grant("A2")).state.owed.emergency_minor == 2_000
+    await mall.policy(emergency_minor=5_000)
+    request = asked_by_alice(mall, "A1")
+    said = await message_of(mall.grant(request=request))
+    assert "emergency of 50.00 CNY needs a second person, above 20.00 CNY" in said
+    await mall.policy(emergency_minor=9_000)
+    proposal = await approve(mall, approval_id_of(request))
+    assert (proposal.status, proposal.command) == (Status.EXECUTED, "grant-emergency")
+    granted = await mall.grant(request=request)
+    assert granted.state.owed.emergency_minor == 5_000, "not what the policy grants since"
+
+
+async def test_a_policy_is_changed_as_its_legal_entity_lets_one_person(mall: World) -> None:
+    await publish(mall)
+    await mall.policy("P2", legal_entity="LE1")  # nothing is changed where nothing was
+    request = asked_by_alice(mall, "P2")
+    changed = {"legal_entity": "LE1", "alarm_1_minor": 2_000, "fee_ppm": 10_000}
+    assert await refused(mall.policy("P2", request=request, **changed)) is (
+        Reason.APPROVAL_REQUIRED
+    )
+    proposal = await approve(mall, approval_id_of(request))
+    assert (proposal.status, proposal.legal_entity) == (Status.EXECUTED, "LE1")
+    policy = (await mall.policy("P2", request=request, **changed)).state
+    assert (policy.version, policy.fee_ppm, policy.alarm_1_nano) == (2, 10_000, 20_000_000_000)
+
+
+async def test_a_policy_of_nobody_is_one_persons_until_a_legal_entity_takes_it(
+    mall: World,
+) -> None:
+    await publish(mall)
+    await mall.policy(alarm_1_minor=2_000)
+    assert await refused(mall.policy(legal_entity="LE1")) is Reason.APPROVAL_REQUIRED
+    await mall.policy(legal_entity="LE2")
+    for other in ("", "LE1"):
+        assert await refused(mall.policy(legal_entity=other)) is Reason.LEGAL_ENTITY_MISMATCH
+    assert await refused(mall.account("A2")) is Reason.LEGAL_ENTITY_MISMATCH
+    await mall.policy("P2", legal_entity="LE1")
+    assert (await mall.account("A2", policy_id="P2")).state.policy_id == "P2"
+
+
 @pytest.mark.parametrize(
     "rules",
     ['{"sell":0}', '{"keep-power":-1}', '{"force-off":3}', "[]", "", '{"keep-power":1.5}', "{"],

@@ -34,7 +34,9 @@ from tests.unit.vending_world import T0_MS, World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("reversal", "refund", "adjustment", "write_off", "debt", "authority"))
+ALONE = dict.fromkeys(
+    ("reversal", "refund", "adjustment", "write_off", "debt", "emergency", "authority")
+)
 
 
 async def sold(world: World, amount_minor: int, request: Request | None = None) -> CreditSold:

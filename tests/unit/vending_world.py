@@ -103,9 +103,14 @@ class World:
             "max_evidence_age_ms": 0,
             "emergency_minor": 0,
             "rules": None,
+            "ceiling_minor": 0,
+            "fee_ppm": 0,
+            "fee_minor": 0,
+            "legal_entity": "",
         }
+        request = changed.pop("request", None) or self.ask()
         return await self.office.publish_policy(
-            PublishPolicy(self.ask(), policy_id, **(content | changed))
+            PublishPolicy(request, policy_id, **(content | changed))
         )
 
     async def gateway(

@@ -1000,6 +1000,7 @@ def policy_check(
 def policy_publish(
     policy: Annotated[str, typer.Argument(help="id of the policy")],
     file: PolicyFile,
+    legal_entity: Annotated[str, typer.Option(help="whose accounts may use it")],
     currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY",
     request_id: RequestId = "",
 ) -> None:
@@ -1009,7 +1010,7 @@ def policy_publish(
     async def work(clients: Clients) -> v.Policy:
         terms = policies.read(file)
         answer: v.Policy = await clients.vending(
-            "PublishPolicy", terms.request(request, policy, currency)
+            "PublishPolicy", terms.request(request, policy, currency, legal_entity)
         )
         return answer
 

@@ -93,7 +93,10 @@ def policy(answer: v.Policy) -> RenderableType:
         ("cut at", -answer.overdraft_minor),
         ("power again from", answer.restore_minor),
     ]
-    rows = [("version", str(answer.policy_version))]
+    rows = [
+        ("version", str(answer.policy_version)),
+        ("legal entity", escape(answer.legal_entity) or "none: any may use it"),
+    ]
     for name, minor in amounts:
         text = f"{format_scaled(minor, currency.minor_decimals)} {currency.code}"
         rows.append((name, text))

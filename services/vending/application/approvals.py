@@ -34,9 +34,10 @@ class Guarded:
     """A command that may need a second person.
 
     `made`: its class; `action`: what of the authority's rules it falls under. It is decided by
-    `decide` in the stream of a `kind`, whose id the field `of` has, and whose legal entity says
-    what one person may do alone. `completed`: adds to the command what the book knows besides;
-    `named`: makes of it what is proposed, by the state it was judged on.
+    `decide` in the stream of a `kind`, whose id the field `of` has, and whose legal entity (the
+    command's, where that has none) says what one person may do alone. `completed`: adds to the
+    command what the book knows besides; `named`: makes of it what is proposed, by the state it was
+    judged on; `said`: what of its fields with a default is proposed too, where it is not that.
     """
 
     made: type[Any]
@@ -46,6 +47,7 @@ class Guarded:
     decide: Callable[[Any, Any], Decision]
     completed: Callable[[Any], Awaitable[Any]] | None = None
     named: Callable[[Any, Any], Any] | None = None
+    said: tuple[str, ...] = ()
 
 
 class Approvals:
@@ -187,7 +189,9 @@ class Approvals:
         """Return what one person may do alone where a command would happen."""
         guarded = self._guarded(command)
         target = await self._book.state_of(guarded.kind, getattr(command, guarded.of))
-        return await self._book.state_of(Authority, target.legal_entity) if target else None
+        if target is None:
+            return None
+        return await self._book.state_of(Authority, _entity_of(target, command))
 
     async def _propose(self, command: Any) -> Proposal:
         guarded = self._guarded(command)
@@ -195,14 +199,16 @@ class Approvals:
         target = await self._book.state_of(guarded.kind, entity_id)
         assert target is not None, "nobody is asked about what does not exist"
         authority = await self._authority(command)
+        if guarded.completed is not None:
+            command = await guarded.completed(command)
         named = guarded.named(target, command) if guarded.named else command
         proposed = approval.Propose(
             command.request,
-            target.legal_entity,
+            _entity_of(target, command),
             guarded.action,
             stream_of(guarded.kind, entity_id),
             self._names[type(command)],
-            _content_of(named),
+            _content_of(named, guarded.said),
             authority.proposals_last_ms if authority else PROPOSALS_LAST_MS_DEFAULT,
         )
         approval_id = approval.approval_id_of(command.request)
@@ -231,16 +237,22 @@ class Approvals:
         )
 
 
-def _content_of(command: Any) -> str:
+def _entity_of(target: Any, command: Any) -> str:
+    """Return the legal entity in which a command would happen."""
+    entity: str = target.legal_entity or command.legal_entity
+    return entity
+
+
+def _content_of(command: Any, besides: tuple[str, ...]) -> str:
     """Return the JSON of what a caller said; what has a default was added to it here.
 
-    Of that only `at_most_minor` is proposed: what "all" came to.
+    Of that only `besides` are proposed, where they are not as by default.
     """
     said = {
-        field.name: getattr(command, field.name)
+        field.name: value
         for field in fields(command)
-        if field.default is MISSING and field.name != "request"
+        if field.name != "request"
+        and (field.default is MISSING or field.name in besides)
+        and (value := getattr(command, field.name)) != field.default
     }
-    if (at_most_minor := getattr(command, "at_most_minor", None)) is not None:
-        said["at_most_minor"] = at_most_minor
     return orjson.dumps(said, option=orjson.OPT_SORT_KEYS).decode()

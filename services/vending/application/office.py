@@ -72,6 +72,9 @@ GUARDED = {
     "promise-payment": Guarded(
         orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account.decide
     ),
+    "publish-policy": Guarded(
+        policy.PublishPolicy, Action.POLICY_CHANGE, Policy, "policy_id", policy.decide
+    ),
     "set-debt": Guarded(account.SetDebt, Action.DEBT, Account, "account_id", account.decide),
     "adjust-credit": Guarded(
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
@@ -82,6 +85,7 @@ GUARDED = {
 }
 """What may need a second person, by the names that stand in proposals for good."""
 T = TypeVar("T")
+OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, account.GrantEmergencyCredit)
 
 
 @value_class
@@ -124,10 +128,26 @@ class Office:
             Account,
             "account_id",
             corrections.decide,
-            self._with_policy,
+            self._with_book_epoch,
             corrections.named,
+            said=("at_most_minor",),
         )
-        commands = {"reverse-sale": reverse, "refund-credit": refund, **GUARDED}
+        grant = Guarded(
+            account.GrantEmergencyCredit,
+            Action.EMERGENCY,
+            Account,
+            "account_id",
+            account.decide,
+            self._with_policy,
+            account.grant_named,
+            said=("at_most_minor",),
+        )
+        commands = {
+            "reverse-sale": reverse,
+            "refund-credit": refund,
+            "grant-emergency": grant,
+            **GUARDED,
+        }
         self.approvals = Approvals(book, tables, clock, commands)
 
     @property
@@ -203,9 +223,8 @@ class Office:
         return await self.approvals.ask(command)
 
     async def publish_policy(self, command: policy.PublishPolicy) -> Outcome[Policy]:
-        """Publish a version of a policy."""
-        decide = partial(_on, policy.decide, command)
-        return await self._book.submit(Policy, command.policy_id, decide)
+        """Publish a version of a policy; a later one may need a second person."""
+        return await self.approvals.ask(command)
 
     async def publish_authority(self, command: authority.PublishAuthority) -> Outcome[Authority]:
         """Publish a version of what one person may do alone, as the one that stands allows."""
@@ -265,11 +284,8 @@ class Office:
         return accepted(await self._book.submit(Account, command.account_id, decide))
 
     async def grant_emergency_credit(self, request: Request, account_id: str) -> Outcome[Account]:
-        """Grant what the account's policy, as it is now, grants before it is paid."""
-        of = await self._book.state_of(Account, account_id)
-        by = await self._book.state_of(Policy, of.policy_id) if of else None
-        decide = partial(_on, account.decide, account.GrantEmergencyCredit(request, account_id, by))
-        return accepted(await self._book.submit(Account, account_id, decide))
+        """Grant what the account's policy, as it is now, grants; it may need a second person."""
+        return await self.approvals.ask(account.GrantEmergencyCredit(request, account_id))
 
     async def quote(self, account_id: str, energy_milli: int) -> tuple[Quote, Account]:
         """Return what energy costs an account now. Raises InvalidInput where nobody can say."""
@@ -329,10 +345,14 @@ class Office:
             raise Retriable(late) from None
         return outcome
 
-    async def _with_policy(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
+    async def _with_policy(self, command: OfPolicy) -> OfPolicy:
         of = await self._book.state_of(Account, command.account_id)
         by = await self._book.state_of(Policy, of.policy_id) if of else None
-        return replace(command, policy=by, book_epoch=await self._tables.book_epoch())
+        return replace(command, policy=by)
+
+    async def _with_book_epoch(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
+        command = await self._with_policy(command)
+        return replace(command, book_epoch=await self._tables.book_epoch())
 
     async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
         sales = await self._book.events_of(Account, command.account_id, CreditSold)

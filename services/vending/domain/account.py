@@ -1,5 +1,6 @@
 """An account: its credit, its meters, its end. Each movement of money is an event of its stream."""
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -211,12 +212,15 @@ class Sell:
 class GrantEmergencyCredit:
     """Credit of the account's policy, before it is paid: once, until sales have recovered it.
 
-    `policy`: the account's, None where there is no account.
+    `at_most_minor`: what a second person approved, None: it needed none; `policy`: the account's,
+    None where there is no account; `authority`: what one person may do alone at the legal entity.
     """
 
     request: Request
     account_id: str
-    policy: Policy | None
+    policy: Policy | None = None
+    at_most_minor: int | None = None
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -432,6 +436,12 @@ def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) 
         same(Reason.COMMODITY_MISMATCH, "tariff commodity", tariff.commodity, command.commodity),
         same(
             Reason.LEGAL_ENTITY_MISMATCH,
+            "policy legal entity",
+            policy.legal_entity or site.legal_entity,
+            site.legal_entity,
+        ),
+        same(
+            Reason.LEGAL_ENTITY_MISMATCH,
             "tariff legal entity",
             tariff.legal_entity,
             site.legal_entity,
@@ -595,6 +605,8 @@ def _grant(state: Account, command: GrantEmergencyCredit) -> Decision:
     granted = not_open(state) or _granted(state, command)
     if isinstance(granted, EmergencyGranted):
         return Accepted((granted,))
+    if granted.reason is Reason.APPROVAL_REQUIRED:
+        return granted
     refused = EmergencyRefused(
         **stamp(command.request),
         account_id=state.account_id,
@@ -622,19 +634,36 @@ def _granted(state: Account, command: GrantEmergencyCredit) -> EmergencyGranted 
             f"policy {policy.policy_id} grants no emergency credit: publish a version that does",
             "account_id",
         )
-    if problem := _no_more(state, policy.emergency_nano, currency):
+    amount_minor = at_most(policy.emergency_nano // currency.nano_per_minor, command.at_most_minor)
+    amount_nano = amount_minor * currency.nano_per_minor
+    problem = _no_more(state, amount_nano, currency) or needs_another(
+        command.authority, Action.EMERGENCY, amount_minor, state.currency, command.request
+    )
+    if problem:
         return problem
     return EmergencyGranted(
         **stamp(command.request),
         account_id=state.account_id,
-        amount_minor=policy.emergency_nano // currency.nano_per_minor,
-        amount_nano=policy.emergency_nano,
-        credited_nano=state.credited_nano + policy.emergency_nano,
+        amount_minor=amount_minor,
+        amount_nano=amount_nano,
+        credited_nano=state.credited_nano + amount_nano,
         policy_id=policy.policy_id,
         policy_version=policy.version,
         **of_what(state),
-        postings=postings.of_grant(policy.emergency_nano),
+        postings=postings.of_grant(amount_nano),
     )
+
+
+def at_most(amount_minor: int, approved_minor: int | None) -> int:
+    """Return what of an amount was approved; None: it needed nobody's approval."""
+    return amount_minor if approved_minor is None else min(amount_minor, approved_minor)
+
+
+def grant_named(state: Account, command: GrantEmergencyCredit) -> GrantEmergencyCredit:
+    """Return a grant as it is proposed: who approves sees, and approves, how much it is."""
+    assert command.policy is not None, "the account's policy was judged"
+    nano_per_minor = checks.currency_named(state.currency).nano_per_minor
+    return replace(command, at_most_minor=command.policy.emergency_nano // nano_per_minor)
 
 
 def _set_debt(state: Account, command: SetDebt) -> Decision:

@@ -35,8 +35,10 @@ class Action(StrEnum):
     ADJUSTMENT = "adjustment"
     AUTHORITY = "authority"
     DEBT = "debt"
+    EMERGENCY = "emergency"
     FORCE_OFF = "force-off"
     KEEP_POWER = "keep-power"
+    POLICY_CHANGE = "policy-change"
     PRICE_CHANGE = "price-change"
     REFUND = "refund"
     REVERSAL = "reversal"
@@ -48,6 +50,7 @@ DAYS = "days"
 UNITS = {
     Action.ADJUSTMENT: MINOR,
     Action.DEBT: MINOR,
+    Action.EMERGENCY: MINOR,
     Action.KEEP_POWER: DAYS,
     Action.REFUND: MINOR,
     Action.REVERSAL: MINOR,
@@ -55,7 +58,15 @@ UNITS = {
 }
 """In what the size of an action is told; an action without a size is there or not."""
 ONE_PERSON_AT_FIRST = frozenset(
-    (Action.AUTHORITY, Action.DEBT, Action.FORCE_OFF, Action.KEEP_POWER, Action.PRICE_CHANGE)
+    (
+        Action.AUTHORITY,
+        Action.DEBT,
+        Action.EMERGENCY,
+        Action.FORCE_OFF,
+        Action.KEEP_POWER,
+        Action.POLICY_CHANGE,
+        Action.PRICE_CHANGE,
+    )
 )
 """What one person may do at a legal entity that has published no document."""
 

@@ -23,6 +23,7 @@ from services.vending.domain import checks, postings
 from services.vending.domain.account import (
     Account,
     account_not_found,
+    at_most,
     hold_id_of,
     not_open,
     of_what,
@@ -343,7 +344,7 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
         raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
     currency = checks.currency_named(state.currency)
     left_minor = _left_minor(state)
-    amount_minor = command.amount_minor or _at_most(left_minor, command.at_most_minor)
+    amount_minor = command.amount_minor or at_most(left_minor, command.at_most_minor)
     problem = (
         owes(state.owed)
         or too_little(amount_minor, left_minor, currency)
@@ -368,10 +369,6 @@ def _left_minor(state: Account) -> int:
     """Return what is left as far as the book knows: what was used since, metering's echo tells."""
     left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
     return left_nano // checks.currency_named(state.currency).nano_per_minor
-
-
-def _at_most(left_minor: int, at_most_minor: int | None) -> int:
-    return left_minor if at_most_minor is None else min(left_minor, at_most_minor)
 
 
 def named(state: Account, command: RefundCredit) -> RefundCredit:

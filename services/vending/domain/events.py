@@ -235,6 +235,7 @@ class PolicyPublished(Event):
     ceiling_nano: int | None
     fee_ppm: int | None
     fee_minor: int | None
+    legal_entity: str | None
 
 
 @named_value_class

@@ -7,6 +7,7 @@ from services.common.kernel.values import value_class
 from services.common.policies.rules import read
 from services.common.policies.windows import why_nobody_is_cut
 from services.vending.domain import checks
+from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -29,7 +30,10 @@ FEE_PPM_MAX = 500_000
 
 @value_class
 class Policy:
-    """The folded stream of a policy: its newest version."""
+    """The folded stream of a policy: its newest version.
+
+    `legal_entity`: whose accounts may use it; "": of before policies had one, anybody's.
+    """
 
     answers: Answers
     policy_id: str
@@ -47,6 +51,7 @@ class Policy:
     ceiling_nano: int | None = None
     fee_ppm: int = 0
     fee_minor: int = 0
+    legal_entity: str = ""
 
 
 @value_class
@@ -57,6 +62,8 @@ class PublishPolicy:
     no emergency credit. `rules`: the JSON of services.common.policies.rules, what must hold besides
     before arrears cut; None: nothing. `ceiling_minor`: the most that a sale may let an account have
     at hand, 0: no limit; of a sale's amount, `fee_ppm` and `fee_minor` are the service fee.
+    `legal_entity` "": anybody's, as callers of before say. `authority`: what one person may do
+    alone at the legal entity.
     """
 
     request: Request
@@ -70,14 +77,18 @@ class PublishPolicy:
     max_evidence_age_ms: int
     emergency_minor: int
     rules: str | None
-    ceiling_minor: int = 0
-    fee_ppm: int = 0
-    fee_minor: int = 0
+    ceiling_minor: int
+    fee_ppm: int
+    fee_minor: int
+    legal_entity: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no policy can be."""
         checks.check_id("policy_id", self.policy_id)
         currency = checks.currency_named(self.currency)
+        if self.legal_entity:
+            checks.check_text("legal_entity", self.legal_entity)
         for field in ("alarm_1_minor", "alarm_2_minor", "overdraft_minor", "restore_minor"):
             nano_from_minor(getattr(self, field), currency)
         most_minor = INT64_MAX // currency.nano_per_minor
@@ -129,13 +140,8 @@ def decide(state: Policy | None, command: PublishPolicy) -> Decision:
     """Return what publishing does, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
-    if state and state.currency != command.currency:
-        return Rejection(
-            Reason.CURRENCY_MISMATCH,
-            f"policy {state.policy_id} is in {state.currency}, not {command.currency}: "
-            "use a policy of its own",
-            "currency",
-        )
+    if state and (problem := _not_its_next(state, command)):
+        return problem
     currency = checks.currency_named(command.currency)
     published = PolicyPublished(
         **stamp(command.request),
@@ -153,8 +159,30 @@ def decide(state: Policy | None, command: PublishPolicy) -> Decision:
         ceiling_nano=nano_from_minor(command.ceiling_minor, currency) or None,
         fee_ppm=command.fee_ppm,
         fee_minor=command.fee_minor,
+        legal_entity=command.legal_entity or None,
     )
     return Accepted((published,))
+
+
+def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
+    """Return why a command publishes no next version of a policy; None where it may."""
+    text = f"policy {state.policy_id} is"
+    if state.currency != command.currency:
+        return Rejection(
+            Reason.CURRENCY_MISMATCH,
+            f"{text} in {state.currency}, not {command.currency}: use a policy of its own",
+            "currency",
+        )
+    if state.legal_entity and state.legal_entity != command.legal_entity:
+        return Rejection(
+            Reason.LEGAL_ENTITY_MISMATCH,
+            f"{text} of {state.legal_entity}, not {command.legal_entity or 'anybody'}: "
+            "use a policy of its own",
+            "legal_entity",
+        )
+    return needs_another(
+        command.authority, Action.POLICY_CHANGE, 1, state.currency, command.request
+    )
 
 
 def evolve(state: Policy | None, event: Event) -> Policy:
@@ -178,4 +206,5 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.ceiling_nano,
         event.fee_ppm or 0,
         event.fee_minor or 0,
+        event.legal_entity or "",
     )

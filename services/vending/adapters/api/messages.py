@@ -188,6 +188,7 @@ def policy(state: Policy, version: pb.BookVersion) -> pb.Policy:
         ceiling_minor=(state.ceiling_nano or 0) // currency.nano_per_minor,
         fee_ppm=state.fee_ppm,
         fee_minor=state.fee_minor,
+        legal_entity=state.legal_entity,
         version=version,
         **minor,
     )

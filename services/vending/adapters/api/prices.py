@@ -46,5 +46,6 @@ class Prices(Handlers):
             request.ceiling_minor,
             request.fee_ppm,
             request.fee_minor,
+            request.legal_entity,
         )
         return self._desk.told(messages.policy, (await self._office.publish_policy(command)).state)

@@ -432,6 +432,7 @@ class Policy(_message.Message):
     CEILING_MINOR_FIELD_NUMBER: _builtins.int
     FEE_PPM_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     policy_id: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
@@ -448,6 +449,8 @@ class Policy(_message.Message):
     """0 = no limit"""
     fee_ppm: _builtins.int
     fee_minor: _builtins.int
+    legal_entity: _builtins.str
+    """whose accounts may use it; empty: anybody's"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -468,10 +471,11 @@ class Policy(_message.Message):
         ceiling_minor: _builtins.int = ...,
         fee_ppm: _builtins.int = ...,
         fee_minor: _builtins.int = ...,
+        legal_entity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -497,6 +501,7 @@ class PublishPolicyRequest(_message.Message):
     CEILING_MINOR_FIELD_NUMBER: _builtins.int
     FEE_PPM_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     policy_id: _builtins.str
     currency: _builtins.str
@@ -521,6 +526,8 @@ class PublishPolicyRequest(_message.Message):
     """service fee: of a sale's amount, at most 500000"""
     fee_minor: _builtins.int
     """service fee: of each sale besides"""
+    legal_entity: _builtins.str
+    """whose accounts may use it; empty: anybody's"""
     def __init__(
         self,
         *,
@@ -538,10 +545,11 @@ class PublishPolicyRequest(_message.Message):
         ceiling_minor: _builtins.int = ...,
         fee_ppm: _builtins.int = ...,
         fee_minor: _builtins.int = ...,
+        legal_entity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
