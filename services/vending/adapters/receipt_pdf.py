@@ -68,6 +68,7 @@ def lines(paper: Paper) -> list[tuple[str, str]]:
         ("号码 Number", f"{paper.number:08d}"),
         ("日期 Date", at.strftime("%Y-%m-%d %H:%M:%S %z")),
         ("账户 Account", event.account_id),
+        *([("租户 Tenant", paper.subject_id)] if paper.subject_id else []),
         ("项目 Site", paper.site_id),
         ("品种 Commodity", COMMODITIES[event.commodity]),
         ("方式 Method", METHODS[event.method]),

@@ -22,12 +22,14 @@ from services.common.runtime import points
 from services.common.tariffs.plan import ENERGY_MILLI_MAX
 from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.book import Book, Outcome, accepted
+from services.vending.application.changing import Changing
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
 from services.vending.application.receipts import Receipts
 from services.vending.domain import (
     account,
     authority,
+    changes,
     checks,
     corrections,
     gateway,
@@ -142,10 +144,12 @@ class Office:
             account.grant_named,
             said=("at_most_minor",),
         )
+        changing = Changing(book)
         commands = {
             "reverse-sale": reverse,
             "refund-credit": refund,
             "grant-emergency": grant,
+            **changing.commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
@@ -305,6 +309,10 @@ class Office:
 
     async def set_debt(self, command: account.SetDebt) -> Outcome[Account]:
         """Set what an account owes beside its use, which may need a second person."""
+        return await self.approvals.ask(command)
+
+    async def change(self, command: changes.Change) -> Outcome[Account]:
+        """Give an account another tariff, policy or tenant, which may need a second person."""
         return await self.approvals.ask(command)
 
     async def correct(self, command: corrections.Correction) -> Outcome[Account]:

@@ -22,7 +22,7 @@ LOOK_S = 0.05
 
 @value_class
 class Paper:
-    """A receipt: its number, its event, where its account stands.
+    """A receipt: its number, its event, where its account stands, and whose it was then.
 
     `other_number`: of a sale, that of its reversal, of a reversal, that of its sale; None: there is
     none.
@@ -33,6 +33,7 @@ class Paper:
     site_id: str
     zone: ZoneInfo
     other_number: int | None
+    subject_id: str | None
 
 
 class Receipts:
@@ -59,8 +60,14 @@ class Receipts:
             else dict(of.reversed_receipts).get(receipt_id)
         )
         other = await self._numbered(other_id) if other_id else None
-        number = other.number if other else None
-        return Paper(document.number, event, of.site_id, zone_named(site.zone), number)
+        return Paper(
+            document.number,
+            event,
+            of.site_id,
+            zone_named(site.zone),
+            other.number if other else None,
+            of.subject_at(document.revision),
+        )
 
     async def _numbered(self, receipt_id: str) -> Document:
         head = await self._book.head()

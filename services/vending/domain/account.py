@@ -38,6 +38,8 @@ from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+    AccountTenantChanged,
+    AccountTermsChanged,
     CorrectionRefused,
     CreditAdjusted,
     CreditRefunded,
@@ -95,6 +97,15 @@ class JoinedMeter:
 
 
 @value_class
+class Tenancy:
+    """Whose the account was before: until the event at `until_revision` of its stream."""
+
+    subject_id: str | None
+    until_revision: int
+    until_ms: int
+
+
+@value_class
 class Closing:
     """A hold that metering must echo, and the request that asked for it."""
 
@@ -110,7 +121,8 @@ class Account:
     """The folded stream of an account. `credited_nano`: lifetime total.
 
     `reversed_receipts`: (receipt of a sale, that of its reversal); `refunded_at`: the stream's
-    revision at which credit was paid out last, -1: never.
+    revision at which credit was paid out last, -1: never; `tenancies`: the ones that ended, oldest
+    first.
     """
 
     answers: Answers
@@ -137,6 +149,12 @@ class Account:
     refunding: Refunding | None = None
     refunded_at: int = -1
     used: Used = Used()
+    tenancies: tuple[Tenancy, ...] = ()
+
+    def subject_at(self, revision: int) -> str | None:
+        """Return whose the account was at a revision of its stream."""
+        before = (t.subject_id for t in self.tenancies if revision < t.until_revision)
+        return next(before, self.subject_id)
 
     def has(self, meter_id: str) -> bool:
         """Say whether a meter stands in the account."""
@@ -387,12 +405,10 @@ def _open(command: OpenAccount) -> Decision:
     if site is None:
         return site_not_found(command.site_id)
     if tariff is None:
-        text = f"there is no tariff {command.tariff_id!r}; publish it first"
-        return Rejection(Reason.TARIFF_NOT_FOUND, text, "tariff_id")
+        return tariff_not_found(command.tariff_id)
     if policy is None:
-        text = f"there is no policy {command.policy_id!r}; publish it first"
-        return Rejection(Reason.POLICY_NOT_FOUND, text, "policy_id")
-    if problem := _mismatch(command, site, tariff, policy):
+        return policy_not_found(command.policy_id)
+    if problem := unfit(site, command.commodity, tariff, policy):
         return problem
     opened = AccountOpened(
         **stamp(command.request),
@@ -423,7 +439,21 @@ def _open(command: OpenAccount) -> Decision:
     return sale if isinstance(sale, Rejection) else Accepted((opened, sale))
 
 
-def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) -> Rejection | None:
+def tariff_not_found(tariff_id: str) -> Rejection:
+    """Return the refusal of a command that names a tariff that is not there."""
+    text = f"there is no tariff {tariff_id!r}; publish it first"
+    return Rejection(Reason.TARIFF_NOT_FOUND, text, "tariff_id")
+
+
+def policy_not_found(policy_id: str) -> Rejection:
+    """Return the refusal of a command that names a policy that is not there."""
+    text = f"there is no policy {policy_id!r}; publish it first"
+    return Rejection(Reason.POLICY_NOT_FOUND, text, "policy_id")
+
+
+def unfit(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> Rejection | None:
+    """Return why an account at a site cannot have a tariff and a policy; None where it can."""
+
     def same(reason: Reason, what: str, is_: str, wanted: str) -> Rejection | None:
         if is_ == wanted:
             return None
@@ -433,7 +463,7 @@ def _mismatch(command: OpenAccount, site: Site, tariff: Tariff, policy: Policy) 
     return first_problem(
         same(Reason.CURRENCY_MISMATCH, "tariff currency", tariff.currency, site.currency),
         same(Reason.CURRENCY_MISMATCH, "policy currency", policy.currency, site.currency),
-        same(Reason.COMMODITY_MISMATCH, "tariff commodity", tariff.commodity, command.commodity),
+        same(Reason.COMMODITY_MISMATCH, "tariff commodity", tariff.commodity, commodity),
         same(
             Reason.LEGAL_ENTITY_MISMATCH,
             "policy legal entity",
@@ -914,6 +944,14 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             return changed(state, answers=answers, credited_nano=event.credited_nano)
         case SaleRefused() | EmergencyRefused() | CorrectionRefused():
             return changed(state, answers=answers)
+        case AccountTermsChanged():
+            return changed(
+                state, answers=answers, tariff_id=event.tariff_id, policy_id=event.policy_id
+            )
+        case AccountTenantChanged():
+            before = Tenancy(state.subject_id, answers.revision, event.occurred_at_ms)
+            tenancies = (*state.tenancies, before)
+            return changed(state, answers=answers, subject_id=event.subject_id, tenancies=tenancies)
         case AccountMeterJoined() | AccountMeterLeft():
             return changed(state, answers=answers, meters=_meters_after(state, event))
         case AccountClosing():

@@ -32,6 +32,7 @@ Rules = dict[str, int | None]
 class Action(StrEnum):
     """What may need a second person."""
 
+    ACCOUNT_TERMS = "account-terms"
     ADJUSTMENT = "adjustment"
     AUTHORITY = "authority"
     DEBT = "debt"
@@ -42,6 +43,7 @@ class Action(StrEnum):
     PRICE_CHANGE = "price-change"
     REFUND = "refund"
     REVERSAL = "reversal"
+    TRANSFER = "transfer"
     WRITE_OFF = "write-off"
 
 
@@ -54,11 +56,13 @@ UNITS = {
     Action.KEEP_POWER: DAYS,
     Action.REFUND: MINOR,
     Action.REVERSAL: MINOR,
+    Action.TRANSFER: MINOR,
     Action.WRITE_OFF: MINOR,
 }
 """In what the size of an action is told; an action without a size is there or not."""
 ONE_PERSON_AT_FIRST = frozenset(
     (
+        Action.ACCOUNT_TERMS,
         Action.AUTHORITY,
         Action.DEBT,
         Action.EMERGENCY,

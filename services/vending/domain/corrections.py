@@ -208,8 +208,8 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
             f"the sale of receipt {command.receipt_id} was reversed before; a sale is reversed once"
         )
         return Rejection(Reason.ALREADY_REVERSED, text, "receipt_id")
-    if refunded := _refunded_since(state, sale):
-        return refunded
+    if problem := _paid_out_since(state, sale) or _sold_to_another(state, sale):
+        return problem
     emergency_minor = sale.recovered_emergency_minor or 0
     recovered_minor = sale.recovered_debt_minor or 0
     # What a person has ended stays ended: with no share of sales nothing would recover it.
@@ -259,18 +259,33 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
     )
 
 
-def _refunded_since(state: Account, sale: CreditSold) -> Rejection | None:
-    """Return why a sale is not taken back: its money may have been paid out already."""
+def _revision_of(state: Account, sale: CreditSold) -> int:
     answer = state.answers.get(sale.key)
     if answer is None:
         raise Bug(f"account {state.account_id} knows nothing of the sale of {sale.receipt_id}")
-    if state.refunded_at < answer.revisions[-1]:
+    return answer.revisions[-1]
+
+
+def _paid_out_since(state: Account, sale: CreditSold) -> Rejection | None:
+    """Return why a sale is not taken back: its money may have been paid out already."""
+    if state.refunded_at < _revision_of(state, sale):
         return None
     text = (
         f"credit of account {state.account_id} was refunded after the sale of receipt "
         f"{sale.receipt_id}; refund what is left instead"
     )
     return Rejection(Reason.REFUNDED_SINCE, text, "receipt_id")
+
+
+def _sold_to_another(state: Account, sale: CreditSold) -> Rejection | None:
+    """Return why a sale is not taken back: what it credited is another tenant's now."""
+    if not state.tenancies or state.tenancies[-1].until_revision < _revision_of(state, sale):
+        return None
+    text = (
+        f"the sale of receipt {sale.receipt_id} was to a tenant before: the credit of account "
+        f"{state.account_id} has gone over to the one of now; adjust it, as the two agree"
+    )
+    return Rejection(Reason.TENANT_CHANGED_SINCE, text, "receipt_id")
 
 
 def _adjusted(state: Account, command: AdjustCredit) -> CreditAdjusted | Rejection:
@@ -343,11 +358,11 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     if command.policy is None:
         raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
     currency = checks.currency_named(state.currency)
-    left_minor = _left_minor(state)
-    amount_minor = command.amount_minor or at_most(left_minor, command.at_most_minor)
+    most_minor = left_minor(state)
+    amount_minor = command.amount_minor or at_most(most_minor, command.at_most_minor)
     problem = (
         owes(state.owed)
-        or too_little(amount_minor, left_minor, currency)
+        or too_little(amount_minor, most_minor, currency)
         or needs_another(
             command.authority, Action.REFUND, amount_minor, state.currency, command.request
         )
@@ -365,7 +380,7 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     )
 
 
-def _left_minor(state: Account) -> int:
+def left_minor(state: Account) -> int:
     """Return what is left as far as the book knows: what was used since, metering's echo tells."""
     left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
     return left_nano // checks.currency_named(state.currency).nano_per_minor
@@ -375,7 +390,7 @@ def named(state: Account, command: RefundCredit) -> RefundCredit:
     """Return a refund as it is proposed: who approves "all" sees, and approves, how much it is."""
     if command.amount_minor:
         return command
-    return replace(command, at_most_minor=_left_minor(state))
+    return replace(command, at_most_minor=left_minor(state))
 
 
 def _not_owed(

@@ -257,6 +257,35 @@ class AccountOpened(Event):
 
 
 @named_value_class
+class AccountTermsChanged(Event):
+    SUBJECT: ClassVar[str] = "account-terms-changed"
+
+    account_id: str
+    tariff_id: str
+    policy_id: str
+    previous_tariff_id: str
+    previous_policy_id: str
+    reason: str
+
+
+@named_value_class
+class AccountTenantChanged(Event):
+    SUBJECT: ClassVar[str] = "account-tenant-changed"
+
+    account_id: str
+    subject_id: str | None
+    previous_subject_id: str | None
+    credited_nano: int
+    charged_nano: int
+    emergency_minor: int
+    debt_minor: int
+    reason: str
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
 class CreditSold(MoneyEvent):
     SUBJECT: ClassVar[str] = "credit-sold"
 
@@ -672,6 +701,8 @@ EVENTS: dict[str, type[Event]] = {
         TariffPublished,
         PolicyPublished,
         AccountOpened,
+        AccountTermsChanged,
+        AccountTenantChanged,
         CreditSold,
         SaleRefused,
         EmergencyGranted,
