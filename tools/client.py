@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from wattvend.reporting.v1 import reporting_pb2_grpc
-from wattvend.vending.v1 import vending_pb2_grpc
+from wattvend.vending.v1 import accounts_pb2_grpc, vending_pb2_grpc
 
 CALL_TIMEOUT_S = 15.0
 
@@ -61,9 +61,13 @@ class _Calls:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """`await clients.vending("Sell", SellRequest(...))`; likewise reporting."""
+    """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
+
+    `accounts`: the life of accounts, which is vending's too.
+    """
 
     vending: _Calls
+    accounts: _Calls
     reporting: _Calls
 
 
@@ -87,5 +91,6 @@ async def connect(
     ):
         yield Clients(
             _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller, actor),
+            _Calls(accounts_pb2_grpc.AccountServiceStub(to_vending), vending, caller, actor),
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
         )

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tools import client
+from tools.cli import asking
 from tools.cli import main as cli
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
@@ -49,9 +50,9 @@ class Vending:
 def wattvend(monkeypatch: pytest.MonkeyPatch, vending: Vending, *arguments: str) -> Result:
     @asynccontextmanager
     async def connect(*_: str) -> AsyncIterator[Clients]:
-        yield Clients(vending, vending)  # type: ignore[arg-type]
+        yield Clients(vending, vending, vending)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "connect", connect)
+    monkeypatch.setattr(asking, "connect", connect)
     return CliRunner().invoke(cli.app, arguments)
 
 
@@ -207,14 +208,22 @@ def test_the_commands_of_the_page_on_accounts_work(
     site = "site: {id: mall-1, name: Mall, zone: UTC, currency: CNY, legal_entity: prop-co}\n"
     (tmp_path / "site.yaml").write_text(site + policy)
     monkeypatch.chdir(tmp_path)
-    kinds = ("RegisterSite", "PublishPolicy", "AssignMeter", "GrantEmergencyCredit", "SetDebt")
-    vending = Vending(**dict.fromkeys(kinds, ACCOUNT), Sell=v.SellResponse(), GetBalance=BALANCE)
+    of_others = ("RegisterSite", "PublishPolicy", "AssignMeter")
+    kinds = ("GrantEmergencyCredit", "SetDebt", "ChangeTerms", "ChangeTenant")
+    vending = Vending(
+        **dict.fromkeys((*of_others, *kinds), ACCOUNT),
+        Sell=v.SellResponse(),
+        GetBalance=BALANCE,
+    )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
         assert result.exit_code == 0, result.output
     asked = dict(vending.asked)
     assert asked["PublishPolicy"].emergency_minor == 500
     assert (asked["SetDebt"].debt_minor, asked["SetDebt"].share_ppm) == (5000, 200_000)
+    terms, tenant = asked["ChangeTerms"], asked["ChangeTenant"]
+    assert (terms.name, terms.tariff) == ("accounts/shop-001", "tariffs/shops-night")
+    assert (tenant.name, tenant.with_owed) == ("accounts/shop-001", True)
     assert [request.meter_id for what, request in vending.asked if what == "AssignMeter"] == [
         "meter-001",
         "meter-001",
@@ -381,9 +390,9 @@ def test_the_command_line_passes_on_who_asks(monkeypatch: pytest.MonkeyPatch) ->
     @asynccontextmanager
     async def connect(*of: Any) -> AsyncIterator[Clients]:
         asked.append(of[2:])
-        yield Clients(Vending(), Vending())  # type: ignore[arg-type]
+        yield Clients(Vending(), Vending(), Vending())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "connect", connect)
+    monkeypatch.setattr(asking, "connect", connect)
     environment = {"WATTVEND_CALLER": "desk-3", "WATTVEND_ACTOR": "u-81"}
     CliRunner(env=environment).invoke(cli.app, ["sell", "A1", "1.005"])
     assert asked[0] == ("desk-3", None, "u-81")

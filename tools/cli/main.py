@@ -1,12 +1,8 @@
 """`wattvend`: the operator's command line. It speaks only gRPC, to vending and reporting."""
 
-import asyncio
 import getpass
 import json
 import re
-import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,31 +11,37 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import typer
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
 from tools.cli import explained, plans, policies, show
-from tools.client import Clients, Refused, connect
+from tools.cli.accounts import account_app
+from tools.cli.asking import (
+    DEFAULT_REPORTING,
+    DEFAULT_VENDING,
+    REGISTER,
+    Answer,
+    Reason,
+    RequestId,
+    options,
+    out,
+)
+from tools.cli.asking import account_of as _account
+from tools.cli.asking import amount_of as _amount
+from tools.cli.asking import minor_of as _minor
+from tools.cli.asking import register_milli as _register_milli
+from tools.cli.asking import run as _run
+from tools.cli.asking import say_refused as _say_refused
+from tools.client import Clients, Refused
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
-DEFAULT_VENDING = "127.0.0.1:27001"
-DEFAULT_REPORTING = "127.0.0.1:27002"
-AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
-"""What int64 holds in minor units of any currency, with room."""
-REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
-"""A register as a display shows it: units with at most three decimals."""
 IN_DAYS = ("keep-power",)
 """Actions whose size is told in days, not in money."""
 PREVIEW_TIMEOUT_S = 600.0
 """A year of a thousand accounts takes minutes."""
-OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
-"""gRPC codes after which a command may have been done."""
 
 
 class CutoffByDefault(TyperGroup):
@@ -52,7 +54,6 @@ class CutoffByDefault(TyperGroup):
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-account_app = typer.Typer(no_args_is_help=True, help="Accounts: open, show, lend, close.")
 meter_app = typer.Typer(
     no_args_is_help=True, help="Meters: assign, release, replace; orders about relay and readings."
 )
@@ -84,28 +85,6 @@ app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
 
 
-@dataclass
-class Options:
-    """What holds for every command."""
-
-    vending: str
-    reporting: str
-    caller: str
-    actor: str
-    authority: bytes | None
-    as_json: bool
-
-
-options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", "", None, as_json=False)
-out = Console()
-err = Console(stderr=True)
-
-RequestId = Annotated[
-    str, typer.Option("--request-id", help="Repeat an earlier request: it is not done twice.")
-]
-
-
-Reason = Annotated[str, typer.Option(help="why; kept in the book")]
 ApprovalId = Annotated[str, typer.Argument(help="id of the proposal")]
 MeterId = Annotated[str, typer.Argument(help="meter id")]
 Until = Annotated[str, typer.Option(help="this terminal's clock, e.g. '2027-01-31 18:00'")]
@@ -149,84 +128,6 @@ def common(
     options.caller, options.actor = caller or f"cli:{name}", actor
     options.as_json = as_json
     options.authority = None if ca is None else ca.read_bytes()
-
-
-Answer = Message | dict[str, Message]
-
-
-def _run(
-    work: Callable[[Clients], Awaitable[Answer]],
-    shown: Callable[[Any], Any],
-    request_id: str = "",
-    *,
-    in_steps: bool = False,
-) -> None:
-    """Ask and print. A `request_id` that we made is told where the command must be repeated."""
-
-    async def within() -> Answer:
-        at = options.vending, options.reporting
-        async with connect(*at, options.caller, options.authority, options.actor) as clients:
-            return await work(clients)
-
-    try:
-        answer = asyncio.run(within())
-    except Refused as refused:
-        again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
-        _say_refused(refused, again)
-        raise SystemExit(1) from None
-    if options.as_json:
-        print(json.dumps(_fields(answer), ensure_ascii=False))
-    else:
-        out.print(shown(answer))
-
-
-def _say_refused(refused: Refused, again: str = "") -> None:
-    if options.as_json:
-        fault = {"error": refused.reason or refused.code, "message": refused.message}
-        print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
-        return
-    err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
-    err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
-    if again:
-        hint = f"repeat it with --request-id {again}: what was done is not done twice"
-        err.print(hint, highlight=False, soft_wrap=True)
-
-
-def _fields(answer: Answer) -> dict[str, Any]:
-    if isinstance(answer, dict):
-        return {name: _fields(part) for name, part in answer.items()}
-    return MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def _amount(text: str) -> Decimal:
-    """Return an amount as typed, e.g. 100 or 99.90; leaves with what is wrong."""
-    if not AMOUNT.fullmatch(text):
-        raise typer.BadParameter(f"{text!r} is no amount; write e.g. 99.90")
-    return Decimal(text)
-
-
-async def _account(clients: Clients, account: str) -> v.Account:
-    """Return an account as the book has it."""
-    found: v.Account = await clients.vending("GetAccount", v.GetAccountRequest(account_id=account))
-    return found
-
-
-def _minor(amount: Decimal, minor_decimals: int) -> int:
-    """Return an amount in minor units. Raises Refused where it has too many decimals."""
-    scaled = amount.scaleb(minor_decimals)
-    if scaled != int(scaled):
-        message = f"{amount} has more than {minor_decimals} decimals, those of the currency"
-        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
-    return int(scaled)
-
-
-def _register_milli(text: str) -> int:
-    """Return a register as typed, e.g. 1234.56, in thousandths; leaves with what is wrong."""
-    if not REGISTER.fullmatch(text):
-        raise typer.BadParameter(f"{text!r} is no register; write e.g. 1234.56")
-    return int(Decimal(text) * 1000)
 
 
 def _energy_milli(text: str) -> int:

@@ -12,6 +12,7 @@ from services.common.kernel.values import value_class
 from services.vending.adapters.api import operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
+from services.vending.adapters.api.changes import AccountApi
 from services.vending.adapters.api.corrections import Corrections
 from services.vending.adapters.api.desk import Desk, Handlers
 from services.vending.adapters.api.meters import Meters
@@ -20,8 +21,8 @@ from services.vending.adapters.api.prices import Prices
 from services.vending.adapters.api.receipts import Receipts
 from services.vending.adapters.api.sales import Sales
 from services.vending.adapters.api.sites import Sites
+from wattvend.vending.v1 import accounts_pb2, accounts_pb2_grpc, vending_pb2_grpc
 from wattvend.vending.v1 import vending_pb2 as pb
-from wattvend.vending.v1 import vending_pb2_grpc
 
 
 class VendingApi(
@@ -60,6 +61,11 @@ SERVICES = (
         operations.SERVICE_NAME,
         partial(operations.OperationsApi, OPERATIONS),
         operations.add_to_server,
+    ),
+    Service(
+        accounts_pb2.DESCRIPTOR.services_by_name["AccountService"].full_name,
+        AccountApi,
+        accounts_pb2_grpc.add_AccountServiceServicer_to_server,
     ),
 )
 NAMES = tuple(service.name for service in SERVICES)

@@ -1,0 +1,59 @@
+"""`wattvend account`: what an account is under, and whose it is."""
+
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from tools.cli import show
+from tools.cli.asking import Reason, RequestId, run
+from wattvend.vending.v1 import accounts_pb2 as a
+
+account_app = typer.Typer(
+    no_args_is_help=True, help="Accounts: open, show, change, lend, refund, close."
+)
+AccountId = Annotated[str, typer.Argument(help="account id")]
+
+
+@account_app.command("change-terms")
+def account_change_terms(
+    account: AccountId,
+    reason: Reason,
+    tariff: Annotated[str, typer.Option(help="tariff id; default: as it is")] = "",
+    policy: Annotated[str, typer.Option(help="policy id; default: as it is")] = "",
+    request_id: RequestId = "",
+) -> None:
+    """Give an account another tariff or policy, from its last charged register on."""
+    if not (tariff or policy):
+        raise typer.BadParameter("give --tariff, or --policy")
+    request = a.ChangeTermsRequest(
+        request_id=request_id or str(uuid4()),
+        name=f"accounts/{account}",
+        tariff=f"tariffs/{tariff}" if tariff else "",
+        policy=f"policies/{policy}" if policy else "",
+        reason=reason,
+    )
+    run(lambda clients: clients.accounts("ChangeTerms", request), show.account, request.request_id)
+
+
+@account_app.command("change-tenant")
+def account_change_tenant(
+    account: AccountId,
+    reason: Reason,
+    subject: Annotated[
+        str, typer.Option(help="opaque id of the person, never a name; default: nobody is named")
+    ] = "",
+    with_owed: Annotated[
+        bool, typer.Option("--with-owed", help="what is owed goes along; else nothing may be owed")
+    ] = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let an account be another person's, with its credit and its meters."""
+    request = a.ChangeTenantRequest(
+        request_id=request_id or str(uuid4()),
+        name=f"accounts/{account}",
+        subject_id=subject,
+        with_owed=with_owed,
+        reason=reason,
+    )
+    run(lambda clients: clients.accounts("ChangeTenant", request), show.account, request.request_id)

@@ -1,0 +1,130 @@
+"""What every command of `wattvend` does: ask, print the answer, or say what is wrong."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.markup import escape
+
+from tools.client import Clients, Refused, connect
+from wattvend.vending.v1 import vending_pb2 as v
+
+DEFAULT_VENDING = "127.0.0.1:27001"
+DEFAULT_REPORTING = "127.0.0.1:27002"
+AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
+"""What int64 holds in minor units of any currency, with room."""
+REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
+"""A register as a display shows it: units with at most three decimals."""
+OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
+"""gRPC codes after which a command may have been done."""
+
+
+@dataclass
+class Options:
+    """What holds for every command."""
+
+    vending: str
+    reporting: str
+    caller: str
+    actor: str
+    authority: bytes | None
+    as_json: bool
+
+
+options = Options(DEFAULT_VENDING, DEFAULT_REPORTING, "", "", None, as_json=False)
+out = Console()
+err = Console(stderr=True)
+
+RequestId = Annotated[
+    str, typer.Option("--request-id", help="Repeat an earlier request: it is not done twice.")
+]
+Reason = Annotated[str, typer.Option(help="why; kept in the book")]
+
+
+Answer = Message | dict[str, Message]
+
+
+def run(
+    work: Callable[[Clients], Awaitable[Answer]],
+    shown: Callable[[Any], Any],
+    request_id: str = "",
+    *,
+    in_steps: bool = False,
+) -> None:
+    """Ask and print. A `request_id` that we made is told where the command must be repeated."""
+
+    async def within() -> Answer:
+        at = options.vending, options.reporting
+        async with connect(*at, options.caller, options.authority, options.actor) as clients:
+            return await work(clients)
+
+    try:
+        answer = asyncio.run(within())
+    except Refused as refused:
+        again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
+        say_refused(refused, again)
+        raise SystemExit(1) from None
+    if options.as_json:
+        print(json.dumps(fields_of(answer), ensure_ascii=False))
+    else:
+        out.print(shown(answer))
+
+
+def say_refused(refused: Refused, again: str = "") -> None:
+    """Say why something was refused, and by which request it may be repeated."""
+    if options.as_json:
+        fault = {"error": refused.reason or refused.code, "message": refused.message}
+        print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
+        return
+    err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
+    err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
+    if again:
+        hint = f"repeat it with --request-id {again}: what was done is not done twice"
+        err.print(hint, highlight=False, soft_wrap=True)
+
+
+def fields_of(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON has it."""
+    if isinstance(answer, dict):
+        return {name: fields_of(part) for name, part in answer.items()}
+    return MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def amount_of(text: str) -> Decimal:
+    """Return an amount as typed, e.g. 100 or 99.90; leaves with what is wrong."""
+    if not AMOUNT.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no amount; write e.g. 99.90")
+    return Decimal(text)
+
+
+async def account_of(clients: Clients, account: str) -> v.Account:
+    """Return an account as the book has it."""
+    found: v.Account = await clients.vending("GetAccount", v.GetAccountRequest(account_id=account))
+    return found
+
+
+def minor_of(amount: Decimal, minor_decimals: int) -> int:
+    """Return an amount in minor units. Raises Refused where it has too many decimals."""
+    scaled = amount.scaleb(minor_decimals)
+    if scaled != int(scaled):
+        message = f"{amount} has more than {minor_decimals} decimals, those of the currency"
+        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
+    return int(scaled)
+
+
+def register_milli(text: str) -> int:
+    """Return a register as typed, e.g. 1234.56, in thousandths; leaves with what is wrong."""
+    if not REGISTER.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no register; write e.g. 1234.56")
+    return int(Decimal(text) * 1000)
