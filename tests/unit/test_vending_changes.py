@@ -36,7 +36,7 @@ from tests.unit.vending_world import World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("account_terms", "transfer", "debt", "reversal", "authority"))
+ALONE = dict.fromkeys(("account_terms", "emergency", "transfer", "debt", "reversal", "authority"))
 
 
 async def change(
