@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from services.common.kernel import names
 from services.common.policies.rules import Rules
 from services.common.policies.windows import why_nobody_is_cut
 from services.common.tariffs.plan import Plan
@@ -106,9 +107,9 @@ class Terms(_Part):
         """Return what publishes them as the next version of a policy."""
         return v.PublishPolicyRequest(
             request_id=request_id,
-            policy_id=policy_id,
+            name=names.POLICY.name(policy_id),
             currency=currency,
-            legal_entity=legal_entity,
+            legal_entity=names.LEGAL_ENTITY.name_if(legal_entity),
             alarm_1_minor=self.alarm_1_minor,
             alarm_2_minor=self.alarm_2_minor,
             overdraft_minor=self.overdraft_minor,
@@ -190,7 +191,7 @@ def _site(site: Site) -> v.RegisterSiteRequest:
         display_name=site.name,
         zone=site.zone,
         currency=site.currency,
-        legal_entity=site.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(site.legal_entity),
         cuts_per_minute=site.cuts_per_minute,
     )
 
@@ -199,7 +200,7 @@ def _gateway(gateway: Gateway, site_id: str) -> v.RegisterGatewayRequest:
     return v.RegisterGatewayRequest(
         request_id=request_id("gateway", site_id, gateway.model_dump_json()),
         gateway_id=gateway.id,
-        site_id=site_id,
+        site=names.SITE.name(site_id),
         protocol=gateway.protocol,
         address=gateway.address,
     )
@@ -210,7 +211,7 @@ def _meter(meter: Meter) -> v.RegisterMeterRequest:
         request_id=request_id("meter", meter.model_dump_json()),
         meter_id=meter.id,
         serial=meter.serial,
-        gateway_id=meter.gateway,
+        gateway=names.GATEWAY.name(meter.gateway),
         unit=meter.unit,
         profile=meter.profile,
         commodity=meter.commodity,
@@ -222,10 +223,10 @@ def _meter(meter: Meter) -> v.RegisterMeterRequest:
 def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
     return v.PublishTariffRequest(
         request_id=request_id("tariff", site.id, tariff.model_dump_json(exclude_none=True)),
-        tariff_id=tariff.id,
+        name=names.TARIFF.name(tariff.id),
         commodity=tariff.commodity,
         currency=site.currency,
-        legal_entity=site.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(site.legal_entity),
         price_micro=tariff.price_micro or 0,
         plan=None if tariff.plan is None else tariff.plan.text(),
     )

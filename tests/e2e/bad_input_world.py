@@ -4,7 +4,9 @@ Nothing is restarted when it dies, so that a crash shows.
 """
 
 import asyncio
+import importlib
 import json
+import pkgutil
 import re
 import time
 import urllib.request
@@ -16,10 +18,16 @@ from uuid import uuid4
 
 import grpc
 from aiokafka import ConsumerRecord, TopicPartition
+from google.longrunning import operations_proto_pb2
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+import wattvend.reporting.v1
+import wattvend.vending.v1
+from services.common.kernel import names
 from services.common.kernel.envelope import Envelope
 from services.common.runtime import kafka
 from tools import mall, sitefile
@@ -38,7 +46,30 @@ WITHIN_S = 20.0
 CALL_TIMEOUT_S = 10.0
 MAX_POWER_W = 200_000_000
 SERIAL_RECHECK_MS = "1000"
-PACKAGES = {"VendingService": v, "ReportingService": r}
+
+
+def _called() -> dict[str, MethodDescriptor]:
+    """Return method name → method of every service of vending and reporting, and operations."""
+    modules = [
+        importlib.import_module(module.name)
+        for package in (wattvend.vending.v1, wattvend.reporting.v1)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        if module.name.endswith("_pb2")
+    ]
+    files = [module.DESCRIPTOR for module in (operations_proto_pb2, *modules)]
+    services = [service for file in files for service in file.services_by_name.values()]
+    methods = [method for service in services for method in service.methods]
+    assert len({method.name for method in methods}) == len(methods)
+    return {method.name: method for method in methods}
+
+
+METHODS = _called()
+"""Called by their names alone: no two services have one alike."""
+
+
+def message_of(described: Descriptor, /, **fields: Any) -> Message:
+    """Return a message of a kind."""
+    return GetMessageClass(described)(**fields)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault of the test
@@ -72,8 +103,8 @@ class World:
         """Start everything, register the site, give each meter an account."""
         self.stack.open()
         self._channels = {
-            "VendingService": grpc.insecure_channel(self.stack.addresses.vending),
-            "ReportingService": grpc.insecure_channel(self.stack.addresses.reporting),
+            "vending": grpc.insecure_channel(self.stack.addresses.vending),
+            "reporting": grpc.insecure_channel(self.stack.addresses.reporting),
         }
         asyncio.run(self._register())
         for meter in self.site.meters:
@@ -112,28 +143,27 @@ class World:
     # --- the operator -----------------------------------------------------------------------------
 
     def call(self, method: str, request: Message, *, caller: str = "desk-1") -> Any:
-        """Call a method of either service. Raises Refusal."""
+        """Call a method of any service. Raises Refusal."""
         return self.call_raw(method, request.SerializeToString(), caller=caller)
 
     def call_raw(self, method: str, sent: bytes, **more: Any) -> Any:
         """Send bytes as a request; `caller`, `timeout_s`. Raises Refusal."""
         caller = more.get("caller", "desk-1")
-        for name, package in PACKAGES.items():
-            service = package.DESCRIPTOR.services_by_name[name]
-            if method in service.methods_by_name:
-                answer = getattr(package, service.methods_by_name[method].output_type.name)
-                stub = self._channels[name].unary_unary(
-                    f"/{service.full_name}/{method}", bytes, response_deserializer=answer.FromString
-                )
-                try:
-                    return stub(
-                        sent,
-                        timeout=more.get("timeout_s", CALL_TIMEOUT_S),
-                        metadata=(("wattvend-caller", caller),) if caller else (),
-                    )
-                except grpc.RpcError as error:
-                    raise Refusal(error) from error
-        raise AssertionError(f"no service has a method {method}")
+        called = METHODS[method]
+        of = called.containing_service.full_name
+        channel = self._channels["reporting" if ".reporting." in of else "vending"]
+        answer = GetMessageClass(called.output_type)
+        stub = channel.unary_unary(
+            f"/{of}/{method}", bytes, response_deserializer=answer.FromString
+        )
+        try:
+            return stub(
+                sent,
+                timeout=more.get("timeout_s", CALL_TIMEOUT_S),
+                metadata=(("wattvend-caller", caller),) if caller else (),
+            )
+        except grpc.RpcError as error:
+            raise Refusal(error) from error
 
     def open_account(self, meter_id: str) -> None:
         account = account_of(meter_id)
@@ -142,17 +172,19 @@ class World:
             v.OpenAccountRequest(
                 request_id=str(uuid4()),
                 account_id=account,
-                site_id=mall.SITE,
+                site=names.SITE.name(mall.SITE),
                 commodity="electricity",
-                tariff_id=mall.TARIFF,
-                policy_id=mall.POLICY,
+                tariff=names.TARIFF.name(mall.TARIFF),
+                policy=names.POLICY.name(mall.POLICY),
                 first_sale_minor=900_000_000,
                 method="cash",
             ),
         )
         self.wait("the first reading", lambda: self.charged_milli(meter_id) is not None)
         request = v.AssignMeterRequest(
-            request_id=str(uuid4()), meter_id=meter_id, account_id=account
+            request_id=str(uuid4()),
+            name=names.METER.name(meter_id),
+            account=names.ACCOUNT.name(account),
         )
         self.wait("vending's copy of it", lambda: self._assigned(request))
 
@@ -200,7 +232,9 @@ class World:
             return (self.charged_milli(meter_id) or 0) >= true_milli
 
         self.wait(f"{meter_id} charged up to {true_milli}", is_there)
-        account = self.call("GetAccount", v.GetAccountRequest(account_id=account_of(meter_id)))
+        account = self.call(
+            "GetAccount", v.GetAccountRequest(name=names.ACCOUNT.name(account_of(meter_id)))
+        )
         used = self.call(
             "GetConsumption",
             r.GetConsumptionRequest(account_id=account_of(meter_id), from_ms=0, to_ms=2**62),

@@ -49,7 +49,7 @@ async def address(settings: VendingSettings) -> AsyncIterator[str]:
 async def code_of_a_call(address: str, authority: bytes | None) -> str:
     async with connect(address, address, "test", authority) as clients:
         with pytest.raises(Refused) as refused:
-            await clients.vending("GetAccount", v.GetAccountRequest(account_id="A1"))
+            await clients.vending("GetAccount", v.GetAccountRequest(name="accounts/A1"))
     return refused.value.code
 
 

@@ -27,6 +27,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.kernel import names
 from services.common.kernel.frames import CHARGE, ChargeFrame
 from services.common.kernel.ids import column_key
 from services.common.runtime import codec, kafka, topics
@@ -150,14 +151,17 @@ async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int =
             display_name="Mall",
             zone="Asia/Shanghai",
             currency="CNY",
-            legal_entity="LE1",
+            legal_entity="legalEntities/LE1",
             cuts_per_minute=10,
         ),
     )
     await call(
         stub.RegisterGateway,
         pb.RegisterGatewayRequest(
-            gateway_id=name("G"), site_id=name("S"), protocol="modbus-tcp", address="127.0.0.1:502"
+            gateway_id=name("G"),
+            site=names.SITE.name(name("S")),
+            protocol="modbus-tcp",
+            address="127.0.0.1:502",
         ),
     )
     await call(
@@ -165,7 +169,7 @@ async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int =
         pb.RegisterMeterRequest(
             meter_id=name("M"),
             serial=vending.suffix,
-            gateway_id=name("G"),
+            gateway=names.GATEWAY.name(name("G")),
             unit=1,
             profile="acrel-ddsy1352",
             commodity=ENERGY,
@@ -175,17 +179,17 @@ async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int =
     await call(
         stub.PublishTariff,
         pb.PublishTariffRequest(
-            tariff_id=name("T"),
+            name=names.TARIFF.name(name("T")),
             commodity=ENERGY,
             currency="CNY",
-            legal_entity="LE1",
+            legal_entity="legalEntities/LE1",
             price_micro=800_000,
         ),
     )
     await call(
         stub.PublishPolicy,
         pb.PublishPolicyRequest(
-            policy_id=name("P"),
+            name=names.POLICY.name(name("P")),
             currency="CNY",
             alarm_1_minor=1000,
             alarm_2_minor=500,
@@ -196,11 +200,11 @@ async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int =
         stub.OpenAccount,
         pb.OpenAccountRequest(
             account_id=name("A"),
-            site_id=name("S"),
+            site=names.SITE.name(name("S")),
             subject_id="person-1",
             commodity=ENERGY,
-            tariff_id=name("T"),
-            policy_id=name("P"),
+            tariff=names.TARIFF.name(name("T")),
+            policy=names.POLICY.name(name("P")),
             first_sale_minor=first_sale_minor,
             method="cash",
         ),
@@ -275,11 +279,21 @@ async def test_everything_is_published_facts_before_routes_and_tariffs_before_ac
         await site_with_account(stub, vending, first_sale_minor=1_000)
         meter = await call(
             stub.AssignMeter,
-            pb.AssignMeterRequest(meter_id=name("M"), account_id=name("A"), register_milli=4_000),
+            pb.AssignMeterRequest(
+                name=names.METER.name(name("M")),
+                account=names.ACCOUNT.name(name("A")),
+                register_milli=4_000,
+            ),
         )
-        account = await call(stub.GetAccount, pb.GetAccountRequest(account_id=name("A")))
-    assert (meter.epoch, meter.account_id, meter.shard) == (2, name("A"), account.shard)
-    assert [m.meter_id for m in account.meters] == [name("M")]
+        account = await call(
+            stub.GetAccount, pb.GetAccountRequest(name=names.ACCOUNT.name(name("A")))
+        )
+    assert (meter.epoch, meter.account, meter.shard) == (
+        2,
+        names.ACCOUNT.name(name("A")),
+        account.shard,
+    )
+    assert [m.meter for m in account.meters] == [names.METER.name(name("M"))]
 
     ledger = await all_published(vending, events=9)
     by_stream: dict[str, list[int]] = {}
@@ -340,7 +354,10 @@ async def test_orders_reach_the_shard_and_the_registry_as_the_newest_facts(
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending)
         of_meter: list[tuple[Any, Any]] = [
-            (stub.AssignMeter, pb.AssignMeterRequest(account_id=name("A"), register_milli=4_000)),
+            (
+                stub.AssignMeter,
+                pb.AssignMeterRequest(account=names.ACCOUNT.name(name("A")), register_milli=4_000),
+            ),
             (
                 stub.ReplaceMeter,
                 pb.ReplaceMeterRequest(
@@ -363,7 +380,7 @@ async def test_orders_reach_the_shard_and_the_registry_as_the_newest_facts(
             (stub.ForceRelay, pb.ForceRelayRequest(position="off", reason="works")),
         ]
         for method, message in of_meter:
-            message.meter_id = name("M")
+            message.name = names.METER.name(name("M"))
             meter = await call(method, message)
         of_account: list[tuple[Any, Any]] = [
             (stub.KeepPower, pb.KeepPowerRequest(until_ms=until_ms, reason="lift")),
@@ -371,9 +388,11 @@ async def test_orders_reach_the_shard_and_the_registry_as_the_newest_facts(
             (stub.RecordNotice, pb.RecordNoticeRequest(notice_id=notice_id, outcome="delivered")),
         ]
         for method, message in of_account:
-            message.account_id = name("A")
+            message.name = names.ACCOUNT.name(name("A"))
             account = await call(method, message)
-        ended = pb.KeepPowerRequest(account_id=name("A"), until_ms=1, reason="too late")
+        ended = pb.KeepPowerRequest(
+            name=names.ACCOUNT.name(name("A")), until_ms=1, reason="too late"
+        )
         code, reason, _ = await refusal(call(stub.KeepPower, ended))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNTIL_OUT_OF_RANGE")
     assert (meter.epoch, meter.ratio, meter.forced) == (4, 80, "off")
@@ -407,7 +426,9 @@ async def test_a_restart_publishes_again_from_the_checkpoint_the_same_records(
     service.start()
     request_id = str(uuid4())
     async with stub_of(vending) as stub:
-        sale = pb.SellRequest(account_id=vending.id("A"), amount_minor=500, method="qr")
+        sale = pb.SellRequest(
+            name=names.ACCOUNT.name(vending.id("A")), amount_minor=500, method="qr"
+        )
         first = await call(stub.Sell, sale, request_id)
         service.kill9()
         service.start()
@@ -425,10 +446,12 @@ async def test_the_last_register_charged_opens_the_next_account_also_after_a_res
     name = vending.id
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending)
-        assign = pb.AssignMeterRequest(meter_id=name("M"), account_id=name("A"))
+        assign = pb.AssignMeterRequest(
+            name=names.METER.name(name("M")), account=names.ACCOUNT.name(name("A"))
+        )
         code, reason, _ = await refusal(call(stub.AssignMeter, assign))
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_READING_YET")
-        meter = await call(stub.GetMeter, pb.GetMeterRequest(meter_id=name("M")))
+        meter = await call(stub.GetMeter, pb.GetMeterRequest(name=names.METER.name(name("M"))))
     rows = np.zeros(2, CHARGE)
     rows["from_quality"] = rows["to_quality"] = ord("A")
     rows["meter_key"] = column_key("meter", name("M"))
@@ -448,7 +471,7 @@ async def test_the_last_register_charged_opens_the_next_account_also_after_a_res
 
         meter = await eventually(assigned)
         assert (meter.epoch, meter.opening_register_milli) == (2, 71_500)
-        release = pb.ReleaseMeterRequest(meter_id=name("M"))
+        release = pb.ReleaseMeterRequest(name=names.METER.name(name("M")))
         _, reason, _ = await refusal(call(stub.ReleaseMeter, release))
         assert reason == "NO_READING_YET", "the charges of another epoch say nothing of this one"
 
@@ -494,7 +517,7 @@ async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Ve
     name = vending.id
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending, first_sale_minor=100)
-        close = pb.CloseAccountRequest(account_id=name("A"))
+        close = pb.CloseAccountRequest(name=names.ACCOUNT.name(name("A")))
         first_id = str(uuid4())
         asked = asyncio.create_task(refusal(call(stub.CloseAccount, close, first_id)))
         hold = await hold_of(vending)
@@ -503,11 +526,13 @@ async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Ve
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ACCOUNT_HAS_BALANCE")
         assert "0.999999999 CNY" in message
         assert await refusal(call(stub.CloseAccount, close, first_id)) == (code, reason, message)
-        opened = await call(stub.GetAccount, pb.GetAccountRequest(account_id=name("A")))
+        opened = await call(
+            stub.GetAccount, pb.GetAccountRequest(name=names.ACCOUNT.name(name("A")))
+        )
         assert opened.status == "open"
 
         second_id = str(uuid4())
-        message_2 = pb.CloseAccountRequest(account_id=name("A"), request_id=second_id)
+        message_2 = pb.CloseAccountRequest(name=names.ACCOUNT.name(name("A")), request_id=second_id)
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await stub.CloseAccount(message_2, metadata=CALLER, timeout=1.0)
         assert late.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -521,7 +546,7 @@ async def test_an_account_closes_on_the_echo_that_shows_nothing_left(vending: Ve
     async with stub_of(vending) as stub:
         closed = await call(stub.CloseAccount, close, second_id)
         assert closed.status == "closed"
-        sale = pb.SellRequest(account_id=name("A"), amount_minor=500, method="qr")
+        sale = pb.SellRequest(name=names.ACCOUNT.name(name("A")), amount_minor=500, method="qr")
         _, reason, _ = await refusal(call(stub.Sell, sale))
         assert reason == "ACCOUNT_NOT_OPEN"
 
@@ -577,20 +602,26 @@ async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_nu
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending, first_sale_minor=100)
         reserve = pb.ReserveSaleRequest(
-            transaction_id=name("tx"), account_id=name("A"), amount_minor=70, method="qr"
+            transaction_id=name("tx"),
+            account=names.ACCOUNT.name(name("A")),
+            amount_minor=70,
+            method="qr",
         )
-        assert (await call(stub.ReserveSale, reserve)).status == "reserved"
-        confirm = pb.ConfirmSaleRequest(transaction_id=name("tx"))
+        reserved = await call(stub.ReserveSale, reserve)
+        assert reserved.status == "reserved"
+        confirm = pb.ConfirmSaleRequest(name=reserved.name)
         sold = await call(stub.ConfirmSale, confirm)
         refund_id = str(uuid4())
         refund = pb.RefundCreditRequest(
-            account_id=name("A"), amount_minor=150, method="cash", reason="moves out"
+            name=names.ACCOUNT.name(name("A")), amount_minor=150, method="cash", reason="moves out"
         )
         code, reason, _ = await refusal(call(stub.RefundCredit, refund, refund_id))
         assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "APPROVAL_REQUIRED")
-        waits = await call(stub.ListApprovals, pb.ListApprovalsRequest(legal_entity="LE1"))
-        (waiting,) = [w for w in waits.approvals if w.target == f"account-{name('A')}"]
-        approve = pb.ApproveRequest(approval_id=waiting.approval_id, reason="seen")
+        waits = await call(
+            stub.ListApprovals, pb.ListApprovalsRequest(filter="legal_entity = legalEntities/LE1")
+        )
+        (waiting,) = [w for w in waits.approvals if w.target == names.ACCOUNT.name(name("A"))]
+        approve = pb.ApproveRequest(name=waiting.name, reason="seen")
         _, reason, _ = await refusal(call(stub.Approve, approve))
         assert reason == "SAME_PERSON"
         approved = await stub.Approve(approve, metadata=other, timeout=DEADLINE_S)
@@ -606,12 +637,10 @@ async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_nu
         paid = await call(stub.RefundCredit, refund, refund_id)
         assert paid.refund.amount_minor == 150
         assert paid.credited_nano == 20 * 10**7
-        papers = [sold.receipt.receipt_id, paid.refund.receipt_id]
-        told = [
-            await call(stub.GetReceipt, pb.GetReceiptRequest(receipt_id=paper)) for paper in papers
-        ]
+        papers = [sold.sale.receipt, paid.refund.receipt]
+        told = [await call(stub.GetReceipt, pb.GetReceiptRequest(name=paper)) for paper in papers]
         assert [answer.number for answer in told] == [2, 3]
-        printed = await call(stub.PrintReceipt, pb.PrintReceiptRequest(receipt_id=papers[1]))
+        printed = await call(stub.PrintReceipt, pb.PrintReceiptRequest(name=papers[1]))
         assert (printed.number, printed.pdf[:5]) == (3, b"%PDF-")
         assert await call(stub.ConfirmSale, confirm) == sold
 
@@ -629,7 +658,9 @@ async def test_a_store_that_is_behind_its_ledger_takes_no_commands_until_a_perso
         path.unlink()
     with stray_process(vending):
         async with stub_of(vending) as stub:
-            sale = pb.SellRequest(account_id=vending.id("A"), amount_minor=500, method="qr")
+            sale = pb.SellRequest(
+                name=names.ACCOUNT.name(vending.id("A")), amount_minor=500, method="qr"
+            )
             code, reason, message = await eventually(lambda: answered(stub, sale))
     assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
     assert "raise-book-epoch" in message
@@ -653,7 +684,7 @@ async def test_a_store_put_back_to_an_earlier_point_gets_back_what_it_lost_and_s
     backup = vending.store.with_name("backup.sqlite")
     shutil.copy(vending.store, backup)
     service.start()
-    lost = pb.SellRequest(account_id=name("A"), amount_minor=500, method="qr")
+    lost = pb.SellRequest(name=names.ACCOUNT.name(name("A")), amount_minor=500, method="qr")
     request_id = str(uuid4())
     async with stub_of(vending) as stub:
         sold = await call(stub.Sell, lost, request_id)
@@ -663,7 +694,7 @@ async def test_a_store_put_back_to_an_earlier_point_gets_back_what_it_lost_and_s
                 pb.RegisterMeterRequest(
                     meter_id=f"{name('M')}-{number}",
                     serial=f"{vending.suffix}-{number}",
-                    gateway_id=name("G"),
+                    gateway=names.GATEWAY.name(name("G")),
                     unit=2 + number,
                     profile="acrel-ddsy1352",
                     commodity=ENERGY,
@@ -687,7 +718,7 @@ async def test_a_store_put_back_to_an_earlier_point_gets_back_what_it_lost_and_s
     service.start()
     async with stub_of(vending) as stub:
         assert await call(stub.Sell, lost, request_id) == sold
-        more = pb.SellRequest(account_id=name("A"), amount_minor=600, method="cash")
+        more = pb.SellRequest(name=names.ACCOUNT.name(name("A")), amount_minor=600, method="cash")
         after = await call(stub.Sell, more)
         assert after.version.revision == sold.version.revision + 1
         await all_published(vending, events=29)
@@ -734,7 +765,7 @@ async def test_sales_are_answered_while_kafka_is_away_and_published_when_it_is_b
         try:
             for amount_minor in (100, 200):
                 sale = pb.SellRequest(
-                    account_id=vending.id("A"), amount_minor=amount_minor, method="qr"
+                    name=names.ACCOUNT.name(vending.id("A")), amount_minor=amount_minor, method="qr"
                 )
                 await call(stub.Sell, sale)
         finally:
@@ -802,7 +833,9 @@ async def test_health_and_reflection_answer_and_a_call_without_a_caller_does_not
 
         assert await eventually(serving)
         stub = vending_pb2_grpc.VendingServiceStub(channel)
-        code, reason, message = await refusal(stub.GetAccount(pb.GetAccountRequest(account_id="A")))
+        code, reason, message = await refusal(
+            stub.GetAccount(pb.GetAccountRequest(name="accounts/A"))
+        )
         assert (code, reason) == (grpc.StatusCode.UNAUTHENTICATED, "CALLER_MISSING")
         assert "wattvend-caller" in message
 

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.kernel import names
 from services.common.runtime import topics
 from tests.conftest import RunService
 from tests.contract.kurrent_server import PASSWORD, Fault, KurrentServer
@@ -87,7 +88,7 @@ async def vending(
 
 
 def sale(vending: Vending) -> Any:
-    return pb.SellRequest(account_id=vending.id("A"), amount_minor=500, method="qr")
+    return pb.SellRequest(name=names.ACCOUNT.name(vending.id("A")), amount_minor=500, method="qr")
 
 
 async def test_a_sale_is_made_once_through_lost_connections_restarts_and_repeats(
@@ -110,12 +111,14 @@ async def test_a_sale_is_made_once_through_lost_connections_restarts_and_repeats
             server.next_faults = list(faults)
             answers.append(await call(stub.Sell, sale(vending), request_id))
             assert server.next_faults == []
-    assert len({answer.receipt.receipt_id for answer in answers}) == 4
+    assert len({answer.sale.receipt for answer in answers}) == 4
 
     await vending.killed_and_started()
     async with stub_of(vending) as stub:
         repeated = [await call(stub.Sell, sale(vending), request_id) for request_id in ids]
-        account = await call(stub.GetAccount, pb.GetAccountRequest(account_id=vending.id("A")))
+        account = await call(
+            stub.GetAccount, pb.GetAccountRequest(name=names.ACCOUNT.name(vending.id("A")))
+        )
     assert repeated == answers
     assert account.credited_nano == 4 * 500 * 10**7
 
@@ -187,7 +190,7 @@ async def test_names_stay_unique_and_the_book_verifies_also_where_the_index_is_g
         another = pb.RegisterMeterRequest(
             meter_id=vending.id("M2"),
             serial=vending.suffix,
-            gateway_id=vending.id("G"),
+            gateway=names.GATEWAY.name(vending.id("G")),
             unit=2,
             profile="acrel-ddsy1352",
             commodity="electricity",

@@ -21,6 +21,7 @@ import asyncpg
 import grpc.aio
 import pytest
 
+from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime import topics
@@ -283,7 +284,7 @@ async def service(stack: BackgroundStack, address: str) -> Service:
 
 async def sold(stub: Any, account_id: str, request_id: str) -> Any:
     request = pb.SellRequest(
-        request_id=request_id, account_id=account_id, amount_minor=100, method="cash"
+        request_id=request_id, name=names.ACCOUNT.name(account_id), amount_minor=100, method="cash"
     )
     return await stub.Sell(request, metadata=CALLER, timeout=DEADLINE_S)
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 import aiohttp
 import pytest
 
+from services.common.kernel import names
 from tests.conftest import BUILD
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.workers import until, until_async
@@ -64,7 +65,7 @@ class Mall:
     stack: BackgroundStack
     plan: Plan
     before: dict[str, TrueMeter] = field(default_factory=dict)
-    receipts: list[v.Receipt] = field(default_factory=list)
+    receipts: list[v.Sale] = field(default_factory=list)
 
     @property
     def actors(self) -> tuple[DemoMeter, ...]:
@@ -110,12 +111,16 @@ class Visit:
         """Return what a meter that is cut owes in truth, and what lasts until it is cut again."""
         before = self.mall.before[actor.meter_id].register_lsb
         steps = (await self.fleet.meter(actor.meter_id)).register_lsb - before
-        paid = [r.amount_minor for r in self.receipts if r.account_id == actor.account_id]
+        paid = [
+            sale.amount_minor
+            for sale in self.receipts
+            if sale.account == names.ACCOUNT.name(actor.account_id)
+        ]
         owed_minor = -(-plan.cost_nano(steps, actor) // plan.MINOR_NANO) - sum(paid)
         return owed_minor + plan.lasting_minor(RUNS_OUT_AFTER_S, actor.power_w)
 
     @property
-    def receipts(self) -> list[v.Receipt]:
+    def receipts(self) -> list[v.Sale]:
         return [*self.mall.receipts, *self.desk.receipts]
 
     @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from services.common.kernel import names
 from services.common.runtime.service import EXIT_FAILED
 from tests.recovery import bus
 from tests.recovery.faults import Fault, rounds
@@ -210,7 +211,7 @@ async def test_killed_amid_a_move_of_a_meter_both_accounts_hear_of_it(
         shop.worker.start("telling", hit=2)
         await shop.worker.wait_ready()
         assert not await meters_of(shop, "A0")
-        assert not (await shop.ask("ReleaseMeter", release)).account_id
+        assert not (await shop.ask("ReleaseMeter", release)).account
     await shop.worker.kill()
     judge_moves(book(shop.path)).count(fault)
 
@@ -221,20 +222,22 @@ def moves(number: int) -> tuple[pb.AssignMeterRequest, pb.ReleaseMeterRequest]:
     return (
         pb.AssignMeterRequest(
             request_id=request_id("assign", number),
-            meter_id=METER,
-            account_id="A0",
+            name=names.METER.name(METER),
+            account="accounts/A0",
             register_milli=register_milli,
         ),
         pb.ReleaseMeterRequest(
             request_id=request_id("release", number),
-            meter_id=METER,
+            name=names.METER.name(METER),
             register_milli=register_milli + 500,
         ),
     )
 
 
 async def meters_of(shop: Shop, account_id: str) -> list[pb.AccountMeter]:
-    account = await shop.ask("GetAccount", pb.GetAccountRequest(account_id=account_id))
+    account = await shop.ask(
+        "GetAccount", pb.GetAccountRequest(name=names.ACCOUNT.name(account_id))
+    )
     return list(account.meters)
 
 
@@ -275,7 +278,7 @@ async def test_a_store_of_a_moment_ago_is_noticed_and_nothing_is_sold_on_it(
         events = book(shop.path)
         shop.worker.start()
         async with shop.stub() as stub:
-            sale = pb.SellRequest(**till.next_sale()._asdict(), method="cash")
+            sale = till.next_sale().message()
             with pytest.raises(grpc.aio.AioRpcError, match="lost its last writes"):
                 await stub.Sell(sale, metadata=called_by(CLERK), wait_for_ready=True)
         assert not shop.worker.is_ready()

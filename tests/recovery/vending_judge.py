@@ -14,6 +14,7 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from services.common.kernel import names
 from services.common.kernel.ids import house_account_id
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, kafka, topics
@@ -101,9 +102,14 @@ def _judge_sale(
     verdict.expect(bool(entries), f"{sale}: acknowledged, and missing")
     verdict.expect(all(one == answers[0] for one in answers), f"{sale}: answered in two ways")
     for revision, event in entries[:1]:
-        receipt, said = answers[0].receipt, answers[0]
-        found = (event.receipt_id, event.account_id, event.amount_minor, event.credited_nano)
-        got = (receipt.receipt_id, receipt.account_id, receipt.amount_minor, said.credited_nano)
+        receipt, said = answers[0].sale, answers[0]
+        found = (
+            names.RECEIPT.name(event.receipt_id),
+            names.ACCOUNT.name(event.account_id),
+            event.amount_minor,
+            event.credited_nano,
+        )
+        got = (receipt.receipt, receipt.account, receipt.amount_minor, said.credited_nano)
         verdict.expect(
             (*found, revision) == (*got, said.version.revision)
             and (sale.account_id, sale.amount_minor) == (event.account_id, event.amount_minor),
@@ -291,19 +297,21 @@ def judge_now(told: Told, found: Heard) -> Verdict:
     What a topic has, those before it have; up to a checkpoint everything is there.
     """
     verdict = Verdict()
-    for names in told.by_event.values():
-        there = [name in found.records for name in names]  # ledger, shards, registry
+    for records in told.by_event.values():
+        there = [name in found.records for name in records]  # ledger, shards, registry
         verdict.expect(
-            there[0] or not any(there), f"{names} were told before they stood in the ledger"
+            there[0] or not any(there), f"{records} were told before they stood in the ledger"
         )
-        verdict.expect(all(there) or not there[-1], f"{names[-1]} was a route before it was a fact")
+        verdict.expect(
+            all(there) or not there[-1], f"{records[-1]} was a route before it was a fact"
+        )
     for checkpoint in found.checkpoints:
         position = checkpoint["position"]
         verdict.expect(
             checkpoint["root"] == told.roots[position], f"the root at {position} is another"
         )
     last = max((checkpoint["position"] for checkpoint in found.checkpoints), default=0)
-    for names in list(told.by_event.values())[:last]:
-        missing = [name for name in names if name not in found.records]
+    for records in list(told.by_event.values())[:last]:
+        missing = [name for name in records if name not in found.records]
         verdict.expect(not missing, f"{missing} is missing below the checkpoint at {last}")
     return verdict

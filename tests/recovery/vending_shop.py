@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
+from services.common.kernel import names
 from services.common.kernel.ids import name_uuid
 from tests.recovery.workers import DEADLINE_S, Worker, until
 from tools.stack.ports import free_ports
@@ -37,6 +38,15 @@ class Sale(NamedTuple):
     request_id: str
     account_id: str
     amount_minor: int
+
+    def message(self) -> pb.SellRequest:
+        """Return it as it is asked for."""
+        return pb.SellRequest(
+            request_id=self.request_id,
+            name=names.ACCOUNT.name(self.account_id),
+            amount_minor=self.amount_minor,
+            method="cash",
+        )
 
 
 @dataclass
@@ -67,8 +77,7 @@ class Till:
     async def sell(self, stub: Any, sale: Sale) -> None:
         """Ask until it is answered, also through kills: the same request every time."""
         answers = self.asked.setdefault(sale, [])
-        message = pb.SellRequest(**sale._asdict(), method="cash")
-        answers.append(await answered(stub.Sell, message, self.name))
+        answers.append(await answered(stub.Sell, sale.message(), self.name))
 
     async def sell_on(self, stub: Any, closing: asyncio.Event) -> None:
         """Sell one after the other until the shop closes, and the last one a second time."""
@@ -179,11 +188,13 @@ class Shop:
         async with self.stub() as stub:
             found = await asyncio.gather(
                 *(
-                    answered(stub.GetAccount, pb.GetAccountRequest(account_id=name), CLERK)
+                    answered(
+                        stub.GetAccount, pb.GetAccountRequest(name=names.ACCOUNT.name(name)), CLERK
+                    )
                     for name in accounts
                 )
             )
-        return {account.account_id: account.credited_nano for account in found}
+        return {names.ACCOUNT.id("name", account.name): account.credited_nano for account in found}
 
 
 def request_id(*what: object) -> str:
@@ -198,20 +209,20 @@ def _terms(meter: str) -> list[tuple[str, Any]]:
         display_name="Mall",
         zone="Asia/Shanghai",
         currency="CNY",
-        legal_entity="LE1",
+        legal_entity="legalEntities/LE1",
         cuts_per_minute=10,
     )
     tariff = pb.PublishTariffRequest(
         request_id=request_id("tariff"),
-        tariff_id="T1",
+        name="tariffs/T1",
         commodity=ENERGY,
         currency="CNY",
-        legal_entity="LE1",
+        legal_entity="legalEntities/LE1",
         price_micro=800_000,
     )
     policy = pb.PublishPolicyRequest(
         request_id=request_id("policy"),
-        policy_id="P1",
+        name="policies/P1",
         currency="CNY",
         alarm_1_minor=1000,
         alarm_2_minor=500,
@@ -220,7 +231,7 @@ def _terms(meter: str) -> list[tuple[str, Any]]:
     gateway = pb.RegisterGatewayRequest(
         request_id=request_id("gateway"),
         gateway_id="G1",
-        site_id="S1",
+        site="sites/S1",
         protocol="modbus-tcp",
         address="127.0.0.1:502",
     )
@@ -238,7 +249,7 @@ def _meter(name: str) -> pb.RegisterMeterRequest:
         request_id=request_id("meter", name),
         meter_id=name,
         serial=f"serial-{name}",
-        gateway_id="G1",
+        gateway="gateways/G1",
         unit=1,
         profile="acrel-ddsy1352",
         commodity=ENERGY,
@@ -250,10 +261,10 @@ def _account(name: str) -> pb.OpenAccountRequest:
     return pb.OpenAccountRequest(
         request_id=request_id("account", name),
         account_id=name,
-        site_id="S1",
+        site="sites/S1",
         commodity=ENERGY,
-        tariff_id="T1",
-        policy_id="P1",
+        tariff="tariffs/T1",
+        policy="policies/P1",
     )
 
 

@@ -135,9 +135,17 @@ def test_generated_code_that_was_edited_by_hand_is_found(
         ("int64 credited_nano = 2;", "int64 total_nano = 2;", "changed name"),
         ("int64 credited_nano = 2;", "string credited_nano = 2;", "changed type"),
         ("  rpc Sell(SellRequest) returns (SellResponse);\n", "", 'deleted RPC "Sell"|RPC "Sell"'),
-        ("string receipt_id = 1;", "string receiptId = 31;", "lower_snake_case"),
-        ("string receipt_id = 1;", "receipt_id", r"vending.proto:\d+:\d+: Missing field number"),
-        ("string receipt_id = 1;", "string receipt_id = 1;\n  bool added = 99;", "not recorded"),
+        ("string display_name = 2;", "string displayName = 31;", "lower_snake_case"),
+        (
+            "string display_name = 2;",
+            "display_name",
+            r"vending.proto:\d+:\d+: Missing field number",
+        ),
+        (
+            "string display_name = 2;",
+            "string display_name = 2;\n  bool added = 99;",
+            "not recorded",
+        ),
     ],
 )
 def test_what_a_client_would_miss_and_what_is_badly_named_is_told(

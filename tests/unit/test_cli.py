@@ -28,7 +28,7 @@ from wattvend.vending.v1 import vending_pb2 as v
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
-ACCOUNT = v.Account(account_id="A1", currency="CNY", minor_decimals=2)
+ACCOUNT = v.Account(name="accounts/A1", currency="CNY", minor_decimals=2)
 BALANCE = r.Balance(account_id="A1", currency="CNY")
 
 
@@ -111,7 +111,7 @@ def test_an_account_that_was_opened_by_half_is_completed_with_the_same_id(
     result = wattvend(monkeypatch, vending, *opening("--meter", "M1"))
     (told,) = re.findall(r"--request-id (\S+):", result.stderr)
     first = {method: request.request_id for method, request in vending.asked}
-    again = Vending(AssignMeter=v.Meter(meter_id="M1"))
+    again = Vending(AssignMeter=v.Meter(name="meters/M1"))
     done = wattvend(monkeypatch, again, *opening("--meter", "M1", "--request-id", told))
     assert done.exit_code == 0, done.output
     second = {method: getattr(request, "request_id", "") for method, request in again.asked}
@@ -156,7 +156,7 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/tariffs.md").read_text(), re.MULTILINE)
     assert len(commands) == 3
-    vending = Vending(PublishTariff=v.Tariff(tariff_id="shops", currency="CNY", plan="{}"))
+    vending = Vending(PublishTariff=v.Tariff(name="tariffs/shops", currency="CNY", plan="{}"))
     for command in commands:
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
         assert result.exit_code == 0, result.output
@@ -170,14 +170,14 @@ def test_the_commands_of_the_page_on_policies_work(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/policies.md").read_text(), re.MULTILINE)
     assert len(commands) == 2
-    published = v.Policy(policy_id="homes", currency="CNY", rules='{"grace_minutes": 240}')
+    published = v.Policy(name="policies/homes", currency="CNY", rules='{"grace_minutes": 240}')
     vending = Vending(PublishPolicy=published)
     for command in commands:
         result = wattvend(monkeypatch, vending, *shlex.split(command))
         assert result.exit_code == 0, result.output
         assert "240 min after nothing was left" in result.stdout
     (asked,) = [request for _, request in vending.asked]
-    assert (asked.policy_id, asked.overdraft_minor) == ("homes", 1000)
+    assert (asked.name, asked.overdraft_minor) == ("policies/homes", 1000)
     rules = read_rules(asked.rules)
     assert (rules.zone, len(rules.no_cut)) == ("Asia/Shanghai", 3)
     assert rules.notice is not None
@@ -224,10 +224,10 @@ def test_the_commands_of_the_page_on_accounts_work(
     terms, tenant = asked["ChangeTerms"], asked["ChangeTenant"]
     assert (terms.name, terms.tariff) == ("accounts/shop-001", "tariffs/shops-night")
     assert (tenant.name, tenant.with_owed) == ("accounts/shop-001", True)
-    assert [request.meter_id for what, request in vending.asked if what == "AssignMeter"] == [
-        "meter-001",
-        "meter-001",
-        "meter-002",
+    assert [request.name for what, request in vending.asked if what == "AssignMeter"] == [
+        "meters/meter-001",
+        "meters/meter-001",
+        "meters/meter-002",
     ]
 
 
@@ -270,7 +270,7 @@ def test_the_commands_of_the_page_on_sales_work(
         QuoteSale=v.QuoteSaleResponse(energy_milli=100_000, fee_minor=1, currency="CNY"),
         **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
         PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
-        GetReceipt=v.GetReceiptResponse(number=7, receipt=v.Receipt(currency="CNY")),
+        GetReceipt=v.Receipt(number=7, sale=v.Sale(currency="CNY")),
         PrintReceipt=v.PrintReceiptResponse(number=7, pdf=b"%PDF-"),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
@@ -297,11 +297,11 @@ def test_the_commands_of_the_page_on_sales_work(
 def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/operations/approvals.md").read_text()
     rules = '{"keep-power": 7, "force-off": null, "price-change": 0}'
-    document = v.Authority(legal_entity="property-co", currency="CNY", rules=rules)
+    document = v.Authority(name="legalEntities/property-co/authority", currency="CNY", rules=rules)
     vending = Vending(
         **dict.fromkeys(("PublishAuthority", "GetAuthority"), document),
         **dict.fromkeys(("GetApproval", "Approve", "Decline"), v.Approval()),
-        ListApprovals=v.ListApprovalsResponse(approvals=[v.Approval(approval_id="x")]),
+        ListApprovals=v.ListApprovalsResponse(approvals=[v.Approval(name="approvals/x")]),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         for flags in (("--json",), ()):
@@ -342,8 +342,8 @@ def test_an_instant_may_tell_its_offset(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_receipt_tells_what_was_recovered_and_what_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    receipt = v.Receipt(
-        account_id="A1",
+    sale = v.Sale(
+        account="accounts/A1",
         currency="CNY",
         amount_minor=10_000,
         recovered_emergency_minor=500,
@@ -351,7 +351,7 @@ def test_a_receipt_tells_what_was_recovered_and_what_is_left(
         debt_left_minor=3_000,
         credit_minor=7_500,
     )
-    answer = v.SellResponse(receipt=receipt, credited_nano=80 * 10**9)
+    answer = v.SellResponse(sale=sale, credited_nano=80 * 10**9)
     told = wattvend(monkeypatch, Vending(Sell=answer), "sell", "A1", "100").stdout
     for line in (
         r"of it to emergency credit +5\.00 CNY \(left: 0\.00 CNY\)",

@@ -4,18 +4,21 @@ Method: read the schemas as data. An identity that a released schema lacks canno
 pain, and a person's name that stands in an event stands there for good; so both are judged here.
 """
 
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import Descriptor
+from google.api import resource_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+import wattvend.reporting.v1
+import wattvend.vending.v1
 from services.common.kernel.errors import InvalidInput
 from services.vending.domain import checks
-from wattvend.reporting.v1 import reporting_pb2
-from wattvend.vending.v1 import vending_pb2
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -180,12 +183,28 @@ def messages(found: Descriptor) -> list[Descriptor]:
     return [found, *(deeper for nested in found.nested_types for deeper in messages(nested))]
 
 
+def is_resource_name(message: Descriptor, field: FieldDescriptor) -> bool:
+    """Say whether a field is declared to hold a resource name, e.g. accounts/A1."""
+    declared: Any = resource_pb2.resource
+    refers: Any = resource_pb2.resource_reference
+    is_one = message.GetOptions().Extensions[declared].type
+    return field.name == "name" and bool(is_one or field.GetOptions().Extensions[refers].type)
+
+
 def spoken() -> dict[str, set[str]]:
-    """Return protobuf message → field names, of both services."""
+    """Return protobuf message → field names, of all services; resource names name things."""
+    modules = (
+        importlib.import_module(module.name)
+        for package in (wattvend.vending.v1, wattvend.reporting.v1)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        if module.name.endswith("_pb2")
+    )
     return {
-        message.name: {field.name for field in message.fields}
-        for file in (vending_pb2.DESCRIPTOR, reporting_pb2.DESCRIPTOR)
-        for top in file.message_types_by_name.values()
+        message.name: {
+            field.name for field in message.fields if not is_resource_name(message, field)
+        }
+        for module in modules
+        for top in module.DESCRIPTOR.message_types_by_name.values()
         for message in messages(top)
     }
 

@@ -364,31 +364,35 @@ async def test_the_api_tells_what_waits_and_who_let_it_happen(mall: World) -> No
         return await method(request, call)
 
     document = pb.PublishAuthorityRequest(
-        request_id=str(uuid4()), legal_entity="LE1", currency="CNY", rules="{}"
+        request_id=str(uuid4()), name="legalEntities/LE1/authority", currency="CNY", rules="{}"
     )
     published = await asked(api.PublishAuthority, alice, document)
     assert json.loads(published.rules) == dict.fromkeys(Action, 0)
-    entity = pb.GetAuthorityRequest(legal_entity="LE1")
+    entity = pb.GetAuthorityRequest(name="legalEntities/LE1/authority")
     assert await asked(api.GetAuthority, bob, entity) == published
     order = pb.ForceRelayRequest(
-        request_id=str(uuid4()), meter_id="M1", position="off", reason="works"
+        request_id=str(uuid4()), name="meters/M1", position="off", reason="works"
     )
     assert await refused(asked(api.ForceRelay, alice, order)) is Reason.APPROVAL_REQUIRED
-    page = pb.ListApprovalsRequest(legal_entity="LE1", page_size=1)
+    page = pb.ListApprovalsRequest(filter="legal_entity = legalEntities/LE1", page_size=1)
     (waits,) = (await asked(api.ListApprovals, bob, page)).approvals
-    assert (waits.status, waits.proposed_by, waits.target) == ("pending", "web u-alice", "meter-M1")
+    assert (waits.status, waits.proposed_by, waits.target) == (
+        "pending",
+        "web u-alice",
+        "meters/M1",
+    )
     assert json.loads(waits.content) == {"meter_id": "M1", "position": "off", "reason": "works"}
-    yes = pb.ApproveRequest(request_id=str(uuid4()), approval_id=waits.approval_id, reason="seen")
+    yes = pb.ApproveRequest(request_id=str(uuid4()), name=waits.name, reason="seen")
     done = await asked(api.Approve, bob, yes)
     assert (done.status, done.decided_by, done.reason) == ("executed", "web u-bob", "seen")
     assert await asked(api.Approve, bob, yes) == done
     assert (await asked(api.ForceRelay, alice, order)).forced == "off"
     assert (await asked(api.ListApprovals, bob, page)).approvals == []
-    known = pb.GetApprovalRequest(approval_id=waits.approval_id)
+    known = pb.GetApprovalRequest(name=waits.name)
     assert await asked(api.GetApproval, bob, known) == done
-    no = pb.DeclineRequest(request_id=str(uuid4()), approval_id=waits.approval_id, reason="late")
+    no = pb.DeclineRequest(request_id=str(uuid4()), name=waits.name, reason="late")
     assert await refused(asked(api.Decline, bob, no)) is Reason.APPROVAL_DECIDED
-    nobody = pb.GetAuthorityRequest(legal_entity="LE2")
+    nobody = pb.GetAuthorityRequest(name="legalEntities/LE2/authority")
     assert await refused(asked(api.GetAuthority, bob, nobody)) is Reason.AUTHORITY_NOT_FOUND
 
 

@@ -140,7 +140,7 @@ async def test_a_call_is_sealed_with_its_origin_and_names_no_person(world: World
     api = VendingApi(desk)
     sale = pb.SellRequest(
         request_id="6f9619ff-8b86-4d01-b42d-00cf4fc964ff",
-        account_id="A1",
+        name="accounts/A1",
         amount_minor=500,
         method="cash",
     )

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import grpc.aio
 
+from services.common.kernel import names
 from wattvend.vending.v1 import vending_pb2 as v
 
 CALLER = (("wattvend-caller", "bench"),)
@@ -50,7 +51,7 @@ class Load:
                 account = (number + turn * self.clients) % self.accounts
                 request = v.SellRequest(
                     request_id=str(uuid4()),
-                    account_id=account_id(account),
+                    name=names.ACCOUNT.name(account_id(account)),
                     amount_minor=AMOUNT_MINOR,
                     method="qr",
                 ).SerializeToString()

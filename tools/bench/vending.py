@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import grpc.aio
 
+from services.common.kernel import names
 from tools import sitefile
 from tools.bench import calls, empty
 from tools.bench.figures import P50, P99, Figure, median_of, quantile
@@ -189,10 +190,10 @@ async def _open(clients: Clients, accounts: int) -> None:
         request = v.OpenAccountRequest(
             request_id=str(uuid4()),
             account_id=calls.account_id(number),
-            site_id="bench",
+            site="sites/bench",
             commodity="electricity",
-            tariff_id="bench",
-            policy_id="bench",
+            tariff="tariffs/bench",
+            policy="policies/bench",
         )
         await clients.vending("OpenAccount", request)
 
@@ -244,7 +245,7 @@ async def _judge(clients: Clients, accounts: int, sold: int) -> None:
     credited_nano = 0
     for number in range(accounts):
         account: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=calls.account_id(number))
+            "GetAccount", v.GetAccountRequest(name=names.ACCOUNT.name(calls.account_id(number)))
         )
         credited_nano += account.credited_nano
     found = credited_nano / (calls.AMOUNT_MINOR * NANO_PER_MINOR)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.markup import escape
 
+from services.common.kernel import names
 from tools.client import Clients, Refused, connect
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -110,7 +111,9 @@ def amount_of(text: str) -> Decimal:
 
 async def account_of(clients: Clients, account: str) -> v.Account:
     """Return an account as the book has it."""
-    found: v.Account = await clients.vending("GetAccount", v.GetAccountRequest(account_id=account))
+    found: v.Account = await clients.vending(
+        "GetAccount", v.GetAccountRequest(name=names.ACCOUNT.name(account))
+    )
     return found
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from services.common.kernel import names
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
 from tools.cli import explained, plans, policies, show
@@ -169,11 +170,11 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
             v.OpenAccountRequest(
                 request_id=request,
                 account_id=account,
-                site_id=site,
+                site=names.SITE.name(site),
                 subject_id=subject,
                 commodity=commodity,
-                tariff_id=tariff,
-                policy_id=policy,
+                tariff=names.TARIFF.name(tariff),
+                policy=names.POLICY.name(policy),
             ),
         )
         if amount is not None:
@@ -181,7 +182,7 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
                 "Sell",
                 v.SellRequest(
                     request_id=sitefile.request_id(request, "sale"),
-                    account_id=account,
+                    name=names.ACCOUNT.name(account),
                     amount_minor=_minor(amount, opened.minor_decimals),
                     method=method,
                 ),
@@ -191,8 +192,8 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
                 "AssignMeter",
                 v.AssignMeterRequest(
                     request_id=sitefile.request_id(request, "meter", meter_id),
-                    meter_id=meter_id,
-                    account_id=account,
+                    name=names.METER.name(meter_id),
+                    account=names.ACCOUNT.name(account),
                 ),
             )
         return await _account(clients, account)
@@ -221,7 +222,7 @@ def account_emergency(
 ) -> None:
     """Grant the emergency credit of the account's policy; the next sale recovers it."""
     request = v.GrantEmergencyCreditRequest(
-        request_id=request_id or str(uuid4()), account_id=account
+        request_id=request_id or str(uuid4()), name=names.ACCOUNT.name(account)
     )
     _run(
         lambda clients: clients.vending("GrantEmergencyCredit", request),
@@ -247,7 +248,7 @@ def account_debt(
             "SetDebt",
             v.SetDebtRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 debt_minor=_minor(owed, known.minor_decimals),
                 share_ppm=share_ppm,
                 reason=reason,
@@ -271,7 +272,7 @@ def account_keep_power(
         raise typer.BadParameter("give --until, or --end")
     request = v.KeepPowerRequest(
         request_id=request_id or str(uuid4()),
-        account_id=account,
+        name=names.ACCOUNT.name(account),
         until_ms=_until_ms(until) if until else None,
         reason=reason,
     )
@@ -288,7 +289,7 @@ def account_promise(
     """Take a promise of payment: no cut before an instant, at most 31 days ahead."""
     request = v.PromisePaymentRequest(
         request_id=request_id or str(uuid4()),
-        account_id=account,
+        name=names.ACCOUNT.name(account),
         until_ms=_until_ms(until),
         reason=reason,
     )
@@ -309,7 +310,7 @@ def notice_record(
     """Record what became of a notice: a cut may wait for it."""
     request = v.RecordNoticeRequest(
         request_id=request_id or str(uuid4()),
-        account_id=account,
+        name=names.ACCOUNT.name(account),
         notice_id=notice,
         outcome=outcome,
     )
@@ -321,7 +322,9 @@ def account_close(
     account: Annotated[str, typer.Argument(help="account id")], request_id: RequestId = ""
 ) -> None:
     """Close an account that has no meters and no balance."""
-    request = v.CloseAccountRequest(request_id=request_id or str(uuid4()), account_id=account)
+    request = v.CloseAccountRequest(
+        request_id=request_id or str(uuid4()), name=names.ACCOUNT.name(account)
+    )
     _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
 
 
@@ -331,7 +334,9 @@ def quote(
     energy: Annotated[str, typer.Argument(help="kWh or m3, e.g. 100")],
 ) -> None:
     """Say what energy costs an account now."""
-    request = v.QuoteSaleRequest(account_id=account, energy_milli=_energy_milli(energy))
+    request = v.QuoteSaleRequest(
+        name=names.ACCOUNT.name(account), energy_milli=_energy_milli(energy)
+    )
     _run(lambda clients: clients.vending("QuoteSale", request), show.quoted)
 
 
@@ -352,7 +357,7 @@ def sell_energy(
             "Sell",
             v.SellRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 amount_minor=0 if told is None else _minor(told, known.minor_decimals),
                 method=method,
                 energy_milli=_energy_milli(energy),
@@ -366,7 +371,7 @@ def sell_energy(
 @receipt_app.command("show")
 def receipt_show(receipt: Annotated[str, typer.Argument(help="id of the receipt")]) -> None:
     """Show a receipt with its number."""
-    request = v.GetReceiptRequest(receipt_id=receipt)
+    request = v.GetReceiptRequest(name=names.RECEIPT.name(receipt))
     _run(lambda clients: clients.vending("GetReceipt", request), show.numbered)
 
 
@@ -377,12 +382,12 @@ def receipt_print(
 ) -> None:
     """Write a receipt as PDF, as often as it is wanted."""
 
-    async def work(clients: Clients) -> v.GetReceiptResponse:
+    async def work(clients: Clients) -> v.Receipt:
         printed: v.PrintReceiptResponse = await clients.vending(
-            "PrintReceipt", v.PrintReceiptRequest(receipt_id=receipt)
+            "PrintReceipt", v.PrintReceiptRequest(name=names.RECEIPT.name(receipt))
         )
         to.write_bytes(printed.pdf)
-        return v.GetReceiptResponse(number=printed.number)
+        return v.Receipt(number=printed.number)
 
     _run(work, lambda answer: f"receipt {answer.number} is {escape(str(to))}")
 
@@ -396,7 +401,10 @@ def reverse(
 ) -> None:
     """Take a sale back, whole: the money goes back as it came."""
     request = v.ReverseSaleRequest(
-        request_id=request_id or str(uuid4()), account_id=account, receipt_id=receipt, reason=reason
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        receipt=names.RECEIPT.name(receipt),
+        reason=reason,
     )
     _run(lambda clients: clients.vending("ReverseSale", request), show.reversal, request.request_id)
 
@@ -418,7 +426,7 @@ def account_refund(
             "RefundCredit",
             v.RefundCreditRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 amount_minor=0 if wanted is None else _minor(wanted, known.minor_decimals),
                 method=method,
                 reason=reason,
@@ -445,7 +453,7 @@ def account_adjust(
             "AdjustCredit",
             v.AdjustCreditRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 amount_minor=_minor(more, known.minor_decimals),
                 reason=reason,
             ),
@@ -472,7 +480,7 @@ def account_write_off(
             "WriteOff",
             v.WriteOffRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 kind=kind,
                 amount_minor=_minor(owed, known.minor_decimals),
                 reason=reason,
@@ -509,7 +517,7 @@ def authority_publish(
     """Say what one person may do alone; everything else needs a second one."""
     request = v.PublishAuthorityRequest(
         request_id=request_id or str(uuid4()),
-        legal_entity=legal_entity,
+        name=names.AUTHORITY.name(legal_entity),
         currency=currency,
         rules=json.dumps(dict(_rule(text, currency) for text in alone)),
         proposals_last_ms=wait_hours * 3_600_000,
@@ -526,7 +534,7 @@ def authority_show(
     legal_entity: Annotated[str, typer.Argument(help="legal entity, as its sites name it")],
 ) -> None:
     """Show what one person may do alone."""
-    request = v.GetAuthorityRequest(legal_entity=legal_entity)
+    request = v.GetAuthorityRequest(name=names.AUTHORITY.name(legal_entity))
     _run(lambda clients: clients.vending("GetAuthority", request), show.authority)
 
 
@@ -536,14 +544,15 @@ def approval_list(
     page: Annotated[str, typer.Option(help="token of the page, as the one before told it")] = "",
 ) -> None:
     """List what waits for a second person, the oldest first."""
-    request = v.ListApprovalsRequest(legal_entity=legal_entity, page_token=page)
+    only = f"legal_entity = {json.dumps(names.LEGAL_ENTITY.name(legal_entity))}"
+    request = v.ListApprovalsRequest(filter=only if legal_entity else "", page_token=page)
     _run(lambda clients: clients.vending("ListApprovals", request), show.approvals)
 
 
 @approval_app.command("show")
 def approval_show(approval: ApprovalId) -> None:
     """Show what was proposed, and what became of it."""
-    request = v.GetApprovalRequest(approval_id=approval)
+    request = v.GetApprovalRequest(name=names.APPROVAL.name(approval))
     _run(lambda clients: clients.vending("GetApproval", request), show.approval)
 
 
@@ -551,7 +560,7 @@ def approval_show(approval: ApprovalId) -> None:
 def approval_approve(approval: ApprovalId, reason: Reason, request_id: RequestId = "") -> None:
     """Let it happen: what was proposed is carried out at once."""
     request = v.ApproveRequest(
-        request_id=request_id or str(uuid4()), approval_id=approval, reason=reason
+        request_id=request_id or str(uuid4()), name=names.APPROVAL.name(approval), reason=reason
     )
     _run(lambda clients: clients.vending("Approve", request), show.approval, request.request_id)
 
@@ -560,7 +569,7 @@ def approval_approve(approval: ApprovalId, reason: Reason, request_id: RequestId
 def approval_decline(approval: ApprovalId, reason: Reason, request_id: RequestId = "") -> None:
     """Let it not happen."""
     request = v.DeclineRequest(
-        request_id=request_id or str(uuid4()), approval_id=approval, reason=reason
+        request_id=request_id or str(uuid4()), name=names.APPROVAL.name(approval), reason=reason
     )
     _run(lambda clients: clients.vending("Decline", request), show.approval, request.request_id)
 
@@ -581,7 +590,7 @@ def sell(
             "Sell",
             v.SellRequest(
                 request_id=request,
-                account_id=account,
+                name=names.ACCOUNT.name(account),
                 amount_minor=_minor(paid, known.minor_decimals),
                 method=method,
             ),
@@ -696,8 +705,8 @@ def meter_assign(
     """Give a meter to an account, at a register."""
     request = v.AssignMeterRequest(
         request_id=request_id or str(uuid4()),
-        meter_id=meter,
-        account_id=account,
+        name=names.METER.name(meter),
+        account=names.ACCOUNT.name(account),
         register_milli=_register_milli(register) if register else None,
     )
     _run(lambda clients: clients.vending("AssignMeter", request), show.meter, request.request_id)
@@ -708,7 +717,7 @@ def meter_release(meter: MeterId, register: Register = "", request_id: RequestId
     """Take a meter from its account; the house owns what it uses from there on."""
     request = v.ReleaseMeterRequest(
         request_id=request_id or str(uuid4()),
-        meter_id=meter,
+        name=names.METER.name(meter),
         register_milli=_register_milli(register) if register else None,
     )
     _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
@@ -717,7 +726,7 @@ def meter_release(meter: MeterId, register: Register = "", request_id: RequestId
 @meter_app.command("show")
 def meter_show(meter: MeterId) -> None:
     """Show what the book says of a meter."""
-    request = v.GetMeterRequest(meter_id=meter)
+    request = v.GetMeterRequest(name=names.METER.name(meter))
     _run(lambda clients: clients.vending("GetMeter", request), show.meter)
 
 
@@ -737,7 +746,7 @@ def meter_replace(  # noqa: PLR0917 - a command line is parsed by name
     """Let another device, or a register that began anew, count on for the same account."""
     request = v.ReplaceMeterRequest(
         request_id=request_id or str(uuid4()),
-        meter_id=meter,
+        name=names.METER.name(meter),
         closing_register_milli=_register_milli(closing),
         opening_register_milli=_register_milli(opening),
         reason=reason,
@@ -761,7 +770,7 @@ def meter_ratio(
     """Give a meter another ratio, from a register on."""
     request = v.ChangeRatioRequest(
         request_id=request_id or str(uuid4()),
-        meter_id=meter,
+        name=names.METER.name(meter),
         ratio=ratio,
         register_milli=_register_milli(register) if register else None,
         reason=reason,
@@ -780,7 +789,7 @@ def meter_resolve(
     """Say what a held reading is."""
     request = v.ResolveReadingRequest(
         request_id=request_id or str(uuid4()),
-        meter_id=meter,
+        name=names.METER.name(meter),
         reading_id=reading,
         resolution=resolution,
         reason=reason,
@@ -797,7 +806,10 @@ def meter_force(
 ) -> None:
     """Force a relay off or on whatever the balance, or let the balance decide again."""
     request = v.ForceRelayRequest(
-        request_id=request_id or str(uuid4()), meter_id=meter, position=position, reason=reason
+        request_id=request_id or str(uuid4()),
+        name=names.METER.name(meter),
+        position=position,
+        reason=reason,
     )
     _run(lambda clients: clients.vending("ForceRelay", request), show.meter, request.request_id)
 
@@ -839,10 +851,10 @@ def tariff_publish(  # noqa: PLR0917 - a command line is parsed by name
             "PublishTariff",
             v.PublishTariffRequest(
                 request_id=request,
-                tariff_id=tariff,
+                name=names.TARIFF.name(tariff),
                 commodity=commodity,
                 currency=currency,
-                legal_entity=legal_entity,
+                legal_entity=names.LEGAL_ENTITY.name(legal_entity),
                 plan=plan.text(),
                 effective_at_ms=_local_ms(effective, plan.zone) if effective else 0,
             ),
@@ -955,9 +967,9 @@ def site_apply(
 
     async def work(clients: Clients) -> v.Site:
         await sitefile.apply(clients, described, said)
-        return v.Site(site_id=described.site.id)
+        return v.Site(name=names.SITE.name(described.site.id))
 
-    _run(work, lambda site: f"site {site.site_id} stands")
+    _run(work, lambda site: f"site {show.id_of(site.name)} stands")
 
 
 @site_app.command("hold-cuts")
@@ -967,7 +979,9 @@ def site_hold(
     request_id: RequestId = "",
 ) -> None:
     """Hold every cut at a site until released. Restores go on."""
-    request = v.HoldCutsRequest(request_id=request_id or str(uuid4()), site_id=site, reason=reason)
+    request = v.HoldCutsRequest(
+        request_id=request_id or str(uuid4()), name=names.SITE.name(site), reason=reason
+    )
     _run(lambda clients: clients.vending("HoldCuts", request), show.site, request.request_id)
 
 
@@ -979,7 +993,7 @@ def site_release(
 ) -> None:
     """Let cuts be sent again."""
     request = v.ReleaseCutsRequest(
-        request_id=request_id or str(uuid4()), site_id=site, reason=reason
+        request_id=request_id or str(uuid4()), name=names.SITE.name(site), reason=reason
     )
     _run(lambda clients: clients.vending("ReleaseCuts", request), show.site, request.request_id)
 

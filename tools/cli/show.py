@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime
+from urllib.parse import unquote
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -36,6 +37,11 @@ def moment(ms: int) -> str:
     return datetime.fromtimestamp(ms // 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def id_of(name: str) -> str:
+    """Return the id in a resource name, as people type it; "" where there is none."""
+    return unquote(name.rpartition("/")[2])
+
+
 def _level(level: str) -> str:
     return f"[{LEVELS.get(level, 'white')}]{level}[/]" if level else "-"
 
@@ -53,9 +59,9 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
     """Show an account as the book has it, and its balance as metering has it."""
     rows = [
         ("status", answer.status),
-        ("site", answer.site_id),
+        ("site", id_of(answer.site)),
         ("person", answer.subject_id or "-"),
-        ("tariff, policy", f"{answer.tariff_id}, {answer.policy_id}"),
+        ("tariff, policy", f"{id_of(answer.tariff)}, {id_of(answer.policy)}"),
         ("credited in all", money(answer.credited_nano, answer.currency)),
     ]
     decimals = answer.minor_decimals
@@ -80,8 +86,8 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         ]
     for m in answer.meters:
         opened = format_scaled(m.opening_register_milli, 3, 2)
-        rows.append((f"meter {m.meter_id}", f"since register {opened} (epoch {m.epoch})"))
-    return _fields(f"[bold]account {escape(answer.account_id)}[/]", rows)
+        rows.append((f"meter {id_of(m.meter)}", f"since register {opened} (epoch {m.epoch})"))
+    return _fields(f"[bold]account {escape(id_of(answer.name))}[/]", rows)
 
 
 def policy(answer: v.Policy) -> RenderableType:
@@ -95,7 +101,7 @@ def policy(answer: v.Policy) -> RenderableType:
     ]
     rows = [
         ("version", str(answer.policy_version)),
-        ("legal entity", escape(answer.legal_entity) or "none: any may use it"),
+        ("legal entity", escape(id_of(answer.legal_entity)) or "none: any may use it"),
     ]
     for name, minor in amounts:
         text = f"{format_scaled(minor, currency.minor_decimals)} {currency.code}"
@@ -107,7 +113,7 @@ def policy(answer: v.Policy) -> RenderableType:
         rows.append(("service fee", policies.fee(answer.fee_ppm, answer.fee_minor, currency)))
     if answer.HasField("rules"):
         rows += policies.said(read_rules(answer.rules), currency)
-    return _fields(f"[bold]policy {escape(answer.policy_id)}[/]", rows)
+    return _fields(f"[bold]policy {escape(id_of(answer.name))}[/]", rows)
 
 
 def tariff(answer: v.Tariff) -> RenderableType:
@@ -116,11 +122,11 @@ def tariff(answer: v.Tariff) -> RenderableType:
     flat = f"{format_scaled(answer.price_micro, decimals)} {answer.currency} a unit"
     rows = [
         ("version", str(answer.tariff_version)),
-        ("sells", f"{answer.commodity}, {answer.legal_entity}"),
+        ("sells", f"{answer.commodity}, {escape(id_of(answer.legal_entity))}"),
         ("in force from", moment(answer.effective_at_ms) if answer.effective_at_ms else "at once"),
         ("charges", "a plan" if answer.HasField("plan") else flat),
     ]
-    fields = _fields(f"[bold]tariff {escape(answer.tariff_id)}[/]", rows)
+    fields = _fields(f"[bold]tariff {escape(id_of(answer.name))}[/]", rows)
     if not answer.HasField("plan"):
         return fields
     return Group(fields, plans.show(plan.read(answer.plan), decimals))
@@ -128,15 +134,15 @@ def tariff(answer: v.Tariff) -> RenderableType:
 
 def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
     """Show a receipt; a copy of later does not say what was credited in all."""
-    paid = answer.receipt
+    paid = answer.sale
     currency = currency_of(paid.currency)
 
     def told(amount_minor: int) -> str:
         return f"{format_scaled(amount_minor, currency.minor_decimals)} {paid.currency}"
 
     rows = [
-        ("receipt", paid.receipt_id),
-        ("account", paid.account_id),
+        ("receipt", id_of(paid.receipt)),
+        ("account", id_of(paid.account)),
         ("amount", f"[bold]{told(paid.amount_minor)}[/] ({paid.method})"),
     ]
     if paid.energy_milli:
@@ -152,7 +158,7 @@ def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
             rows.append((f"of it to {what}", f"{told(recovered_minor)} (left: {told(left_minor)})"))
     rows += [
         ("credited", told(paid.credit_minor)),
-        ("sold by", paid.legal_entity),
+        ("sold by", escape(id_of(paid.legal_entity))),
         ("at", moment(paid.sold_at_ms)),
     ]
     if not is_copy:
@@ -166,8 +172,8 @@ def refund(answer: v.RefundCreditResponse) -> RenderableType:
     currency = currency_of(paid.currency)
     amount = format_scaled(paid.amount_minor, currency.minor_decimals)
     rows = [
-        ("refund", paid.receipt_id),
-        ("account", paid.account_id),
+        ("refund", id_of(paid.receipt)),
+        ("account", id_of(paid.account)),
         ("to be paid out", f"[bold]{amount} {paid.currency}[/] ({paid.method})"),
         ("reason", escape(paid.reason)),
         ("used in all", money(paid.charged_nano, paid.currency, exact=True)),
@@ -176,10 +182,10 @@ def refund(answer: v.RefundCreditResponse) -> RenderableType:
     return _fields("[bold]refund 退电[/]", rows)
 
 
-def numbered(answer: v.GetReceiptResponse) -> RenderableType:
+def numbered(answer: v.Receipt) -> RenderableType:
     """Show a receipt, or a reversal, with its number."""
-    if answer.HasField("receipt"):
-        paper = receipt(v.SellResponse(receipt=answer.receipt), is_copy=True)
+    if answer.HasField("sale"):
+        paper = receipt(v.SellResponse(sale=answer.sale), is_copy=True)
         other = f", reversed by {answer.other_number}" if answer.other_number else ""
     elif answer.HasField("refund"):
         paper, other = refund(v.RefundCreditResponse(refund=answer.refund)), ""
@@ -214,9 +220,9 @@ def reversal(answer: v.ReverseSaleResponse, *, is_copy: bool = False) -> Rendera
         return f"{format_scaled(amount_minor, currency.minor_decimals)} {back.currency}"
 
     rows = [
-        ("reversal", back.receipt_id),
-        ("of receipt", back.reversed_receipt_id),
-        ("account", back.account_id),
+        ("reversal", id_of(back.receipt)),
+        ("of receipt", id_of(back.reversed_receipt)),
+        ("account", id_of(back.account)),
         ("to be paid back", f"[bold]{told(back.amount_minor)}[/] ({back.method})"),
         ("reason", escape(back.reason)),
         ("credit taken back", told(back.credit_minor)),
@@ -242,10 +248,10 @@ def meter(answer: v.Meter) -> RenderableType:
     opening = answer.opening_register_milli
     has_opening = answer.HasField("opening_register_milli")
     return _fields(
-        f"[bold]meter {escape(answer.meter_id)}[/]",
+        f"[bold]meter {escape(id_of(answer.name))}[/]",
         [
             ("serial", answer.serial),
-            ("account", answer.account_id or "the house's"),
+            ("account", id_of(answer.account) or "the house's"),
             ("since register", format_scaled(opening, 3, 2) if has_opening else "first reading"),
             ("epoch", str(answer.epoch)),
             ("ratio", str(answer.ratio)),
@@ -259,7 +265,7 @@ def site(answer: v.Site) -> RenderableType:
     """Show a site and its brakes."""
     held = "[red]held[/]" if answer.cuts_held else "[green]sent[/]"
     return _fields(
-        f"[bold]site {escape(answer.site_id)}[/]",
+        f"[bold]site {escape(id_of(answer.name))}[/]",
         [("cuts", f"{held}, at most {answer.cuts_per_minute} a minute")],
     )
 
@@ -279,14 +285,14 @@ def authority(answer: v.Authority) -> RenderableType:
             alone = f"a second person above {format_scaled(above, decimals)} {answer.currency}"
         rows.append((action, alone))
     rows.append(("a proposal waits", f"{answer.proposals_last_ms // 3_600_000} h"))
-    return _fields(f"[bold]{escape(answer.legal_entity)}[/]", rows)
+    return _fields(f"[bold]{escape(id_of(answer.name.removesuffix('/authority')))}[/]", rows)
 
 
 def approval(answer: v.Approval) -> RenderableType:
     """Show what was proposed, and what became of it."""
     rows = [
         ("status", f"[bold]{answer.status}[/]"),
-        ("would happen in", escape(answer.target)),
+        ("would happen to", escape(answer.target)),
         ("command", f"{answer.command} {escape(answer.content)}"),
         ("proposed", f"{moment(answer.proposed_at_ms)} by {escape(answer.proposed_by)}"),
         ("waits until", moment(answer.expires_at_ms)),
@@ -296,13 +302,13 @@ def approval(answer: v.Approval) -> RenderableType:
     if answer.failure_reason:
         failure = f"{answer.failure_reason} {escape(answer.failure_message)}"
         rows.append(("refused then", f"[red]{failure}[/]"))
-    return _fields(f"[bold]{answer.action} {answer.approval_id}[/]", rows)
+    return _fields(f"[bold]{answer.action} {id_of(answer.name)}[/]", rows)
 
 
 def approvals(answer: v.ListApprovalsResponse) -> RenderableType:
     """Show what waits for a second person, the oldest first."""
     table = Table(header_style="bold")
-    for name in ("since", "action", "in", "by", "until", "id"):
+    for name in ("since", "action", "to", "by", "until", "id"):
         table.add_column(name)
     for each in answer.approvals:
         table.add_row(
@@ -311,7 +317,7 @@ def approvals(answer: v.ListApprovalsResponse) -> RenderableType:
             escape(each.target),
             escape(each.proposed_by),
             moment(each.expires_at_ms),
-            each.approval_id,
+            id_of(each.name),
         )
     if answer.next_page_token:
         table.caption = f"more: --page {answer.next_page_token}"

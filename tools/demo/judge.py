@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.common.kernel import names
 from tools import mall
 from tools.client import Clients
 from tools.demo import plan
@@ -52,12 +53,12 @@ async def verdicts(
     meters: Sequence[DemoMeter],
     before: Mapping[str, TrueMeter],
     after: Mapping[str, TrueMeter],
-    receipts: Iterable[v.Receipt],
+    receipts: Iterable[v.Sale],
 ) -> list[MeterVerdict]:
     """Compare every meter with the fleet's truth `before` the load began and `after` it ended."""
     paid: Counter[str] = Counter()
     for receipt in receipts:
-        paid[receipt.account_id] += receipt.amount_minor * plan.MINOR_NANO
+        paid[names.ACCOUNT.id("account", receipt.account)] += receipt.amount_minor * plan.MINOR_NANO
     statuses: r.ListMetersResponse = await clients.reporting(
         "ListMeters", r.ListMetersRequest(site_id=mall.SITE, page_size=PAGE)
     )
@@ -73,7 +74,7 @@ async def verdicts(
             r.GetConsumptionRequest(meter_id=meter.meter_id, from_ms=0, to_ms=2**62),
         )
         book: v.Account = await clients.vending(
-            "GetAccount", v.GetAccountRequest(account_id=account)
+            "GetAccount", v.GetAccountRequest(name=names.ACCOUNT.name(account))
         )
         steps = after[meter.meter_id].register_lsb - before[meter.meter_id].register_lsb
         status = by_id[meter.meter_id]

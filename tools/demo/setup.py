@@ -7,6 +7,7 @@ from uuid import UUID, uuid5
 
 from google.protobuf.message import Message
 
+from services.common.kernel import names
 from tools import mall, sitefile
 from tools.client import Clients, Refused
 from tools.demo.plan import DemoMeter
@@ -24,7 +25,7 @@ class Desk:
     def __init__(self, clients: Clients, run_id: UUID) -> None:
         self._clients = clients
         self._run_id = run_id
-        self.receipts: list[v.Receipt] = []
+        self.receipts: list[v.Sale] = []
 
     def _id(self, *name: str) -> str:
         return str(uuid5(self._run_id, "/".join(name)))
@@ -39,11 +40,11 @@ class Desk:
                 v.OpenAccountRequest(
                     request_id=self._id("open", account),
                     account_id=account,
-                    site_id=mall.SITE,
+                    site=names.SITE.name(mall.SITE),
                     subject_id=f"subject-{account}",
                     commodity="electricity",
-                    tariff_id=mall.TARIFF,
-                    policy_id=mall.POLICY,
+                    tariff=names.TARIFF.name(mall.TARIFF),
+                    policy=names.POLICY.name(mall.POLICY),
                 ),
             )
             await self.sell(account, sales_minor[meter], "first")
@@ -55,8 +56,8 @@ class Desk:
         """Assign; ask again while the book says that the first reading is still on its way."""
         request = v.AssignMeterRequest(
             request_id=self._id("assign", meter.meter_id),
-            meter_id=meter.meter_id,
-            account_id=meter.account_id,
+            name=names.METER.name(meter.meter_id),
+            account=names.ACCOUNT.name(meter.account_id),
         )
         await self._asked("AssignMeter", request, lambda r: r.reason == NO_READING_YET, timeout_s)
 
@@ -67,14 +68,14 @@ class Desk:
         """
         request = v.SellRequest(
             request_id=self._id("sale", account_id, name),
-            account_id=account_id,
+            name=names.ACCOUNT.name(account_id),
             amount_minor=amount_minor,
             method="qr",
         )
         answer: v.SellResponse = await self._asked(
             "Sell", request, lambda r: r.code == UNAVAILABLE, ANSWER_WITHIN_S
         )
-        self.receipts.append(answer.receipt)
+        self.receipts.append(answer.sale)
         return answer
 
     async def _asked(

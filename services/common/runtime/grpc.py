@@ -218,6 +218,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
+            request = None
             try:
                 call = call_of(context)
                 request = _request(decoded, sent)
@@ -226,7 +227,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 async with asyncio.timeout(self._timeout_s):
                     return await inner(request, call)
             except InvalidInput as wrong:
-                status = status_of(wrong.reason, wrong.message, wrong.field)
+                field = field_of(request, wrong.field)
+                status = status_of(wrong.reason, wrong.message, field)
             except Retriable as later:
                 status = status_of(Reason.UNAVAILABLE, str(later))
             except TimeoutError:
@@ -245,6 +247,18 @@ class Guard(grpc.aio.ServerInterceptor):
             raise AssertionError("abort_with_status returned")
 
         return guarded
+
+
+def field_of(request: Any, field: str) -> str:
+    """Return what a field is called in a request; as it is where the request has none like it.
+
+    Deciders know `account_id`, requests the resource `account`, or the one they act on as `name`.
+    """
+    fields = () if request is None else request.DESCRIPTOR.fields_by_name
+    if field not in fields and field.endswith(("_id", "legal_entity")):
+        known = (field.removesuffix("_id"), "name")
+        return next((name for name in known if name in fields), field)
+    return field
 
 
 def _request(decoded: Callable[[bytes], Any], sent: bytes) -> Any:

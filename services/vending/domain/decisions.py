@@ -21,14 +21,13 @@ class Request:
     """Who asks what, once.
 
     `request_id`: a UUID as Python writes it; `fingerprint`: sha256 of the command's content;
-    `former`: the same as an earlier release may have recorded it; `origin`: who is behind it.
+    `origin`: who is behind it.
     """
 
     caller: str
     request_id: str
     fingerprint: bytes
     at_ms: int
-    former: bytes = b""
     origin: Origin = NOBODY
 
     @property
@@ -142,7 +141,7 @@ def answered(answers: Answers, request: Request) -> Repeat | Rejection | None:
     earlier = answers.get(request.key)
     if earlier is None:
         return None
-    if earlier.fingerprint not in (request.fingerprint, request.former):
+    if earlier.fingerprint != request.fingerprint:
         return reused(request)
     return Repeat(earlier.revisions[-1])
 

@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.account import CloseAccount, SetDebt
@@ -19,11 +20,11 @@ class Accounts(Handlers):
         outcome = await self._office.open_account(
             await self._desk.request(request, context),
             account_id=request.account_id,
-            site_id=request.site_id,
+            site_id=names.SITE.id("site", request.site),
             subject_id=request.subject_id or None,
             commodity=request.commodity,
-            tariff_id=request.tariff_id,
-            policy_id=request.policy_id,
+            tariff_id=names.TARIFF.id("tariff", request.tariff),
+            policy_id=names.POLICY.id("policy", request.policy),
             first_sale_minor=request.first_sale_minor,
             method=request.method,
         )
@@ -32,7 +33,9 @@ class Accounts(Handlers):
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
         """Close an account when metering's echo says that nothing is left."""
         wait_s = self._desk.wait_s(context)
-        command = CloseAccount(await self._desk.request(request, context), request.account_id)
+        command = CloseAccount(
+            await self._desk.request(request, context), names.ACCOUNT.id("name", request.name)
+        )
         outcome = await self._office.close_account(command, wait_s)
         return self._desk.told(messages.account, outcome.state)
 
@@ -41,7 +44,7 @@ class Accounts(Handlers):
     ) -> pb.Account:
         """Grant emergency credit, once until it is recovered."""
         outcome = await self._office.grant_emergency_credit(
-            await self._desk.request(request, context), request.account_id
+            await self._desk.request(request, context), names.ACCOUNT.id("name", request.name)
         )
         return self._desk.told(messages.account, outcome.state)
 
@@ -49,7 +52,7 @@ class Accounts(Handlers):
         """Set what an account owes beside its use."""
         command = SetDebt(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.debt_minor,
             request.share_ppm,
             request.reason,
@@ -60,7 +63,7 @@ class Accounts(Handlers):
         """Let arrears cut nobody before an instant, or let them again."""
         command = KeepPower(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             said(request, "until_ms"),
             request.reason,
         )
@@ -70,7 +73,7 @@ class Accounts(Handlers):
         """Let nobody be cut before an instant, for the rest is promised."""
         command = PromisePayment(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.until_ms,
             request.reason,
         )
@@ -80,7 +83,7 @@ class Accounts(Handlers):
         """Take down what became of a notice."""
         command = RecordNotice(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.notice_id,
             request.outcome,
         )
@@ -88,4 +91,6 @@ class Accounts(Handlers):
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
         """Return an account as the book has it now."""
-        return self._desk.told(messages.account, await self._office.account(request.account_id))
+        return self._desk.told(
+            messages.account, await self._office.account(names.ACCOUNT.id("name", request.name))
+        )

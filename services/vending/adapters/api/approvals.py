@@ -4,12 +4,19 @@
 
 from typing import Any
 
+from services.common.kernel import filters
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.filters import Filter
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
+from services.common.kernel.reasons import Reason
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import PublishAuthority
 from wattvend.vending.v1 import vending_pb2 as pb
+
+FILTER_FIELDS = {"legal_entity": filters.name(names.LEGAL_ENTITY)}
 
 
 class Approvals(Handlers):
@@ -21,7 +28,7 @@ class Approvals(Handlers):
         """Publish what one person may do alone at a legal entity."""
         command = PublishAuthority(
             await self._desk.request(request, context),
-            request.legal_entity,
+            names.AUTHORITY.id("name", request.name),
             request.currency,
             request.rules,
             request.proposals_last_ms,
@@ -31,27 +38,32 @@ class Approvals(Handlers):
 
     async def GetAuthority(self, request: pb.GetAuthorityRequest, context: Any) -> pb.Authority:
         """Return what one person may do alone at a legal entity."""
-        state = await self._office.authority(request.legal_entity)
+        state = await self._office.authority(names.AUTHORITY.id("name", request.name))
         return messages.authority(state, self._desk.version(state.answers.revision))
 
     async def Approve(self, request: pb.ApproveRequest, context: Any) -> pb.Approval:
         """Let a proposal happen, and carry it out."""
         command = Approve(
-            await self._desk.request(request, context), request.approval_id, request.reason
+            await self._desk.request(request, context),
+            names.APPROVAL.id("name", request.name),
+            request.reason,
         )
         return self._desk.told(messages.approval, await self._office.approvals.approve(command))
 
     async def Decline(self, request: pb.DeclineRequest, context: Any) -> pb.Approval:
         """Let a proposal not happen."""
         command = Decline(
-            await self._desk.request(request, context), request.approval_id, request.reason
+            await self._desk.request(request, context),
+            names.APPROVAL.id("name", request.name),
+            request.reason,
         )
         return self._desk.told(messages.approval, await self._office.approvals.decline(command))
 
     async def GetApproval(self, request: pb.GetApprovalRequest, context: Any) -> pb.Approval:
         """Return a proposal."""
         return self._desk.told(
-            messages.approval, await self._office.approvals.proposal(request.approval_id)
+            messages.approval,
+            await self._office.approvals.proposal(names.APPROVAL.id("name", request.name)),
         )
 
     async def ListApprovals(
@@ -59,12 +71,29 @@ class Approvals(Handlers):
     ) -> pb.ListApprovalsResponse:
         """Return a page of what waits for a second person, the oldest first."""
         size = page_size_of(request.page_size)
-        listed = ("approvals", request.legal_entity)
+        legal_entity = _legal_entity(filters.parse(request.filter, FILTER_FIELDS))
+        listed = ("approvals", legal_entity)
         after = cursor_of(listed, request.page_token, (int,))
         found, last = await self._office.approvals.pending(
-            request.legal_entity, int(after[0]) if after else 0, size
+            legal_entity,
+            int(after[0]) if after else 0,
+            size,
         )
         return pb.ListApprovalsResponse(
             approvals=[self._desk.told(messages.approval, state) for state in found],
             next_page_token=token_of(listed, (last,)) if last else "",
         )
+
+
+def _legal_entity(of: Filter) -> str:
+    """Return the legal entity that a filter wants; "": all. Raises InvalidInput."""
+    match of:
+        case filters.All(()):
+            return ""
+        case filters.Match("legal_entity", "=", str(legal_entity)):
+            return legal_entity
+    raise InvalidInput(
+        Reason.INVALID_ARGUMENT,
+        'filter: what waits is listed by legal_entity alone; write legal_entity = "..." once',
+        field="filter",
+    )

@@ -5,6 +5,7 @@
 from typing import Any
 
 from services.common.kernel.errors import Bug
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
@@ -21,8 +22,8 @@ class Corrections(Handlers):
         """Take a sale back."""
         command = ReverseSale(
             await self._desk.request(request, context),
-            request.account_id,
-            request.receipt_id,
+            names.ACCOUNT.id("name", request.name),
+            names.RECEIPT.id("receipt", request.receipt),
             request.reason,
         )
         outcome = await self._office.correct(command)
@@ -42,7 +43,7 @@ class Corrections(Handlers):
         wait_s = self._desk.wait_s(context)
         command = RefundCredit(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.amount_minor,
             request.method,
             request.reason,
@@ -61,7 +62,7 @@ class Corrections(Handlers):
         """Set the credit of an account right."""
         command = AdjustCredit(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.amount_minor,
             request.reason,
         )
@@ -71,7 +72,7 @@ class Corrections(Handlers):
         """Give up what an account owes."""
         command = WriteOff(
             await self._desk.request(request, context),
-            request.account_id,
+            names.ACCOUNT.id("name", request.name),
             request.kind,
             request.amount_minor,
             request.reason,

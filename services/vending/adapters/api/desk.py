@@ -1,8 +1,9 @@
 """What every handler needs: who asks what and when it is its turn, and versions of the book."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from services.common.kernel.clock import Clock
 from services.common.runtime.grpc import Call
@@ -31,27 +32,28 @@ class _State(Protocol):
 S = TypeVar("S", bound=_State)
 
 
-@cache
-def _content_of(message: Any) -> list[tuple[str, bool]]:
-    """Return name and has_presence of a message's fields, less request_id."""
-    fields = message.fields
-    return [(field.name, field.has_presence) for field in fields if field.name != "request_id"]
+def fingerprint_of(message: Message) -> bytes:
+    """Return that of what is set in a request, less its id.
 
-
-def fingerprints(message: Any) -> tuple[bytes, bytes]:
-    """Return that of what is set in a message, and that of all its fields.
-
-    The first stays when the message gains a field, so a repeat is one across an upgrade too. The
-    second is what releases until now recorded: their requests may be repeated after this one's.
+    It stays when the message gains a field, so a repeat is one across an upgrade too.
     """
-    name = message.DESCRIPTOR.name
-    is_set = [(field.name, value) for field, value in message.ListFields()]
-    every = [
-        (field, None if has_presence and not message.HasField(field) else getattr(message, field))
-        for field, has_presence in _content_of(message.DESCRIPTOR)
-    ]
-    content = [part for part in is_set if part[0] != "request_id"]
-    return fingerprint(name, *content), fingerprint(name, *every)
+    content = [part for part in _content_of(message) if part[0] != "request_id"]
+    return fingerprint(message.DESCRIPTOR.name, *content)
+
+
+def _content_of(message: Message) -> list[tuple[str, object]]:
+    return [(field.name, _plain(value)) for field, value in message.ListFields()]
+
+
+def _plain(value: Any) -> object:
+    """Return a field's value as what has the same repr in every release of protobuf."""
+    if isinstance(value, str | int | bytes):
+        return value
+    if isinstance(value, Message):
+        return _content_of(value)
+    if isinstance(value, Mapping):
+        return sorted((key, _plain(part)) for key, part in value.items())
+    return [_plain(part) for part in value]
 
 
 class Desk:
@@ -76,15 +78,13 @@ class Desk:
     async def request(self, message: Any, call: Call) -> Request:
         """Return who asks what, when it is its turn."""
         await self._gathering.turn()
-        of_set, of_all = fingerprints(message)
         if call.actor:
             checks.check_actor(call.actor)
         return Request(
             call.caller,
             checks.request_id_of(message.request_id),
-            of_set,
+            fingerprint_of(message),
             self.clock.now_ms(),
-            of_all,
             Origin(call.caller, call.actor, call.peer),
         )
 

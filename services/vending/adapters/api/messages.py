@@ -1,6 +1,7 @@
 """What stands in the book, as the messages of wattvend.vending.v1. No rules."""
 
 from services.common.kernel.errors import Bug
+from services.vending.adapters import names
 from services.vending.application.book import Outcome
 from services.vending.domain import checks
 from services.vending.domain.account import Account
@@ -19,7 +20,7 @@ from wattvend.vending.v1 import vending_pb2 as pb
 def authority(state: Authority, version: pb.BookVersion) -> pb.Authority:
     """Return what one person may do alone, of every action."""
     return pb.Authority(
-        legal_entity=state.legal_entity,
+        name=names.AUTHORITY.name(state.legal_entity),
         authority_version=state.version,
         currency=state.currency,
         rules=rules_text({action.value: limit_of(state, action) for action in Action}),
@@ -31,11 +32,11 @@ def authority(state: Authority, version: pb.BookVersion) -> pb.Authority:
 def approval(state: Proposal, version: pb.BookVersion) -> pb.Approval:
     """Return a proposal."""
     return pb.Approval(
-        approval_id=state.approval_id,
+        name=names.APPROVAL.name(state.approval_id),
         status=state.status.value,
-        legal_entity=state.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(state.legal_entity),
         action=state.action,
-        target=state.target,
+        target=names.of_stream(state.target),
         command=state.command,
         content=state.content,
         proposed_by=state.proposer.who,
@@ -55,12 +56,12 @@ def reversal(event: SaleReversed) -> pb.Reversal:
     owed_minor = event.returned_emergency_minor + event.returned_debt_minor + given_up_minor
     fee_minor = event.returned_fee_minor
     return pb.Reversal(
-        receipt_id=event.receipt_id,
-        reversed_receipt_id=event.reversed_receipt_id,
-        account_id=event.account_id,
+        receipt=names.RECEIPT.name(event.receipt_id),
+        reversed_receipt=names.RECEIPT.name(event.reversed_receipt_id),
+        account=names.ACCOUNT.name(event.account_id),
         amount_minor=event.amount_minor,
         currency=event.currency,
-        legal_entity=event.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(event.legal_entity),
         method=event.method,
         reversed_at_ms=event.occurred_at_ms,
         reason=event.reason,
@@ -77,16 +78,16 @@ def reversal(event: SaleReversed) -> pb.Reversal:
 def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
     """Return a payment of an outside seller."""
     return pb.Payment(
-        payment_id=state.payment_id,
-        transaction_id=state.transaction_id,
-        account_id=state.account_id,
+        name=names.PAYMENT.name(state.seller.caller, state.transaction_id),
+        uid=state.payment_id,
+        account=names.ACCOUNT.name(state.account_id),
         amount_minor=state.amount_minor,
         currency=state.currency,
         method=state.method,
         status=state.status.value,
         reserved_at_ms=state.reserved_at_ms,
         expires_at_ms=state.expires_at_ms,
-        receipt_id=state.receipt_id,
+        receipt=names.RECEIPT.name_if(state.receipt_id),
         refusal_reason=state.failure.reason if state.failure else "",
         refusal_message=state.failure.message if state.failure else "",
         version=version,
@@ -96,11 +97,11 @@ def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
 def refund(event: CreditRefunded) -> pb.Refund:
     """Return the document of credit that was paid out."""
     return pb.Refund(
-        receipt_id=event.receipt_id,
-        account_id=event.account_id,
+        receipt=names.RECEIPT.name(event.receipt_id),
+        account=names.ACCOUNT.name(event.account_id),
         amount_minor=event.amount_minor,
         currency=event.currency,
-        legal_entity=event.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(event.legal_entity),
         method=event.method,
         refunded_at_ms=event.occurred_at_ms,
         reason=event.reason,
@@ -112,11 +113,11 @@ def refund(event: CreditRefunded) -> pb.Refund:
 def site(state: Site, version: pb.BookVersion) -> pb.Site:
     """Return a site."""
     return pb.Site(
-        site_id=state.site_id,
+        name=names.SITE.name(state.site_id),
         display_name=state.display_name,
         zone=state.zone,
         currency=state.currency,
-        legal_entity=state.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(state.legal_entity),
         cuts_held=state.cuts_held,
         cuts_per_minute=state.cuts_per_minute,
         version=version,
@@ -126,8 +127,8 @@ def site(state: Site, version: pb.BookVersion) -> pb.Site:
 def gateway(state: Gateway, version: pb.BookVersion) -> pb.Gateway:
     """Return a gateway."""
     return pb.Gateway(
-        gateway_id=state.gateway_id,
-        site_id=state.site_id,
+        name=names.GATEWAY.name(state.gateway_id),
+        site=names.SITE.name(state.site_id),
         protocol=state.protocol,
         address=state.address,
         version=version,
@@ -137,16 +138,16 @@ def gateway(state: Gateway, version: pb.BookVersion) -> pb.Gateway:
 def meter(state: Meter, version: pb.BookVersion) -> pb.Meter:
     """Return a meter."""
     return pb.Meter(
-        meter_id=state.meter_id,
+        name=names.METER.name(state.meter_id),
         serial=state.serial,
-        site_id=state.site_id,
-        gateway_id=state.gateway_id,
+        site=names.SITE.name(state.site_id),
+        gateway=names.GATEWAY.name(state.gateway_id),
         unit=state.unit,
         profile=state.profile,
         commodity=state.commodity,
         ratio=state.ratio,
         epoch=state.epoch,
-        account_id="" if state.is_house else state.account_id,
+        account="" if state.is_house else names.ACCOUNT.name(state.account_id),
         shard=state.shard,
         opening_register_milli=state.opening_register_milli,
         max_power_w=state.max_power_w,
@@ -159,11 +160,11 @@ def meter(state: Meter, version: pb.BookVersion) -> pb.Meter:
 def tariff(state: Tariff, version: pb.BookVersion) -> pb.Tariff:
     """Return a tariff."""
     return pb.Tariff(
-        tariff_id=state.tariff_id,
+        name=names.TARIFF.name(state.tariff_id),
         tariff_version=state.version,
         commodity=state.commodity,
         currency=state.currency,
-        legal_entity=state.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(state.legal_entity),
         price_micro=state.price_micro,
         plan=state.plan,
         effective_at_ms=state.effective_at_ms,
@@ -179,7 +180,7 @@ def policy(state: Policy, version: pb.BookVersion) -> pb.Policy:
         for name in ("alarm_1", "alarm_2", "overdraft", "restore", "emergency")
     }
     return pb.Policy(
-        policy_id=state.policy_id,
+        name=names.POLICY.name(state.policy_id),
         policy_version=state.version,
         currency=state.currency,
         lease_ms=state.lease_ms,
@@ -188,7 +189,7 @@ def policy(state: Policy, version: pb.BookVersion) -> pb.Policy:
         ceiling_minor=(state.ceiling_nano or 0) // currency.nano_per_minor,
         fee_ppm=state.fee_ppm,
         fee_minor=state.fee_minor,
-        legal_entity=state.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name_if(state.legal_entity),
         version=version,
         **minor,
     )
@@ -197,22 +198,22 @@ def policy(state: Policy, version: pb.BookVersion) -> pb.Policy:
 def account(state: Account, version: pb.BookVersion) -> pb.Account:
     """Return an account."""
     return pb.Account(
-        account_id=state.account_id,
-        site_id=state.site_id,
+        name=names.ACCOUNT.name(state.account_id),
+        site=names.SITE.name(state.site_id),
         subject_id=state.subject_id or "",
         status=state.status.value,
         shard=state.shard,
         currency=state.currency,
         minor_decimals=state.minor_decimals,
-        legal_entity=state.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(state.legal_entity),
         commodity=state.commodity,
-        tariff_id=state.tariff_id,
-        policy_id=state.policy_id,
+        tariff=names.TARIFF.name(state.tariff_id),
+        policy=names.POLICY.name(state.policy_id),
         credited_nano=state.credited_nano,
         held_nano=state.held_nano,
         meters=[
             pb.AccountMeter(
-                meter_id=meter.meter_id,
+                meter=names.METER.name(meter.meter_id),
                 epoch=meter.epoch,
                 opening_register_milli=meter.opening_register_milli,
             )
@@ -229,17 +230,17 @@ def account(state: Account, version: pb.BookVersion) -> pb.Account:
     )
 
 
-def receipt(sold: CreditSold) -> pb.Receipt:
+def sale(sold: CreditSold) -> pb.Sale:
     """Return the document of a sale."""
     emergency_minor = sold.recovered_emergency_minor or 0
     debt_minor = sold.recovered_debt_minor or 0
     fee_minor = sold.fee_minor or 0
-    return pb.Receipt(
-        receipt_id=sold.receipt_id,
-        account_id=sold.account_id,
+    return pb.Sale(
+        receipt=names.RECEIPT.name(sold.receipt_id),
+        account=names.ACCOUNT.name(sold.account_id),
         amount_minor=sold.amount_minor,
         currency=sold.currency,
-        legal_entity=sold.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name(sold.legal_entity),
         method=sold.method,
         sold_at_ms=sold.occurred_at_ms,
         recovered_emergency_minor=emergency_minor,
@@ -258,6 +259,4 @@ def sold(outcome: Outcome[Account], version: pb.BookVersion) -> pb.SellResponse:
     event = outcome.event
     if not isinstance(event, CreditSold):
         raise Bug(f"a sale came to {event}")
-    return pb.SellResponse(
-        receipt=receipt(event), credited_nano=event.credited_nano, version=version
-    )
+    return pb.SellResponse(sale=sale(event), credited_nano=event.credited_nano, version=version)

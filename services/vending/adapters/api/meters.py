@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.meter import ForceRelay, ResolveReading
@@ -19,7 +20,7 @@ class Meters(Handlers):
             await self._desk.request(request, context),
             meter_id=request.meter_id,
             serial=request.serial,
-            gateway_id=request.gateway_id,
+            gateway_id=names.GATEWAY.id("gateway", request.gateway),
             unit=request.unit,
             profile=request.profile,
             commodity=request.commodity,
@@ -32,8 +33,8 @@ class Meters(Handlers):
         """Give a house's meter to an account."""
         outcome = await self._office.assign_meter(
             await self._desk.request(request, context),
-            request.meter_id,
-            request.account_id,
+            names.METER.id("name", request.name),
+            names.ACCOUNT.id("account", request.account),
             said(request, "register_milli"),
         )
         return self._desk.told(messages.meter, outcome.state)
@@ -42,7 +43,7 @@ class Meters(Handlers):
         """Give a meter back to its house."""
         outcome = await self._office.release_meter(
             await self._desk.request(request, context),
-            request.meter_id,
+            names.METER.id("name", request.name),
             said(request, "register_milli"),
         )
         return self._desk.told(messages.meter, outcome.state)
@@ -51,7 +52,7 @@ class Meters(Handlers):
         """Let another device, or a register that began anew, count on."""
         outcome = await self._office.replace_meter(
             await self._desk.request(request, context),
-            meter_id=request.meter_id,
+            meter_id=names.METER.id("name", request.name),
             closing_register_milli=request.closing_register_milli,
             opening_register_milli=request.opening_register_milli,
             serial=said(request, "serial"),
@@ -67,7 +68,7 @@ class Meters(Handlers):
         """Let the register count for another energy."""
         outcome = await self._office.change_ratio(
             await self._desk.request(request, context),
-            request.meter_id,
+            names.METER.id("name", request.name),
             request.ratio,
             said(request, "register_milli"),
             request.reason,
@@ -78,7 +79,7 @@ class Meters(Handlers):
         """Say what a held reading is."""
         command = ResolveReading(
             await self._desk.request(request, context),
-            request.meter_id,
+            names.METER.id("name", request.name),
             request.reading_id,
             request.resolution,
             request.reason,
@@ -89,7 +90,7 @@ class Meters(Handlers):
         """Let a relay be so whatever the balance, or as the balance says again."""
         command = ForceRelay(
             await self._desk.request(request, context),
-            request.meter_id,
+            names.METER.id("name", request.name),
             request.position,
             request.reason,
         )
@@ -97,4 +98,6 @@ class Meters(Handlers):
 
     async def GetMeter(self, request: pb.GetMeterRequest, context: Any) -> pb.Meter:
         """Return a meter as the book has it now."""
-        return self._desk.told(messages.meter, await self._office.meter(request.meter_id))
+        return self._desk.told(
+            messages.meter, await self._office.meter(names.METER.id("name", request.name))
+        )

@@ -4,6 +4,10 @@
 
 from typing import Any
 
+from services.common.kernel.errors import InvalidInput, shown
+from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain import checks
@@ -19,7 +23,7 @@ class Payments(Handlers):
         command = ReserveSale(
             await self._desk.request(request, context),
             request.transaction_id,
-            request.account_id,
+            names.ACCOUNT.id("account", request.account),
             request.amount_minor,
             request.method,
             request.lasts_ms,
@@ -28,20 +32,35 @@ class Payments(Handlers):
 
     async def ConfirmSale(self, request: pb.ConfirmSaleRequest, context: Any) -> pb.SellResponse:
         """Sell what is paid; the answer is durable."""
-        command = ConfirmSale(await self._desk.request(request, context), request.transaction_id)
+        command = ConfirmSale(
+            await self._desk.request(request, context), _transaction_id(request, context)
+        )
         outcome = await self._office.payments.confirm(command)
         return messages.sold(outcome, self._desk.version(outcome.revision))
 
     async def CancelSale(self, request: pb.CancelSaleRequest, context: Any) -> pb.Payment:
         """Let a reservation go."""
         command = CancelSale(
-            await self._desk.request(request, context), request.transaction_id, request.reason
+            await self._desk.request(request, context),
+            _transaction_id(request, context),
+            request.reason,
         )
         return self._desk.told(messages.payment, await self._office.payments.cancel(command))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
         """Return a payment of the caller."""
-        checks.check_text("transaction_id", request.transaction_id)
+        transaction_id = _transaction_id(request, context)
         return self._desk.told(
-            messages.payment, await self._office.payments.of(context.caller, request.transaction_id)
+            messages.payment, await self._office.payments.of(context.caller, transaction_id)
         )
+
+
+def _transaction_id(request: Any, call: Call) -> str:
+    """Return the caller's transaction in a payment's name. Raises InvalidInput."""
+    seller, transaction_id = names.PAYMENT.ids("name", request.name)
+    if seller != call.caller:
+        yours = names.SELLER.name(call.caller)
+        text = f"{shown(request.name)} is not yours; yours begin with {yours}/"
+        raise InvalidInput(Reason.PAYMENT_NOT_FOUND, text, field="name")
+    checks.check_text("name", transaction_id)
+    return transaction_id

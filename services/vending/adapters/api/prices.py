@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.policy import PublishPolicy
@@ -18,10 +19,10 @@ class Prices(Handlers):
         """Publish a version of a tariff: a price, or a plan."""
         command = PublishTariff(
             await self._desk.request(request, context),
-            request.tariff_id,
+            names.TARIFF.id("name", request.name),
             request.commodity,
             request.currency,
-            request.legal_entity,
+            names.LEGAL_ENTITY.id("legal_entity", request.legal_entity),
             request.price_micro,
             said(request, "plan"),
             request.effective_at_ms,
@@ -33,7 +34,7 @@ class Prices(Handlers):
         """Publish a version of a policy."""
         command = PublishPolicy(
             await self._desk.request(request, context),
-            request.policy_id,
+            names.POLICY.id("name", request.name),
             request.currency,
             request.alarm_1_minor,
             request.alarm_2_minor,
@@ -46,6 +47,6 @@ class Prices(Handlers):
             request.ceiling_minor,
             request.fee_ppm,
             request.fee_minor,
-            request.legal_entity,
+            names.LEGAL_ENTITY.id_if("legal_entity", request.legal_entity),
         )
         return self._desk.told(messages.policy, (await self._office.publish_policy(command)).state)

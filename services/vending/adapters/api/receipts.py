@@ -5,6 +5,7 @@
 import asyncio
 from typing import Any
 
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.application.receipts import Paper
@@ -15,16 +16,16 @@ from wattvend.vending.v1 import vending_pb2 as pb
 class Receipts(Handlers):
     """Their methods of VendingService."""
 
-    async def GetReceipt(
-        self, request: pb.GetReceiptRequest, context: Any
-    ) -> pb.GetReceiptResponse:
+    async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.Receipt:
         """Return a receipt with its number."""
-        paper = await self._office.receipts.paper(request.receipt_id)
+        paper = await self._office.receipts.paper(names.RECEIPT.id("name", request.name))
         event = paper.event
-        answer = pb.GetReceiptResponse(number=paper.number, other_number=paper.other_number or 0)
+        answer = pb.Receipt(
+            name=request.name, number=paper.number, other_number=paper.other_number or 0
+        )
         match event:
             case CreditSold():
-                answer.receipt.CopyFrom(messages.receipt(event))
+                answer.sale.CopyFrom(messages.sale(event))
             case SaleReversed():
                 answer.reversal.CopyFrom(messages.reversal(event))
             case CreditRefunded():
@@ -35,7 +36,7 @@ class Receipts(Handlers):
         self, request: pb.PrintReceiptRequest, context: Any
     ) -> pb.PrintReceiptResponse:
         """Return a receipt as PDF."""
-        paper = await self._office.receipts.paper(request.receipt_id)
+        paper = await self._office.receipts.paper(names.RECEIPT.id("name", request.name))
         pdf = await asyncio.to_thread(_printed, paper)
         return pb.PrintReceiptResponse(number=paper.number, pdf=pdf)
 

@@ -5,6 +5,7 @@
 from typing import Any
 
 from services.common.runtime import points
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.account import Sell
@@ -19,7 +20,7 @@ class Sales(Handlers):
         with self._desk.metrics.sale.time():
             command = Sell(
                 await self._desk.request(request, context),
-                request.account_id,
+                names.ACCOUNT.id("name", request.name),
                 request.amount_minor,
                 request.method,
                 request.energy_milli,
@@ -30,7 +31,9 @@ class Sales(Handlers):
 
     async def QuoteSale(self, request: pb.QuoteSaleRequest, context: Any) -> pb.QuoteSaleResponse:
         """Return what energy costs an account now."""
-        quoted, of = await self._office.quote(request.account_id, request.energy_milli)
+        quoted, of = await self._office.quote(
+            names.ACCOUNT.id("name", request.name), request.energy_milli
+        )
         return pb.QuoteSaleResponse(
             energy_milli=quoted.energy_milli,
             price_micro=quoted.price_micro,

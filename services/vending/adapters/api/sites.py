@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
@@ -21,7 +22,7 @@ class Sites(Handlers):
             request.display_name,
             request.zone,
             request.currency,
-            request.legal_entity,
+            names.LEGAL_ENTITY.id("legal_entity", request.legal_entity),
             request.cuts_per_minute,
         )
         return self._desk.told(messages.site, (await self._office.register_site(command)).state)
@@ -29,14 +30,18 @@ class Sites(Handlers):
     async def HoldCuts(self, request: pb.HoldCutsRequest, context: Any) -> pb.Site:
         """Hold the cuts of a site."""
         command = HoldCuts(
-            await self._desk.request(request, context), request.site_id, request.reason
+            await self._desk.request(request, context),
+            names.SITE.id("name", request.name),
+            request.reason,
         )
         return self._desk.told(messages.site, (await self._office.hold_cuts(command)).state)
 
     async def ReleaseCuts(self, request: pb.ReleaseCutsRequest, context: Any) -> pb.Site:
         """Let cuts of a site be sent again."""
         command = ReleaseCuts(
-            await self._desk.request(request, context), request.site_id, request.reason
+            await self._desk.request(request, context),
+            names.SITE.id("name", request.name),
+            request.reason,
         )
         return self._desk.told(messages.site, (await self._office.release_cuts(command)).state)
 
@@ -45,7 +50,7 @@ class Sites(Handlers):
         outcome = await self._office.register_gateway(
             await self._desk.request(request, context),
             request.gateway_id,
-            request.site_id,
+            names.SITE.id("site", request.site),
             request.protocol,
             request.address,
         )

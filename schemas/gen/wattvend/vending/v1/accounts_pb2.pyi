@@ -27,11 +27,10 @@ class ChangeTermsRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """accounts/{account}"""
     tariff: _builtins.str
-    """tariffs/{tariff}; empty: as it is"""
+    """Empty: as it is."""
     policy: _builtins.str
-    """policies/{policy}; empty: as it is"""
+    """Empty: as it is."""
     reason: _builtins.str
     def __init__(
         self,
@@ -61,7 +60,6 @@ class ChangeTenantRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """accounts/{account}"""
     subject_id: _builtins.str
     """opaque, never a name; empty: nobody is named"""
     with_owed: _builtins.bool

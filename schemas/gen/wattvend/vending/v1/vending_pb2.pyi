@@ -46,7 +46,7 @@ Global___BookVersion: _TypeAlias = BookVersion  # noqa: Y015
 class Site(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
@@ -54,7 +54,7 @@ class Site(_message.Message):
     CUTS_HELD_FIELD_NUMBER: _builtins.int
     CUTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    site_id: _builtins.str
+    name: _builtins.str
     display_name: _builtins.str
     zone: _builtins.str
     """IANA time zone"""
@@ -68,7 +68,7 @@ class Site(_message.Message):
     def __init__(
         self,
         *,
-        site_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         display_name: _builtins.str = ...,
         zone: _builtins.str = ...,
         currency: _builtins.str = ...,
@@ -79,7 +79,7 @@ class Site(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cuts_held", b"cuts_held", "cuts_per_minute", b"cuts_per_minute", "display_name", b"display_name", "legal_entity", b"legal_entity", "site_id", b"site_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cuts_held", b"cuts_held", "cuts_per_minute", b"cuts_per_minute", "display_name", b"display_name", "legal_entity", b"legal_entity", "name", b"name", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,13 +127,13 @@ Global___RegisterSiteRequest: _TypeAlias = RegisterSiteRequest  # noqa: Y015
 class Gateway(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    GATEWAY_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    gateway_id: _builtins.str
-    site_id: _builtins.str
+    name: _builtins.str
+    site: _builtins.str
     protocol: _builtins.str
     address: _builtins.str
     @_builtins.property
@@ -141,15 +141,15 @@ class Gateway(_message.Message):
     def __init__(
         self,
         *,
-        gateway_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        site: _builtins.str = ...,
         protocol: _builtins.str = ...,
         address: _builtins.str = ...,
         version: Global___BookVersion | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway_id", b"gateway_id", "protocol", b"protocol", "site_id", b"site_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "protocol", b"protocol", "site", b"site", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -161,12 +161,12 @@ class RegisterGatewayRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     GATEWAY_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     gateway_id: _builtins.str
-    site_id: _builtins.str
+    site: _builtins.str
     protocol: _builtins.str
     """modbus-tcp, modbus-rtu-over-tcp, mqtt-acrel"""
     address: _builtins.str
@@ -176,13 +176,13 @@ class RegisterGatewayRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         gateway_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        site: _builtins.str = ...,
         protocol: _builtins.str = ...,
         address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway_id", b"gateway_id", "protocol", b"protocol", "request_id", b"request_id", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway_id", b"gateway_id", "protocol", b"protocol", "request_id", b"request_id", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,33 +192,33 @@ Global___RegisterGatewayRequest: _TypeAlias = RegisterGatewayRequest  # noqa: Y0
 class Meter(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
     RATIO_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     OPENING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MAX_POWER_W_FIELD_NUMBER: _builtins.int
     REGISTER_MAX_MILLI_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    name: _builtins.str
     serial: _builtins.str
-    site_id: _builtins.str
-    gateway_id: _builtins.str
+    site: _builtins.str
+    gateway: _builtins.str
     unit: _builtins.int
     profile: _builtins.str
     commodity: _builtins.str
     ratio: _builtins.int
     epoch: _builtins.int
-    account_id: _builtins.str
-    """empty: the house's"""
+    account: _builtins.str
+    """Empty: the house's."""
     shard: _builtins.int
     opening_register_milli: _builtins.int
     max_power_w: _builtins.int
@@ -230,16 +230,16 @@ class Meter(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         serial: _builtins.str = ...,
-        site_id: _builtins.str = ...,
-        gateway_id: _builtins.str = ...,
+        site: _builtins.str = ...,
+        gateway: _builtins.str = ...,
         unit: _builtins.int = ...,
         profile: _builtins.str = ...,
         commodity: _builtins.str = ...,
         ratio: _builtins.int = ...,
         epoch: _builtins.int = ...,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         shard: _builtins.int = ...,
         opening_register_milli: _builtins.int | None = ...,
         version: Global___BookVersion | None = ...,
@@ -249,7 +249,7 @@ class Meter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_opening_register_milli", b"_opening_register_milli", "_register_max_milli", b"_register_max_milli", "max_power_w", b"max_power_w", "opening_register_milli", b"opening_register_milli", "register_max_milli", b"register_max_milli", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_opening_register_milli", b"_opening_register_milli", "_register_max_milli", b"_register_max_milli", "account_id", b"account_id", "commodity", b"commodity", "epoch", b"epoch", "forced", b"forced", "gateway_id", b"gateway_id", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "register_max_milli", b"register_max_milli", "serial", b"serial", "shard", b"shard", "site_id", b"site_id", "unit", b"unit", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_opening_register_milli", b"_opening_register_milli", "_register_max_milli", b"_register_max_milli", "account", b"account", "commodity", b"commodity", "epoch", b"epoch", "forced", b"forced", "gateway", b"gateway", "max_power_w", b"max_power_w", "name", b"name", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "register_max_milli", b"register_max_milli", "serial", b"serial", "shard", b"shard", "site", b"site", "unit", b"unit", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_power_w: _TypeAlias = _typing.Literal["max_power_w"]  # noqa: Y015
     _WhichOneofArgType__max_power_w: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w"]  # noqa: Y015
@@ -273,7 +273,7 @@ class RegisterMeterRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     METER_ID_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
-    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
@@ -283,7 +283,7 @@ class RegisterMeterRequest(_message.Message):
     meter_id: _builtins.str
     serial: _builtins.str
     """at most 20 ASCII characters"""
-    gateway_id: _builtins.str
+    gateway: _builtins.str
     unit: _builtins.int
     """bus address 1..247; 0 for MQTT"""
     profile: _builtins.str
@@ -300,7 +300,7 @@ class RegisterMeterRequest(_message.Message):
         request_id: _builtins.str = ...,
         meter_id: _builtins.str = ...,
         serial: _builtins.str = ...,
-        gateway_id: _builtins.str = ...,
+        gateway: _builtins.str = ...,
         unit: _builtins.int = ...,
         profile: _builtins.str = ...,
         commodity: _builtins.str = ...,
@@ -309,7 +309,7 @@ class RegisterMeterRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "max_power_w", b"max_power_w"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "commodity", b"commodity", "gateway_id", b"gateway_id", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "profile", b"profile", "ratio", b"ratio", "request_id", b"request_id", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "commodity", b"commodity", "gateway", b"gateway", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "profile", b"profile", "ratio", b"ratio", "request_id", b"request_id", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_power_w: _TypeAlias = _typing.Literal["max_power_w"]  # noqa: Y015
     _WhichOneofArgType__max_power_w: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w"]  # noqa: Y015
@@ -321,7 +321,7 @@ Global___RegisterMeterRequest: _TypeAlias = RegisterMeterRequest  # noqa: Y015
 class Tariff(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     TARIFF_VERSION_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
@@ -330,7 +330,7 @@ class Tariff(_message.Message):
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
-    tariff_id: _builtins.str
+    name: _builtins.str
     tariff_version: _builtins.int
     commodity: _builtins.str
     currency: _builtins.str
@@ -344,7 +344,7 @@ class Tariff(_message.Message):
     def __init__(
         self,
         *,
-        tariff_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         tariff_version: _builtins.int = ...,
         commodity: _builtins.str = ...,
         currency: _builtins.str = ...,
@@ -356,7 +356,7 @@ class Tariff(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "plan", b"plan", "price_micro", b"price_micro", "tariff_id", b"tariff_id", "tariff_version", b"tariff_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "name", b"name", "plan", b"plan", "price_micro", b"price_micro", "tariff_version", b"tariff_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
@@ -369,7 +369,7 @@ class PublishTariffRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
@@ -377,7 +377,7 @@ class PublishTariffRequest(_message.Message):
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    tariff_id: _builtins.str
+    name: _builtins.str
     commodity: _builtins.str
     currency: _builtins.str
     legal_entity: _builtins.str
@@ -395,7 +395,7 @@ class PublishTariffRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        tariff_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         commodity: _builtins.str = ...,
         currency: _builtins.str = ...,
         legal_entity: _builtins.str = ...,
@@ -405,7 +405,7 @@ class PublishTariffRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "plan", b"plan", "price_micro", b"price_micro", "request_id", b"request_id", "tariff_id", b"tariff_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "name", b"name", "plan", b"plan", "price_micro", b"price_micro", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
@@ -417,7 +417,7 @@ Global___PublishTariffRequest: _TypeAlias = PublishTariffRequest  # noqa: Y015
 class Policy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     ALARM_1_MINOR_FIELD_NUMBER: _builtins.int
@@ -433,7 +433,7 @@ class Policy(_message.Message):
     FEE_PPM_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
-    policy_id: _builtins.str
+    name: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
     alarm_1_minor: _builtins.int
@@ -450,13 +450,13 @@ class Policy(_message.Message):
     fee_ppm: _builtins.int
     fee_minor: _builtins.int
     legal_entity: _builtins.str
-    """whose accounts may use it; empty: anybody's"""
+    """Whose accounts may use it; empty: anybody's."""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
         self,
         *,
-        policy_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         policy_version: _builtins.int = ...,
         currency: _builtins.str = ...,
         alarm_1_minor: _builtins.int = ...,
@@ -475,7 +475,7 @@ class Policy(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -488,7 +488,7 @@ class PublishPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     ALARM_1_MINOR_FIELD_NUMBER: _builtins.int
     ALARM_2_MINOR_FIELD_NUMBER: _builtins.int
@@ -503,7 +503,7 @@ class PublishPolicyRequest(_message.Message):
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    policy_id: _builtins.str
+    name: _builtins.str
     currency: _builtins.str
     alarm_1_minor: _builtins.int
     alarm_2_minor: _builtins.int
@@ -527,12 +527,12 @@ class PublishPolicyRequest(_message.Message):
     fee_minor: _builtins.int
     """service fee: of each sale besides"""
     legal_entity: _builtins.str
-    """whose accounts may use it; empty: anybody's"""
+    """Whose accounts may use it; empty: anybody's."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        policy_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         currency: _builtins.str = ...,
         alarm_1_minor: _builtins.int = ...,
         alarm_2_minor: _builtins.int = ...,
@@ -549,7 +549,7 @@ class PublishPolicyRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_minor", b"overdraft_minor", "policy_id", b"policy_id", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -563,22 +563,22 @@ class AccountMeter(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     OPENING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    meter: _builtins.str
     epoch: _builtins.int
     opening_register_milli: _builtins.int
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         epoch: _builtins.int = ...,
         opening_register_milli: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "meter", b"meter", "opening_register_milli", b"opening_register_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,8 +588,8 @@ Global___AccountMeter: _TypeAlias = AccountMeter  # noqa: Y015
 class Account(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
@@ -597,8 +597,8 @@ class Account(_message.Message):
     MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     CREDITED_NANO_FIELD_NUMBER: _builtins.int
     HELD_NANO_FIELD_NUMBER: _builtins.int
     METERS_FIELD_NUMBER: _builtins.int
@@ -610,8 +610,8 @@ class Account(_message.Message):
     PROMISE_UNTIL_MS_FIELD_NUMBER: _builtins.int
     NOTICE_ID_FIELD_NUMBER: _builtins.int
     NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
-    site_id: _builtins.str
+    name: _builtins.str
+    site: _builtins.str
     subject_id: _builtins.str
     status: _builtins.str
     """open, closing, closed"""
@@ -620,8 +620,8 @@ class Account(_message.Message):
     minor_decimals: _builtins.int
     legal_entity: _builtins.str
     commodity: _builtins.str
-    tariff_id: _builtins.str
-    policy_id: _builtins.str
+    tariff: _builtins.str
+    policy: _builtins.str
     credited_nano: _builtins.int
     held_nano: _builtins.int
     emergency_minor: _builtins.int
@@ -641,8 +641,8 @@ class Account(_message.Message):
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        site: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         status: _builtins.str = ...,
         shard: _builtins.int = ...,
@@ -650,8 +650,8 @@ class Account(_message.Message):
         minor_decimals: _builtins.int = ...,
         legal_entity: _builtins.str = ...,
         commodity: _builtins.str = ...,
-        tariff_id: _builtins.str = ...,
-        policy_id: _builtins.str = ...,
+        tariff: _builtins.str = ...,
+        policy: _builtins.str = ...,
         credited_nano: _builtins.int = ...,
         held_nano: _builtins.int = ...,
         meters: _abc.Iterable[Global___AccountMeter] | None = ...,
@@ -666,7 +666,7 @@ class Account(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms", "_promise_until_ms", b"_promise_until_ms", "keep_power_until_ms", b"keep_power_until_ms", "promise_until_ms", b"promise_until_ms", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms", "_promise_until_ms", b"_promise_until_ms", "account_id", b"account_id", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "debt_minor", b"debt_minor", "debt_share_ppm", b"debt_share_ppm", "emergency_minor", b"emergency_minor", "held_nano", b"held_nano", "keep_power_until_ms", b"keep_power_until_ms", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "promise_until_ms", b"promise_until_ms", "shard", b"shard", "site_id", b"site_id", "status", b"status", "subject_id", b"subject_id", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms", "_promise_until_ms", b"_promise_until_ms", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "debt_minor", b"debt_minor", "debt_share_ppm", b"debt_share_ppm", "emergency_minor", b"emergency_minor", "held_nano", b"held_nano", "keep_power_until_ms", b"keep_power_until_ms", "legal_entity", b"legal_entity", "meters", b"meters", "minor_decimals", b"minor_decimals", "name", b"name", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy", b"policy", "promise_until_ms", b"promise_until_ms", "shard", b"shard", "site", b"site", "status", b"status", "subject_id", b"subject_id", "tariff", b"tariff", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_power_until_ms: _TypeAlias = _typing.Literal["keep_power_until_ms"]  # noqa: Y015
     _WhichOneofArgType__keep_power_until_ms: _TypeAlias = _typing.Literal["_keep_power_until_ms", b"_keep_power_until_ms"]  # noqa: Y015
@@ -685,21 +685,21 @@ class OpenAccountRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     COMMODITY_FIELD_NUMBER: _builtins.int
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     FIRST_SALE_MINOR_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
-    site_id: _builtins.str
+    site: _builtins.str
     subject_id: _builtins.str
     """an opaque id; names, phones and addresses never come here"""
     commodity: _builtins.str
-    tariff_id: _builtins.str
-    policy_id: _builtins.str
+    tariff: _builtins.str
+    policy: _builtins.str
     first_sale_minor: _builtins.int
     """First sale, in the same append as the opening; 0 = none."""
     method: _builtins.str
@@ -709,17 +709,17 @@ class OpenAccountRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         account_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        site: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         commodity: _builtins.str = ...,
-        tariff_id: _builtins.str = ...,
-        policy_id: _builtins.str = ...,
+        tariff: _builtins.str = ...,
+        policy: _builtins.str = ...,
         first_sale_minor: _builtins.int = ...,
         method: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "commodity", b"commodity", "first_sale_minor", b"first_sale_minor", "method", b"method", "policy_id", b"policy_id", "request_id", b"request_id", "site_id", b"site_id", "subject_id", b"subject_id", "tariff_id", b"tariff_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "commodity", b"commodity", "first_sale_minor", b"first_sale_minor", "method", b"method", "policy", b"policy", "request_id", b"request_id", "site", b"site", "subject_id", b"subject_id", "tariff", b"tariff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -730,25 +730,25 @@ class AssignMeterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
+    account: _builtins.str
     register_milli: _builtins.int
     """Where the account begins; absent: the last register charged, else NO_READING_YET."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account: _builtins.str = ...,
         register_milli: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "account_id", b"account_id", "meter_id", b"meter_id", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "account", b"account", "name", b"name", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
     _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
@@ -761,21 +761,21 @@ class ReleaseMeterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
+    name: _builtins.str
     register_milli: _builtins.int
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         register_milli: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "meter_id", b"meter_id", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "name", b"name", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
     _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
@@ -788,7 +788,7 @@ class ReplaceMeterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     CLOSING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     OPENING_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -798,7 +798,7 @@ class ReplaceMeterRequest(_message.Message):
     RATIO_FIELD_NUMBER: _builtins.int
     MAX_POWER_W_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
+    name: _builtins.str
     closing_register_milli: _builtins.int
     """the epoch until now ends here, exactly"""
     opening_register_milli: _builtins.int
@@ -814,7 +814,7 @@ class ReplaceMeterRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         closing_register_milli: _builtins.int = ...,
         opening_register_milli: _builtins.int = ...,
         reason: _builtins.str = ...,
@@ -826,7 +826,7 @@ class ReplaceMeterRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_profile", b"_profile", "_ratio", b"_ratio", "_serial", b"_serial", "_unit", b"_unit", "max_power_w", b"max_power_w", "profile", b"profile", "ratio", b"ratio", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_profile", b"_profile", "_ratio", b"_ratio", "_serial", b"_serial", "_unit", b"_unit", "closing_register_milli", b"closing_register_milli", "max_power_w", b"max_power_w", "meter_id", b"meter_id", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "reason", b"reason", "request_id", b"request_id", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w", "_profile", b"_profile", "_ratio", b"_ratio", "_serial", b"_serial", "_unit", b"_unit", "closing_register_milli", b"closing_register_milli", "max_power_w", b"max_power_w", "name", b"name", "opening_register_milli", b"opening_register_milli", "profile", b"profile", "ratio", b"ratio", "reason", b"reason", "request_id", b"request_id", "serial", b"serial", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_power_w: _TypeAlias = _typing.Literal["max_power_w"]  # noqa: Y015
     _WhichOneofArgType__max_power_w: _TypeAlias = _typing.Literal["_max_power_w", b"_max_power_w"]  # noqa: Y015
@@ -856,12 +856,12 @@ class ChangeRatioRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     RATIO_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
+    name: _builtins.str
     ratio: _builtins.int
     register_milli: _builtins.int
     """From which register on; absent: the last one charged, else NO_READING_YET."""
@@ -870,14 +870,14 @@ class ChangeRatioRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         ratio: _builtins.int = ...,
         register_milli: _builtins.int | None = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "meter_id", b"meter_id", "ratio", b"ratio", "reason", b"reason", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "name", b"name", "ratio", b"ratio", "reason", b"reason", "register_milli", b"register_milli", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
     _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
@@ -890,12 +890,12 @@ class ResolveReadingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     READING_ID_FIELD_NUMBER: _builtins.int
     RESOLUTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
+    name: _builtins.str
     reading_id: _builtins.str
     """of the held reading, as its alarm tells it"""
     resolution: _builtins.str
@@ -905,14 +905,14 @@ class ResolveReadingRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reading_id: _builtins.str = ...,
         resolution: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "request_id", b"request_id", "resolution", b"resolution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reading_id", b"reading_id", "reason", b"reason", "request_id", b"request_id", "resolution", b"resolution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -923,11 +923,11 @@ class ForceRelayRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    meter_id: _builtins.str
+    name: _builtins.str
     position: _builtins.str
     """off, on; prepaid: as the balance says again"""
     reason: _builtins.str
@@ -935,13 +935,13 @@ class ForceRelayRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         position: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter_id", b"meter_id", "position", b"position", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "position", b"position", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -952,12 +952,12 @@ class SellRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     amount_minor: _builtins.int
     """> 0; with energy_milli: what the buyer was told, 0 = nothing"""
     method: _builtins.str
@@ -968,14 +968,14 @@ class SellRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         method: _builtins.str = ...,
         energy_milli: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "energy_milli", b"energy_milli", "method", b"method", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "energy_milli", b"energy_milli", "method", b"method", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -985,20 +985,20 @@ Global___SellRequest: _TypeAlias = SellRequest  # noqa: Y015
 class QuoteSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    name: _builtins.str
     energy_milli: _builtins.int
     """Wh, litre"""
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         energy_milli: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "energy_milli", b"energy_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["energy_milli", b"energy_milli", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1038,11 +1038,11 @@ class QuoteSaleResponse(_message.Message):
 Global___QuoteSaleResponse: _TypeAlias = QuoteSaleResponse  # noqa: Y015
 
 @_typing.final
-class Receipt(_message.Message):
+class Sale(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
@@ -1056,8 +1056,8 @@ class Receipt(_message.Message):
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
-    receipt_id: _builtins.str
-    account_id: _builtins.str
+    receipt: _builtins.str
+    account: _builtins.str
     amount_minor: _builtins.int
     currency: _builtins.str
     legal_entity: _builtins.str
@@ -1076,8 +1076,8 @@ class Receipt(_message.Message):
     def __init__(
         self,
         *,
-        receipt_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        receipt: _builtins.str = ...,
+        account: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         currency: _builtins.str = ...,
         legal_entity: _builtins.str = ...,
@@ -1094,23 +1094,23 @@ class Receipt(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "energy_milli", b"energy_milli", "fee_minor", b"fee_minor", "legal_entity", b"legal_entity", "method", b"method", "price_micro", b"price_micro", "receipt_id", b"receipt_id", "recovered_debt_minor", b"recovered_debt_minor", "recovered_emergency_minor", b"recovered_emergency_minor", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "energy_milli", b"energy_milli", "fee_minor", b"fee_minor", "legal_entity", b"legal_entity", "method", b"method", "price_micro", b"price_micro", "receipt", b"receipt", "recovered_debt_minor", b"recovered_debt_minor", "recovered_emergency_minor", b"recovered_emergency_minor", "sold_at_ms", b"sold_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+Global___Sale: _TypeAlias = Sale  # noqa: Y015
 
 @_typing.final
 class SellResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_FIELD_NUMBER: _builtins.int
+    SALE_FIELD_NUMBER: _builtins.int
     CREDITED_NANO_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     credited_nano: _builtins.int
     """lifetime total of the account after this sale"""
     @_builtins.property
-    def receipt(self) -> Global___Receipt: ...
+    def sale(self) -> Global___Sale: ...
     @_builtins.property
     def version(self) -> Global___BookVersion:
         """of the account: a query's min_revision"""
@@ -1118,13 +1118,13 @@ class SellResponse(_message.Message):
     def __init__(
         self,
         *,
-        receipt: Global___Receipt | None = ...,
+        sale: Global___Sale | None = ...,
         credited_nano: _builtins.int = ...,
         version: Global___BookVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sale", b"sale", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credited_nano", b"credited_nano", "receipt", b"receipt", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credited_nano", b"credited_nano", "sale", b"sale", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1134,39 +1134,41 @@ Global___SellResponse: _TypeAlias = SellResponse  # noqa: Y015
 class GetReceiptRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    receipt_id: _builtins.str
-    """of a sale or a reversal"""
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of a sale, a reversal or a refund."""
     def __init__(
         self,
         *,
-        receipt_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt_id", b"receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReceiptRequest: _TypeAlias = GetReceiptRequest  # noqa: Y015
 
 @_typing.final
-class GetReceiptResponse(_message.Message):
+class Receipt(_message.Message):
+    """What a customer gets on paper: of a sale, of its reversal, of a refund."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    NAME_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
-    RECEIPT_FIELD_NUMBER: _builtins.int
+    SALE_FIELD_NUMBER: _builtins.int
     REVERSAL_FIELD_NUMBER: _builtins.int
     REFUND_FIELD_NUMBER: _builtins.int
     OTHER_NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     number: _builtins.int
     """in the series of the legal entity"""
     other_number: _builtins.int
     """Of a sale that was reversed: the reversal's number; of a reversal: the sale's. 0: none."""
     @_builtins.property
-    def receipt(self) -> Global___Receipt:
-        """One of them."""
-
+    def sale(self) -> Global___Sale: ...
     @_builtins.property
     def reversal(self) -> Global___Reversal: ...
     @_builtins.property
@@ -1174,34 +1176,37 @@ class GetReceiptResponse(_message.Message):
     def __init__(
         self,
         *,
+        name: _builtins.str = ...,
         number: _builtins.int = ...,
-        receipt: Global___Receipt | None = ...,
+        sale: Global___Sale | None = ...,
         reversal: Global___Reversal | None = ...,
         refund: Global___Refund | None = ...,
         other_number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "refund", b"refund", "reversal", b"reversal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "refund", b"refund", "reversal", b"reversal", "sale", b"sale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "other_number", b"other_number", "receipt", b"receipt", "refund", b"refund", "reversal", b"reversal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "name", b"name", "number", b"number", "other_number", b"other_number", "refund", b"refund", "reversal", b"reversal", "sale", b"sale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_document: _TypeAlias = _typing.Literal["sale", "reversal", "refund"]  # noqa: Y015
+    _WhichOneofArgType_document: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_document) -> _WhichOneofReturnType_document | None: ...
 
-Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class PrintReceiptRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    receipt_id: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
-        receipt_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt_id", b"receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,18 +1236,20 @@ Global___PrintReceiptResponse: _TypeAlias = PrintReceiptResponse  # noqa: Y015
 
 @_typing.final
 class ReserveSaleRequest(_message.Message):
+    """The payment's name is made of who calls and of its transaction."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TRANSACTION_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     LASTS_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     transaction_id: _builtins.str
-    """the seller's own, unique to the caller"""
-    account_id: _builtins.str
+    """The seller's own: {payment} of the name."""
+    account: _builtins.str
     amount_minor: _builtins.int
     """> 0"""
     method: _builtins.str
@@ -1254,14 +1261,14 @@ class ReserveSaleRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         transaction_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         method: _builtins.str = ...,
         lasts_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "lasts_ms", b"lasts_ms", "method", b"method", "request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "lasts_ms", b"lasts_ms", "method", b"method", "request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1271,22 +1278,23 @@ Global___ReserveSaleRequest: _TypeAlias = ReserveSaleRequest  # noqa: Y015
 class Payment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    PAYMENT_ID_FIELD_NUMBER: _builtins.int
-    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     RESERVED_AT_MS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     REFUSAL_REASON_FIELD_NUMBER: _builtins.int
     REFUSAL_MESSAGE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    payment_id: _builtins.str
-    transaction_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
+    uid: _builtins.str
+    """what it is called in the ledger"""
+    account: _builtins.str
     amount_minor: _builtins.int
     currency: _builtins.str
     method: _builtins.str
@@ -1294,8 +1302,8 @@ class Payment(_message.Message):
     """reserved, confirmed, sold, refused, cancelled, timed-out"""
     reserved_at_ms: _builtins.int
     expires_at_ms: _builtins.int
-    receipt_id: _builtins.str
-    """of its sale"""
+    receipt: _builtins.str
+    """Of its sale; empty: not sold."""
     refusal_reason: _builtins.str
     """why it could not be sold; docs/errors.md"""
     refusal_message: _builtins.str
@@ -1304,23 +1312,23 @@ class Payment(_message.Message):
     def __init__(
         self,
         *,
-        payment_id: _builtins.str = ...,
-        transaction_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        account: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         currency: _builtins.str = ...,
         method: _builtins.str = ...,
         status: _builtins.str = ...,
         reserved_at_ms: _builtins.int = ...,
         expires_at_ms: _builtins.int = ...,
-        receipt_id: _builtins.str = ...,
+        receipt: _builtins.str = ...,
         refusal_reason: _builtins.str = ...,
         refusal_message: _builtins.str = ...,
         version: Global___BookVersion | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "currency", b"currency", "expires_at_ms", b"expires_at_ms", "method", b"method", "payment_id", b"payment_id", "receipt_id", b"receipt_id", "refusal_message", b"refusal_message", "refusal_reason", b"refusal_reason", "reserved_at_ms", b"reserved_at_ms", "status", b"status", "transaction_id", b"transaction_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "currency", b"currency", "expires_at_ms", b"expires_at_ms", "method", b"method", "name", b"name", "receipt", b"receipt", "refusal_message", b"refusal_message", "refusal_reason", b"refusal_reason", "reserved_at_ms", b"reserved_at_ms", "status", b"status", "uid", b"uid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1331,18 +1339,18 @@ class ConfirmSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    transaction_id: _builtins.str
+    name: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        transaction_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1353,21 +1361,21 @@ class CancelSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    transaction_id: _builtins.str
+    name: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        transaction_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1377,17 +1385,17 @@ Global___CancelSaleRequest: _TypeAlias = CancelSaleRequest  # noqa: Y015
 class GetPaymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
-    transaction_id: _builtins.str
-    """of this caller"""
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of this caller, who is the seller."""
     def __init__(
         self,
         *,
-        transaction_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1398,25 +1406,25 @@ class ReverseSaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
-    receipt_id: _builtins.str
-    """of the sale"""
+    name: _builtins.str
+    receipt: _builtins.str
+    """Of the sale."""
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
-        receipt_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        receipt: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "receipt_id", b"receipt_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "receipt", b"receipt", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1426,9 +1434,9 @@ Global___ReverseSaleRequest: _TypeAlias = ReverseSaleRequest  # noqa: Y015
 class Reversal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    REVERSED_RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    REVERSED_RECEIPT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
@@ -1442,10 +1450,10 @@ class Reversal(_message.Message):
     DEBT_LEFT_MINOR_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     GIVEN_UP_DEBT_MINOR_FIELD_NUMBER: _builtins.int
-    receipt_id: _builtins.str
-    """of the reversal"""
-    reversed_receipt_id: _builtins.str
-    account_id: _builtins.str
+    receipt: _builtins.str
+    """Of the reversal."""
+    reversed_receipt: _builtins.str
+    account: _builtins.str
     amount_minor: _builtins.int
     """goes back to who paid"""
     currency: _builtins.str
@@ -1467,9 +1475,9 @@ class Reversal(_message.Message):
     def __init__(
         self,
         *,
-        receipt_id: _builtins.str = ...,
-        reversed_receipt_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        receipt: _builtins.str = ...,
+        reversed_receipt: _builtins.str = ...,
+        account: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         currency: _builtins.str = ...,
         legal_entity: _builtins.str = ...,
@@ -1486,7 +1494,7 @@ class Reversal(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "fee_minor", b"fee_minor", "given_up_debt_minor", b"given_up_debt_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt_id", b"reversed_receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "credit_minor", b"credit_minor", "currency", b"currency", "debt_left_minor", b"debt_left_minor", "emergency_left_minor", b"emergency_left_minor", "fee_minor", b"fee_minor", "given_up_debt_minor", b"given_up_debt_minor", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt", b"receipt", "returned_debt_minor", b"returned_debt_minor", "returned_emergency_minor", b"returned_emergency_minor", "reversed_at_ms", b"reversed_at_ms", "reversed_receipt", b"reversed_receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1525,12 +1533,12 @@ class RefundCreditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     amount_minor: _builtins.int
     """0 = all that is left"""
     method: _builtins.str
@@ -1540,14 +1548,14 @@ class RefundCreditRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         method: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "method", b"method", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "method", b"method", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1557,8 +1565,8 @@ Global___RefundCreditRequest: _TypeAlias = RefundCreditRequest  # noqa: Y015
 class Refund(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
@@ -1567,8 +1575,8 @@ class Refund(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CHARGED_NANO_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
-    receipt_id: _builtins.str
-    account_id: _builtins.str
+    receipt: _builtins.str
+    account: _builtins.str
     amount_minor: _builtins.int
     currency: _builtins.str
     legal_entity: _builtins.str
@@ -1582,8 +1590,8 @@ class Refund(_message.Message):
     def __init__(
         self,
         *,
-        receipt_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        receipt: _builtins.str = ...,
+        account: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         currency: _builtins.str = ...,
         legal_entity: _builtins.str = ...,
@@ -1595,7 +1603,7 @@ class Refund(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_sequence", b"account_sequence", "amount_minor", b"amount_minor", "charged_nano", b"charged_nano", "currency", b"currency", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt_id", b"receipt_id", "refunded_at_ms", b"refunded_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_sequence", b"account_sequence", "amount_minor", b"amount_minor", "charged_nano", b"charged_nano", "currency", b"currency", "legal_entity", b"legal_entity", "method", b"method", "reason", b"reason", "receipt", b"receipt", "refunded_at_ms", b"refunded_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1634,11 +1642,11 @@ class AdjustCreditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     amount_minor: _builtins.int
     """credited; negative: taken back"""
     reason: _builtins.str
@@ -1646,13 +1654,13 @@ class AdjustCreditRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1663,12 +1671,12 @@ class WriteOffRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     kind: _builtins.str
     """emergency, debt; arrears: what was used beyond the credit"""
     amount_minor: _builtins.int
@@ -1678,14 +1686,14 @@ class WriteOffRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         kind: _builtins.str = ...,
         amount_minor: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "kind", b"kind", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "kind", b"kind", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1696,18 +1704,18 @@ class GrantEmergencyCreditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1718,12 +1726,12 @@ class SetDebtRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     DEBT_MINOR_FIELD_NUMBER: _builtins.int
     SHARE_PPM_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     debt_minor: _builtins.int
     """>= 0; what is owed from now on"""
     share_ppm: _builtins.int
@@ -1733,14 +1741,14 @@ class SetDebtRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         debt_minor: _builtins.int = ...,
         share_ppm: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "debt_minor", b"debt_minor", "reason", b"reason", "request_id", b"request_id", "share_ppm", b"share_ppm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debt_minor", b"debt_minor", "name", b"name", "reason", b"reason", "request_id", b"request_id", "share_ppm", b"share_ppm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1751,18 +1759,18 @@ class CloseAccountRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1773,11 +1781,11 @@ class KeepPowerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     UNTIL_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     until_ms: _builtins.int
     """absent: ends it"""
     reason: _builtins.str
@@ -1785,13 +1793,13 @@ class KeepPowerRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         until_ms: _builtins.int | None = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "until_ms", b"until_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "account_id", b"account_id", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "name", b"name", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__until_ms: _TypeAlias = _typing.Literal["until_ms"]  # noqa: Y015
     _WhichOneofArgType__until_ms: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms"]  # noqa: Y015
@@ -1804,24 +1812,24 @@ class PromisePaymentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     UNTIL_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     until_ms: _builtins.int
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         until_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id", "until_ms", b"until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1832,11 +1840,11 @@ class RecordNoticeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     NOTICE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    account_id: _builtins.str
+    name: _builtins.str
     notice_id: _builtins.str
     """UUID, as the notice has it"""
     outcome: _builtins.str
@@ -1845,13 +1853,13 @@ class RecordNoticeRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         notice_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "notice_id", b"notice_id", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "notice_id", b"notice_id", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1862,21 +1870,21 @@ class HoldCutsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    site_id: _builtins.str
+    name: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1887,21 +1895,21 @@ class ReleaseCutsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    site_id: _builtins.str
+    name: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1911,16 +1919,16 @@ Global___ReleaseCutsRequest: _TypeAlias = ReleaseCutsRequest  # noqa: Y015
 class GetAccountRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1930,16 +1938,16 @@ Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
 class GetMeterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["meter_id", b"meter_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1949,13 +1957,13 @@ Global___GetMeterRequest: _TypeAlias = GetMeterRequest  # noqa: Y015
 class Authority(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     AUTHORITY_VERSION_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     PROPOSALS_LAST_MS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    legal_entity: _builtins.str
+    name: _builtins.str
     authority_version: _builtins.int
     currency: _builtins.str
     rules: _builtins.str
@@ -1966,7 +1974,7 @@ class Authority(_message.Message):
     def __init__(
         self,
         *,
-        legal_entity: _builtins.str = ...,
+        name: _builtins.str = ...,
         authority_version: _builtins.int = ...,
         currency: _builtins.str = ...,
         rules: _builtins.str = ...,
@@ -1975,7 +1983,7 @@ class Authority(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_version", b"authority_version", "currency", b"currency", "legal_entity", b"legal_entity", "proposals_last_ms", b"proposals_last_ms", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_version", b"authority_version", "currency", b"currency", "name", b"name", "proposals_last_ms", b"proposals_last_ms", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1986,12 +1994,12 @@ class PublishAuthorityRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     PROPOSALS_LAST_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    legal_entity: _builtins.str
+    name: _builtins.str
     currency: _builtins.str
     """of the amounts in rules"""
     rules: _builtins.str
@@ -2004,14 +2012,14 @@ class PublishAuthorityRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        legal_entity: _builtins.str = ...,
+        name: _builtins.str = ...,
         currency: _builtins.str = ...,
         rules: _builtins.str = ...,
         proposals_last_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "legal_entity", b"legal_entity", "proposals_last_ms", b"proposals_last_ms", "request_id", b"request_id", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "name", b"name", "proposals_last_ms", b"proposals_last_ms", "request_id", b"request_id", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2021,16 +2029,16 @@ Global___PublishAuthorityRequest: _TypeAlias = PublishAuthorityRequest  # noqa: 
 class GetAuthorityRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
-    legal_entity: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
-        legal_entity: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_entity", b"legal_entity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2042,7 +2050,7 @@ class Approval(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
@@ -2057,14 +2065,14 @@ class Approval(_message.Message):
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
-    approval_id: _builtins.str
+    name: _builtins.str
     status: _builtins.str
     """pending, approved, declined, expired, executed, failed"""
     legal_entity: _builtins.str
     action: _builtins.str
     """docs/operations/approvals.md"""
     target: _builtins.str
-    """the stream in which it happens, e.g. account-A1"""
+    """What it happens to."""
     command: _builtins.str
     content: _builtins.str
     """the command's fields, a JSON object"""
@@ -2083,7 +2091,7 @@ class Approval(_message.Message):
     def __init__(
         self,
         *,
-        approval_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         status: _builtins.str = ...,
         legal_entity: _builtins.str = ...,
         action: _builtins.str = ...,
@@ -2101,7 +2109,7 @@ class Approval(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "approval_id", b"approval_id", "command", b"command", "content", b"content", "decided_by", b"decided_by", "expires_at_ms", b"expires_at_ms", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "legal_entity", b"legal_entity", "proposed_at_ms", b"proposed_at_ms", "proposed_by", b"proposed_by", "reason", b"reason", "status", b"status", "target", b"target", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "command", b"command", "content", b"content", "decided_by", b"decided_by", "expires_at_ms", b"expires_at_ms", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "legal_entity", b"legal_entity", "name", b"name", "proposed_at_ms", b"proposed_at_ms", "proposed_by", b"proposed_by", "reason", b"reason", "status", b"status", "target", b"target", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2112,21 +2120,21 @@ class ApproveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    approval_id: _builtins.str
+    name: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        approval_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2137,21 +2145,21 @@ class DeclineRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    approval_id: _builtins.str
+    name: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        approval_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2161,16 +2169,16 @@ Global___DeclineRequest: _TypeAlias = DeclineRequest  # noqa: Y015
 class GetApprovalRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    APPROVAL_ID_FIELD_NUMBER: _builtins.int
-    approval_id: _builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
-        approval_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2180,24 +2188,23 @@ Global___GetApprovalRequest: _TypeAlias = GetApprovalRequest  # noqa: Y015
 class ListApprovalsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    legal_entity: _builtins.str
-    """empty: of all"""
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """0 = 100; at most 1000"""
     page_token: _builtins.str
+    filter: _builtins.str
+    """legal_entity"""
     def __init__(
         self,
         *,
-        legal_entity: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_entity", b"legal_entity", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,12 +28,20 @@ if _version_not_supported:
 class VendingServiceStub:
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     def __init__(self, channel):
@@ -145,7 +153,7 @@ class VendingServiceStub:
         self.GetReceipt = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/GetReceipt',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
-                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.FromString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.FromString,
                 _registered_method=True)
         self.PrintReceipt = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/PrintReceipt',
@@ -247,12 +255,20 @@ class VendingServiceStub:
 class VendingServiceServicer:
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     def RegisterSite(self, request, context):
@@ -632,7 +648,7 @@ def add_VendingServiceServicer_to_server(servicer, server):
             'GetReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceipt,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.FromString,
-                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.SerializeToString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.SerializeToString,
             ),
             'PrintReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.PrintReceipt,
@@ -740,12 +756,20 @@ def add_VendingServiceServicer_to_server(servicer, server):
 class VendingService:
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     @staticmethod
@@ -1304,7 +1328,7 @@ class VendingService:
             target,
             '/wattvend.vending.v1.VendingService/GetReceipt',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
-            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptResponse.FromString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.FromString,
             options,
             channel_credentials,
             insecure,

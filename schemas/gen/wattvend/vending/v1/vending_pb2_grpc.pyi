@@ -29,12 +29,20 @@ GRPC_VERSION: str
 class VendingServiceStub:
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     @_typing.overload
@@ -75,7 +83,7 @@ class VendingServiceStub:
     CancelSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]
-    GetReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.GetReceiptResponse]
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.Receipt]
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
     """
@@ -123,12 +131,20 @@ class VendingServiceStub:
 class VendingServiceAsyncStub(VendingServiceStub):
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -166,7 +182,7 @@ class VendingServiceAsyncStub(VendingServiceStub):
     CancelSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]  # type: ignore[assignment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]  # type: ignore[assignment]
-    GetReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.Receipt]  # type: ignore[assignment]
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
     """
@@ -213,12 +229,20 @@ class VendingServiceAsyncStub(VendingServiceStub):
 class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
     """The book of record: what exists, whose it is, and every movement of money.
 
-    Ids match [A-Za-z0-9][A-Za-z0-9._-]{0,62}. Every command carries `request_id`, a UUID that is
+    In the style of the AIPs (google.aip.dev). Things have a resource name, e.g. accounts/A1; an id in
+    it matches [A-Za-z0-9][A-Za-z0-9._-]{0,62}. A legal entity and a seller's own transaction are free
+    text in their names, with "/" written %2F and "%" written %25. A method that acts on a thing takes
+    its `name`; what it refers to beside is a field named after it.
+
+    Every command carries `request_id`, a UUID that is
     unique to the caller (metadata `wattvend-caller`): the same id with the same content gets the
     first answer again; with other content it is refused (REQUEST_ID_REUSED). The metadata
     `wattvend-actor` may name the person behind the caller by an opaque id: it is kept with what
     happens, and a repeat is the same request whoever sends it. Errors carry
-    google.rpc.ErrorInfo with a reason from docs/errors.md.
+    google.rpc.ErrorInfo with a reason from docs/errors.md, and `field` where one is at fault.
+
+    Lists are paged (page_size 1..1000, default 100; page_token from the last answer) and filtered
+    (AIP-160; docs/filters.md).
     """
 
     @_abc_1.abstractmethod
@@ -380,7 +404,7 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _vending_pb2.GetReceiptRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_vending_pb2.GetReceiptResponse, _abc.Awaitable[_vending_pb2.GetReceiptResponse]]:
+    ) -> _typing.Union[_vending_pb2.Receipt, _abc.Awaitable[_vending_pb2.Receipt]]:
         """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
         a moment after the sale. As often as it is asked, the same.
         """
