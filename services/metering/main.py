@@ -1,10 +1,13 @@
-"""The wiring of metering."""
+"""The wiring of metering, and its command line."""
 
+import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 from faust.types import TP
 
@@ -12,7 +15,7 @@ from services.common.runtime import encoding, service
 from services.common.runtime.fence import ClockFence
 from services.common.runtime.settings import load
 from services.metering.adapters import app as faust_app
-from services.metering.adapters import changelog, decoding
+from services.metering.adapters import changelog, decoding, seeding
 from services.metering.adapters.exits import Exit, leave
 from services.metering.adapters.metrics import Metrics
 from services.metering.adapters.shell import Shell
@@ -91,8 +94,34 @@ async def _look_after(app: faust_app.App) -> None:
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def main() -> int:
-    """Run metering until it is told to stop; return its exit code."""
-    sys.setswitchinterval(SWITCH_S)
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for; without a command that is to run the service."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.metering",
+        description="Charges, balances, alarms. All settings are environment variables.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    seed = commands.add_parser(
+        "seed",
+        help="write the rows of a shard anew from what the book posted; stop metering first",
+    )
+    seed.add_argument(
+        "--from",
+        dest="file",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="as `python -m services.vending seeds` wrote it",
+    )
+    seed.add_argument("--dry-run", action="store_true", help="say what would be written")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run metering until it is told to stop, or do what is asked for; return the exit code."""
+    chosen = parsed(arguments)
     settings = load(Settings)
+    if chosen.command == "seed":
+        return asyncio.run(seeding.seed(settings, chosen.file, is_dry=chosen.dry_run))
+    sys.setswitchinterval(SWITCH_S)
     return service.run(NAME, settings, partial(wire, settings))

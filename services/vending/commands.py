@@ -11,21 +11,24 @@ import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import orjson
 from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.progress import Progress
 
 from services.common.kernel.errors import WattvendError
 from services.common.runtime import service
+from services.common.runtime.topics import catalogue
 from services.vending import audit
 from services.vending.adapters import bus, stores
 from services.vending.adapters.keys import PublicKeys, SigningKey, public_keys_in
 from services.vending.adapters.ledger import ledger_above
 from services.vending.adapters.scratch import ScratchLasts
 from services.vending.adapters.table_copy import copy_tables, differing_table
-from services.vending.application import copying, importing, verifying
+from services.vending.application import copying, importing, seeding, verifying
 from services.vending.application.balances import Until, balanced, tables_of
 from services.vending.application.verifying import Fault, Verdict
 from services.vending.config import VendingSettings
@@ -77,6 +80,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="copy what there is while vending runs; the last run, without this, is then short",
     )
+    seeds = commands.add_parser(
+        "seeds",
+        help="write what a shard of metering can be seeded from, where its rows are lost; vending "
+        "may run meanwhile",
+    )
+    seeds.add_argument("--shard", type=int, required=True)
+    seeds.add_argument("--to", type=Path, required=True, metavar="FILE")
     balance = commands.add_parser(
         "trial-balance",
         help="add up what was posted, at any past position; vending may run meanwhile",
@@ -100,13 +110,15 @@ def carried_out(chosen: argparse.Namespace, settings: VendingSettings) -> int:
             work = import_ledger(settings)
         case "copy-book":
             work = copy_book(settings, chosen.to, is_ahead=chosen.ahead)
+        case "seeds":
+            work = seeds(settings, chosen.shard, chosen.to)
         case "trial-balance":
             work = trial_balance(chosen, settings)
         case _:
             work = raise_book_epoch(settings)
     try:
         return asyncio.run(work)
-    except (WattvendError, KafkaError) as failed:
+    except (OSError, WattvendError, KafkaError) as failed:
         print(f"vending: {failed}", file=sys.stderr)
         return service.EXIT_FAILED
 
@@ -255,6 +267,20 @@ async def trial_balance(chosen: argparse.Namespace, settings: VendingSettings) -
     if off := found.balance.off_nano():
         print(f"The postings do not sum to zero: off by {off}. Run verify: they were altered")
         return FAULT_FOUND
+    return 0
+
+
+async def seeds(settings: VendingSettings, shard: int, to: Path) -> int:
+    """Write what a shard of metering can be seeded from, a JSON object a line."""
+    shards = catalogue().shards
+    if not 0 <= shard < shards:
+        raise WattvendError(f"there is no shard {shard}: they are 0 to {shards - 1}")
+    async with stores.reading(settings.store_address, "seeds") as stored:
+        with _shown("reading the book") as progress:
+            found = await seeding.seeding(stored.store, stored.tables, shard, shards, progress)
+    lines = b"".join(orjson.dumps(line) + b"\n" for line in found.lines())
+    await asyncio.to_thread(to.write_bytes, lines)
+    print(f"{to}: of {found.accounts} accounts in shard {shard} {found.posted} were posted")
     return 0
 
 
