@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.longrunning import operations_grpc_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from wattvend.reporting.v1 import reporting_pb2_grpc
-from wattvend.vending.v1 import accounts_pb2_grpc, vending_pb2_grpc
+from wattvend.vending.v1 import accounts_pb2_grpc, batches_pb2_grpc, vending_pb2_grpc
 
 CALL_TIMEOUT_S = 15.0
 
@@ -63,11 +64,13 @@ class _Calls:
 class Clients:
     """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
 
-    `accounts`: the life of accounts, which is vending's too.
+    `accounts`: the life of accounts, which is vending's too, as `batches` and `operations` are.
     """
 
     vending: _Calls
     accounts: _Calls
+    batches: _Calls
+    operations: _Calls
     reporting: _Calls
 
 
@@ -92,5 +95,7 @@ async def connect(
         yield Clients(
             _Calls(vending_pb2_grpc.VendingServiceStub(to_vending), vending, caller, actor),
             _Calls(accounts_pb2_grpc.AccountServiceStub(to_vending), vending, caller, actor),
+            _Calls(batches_pb2_grpc.BatchServiceStub(to_vending), vending, caller, actor),
+            _Calls(operations_grpc_pb2.OperationsStub(to_vending), vending, caller, actor),
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
         )

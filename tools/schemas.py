@@ -30,6 +30,9 @@ BASELINE = ROOT / "schemas" / "baseline"
 PROTO_BASELINE = BASELINE / "protobuf.json"
 OURS = "wattvend"
 """Of what schemas/proto imports the packages of Google are not ours to judge."""
+OPERATIONS = "google/longrunning/operations.proto"
+OPERATIONS_SHIPPED = "google/longrunning/operations_proto.proto"
+"""The package ships it under another name than the one that it is compiled by."""
 BUF_FOUND = 100
 """Its exit code where it found something wrong with the schemas."""
 
@@ -57,6 +60,7 @@ def _protoc(*outputs: str) -> None:
             "-m",
             "grpc_tools.protoc",
             *(f"-I{folder}" for folder in includes()),
+            f"-I{OPERATIONS}={includes()[-1] / OPERATIONS_SHIPPED}",
             *outputs,
             *files,
         ],

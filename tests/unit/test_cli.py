@@ -14,6 +14,7 @@ from uuid import UUID
 
 import pytest
 import yaml
+from google.longrunning import operations_proto_pb2 as lro
 from typer.testing import CliRunner, Result
 
 from services.common.policies.rules import read as read_rules
@@ -24,6 +25,7 @@ from tools.cli import main as cli
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
 from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import batches_pb2 as b
 from wattvend.vending.v1 import vending_pb2 as v
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,7 @@ class Vending:
 def wattvend(monkeypatch: pytest.MonkeyPatch, vending: Vending, *arguments: str) -> Result:
     @asynccontextmanager
     async def connect(*_: str) -> AsyncIterator[Clients]:
-        yield Clients(vending, vending, vending)  # type: ignore[arg-type]
+        yield Clients(*[vending] * 5)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asking, "connect", connect)
     return CliRunner().invoke(cli.app, arguments)
@@ -313,6 +315,59 @@ def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPa
     assert asked["Approve"].reason
 
 
+def test_the_commands_of_the_page_on_batches_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/operations/batches.md").read_text()
+    batch = b.Batch(
+        name="batches/x",
+        kind="force-off",
+        status="running",
+        currency="CNY",
+        summary=b.BatchSummary(targets_count=3, done_count=1, refused_count=1, waiting_count=1),
+        paces=[b.BatchPace(site="sites/mall", waiting_count=1, per_minute=10, next_at_ms=1)],
+    )
+    result = b.BatchResult(target="accounts/A1", outcome="refused", reason="ACCOUNT_NOT_OPEN")
+    operation = lro.Operation(done=True)
+    operation.metadata.Pack(batch)
+    vending = Vending(
+        **dict.fromkeys(("CreateBatch", "GetBatch", "PauseBatch", "ResumeBatch"), batch),
+        CancelBatch=batch,
+        ListBatches=b.ListBatchesResponse(batches=[batch]),
+        PreviewBatch=b.BatchPreview(batch=batch, first=[result], needs_approval="it needs two"),
+        SubmitBatch=operation,
+        WaitOperation=operation,
+        ListBatchResults=b.ListBatchResultsResponse(results=[result]),
+        ListApprovals=v.ListApprovalsResponse(),
+        Approve=v.Approval(),
+    )
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result_ = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result_.exit_code == 0, result_.output
+    asked = dict(vending.asked)
+    assert asked.keys() == vending.answers.keys() - {"OpenAccount"}
+    listed = asked["CreateBatch"].list.targets
+    assert [(each.name, each.amount_minor) for each in listed] == [
+        ("accounts/shop-001", 0),
+        ("accounts/shop-002", 8_000),
+    ]
+    assert asked["CreateBatch"].amount_minor == 5_000
+
+
+def test_a_file_lists_targets_with_their_amounts_or_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "list.csv"
+    create = ("batch", "create", "sale", "--reason", "x", "--method", "cash", "--file", str(file))
+    file.write_text("id,amount\nA1,5.00\n\nA2\n")
+    vending = Vending(CreateBatch=b.Batch())
+    assert wattvend(monkeypatch, vending, *create, "--amount", "1.00").exit_code == 0
+    request = dict(vending.asked)["CreateBatch"]
+    said = [(t.name, t.HasField("amount_minor") and t.amount_minor) for t in request.list.targets]
+    assert said == [("accounts/A1", 500), ("accounts/A2", False)]
+    file.write_text("A1,5.00,EUR\n")
+    assert "line 1" in wattvend(monkeypatch, vending, *create).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -390,7 +445,7 @@ def test_the_command_line_passes_on_who_asks(monkeypatch: pytest.MonkeyPatch) ->
     @asynccontextmanager
     async def connect(*of: Any) -> AsyncIterator[Clients]:
         asked.append(of[2:])
-        yield Clients(Vending(), Vending(), Vending())  # type: ignore[arg-type]
+        yield Clients(*[Vending()] * 5)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asking, "connect", connect)
     environment = {"WATTVEND_CALLER": "desk-3", "WATTVEND_ACTOR": "u-81"}

@@ -35,12 +35,13 @@ from tools.cli.asking import minor_of as _minor
 from tools.cli.asking import register_milli as _register_milli
 from tools.cli.asking import run as _run
 from tools.cli.asking import say_refused as _say_refused
+from tools.cli.batches import batch_app
 from tools.client import Clients, Refused
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
-IN_DAYS = ("keep-power",)
-"""Actions whose size is told in days, not in money."""
+COUNTED = ("keep-power", "batch")
+"""Actions whose size is told in days, or in targets, not in money."""
 PREVIEW_TIMEOUT_S = 600.0
 """A year of a thousand accounts takes minutes."""
 
@@ -75,6 +76,7 @@ explain_app = typer.Typer(
     help="Explain a cut-off (explain ACCOUNT), a charge, a balance.",
 )
 app.add_typer(account_app, name="account")
+app.add_typer(batch_app, name="batch")
 app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
@@ -492,11 +494,11 @@ def account_write_off(
 
 
 def _rule(text: str, currency: str) -> tuple[str, int | None]:
-    """Return what one person may do, as typed: ACTION, or ACTION=UP_TO in days or money."""
+    """Return what one person may do, as typed: ACTION, or ACTION=UP_TO: money, or a count."""
     action, is_limited, limit = text.partition("=")
     if not is_limited:
         return action, None
-    if action in IN_DAYS:
+    if action in COUNTED:
         return action, int(_amount(limit))
     known = CURRENCIES.get(currency)
     if known is None:

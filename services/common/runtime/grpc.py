@@ -75,7 +75,9 @@ _CODES = {
         Reason.AUTHORITY_NOT_FOUND,
         Reason.CHARGE_NOT_FOUND,
         Reason.OPERATION_NOT_FOUND,
+        Reason.BATCH_NOT_FOUND,
     ),
+    grpc.StatusCode.CANCELLED: (Reason.CANCELLED,),
     grpc.StatusCode.UNIMPLEMENTED: (Reason.OPERATION_IS_KEPT,),
     grpc.StatusCode.ALREADY_EXISTS: (
         Reason.ALREADY_EXISTS,

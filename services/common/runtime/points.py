@@ -11,7 +11,8 @@ def point(name: str) -> None:
     vending, a command: decided, written (in SQLite's transaction), committed, answering (a sale);
     telling, before each account that a move of a meter concerns; approved and carried-out, around a
     command that a second person approved; payment-confirmed and payment-sold, around a payment's
-    sale. Its relay, a batch: numbered, linked, ledger-published, shards-published,
+    sale; batch-round-begun and batch-round-given, around the commands of a batch's round. Its
+    relay, a batch: numbered, linked, ledger-published, shards-published,
     registry-published; a checkpoint: root-kept, checkpointed.
 
     reporting, a batch: read, positions-written, rows-written (both in PostgreSQL's transaction),

@@ -39,6 +39,7 @@ __all__ = [
 _OF_STREAM: dict[str, Pattern] = {
     "account": ACCOUNT,
     "authority": AUTHORITY,
+    "batch": BATCH,
     "gateway": GATEWAY,
     "meter": METER,
     "policy": POLICY,

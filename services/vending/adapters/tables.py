@@ -1,10 +1,11 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name`, `todo` and `waiting` (proposals, payments) are derived from events (`changes`) within
-the transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
-reads; `usage_ask` says when metering was asked last what an account was charged. `book` holds the
-book epoch, `raised` the position after which each began; `link` what the hash chain over the store
-is made of, `checkpoint` what the relay vouched for. `root` is of earlier releases.
+`unique_name`, `todo`, `batch` and `waiting` (proposals, payments) are derived from events
+(`changes`) within the transaction that stores them. `charged` and `consumer_offset` come from the
+topics that vending reads; `usage_ask` says when metering was asked last what an account was
+charged. `book` holds the book epoch, `raised` the position after which each began; `link` what the
+hash chain over the store is made of, `checkpoint` what the relay vouched for. `root` is of earlier
+releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,14 @@ from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+    BatchCancelled,
+    BatchCreated,
+    BatchFinished,
+    BatchPaused,
+    BatchResumed,
+    BatchRoundBegun,
+    BatchRoundEnded,
+    BatchSubmitted,
     CommandProposed,
     Event,
     GatewayRegistered,
@@ -50,6 +59,7 @@ from services.vending.domain.tables import (
     PAYMENT,
     SERIAL,
     Ask,
+    BatchRow,
     Charged,
     Checkpoint,
     Document,
@@ -82,6 +92,19 @@ CREATE TABLE IF NOT EXISTS waiting(
   PRIMARY KEY(kind, id)
 );
 CREATE INDEX IF NOT EXISTS waiting_until ON waiting(kind, is_decided, expires_at_ms);
+CREATE TABLE IF NOT EXISTS batch(
+  batch_id text PRIMARY KEY,
+  kind text NOT NULL,
+  legal_entity text NOT NULL,
+  status text NOT NULL,
+  round_is_open bigint NOT NULL CHECK(round_is_open IN (0, 1)),
+  changed_at_ms bigint NOT NULL,
+  position bigint NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS batch_position ON batch(position);
+CREATE INDEX IF NOT EXISTS batch_changed ON batch(changed_at_ms);
+CREATE INDEX IF NOT EXISTS batch_open ON batch(position)
+  WHERE status = 'running' OR round_is_open = 1;
 CREATE TABLE IF NOT EXISTS document(
   receipt_id text PRIMARY KEY,
   legal_entity text NOT NULL,
@@ -150,7 +173,7 @@ CREATE TABLE IF NOT EXISTS link(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
-DERIVED = ("unique_name", "todo", "waiting", "document", "series", "numbered")
+DERIVED = ("unique_name", "todo", "waiting", "batch", "document", "series", "numbered")
 """The tables that are of events alone: `changes` makes them, the last three the relay counts."""
 
 _LINK = "position, stream, revision, event_id, type, hash"
@@ -226,6 +249,14 @@ _PROJECTED = {
         PaymentRefused,
         ReservationCancelled,
         ReservationTimedOut,
+        BatchCreated,
+        BatchSubmitted,
+        BatchPaused,
+        BatchResumed,
+        BatchCancelled,
+        BatchRoundBegun,
+        BatchRoundEnded,
+        BatchFinished,
     )
 }
 
@@ -294,6 +325,29 @@ class SqlTables:
             limit,
         )
         return [(position, id_) for position, id_ in rows]
+
+    async def open_batches(self, since_ms: int) -> list[str]:
+        """Return the ids of batches that run, have an open round, or changed after an instant."""
+        rows = await self._database.rows(
+            "SELECT batch_id, position FROM batch WHERE status = 'running' OR round_is_open = 1 "
+            "UNION SELECT batch_id, position FROM batch WHERE changed_at_ms > $1 "
+            "ORDER BY position",
+            since_ms,
+        )
+        return [batch_id for batch_id, _ in rows]
+
+    async def batches(self, after: int, limit: int) -> list[BatchRow]:
+        """Return at most `limit` batches above a position, the oldest first."""
+        rows = await self._database.rows(
+            "SELECT position, batch_id, kind, legal_entity, status, round_is_open FROM batch "
+            "WHERE position > $1 ORDER BY position LIMIT $2",
+            after,
+            limit,
+        )
+        return [
+            BatchRow(position, batch_id, kind, legal_entity, status, bool(is_open))
+            for position, batch_id, kind, legal_entity, status, is_open in rows
+        ]
 
     async def numbered_until(self) -> int:
         """Return the position up to which receipts have their numbers."""
@@ -550,8 +604,47 @@ def _changes(event: Event, position: int) -> Iterator[Change]:
                 "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2",
                 [(event.meter_id, event.epoch)],
             )
+        case _ if event.SUBJECT in _STATUS_AFTER:
+            yield _batch(event, position)
         case _:
             yield _waiting(event, position)
+
+
+_STATUS_AFTER = {
+    BatchCreated.SUBJECT: "draft",
+    BatchSubmitted.SUBJECT: "running",
+    BatchPaused.SUBJECT: "paused",
+    BatchResumed.SUBJECT: "running",
+    BatchCancelled.SUBJECT: "cancelled",
+    BatchFinished.SUBJECT: "finished",
+    BatchRoundBegun.SUBJECT: None,
+    BatchRoundEnded.SUBJECT: None,
+}
+"""Where a batch is after an event; None: where it was."""
+
+
+def _batch(event: Event, position: int) -> Statement:
+    """Keep where a batch is."""
+    if isinstance(event, BatchCreated):
+        row = (event.batch_id, event.kind, event.legal_entity, event.occurred_at_ms, position)
+        return Statement(
+            "INSERT INTO batch"
+            "(batch_id, kind, legal_entity, status, round_is_open, changed_at_ms, position) "
+            "VALUES($1, $2, $3, 'draft', 0, $4, $5)",
+            [row],
+        )
+    batch_id: str = event.batch_id  # type: ignore[attr-defined] # every event of a batch has it
+    status = _STATUS_AFTER[event.SUBJECT]
+    if status is not None:
+        return Statement(
+            "UPDATE batch SET status = $2, changed_at_ms = $3 WHERE batch_id = $1",
+            [(batch_id, status, event.occurred_at_ms)],
+        )
+    is_open = int(isinstance(event, BatchRoundBegun))
+    return Statement(
+        "UPDATE batch SET round_is_open = $2, changed_at_ms = $3 WHERE batch_id = $1",
+        [(batch_id, is_open, event.occurred_at_ms)],
+    )
 
 
 def _waiting(event: Event, position: int) -> Statement:

@@ -50,6 +50,15 @@ class Guarded:
     said: tuple[str, ...] = ()
 
 
+@value_class
+class Prepared:
+    """What is to be decided in the stream of an entity, by all that it takes."""
+
+    kind: type[Any]
+    entity_id: str
+    decide: Callable[[Any], Decision]
+
+
 class Approvals:
     """Commands that may need a second person, by the names that stand in proposals."""
 
@@ -74,7 +83,7 @@ class Approvals:
         proposal = await self._book.state_of(Proposal, approval_id)
         if proposal is None:
             try:
-                return await self._do(command)
+                return await self.do(command)
             except InvalidInput as refused:
                 if refused.reason is not Reason.APPROVAL_REQUIRED:
                     raise
@@ -142,7 +151,7 @@ class Approvals:
         points.point("approved")
         revision, failure = -1, None
         try:
-            revision = (await self._do(self._command_of(proposal))).revision
+            revision = (await self.do(self._command_of(proposal))).revision
         except InvalidInput as refused:
             failure = Failure(refused.reason.value, refused.message)
         points.point("carried-out")
@@ -155,7 +164,7 @@ class Approvals:
         proposal = await self.carry_out(proposal.approval_id)
         match proposal.status:
             case Status.EXECUTED:
-                return await self._do(self._command_of(proposal))  # a repeat
+                return await self.do(self._command_of(proposal))  # a repeat
             case Status.FAILED if proposal.failure:
                 raise InvalidInput(Reason(proposal.failure.reason), proposal.failure.message)
             case Status.DECLINED:
@@ -172,18 +181,23 @@ class Approvals:
                 raise approval.expired(proposal).as_error()
         raise Bug(f"proposal {proposal.approval_id} is {proposal.status} and has no answer")
 
-    async def _do(self, command: Any) -> Outcome[Any]:
+    async def do(self, command: Any) -> Outcome[Any]:
+        """Do a command that one person may do alone, or that carries its approval.
+
+        Raises InvalidInput(APPROVAL_REQUIRED) for another; no proposal comes of it.
+        """
+        ready = await self.prepared(command)
+        return accepted(await self._book.submit(ready.kind, ready.entity_id, ready.decide))
+
+    async def prepared(self, command: Any) -> Prepared:
+        """Return a command with what the book knows besides."""
         guarded = self._guarded(command)
         entity_id = getattr(command, guarded.of)
         if guarded.completed is not None:
             command = await guarded.completed(command)
         if guarded.kind is not Authority:  # which is its own
             command = replace(command, authority=await self._authority(command))
-        return accepted(
-            await self._book.submit(
-                guarded.kind, entity_id, lambda state: guarded.decide(state, command)
-            )
-        )
+        return Prepared(guarded.kind, entity_id, lambda state: guarded.decide(state, command))
 
     async def _authority(self, command: Any) -> Authority | None:
         """Return what one person may do alone where a command would happen."""

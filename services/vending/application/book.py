@@ -72,10 +72,14 @@ class Outcome(Generic[S]):
 
 def accepted(outcome: Outcome[S]) -> Outcome[S]:
     """Return an outcome. Raises InvalidInput where the book took down a refusal."""
-    event = outcome.event
+    check_accepted(outcome.event)
+    return outcome
+
+
+def check_accepted(event: Event | None) -> None:
+    """Raise InvalidInput where an event takes down a refusal."""
     if isinstance(event, SaleRefused | EmergencyRefused | CorrectionRefused | RefundRefused):
         raise InvalidInput(Reason(event.reason), event.message)
-    return outcome
 
 
 @value_class

@@ -21,6 +21,7 @@ from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.common.tariffs.plan import ENERGY_MILLI_MAX
 from services.vending.application.approvals import Approvals, Guarded
+from services.vending.application.batches import Batches
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
 from services.vending.application.payments import Payments
@@ -29,6 +30,7 @@ from services.vending.application.receipts import Receipts
 from services.vending.domain import (
     account,
     authority,
+    batching,
     changes,
     checks,
     corrections,
@@ -42,6 +44,7 @@ from services.vending.domain import (
 )
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority
+from services.vending.domain.batch import Batch
 from services.vending.domain.decisions import Rejection, Request
 from services.vending.domain.events import (
     AccountCloseRefused,
@@ -81,6 +84,7 @@ GUARDED = {
     "adjust-credit": Guarded(
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
     ),
+    "submit-batch": Guarded(batching.SubmitBatch, Action.BATCH, Batch, "batch_id", batching.decide),
     "write-off": Guarded(
         corrections.WriteOff, Action.WRITE_OFF, Account, "account_id", corrections.decide
     ),
@@ -153,6 +157,7 @@ class Office:
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
+        self.batches = Batches(book, tables, clock, self.approvals)
 
     @property
     def terms(self) -> Terms:

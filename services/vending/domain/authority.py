@@ -35,6 +35,7 @@ class Action(StrEnum):
     ACCOUNT_TERMS = "account-terms"
     ADJUSTMENT = "adjustment"
     AUTHORITY = "authority"
+    BATCH = "batch"
     DEBT = "debt"
     EMERGENCY = "emergency"
     FORCE_OFF = "force-off"
@@ -49,8 +50,10 @@ class Action(StrEnum):
 
 MINOR = "minor"
 DAYS = "days"
+TARGETS = "targets"
 UNITS = {
     Action.ADJUSTMENT: MINOR,
+    Action.BATCH: TARGETS,
     Action.DEBT: MINOR,
     Action.EMERGENCY: MINOR,
     Action.KEEP_POWER: DAYS,

@@ -8,6 +8,7 @@ from services.vending.domain import (
     account,
     approval,
     authority,
+    batch,
     gateway,
     meter,
     payment,
@@ -18,6 +19,7 @@ from services.vending.domain import (
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Authority
+from services.vending.domain.batch import Batch
 from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.gateway import Gateway
@@ -27,7 +29,7 @@ from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 
-State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal | Payment
+State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal | Payment | Batch
 Evolve = Callable[[Any, Event], State]
 
 _EVOLVE: dict[str, Evolve] = {
@@ -40,6 +42,7 @@ _EVOLVE: dict[str, Evolve] = {
     "authority": authority.evolve,
     "approval": approval.evolve,
     "payment": payment.evolve,
+    "batch": batch.evolve,
 }
 _KINDS: dict[type, str] = {
     Site: "site",
@@ -51,6 +54,7 @@ _KINDS: dict[type, str] = {
     Authority: "authority",
     Proposal: "approval",
     Payment: "payment",
+    Batch: "batch",
 }
 
 

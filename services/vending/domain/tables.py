@@ -52,6 +52,18 @@ class Document:
 
 
 @value_class
+class BatchRow:
+    """Where a batch is, without what it is for. `position`: of the event that drafted it."""
+
+    position: int
+    batch_id: str
+    kind: str
+    legal_entity: str
+    status: str
+    round_is_open: bool
+
+
+@value_class
 class Charged:
     """The newest charge of a meter: where it ended."""
 
@@ -155,6 +167,17 @@ class Tables(Protocol):
 
         Of a legal entity or, "", of all; at most `limit` above position `after`.
         """
+        ...
+
+    async def open_batches(self, since_ms: int) -> list[str]:
+        """Return the ids of batches that run, have an open round, or changed after an instant.
+
+        The oldest first.
+        """
+        ...
+
+    async def batches(self, after: int, limit: int) -> list[BatchRow]:
+        """Return at most `limit` batches above a position, the oldest first."""
         ...
 
     async def numbered_until(self) -> int:

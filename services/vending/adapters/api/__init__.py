@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from services.common.kernel.values import value_class
-from services.vending.adapters.api import operations
+from services.vending.adapters.api import batches, operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.changes import AccountApi
@@ -21,7 +21,7 @@ from services.vending.adapters.api.prices import Prices
 from services.vending.adapters.api.receipts import Receipts
 from services.vending.adapters.api.sales import Sales
 from services.vending.adapters.api.sites import Sites
-from wattvend.vending.v1 import accounts_pb2, accounts_pb2_grpc, vending_pb2_grpc
+from wattvend.vending.v1 import accounts_pb2, accounts_pb2_grpc, batches_pb2_grpc, vending_pb2_grpc
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -49,13 +49,20 @@ class Service:
     add: Callable[[Any, Any], None]
 
 
-OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {}
+OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {
+    batches.COLLECTION: batches.BatchOperations,
+}
 """What goes on after its call was answered: collection below `operations/` → its processes."""
 SERVICES = (
     Service(
         pb.DESCRIPTOR.services_by_name["VendingService"].full_name,
         VendingApi,
         vending_pb2_grpc.add_VendingServiceServicer_to_server,
+    ),
+    Service(
+        batches.SERVICE_NAME,
+        batches.BatchApi,
+        batches_pb2_grpc.add_BatchServiceServicer_to_server,
     ),
     Service(
         operations.SERVICE_NAME,

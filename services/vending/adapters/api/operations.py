@@ -14,6 +14,7 @@ from google.longrunning import operations_grpc_pb2, operations_proto_pb2
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
+from services.common.kernel import filters
 from services.common.kernel.errors import InvalidInput, shown
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
@@ -34,7 +35,6 @@ ANSWER_MARGIN_S = 0.5
 """What is kept of a call's deadline to send the answer that it is not done."""
 WAIT_S = 5.0
 """How long WaitOperation waits where its caller says nothing."""
-_DONE = {"": None, "done=true": True, "done=false": False}
 
 
 @value_class
@@ -88,19 +88,19 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
 
     async def ListOperations(self, request: Any, context: Call) -> Any:
         """Return a page of operations: kind by kind, the oldest first."""
-        done = _DONE.get(request.filter.replace(" ", ""), ...)
-        if done is ...:
-            raise checks.invalid("filter", 'write "done = false" or "done = true", or nothing')
-        kinds = self._kinds_below(request.name)
+        of = filters.parse(request.filter, {"done": filters.flag()})
+        wanted = [done for done in (True, False) if filters.holds(of, {"done": done})]
+        done = wanted[0] if len(wanted) == 1 else None
+        kinds = self._kinds_below(request.name) if wanted else []
         size = page_size_of(request.page_size)
-        listed = (COLLECTION, request.name, str(done))
+        listed = (COLLECTION, request.name, request.filter)
         cursor = cursor_of(listed, request.page_token, (str, int))
         begin, after = (str(cursor[0]), int(cursor[1])) if cursor else ("", 0)
         answer = operations_proto_pb2.ListOperationsResponse()
         for kind in (known for known in kinds if known >= begin):
             left = size - len(answer.operations)
             found = await self._kinds[kind].page(done, after if kind == begin else 0, left + 1)
-            answer.operations.extend(_message(kind, view) for _, view in found[:left])
+            answer.operations.extend(message(kind, view) for _, view in found[:left])
             if len(found) > left:
                 last = found[left - 1][0] if left else (after if kind == begin else 0)
                 answer.next_page_token = token_of(listed, (kind, last))
@@ -136,7 +136,7 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
 
     async def _operation(self, name: str) -> Any:
         kind, id_ = self._parsed(name)
-        return _message(kind, await self._kinds[kind].view(id_))
+        return message(kind, await self._kinds[kind].view(id_))
 
     def _kinds_below(self, name: str) -> list[str]:
         """Return the kinds of `operations`, which are all, or of `operations/<kind>`."""
@@ -167,7 +167,8 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
         )
 
 
-def _message(kind: str, view: View) -> Any:
+def message(kind: str, view: View) -> Any:
+    """Return the message of an operation."""
     operation = operations_proto_pb2.Operation(
         name=f"{COLLECTION}/{kind}/{view.id}", done=view.done
     )

@@ -1,0 +1,457 @@
+"""Batches: a command for many, in rounds that are written down before they are given.
+
+Three kinds of appends for each round: that it begins, in the batch's stream; each command in its
+own stream, by a request that derives from batch and target; what came of each, in the batch's
+stream again. What runs, or has an open round, is known from the store: a process that dies in
+between gives the open round again, and every command that was done is a repeat.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from services.common.kernel.clock import Clock
+from services.common.kernel.errors import InvalidInput
+from services.common.kernel.reasons import Reason
+from services.common.kernel.values import value_class
+from services.common.runtime import points
+from services.vending.application.approvals import Approvals, Prepared
+from services.vending.application.book import Book, Outcome, accepted, check_accepted
+from services.vending.application.process import each, step
+from services.vending.domain import account, batch, batching, checks, pacing
+from services.vending.domain.account import Account, account_not_found
+from services.vending.domain.batch import Batch, Kind, Of, Result, Status, Target, Terms
+from services.vending.domain.changes import ChangeTerms
+from services.vending.domain.corrections import AdjustCredit
+from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, answered
+from services.vending.domain.events import BatchRoundEnded
+from services.vending.domain.meter import ForceRelay, Meter, meter_not_found
+from services.vending.domain.pacing import MINUTE_MS, Asked
+from services.vending.domain.policy import Policy
+from services.vending.domain.site import Site
+from services.vending.domain.tables import BatchRow, Tables
+
+LOOK_AGAIN_S = 0.5
+"""How soon a batch begins that was submitted, or goes on that waited."""
+BATCH = "batch"
+ROWS_AT_ONCE = 1_000
+FAR_MS = checks.TIME_MS_MAX
+APPROVED = "a preview"
+"""Who lets a command happen in a preview: what it takes of persons, the batch takes once."""
+
+
+@value_class
+class Selected:
+    """What a filter found: ids of meters or accounts, by what was known at `as_of_ms`."""
+
+    ids: tuple[str, ...]
+    as_of_ms: int
+
+
+class Selection(Protocol):
+    """Who finds the targets of a filter."""
+
+    async def find(self, of: Of, filter_: str, at_most: int) -> Selected:
+        """Return what a filter finds. Raises InvalidInput where it is none, or finds too many."""
+        ...
+
+
+@value_class
+class Draft:
+    """What a caller wants of a batch: its targets by a filter or, where that is "", by a list.
+
+    `amount_minor`: of each target that names none.
+    """
+
+    request: Request
+    terms: Terms
+    filter: str
+    listed: tuple[tuple[str, int | None], ...]
+    amount_minor: int | None
+
+
+@value_class
+class Pace:
+    """What of a site waits: the next at `next_at_ms`, the last not before `last_at_ms`."""
+
+    site_id: str
+    waiting: int
+    per_minute: int
+    next_at_ms: int
+    last_at_ms: int
+
+
+@value_class
+class Preview:
+    """What a batch would do. `sites`, `states`: how many targets each has.
+
+    `reasons`: reason → how many would be refused or skipped by it; `needs_two`: why a second
+    person must approve, "" where nobody.
+    """
+
+    sites: Counter[str]
+    states: Counter[str]
+    outcomes: Counter[batch.Outcome]
+    reasons: Counter[str]
+    needs_two: str
+
+
+class Batches:
+    """Batches: drafts, their previews, and the rounds of those that run."""
+
+    def __init__(
+        self,
+        book: Book,
+        tables: Tables,
+        clock: Clock,
+        approvals: Approvals,
+        selection: Selection | None = None,
+    ) -> None:
+        """Use `book`; `tables` know what runs; `selection` resolves filters."""
+        self._book = book
+        self._tables = tables
+        self._clock = clock
+        self._approvals = approvals
+        self.selection = selection
+
+    # --- what persons do --------------------------------------------------------------------------
+
+    async def create(self, draft: Draft, *, validate_only: bool = False) -> Batch:
+        """Draft a batch: choose its targets, and freeze them. `validate_only`: keep nothing."""
+        request = draft.request
+        batch_id = batching.batch_id_of(request)
+        if await self._book.state_of(Batch, batch_id) is not None:
+            return (
+                await self._book.submit(Batch, batch_id, lambda state: _known(state, request))
+            ).state
+        command = await self._command(draft)
+        if validate_only:
+            return _folded(batching.decide(None, command))
+        return (await self._submit(batch_id, command)).state
+
+    async def submit(self, command: batching.SubmitBatch) -> Batch:
+        """Let a batch be carried out, which may need a second person."""
+        outcome: Outcome[Batch] = await self._approvals.ask(command)
+        return outcome.state
+
+    async def move(
+        self, command: batching.PauseBatch | batching.ResumeBatch | batching.CancelBatch
+    ) -> Batch:
+        """Pause, resume or cancel a batch."""
+        return (await self._submit(command.batch_id, command)).state
+
+    async def of(self, batch_id: str) -> Batch:
+        """Return a batch. Raises InvalidInput(BATCH_NOT_FOUND)."""
+        checks.check_id("name", batch_id)
+        found = await self._book.state_of(Batch, batch_id)
+        if found is None:
+            raise batching.batch_not_found(batch_id).as_error()
+        return found
+
+    async def page(
+        self, wanted: Callable[[BatchRow], bool], after: int, limit: int
+    ) -> list[tuple[int, Batch]]:
+        """Return (position, batch) of those wanted above a position, the oldest first."""
+        found: list[tuple[int, Batch]] = []
+        while rows := await self._tables.batches(after, ROWS_AT_ONCE):
+            after = rows[-1].position
+            for row in filter(wanted, rows):
+                found.append((row.position, await self.of(row.batch_id)))
+                if len(found) == limit:
+                    return found
+        return found
+
+    async def results(self, batch_id: str) -> tuple[Batch, dict[int, Result]]:
+        """Return a batch and what came of those of its targets that had their round."""
+        state = await self.of(batch_id)
+        ended = await self._book.events_of(Batch, batch_id, BatchRoundEnded)
+        found = (batch.result_from(said) for event in ended for said in event.results)
+        return state, {result.target: result for result in found}
+
+    async def preview(self, batch_id: str) -> Preview:
+        """Say what a batch would do, by the rules that decide each command; nothing happens."""
+        state = await self.of(batch_id)
+        outcomes: Counter[batch.Outcome] = Counter()
+        reasons: Counter[str] = Counter()
+        states: Counter[str] = Counter()
+        for number in range(len(state.targets)):
+            result, entity = await self._tried(state, number)
+            outcomes[result.outcome] += 1
+            states[_state_of(entity)] += 1
+            if result.reason:
+                reasons[result.reason] += 1
+        ready = await self._approvals.prepared(
+            batching.SubmitBatch(self._step(state, "preview"), batch_id)
+        )
+        refused = ready.decide(state) if state.status is Status.DRAFT else None
+        return Preview(
+            Counter(target.site_id for target in state.targets),
+            states,
+            outcomes,
+            reasons,
+            refused.message if isinstance(refused, Rejection) else "",
+        )
+
+    async def tried(self, state: Batch, numbers: Iterable[int]) -> list[Result]:
+        """Return what would come of targets, one by one; nothing happens."""
+        return [(await self._tried(state, number))[0] for number in numbers]
+
+    async def paces(self, state: Batch) -> list[Pace]:
+        """Return what waits of each site, and until when; nothing where nothing is paced."""
+        if not state.terms.rule.position or state.is_over:
+            return []
+        now_ms = self._clock.now_ms()
+        asked = await self._asked(now_ms)
+        waiting = Counter(target.site_id for _, target in state.waiting())
+        budgets = await self._budgets(waiting)
+        paces = []
+        for site_id, count in sorted(waiting.items()):
+            budget = budgets[site_id]
+            begin_ms = pacing.next_at_ms(asked, site_id, budget, now_ms)
+            last_ms = begin_ms + (count - 1) // budget * MINUTE_MS
+            paces.append(Pace(site_id, count, budget, begin_ms, last_ms))
+        return paces
+
+    # --- rounds -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Give rounds for as long as the service runs."""
+        while True:
+            if not await self.turn():
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def turn(self) -> bool:
+        """Give each batch one round, where it has one that may be given; return whether any did."""
+        moved = False
+
+        async def one(batch_id: str) -> None:
+            nonlocal moved
+            moved = await self._round(batch_id) or moved
+
+        ids = await self._tables.open_batches(FAR_MS)
+        await each(BATCH, ids, one)
+        return moved
+
+    async def _round(self, batch_id: str) -> bool:
+        """Give the open round of a batch, or its next one; return whether there was one."""
+        state = await self.of(batch_id)
+        if not state.open_round and state.status is Status.RUNNING:
+            state = await self._begin(state)
+        if not state.open_round:
+            return False
+        points.point("batch-round-begun")
+        results = await self._given(state)
+        points.point("batch-round-given")
+        request = self._step(state, "batch-round-ended", state.round)
+        await self._submit(batch_id, batching.EndRound(request, results))
+        return True
+
+    async def _begin(self, state: Batch) -> Batch:
+        now_ms = self._clock.now_ms()
+        budgets: dict[str, int] = {}
+        asked: Sequence[Asked] = ()
+        if state.terms.rule.position:
+            budgets = await self._budgets(target.site_id for _, target in state.waiting())
+            asked = await self._asked(now_ms)
+        targets = batch.next_round(state, budgets, asked, now_ms)
+        if not targets:
+            return state
+        request = self._step(state, "batch-round-begun", state.round)
+        begun = await self._submit(state.batch_id, batching.BeginRound(request, targets))
+        return begun.state
+
+    async def _given(self, state: Batch) -> tuple[Result, ...]:
+        """Give the commands of the open round, all at once; they come into few commits."""
+        given = await asyncio.gather(
+            *(self._one(state, number) for number in state.open_round), return_exceptions=True
+        )
+        results = []
+        for result in given:
+            if isinstance(result, BaseException):
+                raise result  # the round stays open, and is given again
+            results.append(result)
+        return tuple(results)
+
+    async def _one(self, state: Batch, number: int) -> Result:
+        try:
+            ready = await self._prepared(state, number, state.behind.approved_by)
+            outcome = accepted(await self._book.submit(ready.kind, ready.entity_id, ready.decide))
+        except InvalidInput as refused:
+            return _refused(number, refused.reason, refused.message)
+        return Result(number, batch.Outcome.DONE, outcome.revision)
+
+    async def _tried(self, state: Batch, number: int) -> tuple[Result, Any]:
+        """Return what would come of a target, and what the target is now."""
+        entity = None
+        try:
+            ready = await self._prepared(state, number, APPROVED)
+            entity = await self._book.state_of(ready.kind, ready.entity_id)
+            decision = ready.decide(entity)
+            if isinstance(decision, Rejection):
+                return _refused(number, decision.reason, decision.message), entity
+            if isinstance(decision, Accepted) and decision.events:
+                check_accepted(decision.events[-1])
+        except InvalidInput as refused:
+            return _refused(number, refused.reason, refused.message), entity
+        return Result(number, batch.Outcome.DONE), entity
+
+    async def _prepared(self, state: Batch, number: int, approved_by: str) -> Prepared:
+        """Return the command of a target. Raises InvalidInput where it cannot be one."""
+        terms, target = state.terms, state.targets[number]
+        reason = f"{terms.reason} (batch {state.batch_id})"
+        content = (terms.kind.value, target.amount_minor, terms.method, terms.tariff_id)
+        origin = replace(state.behind, approved_by=approved_by)
+        request = step(
+            self._clock.now_ms(),
+            (*content, terms.policy_id),
+            origin,
+            "batch",
+            state.batch_id,
+            target.target_id,
+        )
+        match terms.kind:
+            case Kind.FORCE_OFF | Kind.FORCE_ON | Kind.RESTORE_PREPAID:
+                order = ForceRelay(request, target.target_id, terms.rule.position, reason)
+                return await self._approvals.prepared(order)
+            case Kind.PRICE | Kind.POLICY:
+                change = ChangeTerms(
+                    request, target.target_id, terms.tariff_id, terms.policy_id, reason
+                )
+                return await self._approvals.prepared(change)
+            case Kind.ADJUSTMENT:
+                assert target.amount_minor is not None, "each target of an adjustment has one"
+                adjustment = AdjustCredit(request, target.target_id, target.amount_minor, reason)
+                return await self._approvals.prepared(adjustment)
+            case Kind.SALE:
+                return await self._sale(request, state, target)
+
+    async def _sale(self, request: Request, state: Batch, target: Target) -> Prepared:
+        of = await self._book.state_of(Account, target.target_id)
+        by = await self._book.state_of(Policy, of.policy_id) if of else None
+        assert target.amount_minor is not None, "each target of a sale has one"
+        assert state.terms.method is not None, "a sale has a method"
+        command = account.Sell(
+            request, target.target_id, target.amount_minor, state.terms.method, policy=by
+        )
+        return Prepared(Account, target.target_id, lambda before: account.decide(before, command))
+
+    # --- what they need ---------------------------------------------------------------------------
+
+    async def _command(self, draft: Draft) -> batching.CreateBatch:
+        """Return what drafts a batch: with its targets, and whose they are."""
+        of, as_of_ms = draft.terms.rule.of, None
+        if bool(draft.filter) == bool(draft.listed):
+            raise checks.invalid("filter", "choose the targets by a filter, or give a list of them")
+        listed = draft.listed
+        if draft.filter:
+            if self.selection is None:
+                raise _no_selection()
+            found = await self.selection.find(of, draft.filter, batch.TARGETS_MAX)
+            listed, as_of_ms = tuple((id_, None) for id_ in found.ids), found.as_of_ms
+            if not listed:
+                raise checks.invalid("filter", f"it finds no {of}; nothing is to do")
+        checks.check_between("targets", len(listed), 1, batch.TARGETS_MAX)
+        targets, entities, currencies = [], set(), set()
+        for id_, amount_minor in listed:
+            entity = await self._entity(of, id_)
+            amount = draft.amount_minor if amount_minor is None else amount_minor
+            targets.append(Target(id_, entity.site_id, amount))
+            entities.add(entity.legal_entity)
+            currencies.add(entity.currency)
+        if len(entities) > 1:
+            raise _mixed("legal entities", entities, Reason.LEGAL_ENTITY_MISMATCH)
+        if len(currencies) > 1 and draft.terms.rule.has_amounts:
+            raise _mixed("currencies", currencies, Reason.CURRENCY_MISMATCH)
+        return batching.CreateBatch(
+            draft.request,
+            draft.terms,
+            entities.pop(),
+            min(currencies),
+            draft.filter,
+            as_of_ms,
+            tuple(targets),
+        )
+
+    async def _entity(self, of: Of, id_: str) -> Meter | Account:
+        found: Meter | Account | None
+        if of is Of.METERS:
+            found = await self._book.state_of(Meter, id_)
+            missing = meter_not_found(id_)
+        else:
+            found = await self._book.state_of(Account, id_)
+            missing = account_not_found(id_)
+        if found is None:
+            raise missing.as_error()
+        return found
+
+    async def _asked(self, now_ms: int) -> list[Asked]:
+        """Return which relays batches asked in the minute before, or may be asking now."""
+        asked: list[Asked] = []
+        for batch_id in await self._tables.open_batches(now_ms - MINUTE_MS):
+            other = await self.of(batch_id)
+            asked += other.asked
+            asked += [Asked(site_id, now_ms, count) for site_id, count in other.reserved.items()]
+        return asked
+
+    async def _budgets(self, site_ids: Iterable[str]) -> dict[str, int]:
+        """Return site → how many relays it lets move a minute."""
+        budgets = {}
+        for site_id in set(site_ids):
+            site = await self._book.state_of(Site, site_id)
+            assert site is not None, "meters stand at sites"
+            budgets[site_id] = site.cuts_per_minute
+        return budgets
+
+    def _step(self, state: Batch, *name: object) -> Request:
+        """Return the request of a step of a batch itself."""
+        return step(self._clock.now_ms(), (), state.behind, *name, state.batch_id)
+
+    async def _submit(self, batch_id: str, command: batching.Command) -> Outcome[Batch]:
+        return await self._book.submit(
+            Batch, batch_id, lambda state: batching.decide(state, command)
+        )
+
+
+def _refused(number: int, reason: Reason, message: str) -> Result:
+    is_so = reason is Reason.NOTHING_CHANGES
+    outcome = batch.Outcome.SKIPPED if is_so else batch.Outcome.REFUSED
+    return Result(number, outcome, None, reason.value, message)
+
+
+def _known(state: Batch | None, request: Request) -> Decision:
+    known = answered(state.answers, request) if state else None
+    assert known is not None, "a batch knows the request that it came from"
+    return known
+
+
+def _folded(decision: Decision) -> Batch:
+    """Return the batch that a decision would make of nothing."""
+    assert isinstance(decision, Accepted), "a batch that is new is drafted"
+    state: Batch | None = None
+    for event in decision.events:
+        state = batch.evolve(state, event)
+    assert state is not None, "a batch that is drafted has an event"
+    return state
+
+
+def _state_of(entity: Meter | Account | None) -> str:
+    """Return what a person sorts targets by: how a meter is forced, where an account is."""
+    match entity:
+        case Meter():
+            return f"forced-{entity.forced}" if entity.forced else "prepaid"
+        case Account():
+            return entity.status.value
+    return "unknown"
+
+
+def _no_selection() -> InvalidInput:
+    text = "nobody here resolves a filter; give the targets as a list"
+    return InvalidInput(Reason.SELECTION_UNAVAILABLE, text, field="filter")
+
+
+def _mixed(what: str, found: Iterable[str], reason: Reason) -> InvalidInput:
+    listed = ", ".join(sorted(found))
+    text = f"the targets are of several {what} ({listed}): draft a batch for each"
+    return InvalidInput(reason, text, field="targets")

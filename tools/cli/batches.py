@@ -1,0 +1,382 @@
+"""`wattvend batch`: one command for many meters or accounts, drafted, previewed, submitted."""
+
+import asyncio
+import csv
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+from google.longrunning import operations_proto_pb2 as lro
+from google.protobuf.duration_pb2 import Duration
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from services.common.kernel.units import format_scaled
+from tools.cli import show
+from tools.cli.asking import (
+    Reason,
+    RequestId,
+    account_of,
+    amount_of,
+    err,
+    minor_of,
+    options,
+    run,
+)
+from tools.client import Clients
+from wattvend.vending.v1 import batches_pb2 as b
+from wattvend.vending.v1 import vending_pb2 as v
+
+batch_app = typer.Typer(
+    no_args_is_help=True, help="Batches: one command for many meters or accounts."
+)
+ON_METERS = ("force-off", "force-on", "restore-prepaid")
+WAIT_S = 5
+PREVIEW_TIMEOUT_S = 120.0
+"""Ten thousand targets are read and judged one by one."""
+BatchId = Annotated[str, typer.Argument(help="id of the batch")]
+Page = Annotated[str, typer.Option(help="token of the page, as the one before told it")]
+COLORS = {
+    "draft": "cyan",
+    "running": "green",
+    "paused": "yellow",
+    "cancelled": "red",
+    "done": "green",
+    "refused": "red",
+    "skipped": "yellow",
+}
+
+
+@batch_app.command("create")
+def batch_create(  # noqa: PLR0917 - a command line is parsed by name
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="force-off, force-on, restore-prepaid, sale, adjustment, price, policy"
+        ),
+    ],
+    reason: Reason,
+    target: Annotated[
+        list[str], typer.Option(help="a meter or account, or ID=AMOUNT; may be repeated")
+    ] = [],  # noqa: B006
+    file: Annotated[
+        Path | None, typer.Option(help="CSV: an id a line, and its amount", exists=True)
+    ] = None,
+    amount: Annotated[str, typer.Option(help="of each that names none, e.g. 50.00")] = "",
+    method: Annotated[str, typer.Option(help="of a sale: cash, pos, transfer, qr")] = "",
+    tariff: Annotated[str, typer.Option(help="of a price: id of the tariff they get")] = "",
+    policy: Annotated[str, typer.Option(help="of a policy: id of the policy they get")] = "",
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="only say whether it could be drafted")
+    ] = False,
+    request_id: RequestId = "",
+) -> None:
+    """Draft a batch: its targets are chosen and frozen; nothing is carried out."""
+    request = request_id or str(uuid4())
+    each = dict(_listed(target, file))
+    collection = "meters" if kind in ON_METERS else "accounts"
+
+    async def work(clients: Clients) -> b.Batch:
+        decimals = await _decimals(clients, collection, each) if amount or any(each.values()) else 0
+        drafted: b.Batch = await clients.batches(
+            "CreateBatch",
+            b.CreateBatchRequest(
+                request_id=request,
+                kind=kind,
+                reason=reason,
+                list=b.BatchTargets(
+                    targets=[
+                        b.BatchTarget(
+                            name=f"{collection}/{id_}",
+                            amount_minor=minor_of(amount_of(said), decimals) if said else None,
+                        )
+                        for id_, said in each.items()
+                    ]
+                ),
+                amount_minor=minor_of(amount_of(amount), decimals) if amount else None,
+                method=method,
+                tariff=f"tariffs/{tariff}" if tariff else "",
+                policy=f"policies/{policy}" if policy else "",
+                validate_only=validate_only,
+            ),
+            timeout_s=PREVIEW_TIMEOUT_S,
+        )
+        return drafted
+
+    run(work, shown, request)
+
+
+def _listed(targets: list[str], file: Path | None) -> Iterator[tuple[str, str]]:
+    """Yield ids and amounts, "" where none is said, as options and a file list them."""
+    for text in targets:
+        id_, _, amount = text.partition("=")
+        yield id_, amount
+    if file is None:
+        return
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        for number, row in enumerate(csv.reader(lines), 1):
+            if not row or (number == 1 and row[0].strip().lower() in ("id", "account", "meter")):
+                continue
+            cells = [cell.strip() for cell in row]
+            if len(cells) > 2 or not cells[0]:
+                raise typer.BadParameter(f"{file}, line {number}: write an id, or an id and amount")
+            yield cells[0], cells[1] if len(cells) > 1 else ""
+
+
+async def _decimals(clients: Clients, collection: str, each: dict[str, str]) -> int:
+    """Return the decimals of the currency of the first account."""
+    if collection == "meters" or not each:
+        raise typer.BadParameter("amounts are of accounts: give some")
+    first: v.Account = await account_of(clients, next(iter(each)))
+    return first.minor_decimals
+
+
+@batch_app.command("preview")
+def batch_preview(batch: BatchId) -> None:
+    """Show what a draft would do, by the rules that decide each command. Nothing happens."""
+    request = b.PreviewBatchRequest(name=f"batches/{batch}")
+    run(
+        lambda clients: clients.batches("PreviewBatch", request, timeout_s=PREVIEW_TIMEOUT_S),
+        previewed,
+    )
+
+
+@batch_app.command("submit")
+def batch_submit(
+    batch: BatchId,
+    wait: Annotated[bool, typer.Option("--wait", help="until every target has its result")] = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let a draft be carried out; a large one becomes a proposal for a second person."""
+    request = b.SubmitBatchRequest(request_id=request_id or str(uuid4()), name=f"batches/{batch}")
+
+    async def work(clients: Clients) -> b.Batch:
+        await clients.batches("SubmitBatch", request)
+        return await (_waited(clients, batch) if wait else _batch(clients, batch))
+
+    run(work, shown, request.request_id, in_steps=wait)
+
+
+@batch_app.command("wait")
+def batch_wait(batch: BatchId) -> None:
+    """Wait until every target of a batch has its result, or it was cancelled."""
+    run(lambda clients: _waited(clients, batch), shown)
+
+
+async def _batch(clients: Clients, batch: str) -> b.Batch:
+    found: b.Batch = await clients.batches("GetBatch", b.GetBatchRequest(name=f"batches/{batch}"))
+    return found
+
+
+async def _waited(clients: Clients, batch: str) -> b.Batch:
+    """Wait for a batch's operation, with a bar that shows how far it is."""
+    columns = (
+        TextColumn("{task.description}"),
+        *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+    )
+    wait = lro.WaitOperationRequest(name=f"operations/batches/{batch}", timeout=Duration(seconds=1))
+    with Progress(*columns, console=err, disable=options.as_json, transient=True) as bar:
+        task = bar.add_task("")
+        while True:
+            operation = await clients.operations("WaitOperation", wait, timeout_s=WAIT_S)
+            now = b.Batch()
+            operation.metadata.Unpack(now)
+            left = now.summary.waiting_count
+            total = now.summary.targets_count
+            bar.update(task, description=_pacing(now), total=total, completed=total - left)
+            if operation.done:
+                return await _batch(clients, batch)
+            await asyncio.sleep(0)
+
+
+def _pacing(now: b.Batch) -> str:
+    """Return where a batch is, and until when it waits for its sites."""
+    waits = [pace.next_at_ms for pace in now.paces]
+    if now.status != "running" or not waits or min(waits) <= time.time() * 1000:
+        return now.status
+    until = datetime.fromtimestamp(min(waits) // 1000, UTC).astimezone()
+    return f"waits until {until:%H:%M:%S}"
+
+
+@batch_app.command("show")
+def batch_show(batch: BatchId) -> None:
+    """Show a batch: who wants what of how many, and how far it is."""
+    run(lambda clients: _batch(clients, batch), shown)
+
+
+@batch_app.command("list")
+def batch_list(
+    filter_: Annotated[str, typer.Option("--filter", help="""e.g. 'status = "running"'""")] = "",
+    page: Page = "",
+) -> None:
+    """List batches, the oldest first."""
+    request = b.ListBatchesRequest(filter=filter_, page_token=page)
+    run(lambda clients: clients.batches("ListBatches", request), listed)
+
+
+@batch_app.command("pause")
+def batch_pause(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let no further round begin until it is resumed."""
+    request = b.PauseBatchRequest(
+        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+    )
+    run(lambda clients: clients.batches("PauseBatch", request), shown, request.request_id)
+
+
+@batch_app.command("resume")
+def batch_resume(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let a paused batch go on."""
+    request = b.ResumeBatchRequest(
+        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+    )
+    run(lambda clients: clients.batches("ResumeBatch", request), shown, request.request_id)
+
+
+@batch_app.command("cancel")
+def batch_cancel(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let no further round begin, ever: what was done stays."""
+    request = b.CancelBatchRequest(
+        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+    )
+    run(lambda clients: clients.batches("CancelBatch", request), shown, request.request_id)
+
+
+@batch_app.command("results")
+def batch_results(
+    batch: BatchId,
+    filter_: Annotated[str, typer.Option("--filter", help="""e.g. 'outcome = "refused"'""")] = "",
+    page: Page = "",
+) -> None:
+    """List the targets of a batch with what came of each; of a draft: what would."""
+    request = b.ListBatchResultsRequest(parent=f"batches/{batch}", filter=filter_, page_token=page)
+
+    async def work(clients: Clients) -> b.ListBatchResultsResponse:
+        found: b.ListBatchResultsResponse = await clients.batches(
+            "ListBatchResults", request, timeout_s=PREVIEW_TIMEOUT_S
+        )
+        return found
+
+    run(work, results)
+
+
+# --- what a person reads --------------------------------------------------------------------------
+
+
+def _colored(word: str) -> str:
+    return f"[{COLORS[word]}]{word}[/]" if word in COLORS else word
+
+
+def _money(minor: int, currency: str) -> str:
+    known = show.currency_of(currency)
+    return f"{format_scaled(minor, known.minor_decimals)} {currency}"
+
+
+def shown(answer: b.Batch) -> RenderableType:
+    """Show a batch."""
+    counts = answer.summary
+    does = answer.method or show.id_of(answer.tariff) or show.id_of(answer.policy)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    rows = [
+        ("batch", show.id_of(answer.name) or "could be drafted; nothing was kept"),
+        ("kind", f"{answer.kind} {escape(does)}".rstrip()),
+        ("status", _colored(answer.status)),
+        ("reason", escape(answer.reason)),
+        ("targets", f"{counts.targets_count} of {escape(show.id_of(answer.legal_entity))}"),
+        ("amounts", _money(answer.total_minor, answer.currency) if answer.total_minor else ""),
+        ("chosen by", escape(answer.filter)),
+        ("as of", show.moment(answer.as_of_ms) if answer.as_of_ms else ""),
+        (
+            "done",
+            f"{counts.done_count}, refused {counts.refused_count}, "  # noqa: ISC004 - one text
+            f"skipped {counts.skipped_count}, waiting {counts.waiting_count}",
+        ),
+        ("created by", f"{escape(answer.created_by)}, {show.moment(answer.created_at_ms)}"),
+        ("submitted by", escape(answer.submitted_by)),
+        ("approved by", escape(answer.approved_by)),
+        ("last said", escape(answer.last_reason)),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
+    return Group(table, _paces(answer)) if answer.paces else table
+
+
+def _paces(answer: b.Batch) -> Table:
+    table = Table(header_style="bold", title="waits for the sites' budgets", title_justify="left")
+    for name in ("site", "waiting", "a minute", "next", "last"):
+        table.add_column(name)
+    for pace in answer.paces:
+        table.add_row(
+            escape(show.id_of(pace.site)),
+            str(pace.waiting_count),
+            str(pace.per_minute),
+            show.moment(pace.next_at_ms),
+            show.moment(pace.last_at_ms),
+        )
+    return table
+
+
+def listed(answer: b.ListBatchesResponse) -> RenderableType:
+    """Show batches."""
+    table = Table(header_style="bold")
+    for name in ("created", "kind", "status", "targets", "done", "waiting", "by", "id"):
+        table.add_column(name)
+    for each in answer.batches:
+        table.add_row(
+            show.moment(each.created_at_ms),
+            each.kind,
+            _colored(each.status),
+            str(each.summary.targets_count),
+            str(each.summary.done_count),
+            str(each.summary.waiting_count),
+            escape(each.created_by),
+            show.id_of(each.name),
+        )
+    if answer.next_page_token:
+        table.caption = f"more: --page {answer.next_page_token}"
+    return table if answer.batches else "no batches"
+
+
+def previewed(answer: b.BatchPreview) -> RenderableType:
+    """Show what a draft would do."""
+    counted = Table(header_style="bold")
+    counted.add_column("what")
+    counted.add_column("targets", justify="right")
+    for counts in (answer.outcomes, answer.reasons, answer.states, answer.sites):
+        for each in counts:
+            counted.add_row(escape(each.value), str(each.count))
+        counted.add_section()
+    if answer.needs_approval:
+        approval = f"[yellow]when it is submitted: {escape(answer.needs_approval)}[/]"
+    else:
+        approval = "one person may submit it"
+    first = b.ListBatchResultsResponse(results=answer.first)
+    return Group(shown(answer.batch), counted, results(first, answer.batch.currency), approval)
+
+
+def results(answer: b.ListBatchResultsResponse, currency: str = "") -> RenderableType:
+    """Show targets with what came of each."""
+    table = Table(header_style="bold")
+    for name in ("target", "site", "amount", "outcome", "why"):
+        table.add_column(name, overflow="fold")
+    decimals = show.currency_of(currency).minor_decimals
+    for each in answer.results:
+        has_amount = each.HasField("amount_minor")
+        table.add_row(
+            escape(show.id_of(each.target)),
+            escape(show.id_of(each.site)),
+            format_scaled(each.amount_minor, decimals) if has_amount else "",
+            _colored(each.outcome),
+            escape(f"{each.reason} {each.message}".strip()),
+        )
+    if answer.next_page_token:
+        table.caption = f"more: --page {answer.next_page_token}"
+    return table if answer.results else "none"
