@@ -12,7 +12,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from wattvend.reporting.v1 import reporting_pb2_grpc
-from wattvend.vending.v1 import accounts_pb2_grpc, batches_pb2_grpc, vending_pb2_grpc
+from wattvend.vending.v1 import (
+    accounts_pb2_grpc,
+    batches_pb2_grpc,
+    documents_pb2_grpc,
+    vending_pb2_grpc,
+)
 
 CALL_TIMEOUT_S = 15.0
 
@@ -64,13 +69,15 @@ class _Calls:
 class Clients:
     """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
 
-    `accounts`: the life of accounts, which is vending's too, as `batches` and `operations` are.
+    `accounts`: the life of accounts, which is vending's too, as `documents`, `batches` and
+    `operations` are.
     """
 
     vending: _Calls
     accounts: _Calls
     batches: _Calls
     operations: _Calls
+    documents: _Calls
     reporting: _Calls
 
 
@@ -97,5 +104,6 @@ async def connect(
             _Calls(accounts_pb2_grpc.AccountServiceStub(to_vending), vending, caller, actor),
             _Calls(batches_pb2_grpc.BatchServiceStub(to_vending), vending, caller, actor),
             _Calls(operations_grpc_pb2.OperationsStub(to_vending), vending, caller, actor),
+            _Calls(documents_pb2_grpc.DocumentServiceStub(to_vending), vending, caller, actor),
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
         )

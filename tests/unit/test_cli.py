@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -26,12 +27,31 @@ from tools.client import Clients, Refused
 from tools.sitefile import Policy
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import batches_pb2 as b
+from wattvend.vending.v1 import documents_pb2 as d
 from wattvend.vending.v1 import vending_pb2 as v
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
 ACCOUNT = v.Account(name="accounts/A1", currency="CNY", minor_decimals=2)
 BALANCE = r.Balance(account_id="A1", currency="CNY")
+
+
+PAPER = d.Document(
+    name="documents/D1",
+    state="submitted",
+    approval="approvals/AP1",
+    drafted_by="web u-alice",
+    base_version=1,
+    policy=v.PublishPolicyRequest(
+        name="policies/homes", currency="CNY", rules='{"grace_minutes": 240}'
+    ),
+)
+SUPERSEDED = d.Version(number=1, state="superseded", published_by="web u-alice")
+DOCUMENTS = {
+    **dict.fromkeys(("CreateDocument", "GetDocument", "SubmitDocument"), PAPER),
+    "ListDocuments": d.ListDocumentsResponse(documents=[PAPER]),
+    "ListVersions": d.ListVersionsResponse(versions=[SUPERSEDED]),
+}
 
 
 class Vending:
@@ -52,7 +72,7 @@ class Vending:
 def wattvend(monkeypatch: pytest.MonkeyPatch, vending: Vending, *arguments: str) -> Result:
     @asynccontextmanager
     async def connect(*_: str) -> AsyncIterator[Clients]:
-        yield Clients(*[vending] * 5)  # type: ignore[arg-type]
+        yield Clients(*[vending] * len(fields(Clients)))  # type: ignore[arg-type]
 
     monkeypatch.setattr(asking, "connect", connect)
     return CliRunner().invoke(cli.app, arguments)
@@ -157,12 +177,20 @@ def test_what_is_wrong_with_a_plan_is_said_with_its_place(
 def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/tariffs.md").read_text(), re.MULTILINE)
-    assert len(commands) == 3
-    vending = Vending(PublishTariff=v.Tariff(name="tariffs/shops", currency="CNY", plan="{}"))
+    assert len(commands) == 8
+    vending = Vending(
+        PublishTariff=v.Tariff(name="tariffs/shops", currency="CNY", plan="{}"), **DOCUMENTS
+    )
     for command in commands:
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
         assert result.exit_code == 0, result.output
-    (asked,) = [request for _, request in vending.asked]
+    drafted = dict(vending.asked)["CreateDocument"].document.tariff
+    asked = dict(vending.asked)["PublishTariff"]
+    asked.request_id = ""
+    assert drafted == asked
+    assert dict(vending.asked)["ListDocuments"].filter == (
+        'state = submitted AND legal_entity = "legalEntities/prop-co"'
+    )
     # New Year in Shanghai: eight hours before it in UTC.
     assert asked.effective_at_ms == 1_798_732_800_000
     assert plans.read(asked.plan).zone == "Asia/Shanghai"
@@ -171,19 +199,36 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
 def test_the_commands_of_the_page_on_policies_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/policies.md").read_text(), re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 5
     published = v.Policy(name="policies/homes", currency="CNY", rules='{"grace_minutes": 240}')
-    vending = Vending(PublishPolicy=published)
+    vending = Vending(PublishPolicy=published, **DOCUMENTS)
     for command in commands:
         result = wattvend(monkeypatch, vending, *shlex.split(command))
         assert result.exit_code == 0, result.output
-        assert "240 min after nothing was left" in result.stdout
-    (asked,) = [request for _, request in vending.asked]
+        assert ("versions" in command) or "240 min after nothing was left" in result.stdout
+    drafted = dict(vending.asked)["CreateDocument"].document.policy
+    assert drafted.effective_at_ms == 1_798_732_800_000
+    asked = dict(vending.asked)["PublishPolicy"]
     assert (asked.name, asked.overdraft_minor) == ("policies/homes", 1000)
     rules = read_rules(asked.rules)
     assert (rules.zone, len(rules.no_cut)) == ("Asia/Shanghai", 3)
     assert rules.notice is not None
     assert rules.notice.required
+
+
+def test_a_document_is_shown_with_who_must_look_at_it_and_what_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vending = Vending(WithdrawDocument=PAPER, **DOCUMENTS)
+    shown = wattvend(monkeypatch, vending, "document", "show", "D1")
+    for part in ("waits as", "AP1", "policy homes", "240 min after nothing was left", "at once"):
+        assert part in shown.stdout
+    listed = wattvend(monkeypatch, vending, "document", "list", "--kind", "policy")
+    assert "submitted" in listed.stdout
+    reason = ("--reason", "typed wrong")
+    assert wattvend(monkeypatch, vending, "document", "withdraw", "D1", *reason).exit_code == 0
+    versions = wattvend(monkeypatch, vending, "policy", "versions", "homes")
+    assert "superseded" in versions.stdout
 
 
 def test_what_is_wrong_with_a_policy_is_said_with_its_place(
@@ -445,7 +490,7 @@ def test_the_command_line_passes_on_who_asks(monkeypatch: pytest.MonkeyPatch) ->
     @asynccontextmanager
     async def connect(*of: Any) -> AsyncIterator[Clients]:
         asked.append(of[2:])
-        yield Clients(*[Vending()] * 5)  # type: ignore[arg-type]
+        yield Clients(*[Vending()] * len(fields(Clients)))  # type: ignore[arg-type]
 
     monkeypatch.setattr(asking, "connect", connect)
     environment = {"WATTVEND_CALLER": "desk-3", "WATTVEND_ACTOR": "u-81"}

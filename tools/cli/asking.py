@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -131,3 +132,12 @@ def register_milli(text: str) -> int:
     if not REGISTER.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is no register; write e.g. 1234.56")
     return int(Decimal(text) * 1000)
+
+
+def instant_ms(text: str) -> int:
+    """Return an instant as typed, by this terminal's clock or by an offset that it tells."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp()) * 1000
+    except ValueError:
+        example = "write e.g. '2027-01-31 18:00' or '2027-01-31T18:00+08:00'"
+        raise typer.BadParameter(f"{text!r} is no instant; {example}") from None

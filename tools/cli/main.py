@@ -3,12 +3,10 @@
 import getpass
 import json
 import re
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import typer
 from rich.markup import escape
@@ -17,7 +15,7 @@ from typer.core import TyperGroup
 from services.common.kernel import names
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
-from tools.cli import explained, plans, policies, show
+from tools.cli import explained, show
 from tools.cli.accounts import account_app
 from tools.cli.asking import (
     DEFAULT_REPORTING,
@@ -31,19 +29,19 @@ from tools.cli.asking import (
 )
 from tools.cli.asking import account_of as _account
 from tools.cli.asking import amount_of as _amount
+from tools.cli.asking import instant_ms as _until_ms
 from tools.cli.asking import minor_of as _minor
 from tools.cli.asking import register_milli as _register_milli
 from tools.cli.asking import run as _run
-from tools.cli.asking import say_refused as _say_refused
 from tools.cli.batches import batch_app
-from tools.client import Clients, Refused
+from tools.cli.documents import document_app
+from tools.cli.publishing import policy_app, tariff_app
+from tools.client import Clients
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
 COUNTED = ("keep-power", "batch")
 """Actions whose size is told in days, or in targets, not in money."""
-PREVIEW_TIMEOUT_S = 600.0
-"""A year of a thousand accounts takes minutes."""
 
 
 class CutoffByDefault(TyperGroup):
@@ -60,8 +58,6 @@ meter_app = typer.Typer(
     no_args_is_help=True, help="Meters: assign, release, replace; orders about relay and readings."
 )
 notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became of them.")
-tariff_app = typer.Typer(no_args_is_help=True, help="Tariffs: check a plan, publish a version.")
-policy_app = typer.Typer(no_args_is_help=True, help="Policies: check one, publish a version.")
 approval_app = typer.Typer(
     no_args_is_help=True, help="What waits for a second person: list, approve, decline."
 )
@@ -81,6 +77,7 @@ app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
 app.add_typer(policy_app, name="policy")
+app.add_typer(document_app, name="document")
 app.add_typer(approval_app, name="approval")
 app.add_typer(authority_app, name="authority")
 app.add_typer(receipt_app, name="receipt")
@@ -138,15 +135,6 @@ def _energy_milli(text: str) -> int:
     if not REGISTER.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is no energy; write e.g. 100 or 12.5")
     return int(Decimal(text) * 1000)
-
-
-def _until_ms(text: str) -> int:
-    """Return an instant as typed, by this terminal's clock or by an offset that it tells."""
-    try:
-        return int(datetime.fromisoformat(text).timestamp()) * 1000
-    except ValueError:
-        example = "write e.g. '2027-01-31 18:00' or '2027-01-31T18:00+08:00'"
-        raise typer.BadParameter(f"{text!r} is no instant; {example}") from None
 
 
 @account_app.command("open")
@@ -814,143 +802,6 @@ def meter_force(
         reason=reason,
     )
     _run(lambda clients: clients.vending("ForceRelay", request), show.meter, request.request_id)
-
-
-PlanFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/tariffs.md says")]
-
-
-@tariff_app.command("check")
-def tariff_check(
-    file: PlanFile, currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY"
-) -> None:
-    """Show what a plan charges, or what is wrong with it. Nothing is sent."""
-    try:
-        found = plans.read(file)
-        out.print(plans.show(found, _price_decimals(currency)))
-    except Refused as refused:
-        _say_refused(refused)
-        raise SystemExit(1) from None
-
-
-@tariff_app.command("publish")
-def tariff_publish(  # noqa: PLR0917 - a command line is parsed by name
-    tariff: Annotated[str, typer.Argument(help="id of the tariff")],
-    file: PlanFile,
-    legal_entity: Annotated[str, typer.Option(help="who sells")],
-    currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY",
-    commodity: str = "electricity",
-    effective: Annotated[
-        str, typer.Option(help="wall clock of the plan's zone, e.g. '2027-01-01 00:00'")
-    ] = "",
-    request_id: RequestId = "",
-) -> None:
-    """Publish a plan as the next version of a tariff; without --effective as early as may be."""
-    request = request_id or str(uuid4())
-
-    async def work(clients: Clients) -> v.Tariff:
-        plan = plans.read(file)
-        answer: v.Tariff = await clients.vending(
-            "PublishTariff",
-            v.PublishTariffRequest(
-                request_id=request,
-                name=names.TARIFF.name(tariff),
-                commodity=commodity,
-                currency=currency,
-                legal_entity=names.LEGAL_ENTITY.name(legal_entity),
-                plan=plan.text(),
-                effective_at_ms=_local_ms(effective, plan.zone) if effective else 0,
-            ),
-        )
-        return answer
-
-    _run(work, show.tariff, request)
-
-
-@tariff_app.command("what-if")
-def tariff_what_if(  # noqa: PLR0917 - a command line is parsed by name
-    file: PlanFile,
-    begin: Annotated[str, typer.Option("--from", help="wall clock of the plan's zone")],
-    end: Annotated[str, typer.Option("--to", help="that of the end, e.g. '2027-01-01 00:00'")],
-    account: Annotated[list[str], typer.Option(help="an account; may be repeated")] = [],  # noqa: B006
-    site: Annotated[str, typer.Option(help="accounts of this site")] = "",
-    tariff: Annotated[str, typer.Option(help="accounts that are on this tariff now")] = "",
-) -> None:
-    """Show what a plan would have charged for what was recorded. Nothing changes."""
-
-    async def work(clients: Clients) -> r.TariffPreview:
-        plan = plans.read(file)
-        answer: r.TariffPreview = await clients.reporting(
-            "PreviewTariff",
-            r.PreviewTariffRequest(
-                plan=plan.text(),
-                from_ms=_local_ms(begin, plan.zone),
-                to_ms=_local_ms(end, plan.zone),
-                account_ids=account,
-                site_id=site,
-                tariff_id=tariff,
-            ),
-            timeout_s=PREVIEW_TIMEOUT_S,
-        )
-        return answer
-
-    _run(work, explained.preview)
-
-
-PolicyFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/policies.md says")]
-
-
-@policy_app.command("check")
-def policy_check(
-    file: PolicyFile, currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY"
-) -> None:
-    """Show what a policy says, or what is wrong with it. Nothing is sent."""
-    try:
-        out.print(policies.show(policies.read(file), show.currency_of(currency)))
-    except Refused as refused:
-        _say_refused(refused)
-        raise SystemExit(1) from None
-
-
-@policy_app.command("publish")
-def policy_publish(
-    policy: Annotated[str, typer.Argument(help="id of the policy")],
-    file: PolicyFile,
-    legal_entity: Annotated[str, typer.Option(help="whose accounts may use it")],
-    currency: Annotated[str, typer.Option(help="ISO 4217")] = "CNY",
-    request_id: RequestId = "",
-) -> None:
-    """Publish the next version of a policy; it applies at once, and by itself cuts nobody."""
-    request = request_id or str(uuid4())
-
-    async def work(clients: Clients) -> v.Policy:
-        terms = policies.read(file)
-        answer: v.Policy = await clients.vending(
-            "PublishPolicy", terms.request(request, policy, currency, legal_entity)
-        )
-        return answer
-
-    _run(work, show.policy, request)
-
-
-def _price_decimals(currency: str) -> int:
-    found = CURRENCIES.get(currency)
-    if found is None:
-        known = ", ".join(CURRENCIES)
-        message = f"the currency {currency!r} is unknown; known are {known}"
-        raise Refused("INVALID_ARGUMENT", "CURRENCY_UNKNOWN", message)
-    return found.price_decimals
-
-
-def _local_ms(text: str, zone: str) -> int:
-    """Return a wall clock's time in a zone as ms UTC. Raises Refused where it is none."""
-    try:
-        local = datetime.fromisoformat(text)
-    except ValueError:
-        local = None
-    if local is None or local.tzinfo is not None:
-        message = f"{text!r} is no wall clock's time; write e.g. '2027-01-01 00:00'"
-        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
-    return int(local.replace(tzinfo=ZoneInfo(zone)).timestamp()) * 1000
 
 
 @site_app.command("apply")

@@ -46,7 +46,8 @@ def _level(level: str) -> str:
     return f"[{LEVELS.get(level, 'white')}]{level}[/]" if level else "-"
 
 
-def _fields(title: str, rows: list[tuple[str, str]]) -> Table:
+def fields(title: str, rows: list[tuple[str, str]]) -> Table:
+    """Show what a thing is, a line each."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
@@ -87,7 +88,7 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
     for m in answer.meters:
         opened = format_scaled(m.opening_register_milli, 3, 2)
         rows.append((f"meter {id_of(m.meter)}", f"since register {opened} (epoch {m.epoch})"))
-    return _fields(f"[bold]account {escape(id_of(answer.name))}[/]", rows)
+    return fields(f"[bold]account {escape(id_of(answer.name))}[/]", rows)
 
 
 def policy(answer: v.Policy) -> RenderableType:
@@ -113,7 +114,7 @@ def policy(answer: v.Policy) -> RenderableType:
         rows.append(("service fee", policies.fee(answer.fee_ppm, answer.fee_minor, currency)))
     if answer.HasField("rules"):
         rows += policies.said(read_rules(answer.rules), currency)
-    return _fields(f"[bold]policy {escape(id_of(answer.name))}[/]", rows)
+    return fields(f"[bold]policy {escape(id_of(answer.name))}[/]", rows)
 
 
 def tariff(answer: v.Tariff) -> RenderableType:
@@ -126,10 +127,10 @@ def tariff(answer: v.Tariff) -> RenderableType:
         ("in force from", moment(answer.effective_at_ms) if answer.effective_at_ms else "at once"),
         ("charges", "a plan" if answer.HasField("plan") else flat),
     ]
-    fields = _fields(f"[bold]tariff {escape(id_of(answer.name))}[/]", rows)
+    told = fields(f"[bold]tariff {escape(id_of(answer.name))}[/]", rows)
     if not answer.HasField("plan"):
-        return fields
-    return Group(fields, plans.show(plan.read(answer.plan), decimals))
+        return told
+    return Group(told, plans.show(plan.read(answer.plan), decimals))
 
 
 def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
@@ -163,7 +164,7 @@ def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
     ]
     if not is_copy:
         rows.append(("credited in all", money(answer.credited_nano, paid.currency)))
-    return _fields("[bold]receipt[/]", rows)
+    return fields("[bold]receipt[/]", rows)
 
 
 def refund(answer: v.RefundCreditResponse) -> RenderableType:
@@ -179,7 +180,7 @@ def refund(answer: v.RefundCreditResponse) -> RenderableType:
         ("used in all", money(paid.charged_nano, paid.currency, exact=True)),
         ("at", moment(paid.refunded_at_ms)),
     ]
-    return _fields("[bold]refund 退电[/]", rows)
+    return fields("[bold]refund 退电[/]", rows)
 
 
 def numbered(answer: v.Receipt) -> RenderableType:
@@ -208,7 +209,7 @@ def quoted(answer: v.QuoteSaleResponse) -> RenderableType:
     if answer.fee_minor:
         fee = format_scaled(answer.fee_minor, currency.minor_decimals)
         rows.append(("of it service fee", f"{fee} {answer.currency}"))
-    return _fields("[bold]quote[/]", rows)
+    return fields("[bold]quote[/]", rows)
 
 
 def reversal(answer: v.ReverseSaleResponse, *, is_copy: bool = False) -> RenderableType:
@@ -240,14 +241,14 @@ def reversal(answer: v.ReverseSaleResponse, *, is_copy: bool = False) -> Rendera
     rows.append(("at", moment(back.reversed_at_ms)))
     if not is_copy:
         rows.append(("credited in all", money(answer.credited_nano, back.currency)))
-    return _fields("[bold]reversal 冲正[/]", rows)
+    return fields("[bold]reversal 冲正[/]", rows)
 
 
 def meter(answer: v.Meter) -> RenderableType:
     """Show a meter as the book has it."""
     opening = answer.opening_register_milli
     has_opening = answer.HasField("opening_register_milli")
-    return _fields(
+    return fields(
         f"[bold]meter {escape(id_of(answer.name))}[/]",
         [
             ("serial", answer.serial),
@@ -264,7 +265,7 @@ def meter(answer: v.Meter) -> RenderableType:
 def site(answer: v.Site) -> RenderableType:
     """Show a site and its brakes."""
     held = "[red]held[/]" if answer.cuts_held else "[green]sent[/]"
-    return _fields(
+    return fields(
         f"[bold]site {escape(id_of(answer.name))}[/]",
         [("cuts", f"{held}, at most {answer.cuts_per_minute} a minute")],
     )
@@ -285,7 +286,7 @@ def authority(answer: v.Authority) -> RenderableType:
             alone = f"a second person above {format_scaled(above, decimals)} {answer.currency}"
         rows.append((action, alone))
     rows.append(("a proposal waits", f"{answer.proposals_last_ms // 3_600_000} h"))
-    return _fields(f"[bold]{escape(id_of(answer.name.removesuffix('/authority')))}[/]", rows)
+    return fields(f"[bold]{escape(id_of(answer.name.removesuffix('/authority')))}[/]", rows)
 
 
 def approval(answer: v.Approval) -> RenderableType:
@@ -302,7 +303,7 @@ def approval(answer: v.Approval) -> RenderableType:
     if answer.failure_reason:
         failure = f"{answer.failure_reason} {escape(answer.failure_message)}"
         rows.append(("refused then", f"[red]{failure}[/]"))
-    return _fields(f"[bold]{answer.action} {id_of(answer.name)}[/]", rows)
+    return fields(f"[bold]{answer.action} {id_of(answer.name)}[/]", rows)
 
 
 def approvals(answer: v.ListApprovalsResponse) -> RenderableType:

@@ -1,11 +1,11 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name`, `todo`, `batch` and `waiting` (proposals, payments) are derived from events
-(`changes`) within the transaction that stores them. `charged` and `consumer_offset` come from the
-topics that vending reads; `usage_ask` says when metering was asked last what an account was
-charged. `book` holds the book epoch, `raised` the position after which each began; `link` what the
-hash chain over the store is made of, `checkpoint` what the relay vouched for. `root` is of earlier
-releases.
+`unique_name`, `todo`, `batch`, `waiting` (proposals, payments), `draft` (documents, also those long
+published) and `scheduled` (versions of policies) are derived from events (`changes`) within the
+transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
+reads; `usage_ask` says when metering was asked last what an account was charged. `book` holds the
+book epoch, `raised` the position after which each began; `link` what the hash chain over the store
+is made of, `checkpoint` what the relay vouched for. `root` is of earlier releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -31,6 +31,7 @@ from services.vending.domain.events import (
     BatchRoundEnded,
     BatchSubmitted,
     CommandProposed,
+    DocumentDrafted,
     Event,
     GatewayRegistered,
     MeterAssigned,
@@ -39,6 +40,8 @@ from services.vending.domain.events import (
     PaymentConfirmed,
     PaymentRefused,
     PaymentSold,
+    PolicyPublished,
+    PolicyScheduled,
     ProposalApproved,
     ProposalDeclined,
     ProposalExecuted,
@@ -105,6 +108,16 @@ CREATE UNIQUE INDEX IF NOT EXISTS batch_position ON batch(position);
 CREATE INDEX IF NOT EXISTS batch_changed ON batch(changed_at_ms);
 CREATE INDEX IF NOT EXISTS batch_open ON batch(position)
   WHERE status = 'running' OR round_is_open = 1;
+CREATE TABLE IF NOT EXISTS draft(
+  document_id text PRIMARY KEY, position bigint NOT NULL UNIQUE
+);
+CREATE TABLE IF NOT EXISTS scheduled(
+  policy_id text NOT NULL,
+  version bigint NOT NULL,
+  effective_at_ms bigint NOT NULL,
+  PRIMARY KEY(policy_id, version)
+);
+CREATE INDEX IF NOT EXISTS scheduled_at ON scheduled(effective_at_ms);
 CREATE TABLE IF NOT EXISTS document(
   receipt_id text PRIMARY KEY,
   legal_entity text NOT NULL,
@@ -173,7 +186,17 @@ CREATE TABLE IF NOT EXISTS link(
 );
 """
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
-DERIVED = ("unique_name", "todo", "waiting", "batch", "document", "series", "numbered")
+DERIVED = (
+    "unique_name",
+    "todo",
+    "waiting",
+    "draft",
+    "scheduled",
+    "batch",
+    "document",
+    "series",
+    "numbered",
+)
 """The tables that are of events alone: `changes` makes them, the last three the relay counts."""
 
 _LINK = "position, stream, revision, event_id, type, hash"
@@ -237,6 +260,9 @@ _PROJECTED = {
         MeterReplaced,
         AccountMeterJoined,
         AccountMeterLeft,
+        DocumentDrafted,
+        PolicyScheduled,
+        PolicyPublished,
         CommandProposed,
         ProposalApproved,
         ProposalDeclined,
@@ -348,6 +374,25 @@ class SqlTables:
             BatchRow(position, batch_id, kind, legal_entity, status, bool(is_open))
             for position, batch_id, kind, legal_entity, status, is_open in rows
         ]
+
+    async def documents(self, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, id) of documents, oldest first: at most `limit` above a position."""
+        rows = await self._database.rows(
+            "SELECT position, document_id FROM draft WHERE position > $1 "
+            "ORDER BY position LIMIT $2",
+            after,
+            limit,
+        )
+        return [(position, id_) for position, id_ in rows]
+
+    async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:
+        """Return (policy, version) of those whose instant has come and that do not apply yet."""
+        rows = await self._database.rows(
+            "SELECT policy_id, version FROM scheduled WHERE effective_at_ms <= $1 "
+            "ORDER BY effective_at_ms, policy_id",
+            now_ms,
+        )
+        return [(policy_id, int(version)) for policy_id, version in rows]
 
     async def numbered_until(self) -> int:
         """Return the position up to which receipts have their numbers."""
@@ -604,10 +649,11 @@ def _changes(event: Event, position: int) -> Iterator[Change]:
                 "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2",
                 [(event.meter_id, event.epoch)],
             )
-        case _ if event.SUBJECT in _STATUS_AFTER:
-            yield _batch(event, position)
+        case DocumentDrafted() | PolicyScheduled() | PolicyPublished():
+            yield from _on_paper(event, position)
         case _:
-            yield _waiting(event, position)
+            is_of_batch = event.SUBJECT in _STATUS_AFTER
+            yield _batch(event, position) if is_of_batch else _waiting(event, position)
 
 
 _STATUS_AFTER = {
@@ -644,6 +690,32 @@ def _batch(event: Event, position: int) -> Statement:
     return Statement(
         "UPDATE batch SET round_is_open = $2, changed_at_ms = $3 WHERE batch_id = $1",
         [(batch_id, is_open, event.occurred_at_ms)],
+    )
+
+
+def _on_paper(
+    event: DocumentDrafted | PolicyScheduled | PolicyPublished, position: int
+) -> Iterator[Change]:
+    """Keep documents, and which versions of a policy are to follow the one in force."""
+    if isinstance(event, DocumentDrafted):
+        yield Statement(
+            "INSERT INTO draft(document_id, position) VALUES($1, $2)",
+            [(event.document_id, position)],
+        )
+        return
+    if isinstance(event, PolicyPublished):
+        yield Statement(
+            "DELETE FROM scheduled WHERE policy_id = $1 AND version <= $2",
+            [(event.policy_id, event.version)],
+        )
+        return
+    yield Statement(
+        "DELETE FROM scheduled WHERE policy_id = $1 AND effective_at_ms >= $2",
+        [(event.policy_id, event.effective_at_ms)],
+    )
+    yield Statement(
+        "INSERT INTO scheduled(policy_id, version, effective_at_ms) VALUES($1, $2, $3)",
+        [(event.policy_id, event.version, event.effective_at_ms)],
     )
 
 

@@ -24,6 +24,7 @@ from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.batches import Batches
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
+from services.vending.application.documents import Documents
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
 from services.vending.application.receipts import Receipts
@@ -63,12 +64,18 @@ from services.vending.domain.tariff import Tariff
 from services.vending.domain.terms import Quote
 
 STEPS_MAX = 8
+OF_A_DRAFT = ("document_id", "base_version")
 GUARDED = {
     "publish-authority": Guarded(
         authority.PublishAuthority, Action.AUTHORITY, Authority, "legal_entity", authority.decide
     ),
     "publish-tariff": Guarded(
-        tariff.PublishTariff, Action.PRICE_CHANGE, Tariff, "tariff_id", tariff.decide
+        tariff.PublishTariff,
+        Action.PRICE_CHANGE,
+        Tariff,
+        "tariff_id",
+        tariff.decide,
+        said=OF_A_DRAFT,
     ),
     "force-relay": Guarded(meter.ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide),
     "keep-power": Guarded(
@@ -78,7 +85,12 @@ GUARDED = {
         orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account.decide
     ),
     "publish-policy": Guarded(
-        policy.PublishPolicy, Action.POLICY_CHANGE, Policy, "policy_id", policy.decide
+        policy.PublishPolicy,
+        Action.POLICY_CHANGE,
+        Policy,
+        "policy_id",
+        policy.decide,
+        said=(*OF_A_DRAFT, "effective_at_ms"),
     ),
     "set-debt": Guarded(account.SetDebt, Action.DEBT, Account, "account_id", account.decide),
     "adjust-credit": Guarded(
@@ -158,6 +170,7 @@ class Office:
         }
         self.approvals = Approvals(book, tables, clock, commands)
         self.batches = Batches(book, tables, clock, self.approvals)
+        self.documents = Documents(book, tables, clock, self.approvals, terms.tariff_lead_ms)
 
     @property
     def terms(self) -> Terms:
@@ -519,8 +532,12 @@ class Office:
     # --- what is half done ------------------------------------------------------------------------
 
     async def complete(self) -> int:
-        """Do what is half done: what is approved or paid, assignments; return how many steps."""
+        """Do what is half done or due: what is approved, paid, scheduled; assignments.
+
+        Return how many steps.
+        """
         done = await self.approvals.complete() + await self.payments.complete()
+        done += await self.documents.complete()
         if not await self._tables.todos():
             return done
         async with self._assigning:

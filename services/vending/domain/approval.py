@@ -210,7 +210,7 @@ def expired(state: Proposal) -> Rejection:
 
 
 def _same_person(state: Proposal, command: Approve | Decline) -> Rejection | None:
-    if isinstance(command, Decline) or are_two(_behind(command.request), state.proposer):
+    if isinstance(command, Decline) or are_two(behind(command.request), state.proposer):
         return None
     text = (
         f"{state.proposer.who} proposed {state.approval_id}: another person approves it, "
@@ -219,7 +219,8 @@ def _same_person(state: Proposal, command: Approve | Decline) -> Rejection | Non
     return Rejection(Reason.SAME_PERSON, text, "approval_id")
 
 
-def _behind(asked: Request | Event) -> Origin:
+def behind(asked: Request | Event) -> Origin:
+    """Return who is behind a request or an event: of before origins were kept, its caller."""
     return asked.origin if asked.origin.caller else Origin(asked.caller)
 
 
@@ -262,7 +263,7 @@ def evolve(state: Proposal | None, event: Event) -> Proposal:
                 event.target,
                 event.command,
                 event.content,
-                _behind(event),
+                behind(event),
                 event.occurred_at_ms,
                 event.expires_at_ms,
             )
@@ -272,7 +273,7 @@ def evolve(state: Proposal | None, event: Event) -> Proposal:
                 state,
                 answers=state.answers.after(event),
                 status=Status.APPROVED if approved else Status.DECLINED,
-                decider=_behind(event),
+                decider=behind(event),
                 reason=event.reason,
             )
         case Proposal(), ProposalExpired():

@@ -215,11 +215,12 @@ class TariffPublished(Event):
     price_micro: int
     effective_at_ms: int
     plan: str | None
+    document_id: str | None
 
 
 @named_value_class
-class PolicyPublished(Event):
-    SUBJECT: ClassVar[str] = "policy-published"
+class PolicyVersion(Event):
+    """What a version of a policy says, in force or yet to come."""
 
     policy_id: str
     version: int
@@ -236,6 +237,40 @@ class PolicyPublished(Event):
     fee_ppm: int | None
     fee_minor: int | None
     legal_entity: str | None
+    document_id: str | None
+
+
+@named_value_class
+class PolicyPublished(PolicyVersion):
+    SUBJECT: ClassVar[str] = "policy-published"
+
+
+@named_value_class
+class PolicyScheduled(PolicyVersion):
+    SUBJECT: ClassVar[str] = "policy-scheduled"
+
+    effective_at_ms: int
+
+
+@named_value_class
+class DocumentDrafted(Event):
+    SUBJECT: ClassVar[str] = "document-drafted"
+
+    document_id: str
+    kind: str
+    target_id: str
+    legal_entity: str
+    base_version: int
+    replaces: str | None
+    content: str
+
+
+@named_value_class
+class DocumentWithdrawn(Event):
+    SUBJECT: ClassVar[str] = "document-withdrawn"
+
+    document_id: str
+    reason: str
 
 
 @named_value_class
@@ -786,6 +821,9 @@ EVENTS: dict[str, type[Event]] = {
         RelayForced,
         TariffPublished,
         PolicyPublished,
+        PolicyScheduled,
+        DocumentDrafted,
+        DocumentWithdrawn,
         AccountOpened,
         AccountTermsChanged,
         AccountTenantChanged,

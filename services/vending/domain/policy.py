@@ -1,5 +1,8 @@
 """A policy: when to warn, when to cut and under what rules, when to give power again."""
 
+from dataclasses import fields
+from typing import Any
+
 from services.common.kernel.errors import Bug
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import INT64_MAX, nano_from_minor
@@ -15,24 +18,29 @@ from services.vending.domain.decisions import (
     Rejection,
     Request,
     answered,
+    changed,
     stamp,
 )
-from services.vending.domain.events import Event, PolicyPublished
+from services.vending.domain.events import Event, PolicyPublished, PolicyScheduled
+from services.vending.domain.tariff import stale
 
 LEASE_MS_MAX = 300_000
 CUT_WITHIN_MS_MIN = 10_000
 """A cut that must be sent sooner after the reading than it takes to send it is never sent."""
 EVIDENCE_AGE_MS_DEFAULT = 900_000
 EVIDENCE_AGE_MS_MAX = 86_400_000
+_VERSION = tuple(field.name for field in fields(PolicyPublished))
 FEE_PPM_MAX = 500_000
 """Half of what is paid: a share beyond it is a slip of the hand."""
 
 
 @value_class
 class Policy:
-    """The folded stream of a policy: its newest version.
+    """The folded stream of a policy: its version in force.
 
     `legal_entity`: whose accounts may use it; "": of before policies had one, anybody's.
+    `scheduled`: versions that are to follow, in the order of their instants; `newest`: the highest
+    number of any.
     """
 
     answers: Answers
@@ -52,6 +60,17 @@ class Policy:
     fee_ppm: int = 0
     fee_minor: int = 0
     legal_entity: str = ""
+    newest: int = 1
+    scheduled: tuple[PolicyScheduled, ...] = ()
+
+
+@value_class
+class BringIntoForce:
+    """A scheduled version's instant has come."""
+
+    request: Request
+    policy_id: str
+    version: int
 
 
 @value_class
@@ -63,7 +82,9 @@ class PublishPolicy:
     before arrears cut; None: nothing. `ceiling_minor`: the most that a sale may let an account have
     at hand, 0: no limit; of a sale's amount, `fee_ppm` and `fee_minor` are the service fee.
     `legal_entity` "": anybody's, as callers of before say. `authority`: what one person may do
-    alone at the legal entity.
+    alone at the legal entity. `effective_at_ms`: from when on it is to apply, 0: at once.
+    `document_id`: of the draft that it publishes, "": none, and the `base_version` that its
+    drafter saw.
     """
 
     request: Request
@@ -82,6 +103,9 @@ class PublishPolicy:
     fee_minor: int
     legal_entity: str
     authority: Authority | None = None
+    effective_at_ms: int = 0
+    document_id: str = ""
+    base_version: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no policy can be."""
@@ -91,6 +115,7 @@ class PublishPolicy:
             checks.check_text("legal_entity", self.legal_entity)
         for field in ("alarm_1_minor", "alarm_2_minor", "overdraft_minor", "restore_minor"):
             nano_from_minor(getattr(self, field), currency)
+        checks.check_between("effective_at_ms", self.effective_at_ms, 0, checks.TIME_MS_MAX)
         most_minor = INT64_MAX // currency.nano_per_minor
         for field in ("emergency_minor", "ceiling_minor", "fee_minor"):
             checks.check_between(field, getattr(self, field), 0, most_minor)
@@ -136,32 +161,74 @@ def _check_span(field: str, span_ms: int, most_ms: int) -> None:
         checks.check_between(field, span_ms, CUT_WITHIN_MS_MIN, most_ms)
 
 
-def decide(state: Policy | None, command: PublishPolicy) -> Decision:
+def decide(state: Policy | None, command: PublishPolicy | BringIntoForce) -> Decision:
     """Return what publishing does, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
-    if state and (problem := _not_its_next(state, command)):
-        return problem
-    currency = checks.currency_named(command.currency)
-    published = PolicyPublished(
-        **stamp(command.request),
-        policy_id=command.policy_id,
-        version=state.version + 1 if state else 1,
-        currency=currency.code,
-        alarm_1_nano=nano_from_minor(command.alarm_1_minor, currency),
-        alarm_2_nano=nano_from_minor(command.alarm_2_minor, currency),
-        overdraft_nano=nano_from_minor(command.overdraft_minor, currency),
-        restore_nano=nano_from_minor(command.restore_minor, currency),
-        lease_ms=command.lease_ms or LEASE_MS_MAX,
-        max_evidence_age_ms=command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
-        emergency_nano=nano_from_minor(command.emergency_minor, currency),
-        rules=None if command.rules is None else read(command.rules).text(),
-        ceiling_nano=nano_from_minor(command.ceiling_minor, currency) or None,
-        fee_ppm=command.fee_ppm,
-        fee_minor=command.fee_minor,
-        legal_entity=command.legal_entity or None,
+    if isinstance(command, BringIntoForce):
+        return _begun(state, command)
+    newest = state.newest if state else 0
+    problem = (
+        stale(f"policy {command.policy_id}", newest, command)
+        or _not_then(state, command)
+        or (_not_its_next(state, command) if state else None)
     )
-    return Accepted((published,))
+    if problem:
+        return problem
+    said = {**stamp(command.request), "version": newest + 1, **_said(command)}
+    if not command.effective_at_ms:
+        return Accepted((PolicyPublished(**said),))
+    return Accepted((PolicyScheduled(**said, effective_at_ms=command.effective_at_ms),))
+
+
+def _begun(state: Policy | None, command: BringIntoForce) -> Decision:
+    """Let a scheduled version apply, where no later one has come before it."""
+    waiting = state.scheduled if state else ()
+    scheduled = next((each for each in waiting if each.version == command.version), None)
+    if scheduled is None:
+        return Accepted(())
+    said = {name: getattr(scheduled, name) for name in _VERSION}
+    return Accepted((PolicyPublished(**(said | stamp(command.request))),))
+
+
+def _not_then(state: Policy | None, command: PublishPolicy) -> Rejection | None:
+    """Return why a version cannot apply from its instant on; None where it can."""
+    at_ms = command.effective_at_ms
+    if at_ms and state is None:
+        text = f"the first version of policy {command.policy_id} applies at once"
+        return Rejection(
+            Reason.INVALID_ARGUMENT, f"{text}; leave effective_at_ms 0", "effective_at_ms"
+        )
+    if 0 < at_ms < command.request.at_ms:
+        return Rejection(
+            Reason.EFFECTIVE_IN_PAST,
+            f"{at_ms} is past, and whoever was warned or cut since was so by the version that "
+            "stands; 0 lets it apply at once",
+            "effective_at_ms",
+        )
+    return None
+
+
+def _said(command: PublishPolicy) -> dict[str, Any]:
+    """Return what a version says, as its event has it."""
+    currency = checks.currency_named(command.currency)
+    return {
+        "policy_id": command.policy_id,
+        "currency": currency.code,
+        "alarm_1_nano": nano_from_minor(command.alarm_1_minor, currency),
+        "alarm_2_nano": nano_from_minor(command.alarm_2_minor, currency),
+        "overdraft_nano": nano_from_minor(command.overdraft_minor, currency),
+        "restore_nano": nano_from_minor(command.restore_minor, currency),
+        "lease_ms": command.lease_ms or LEASE_MS_MAX,
+        "max_evidence_age_ms": command.max_evidence_age_ms or EVIDENCE_AGE_MS_DEFAULT,
+        "emergency_nano": nano_from_minor(command.emergency_minor, currency),
+        "rules": None if command.rules is None else read(command.rules).text(),
+        "ceiling_nano": nano_from_minor(command.ceiling_minor, currency) or None,
+        "fee_ppm": command.fee_ppm,
+        "fee_minor": command.fee_minor,
+        "legal_entity": command.legal_entity or None,
+        "document_id": command.document_id or None,
+    }
 
 
 def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
@@ -187,8 +254,17 @@ def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
 
 def evolve(state: Policy | None, event: Event) -> Policy:
     """Return the policy after an event of its stream."""
+    if isinstance(event, PolicyScheduled) and state is not None:
+        before = (each for each in state.scheduled if each.effective_at_ms < event.effective_at_ms)
+        return changed(
+            state,
+            answers=state.answers.after(event),
+            newest=event.version,
+            scheduled=(*before, event),
+        )
     if not isinstance(event, PolicyPublished):
         raise Bug(f"{event.SUBJECT} does not belong into a policy's stream")
+    scheduled = state.scheduled if state else ()
     return Policy(
         (state.answers if state else Answers()).after(event),
         event.policy_id,
@@ -207,4 +283,6 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.fee_ppm or 0,
         event.fee_minor or 0,
         event.legal_entity or "",
+        max(event.version, state.newest if state else 0),
+        tuple(each for each in scheduled if each.version > event.version),
     )

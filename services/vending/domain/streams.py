@@ -9,6 +9,7 @@ from services.vending.domain import (
     approval,
     authority,
     batch,
+    document,
     gateway,
     meter,
     payment,
@@ -20,6 +21,7 @@ from services.vending.domain.account import Account
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Authority
 from services.vending.domain.batch import Batch
+from services.vending.domain.document import Document
 from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.gateway import Gateway
@@ -29,7 +31,19 @@ from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 
-State = Site | Gateway | Meter | Account | Tariff | Policy | Authority | Proposal | Payment | Batch
+State = (
+    Site
+    | Gateway
+    | Meter
+    | Account
+    | Tariff
+    | Policy
+    | Document
+    | Authority
+    | Proposal
+    | Payment
+    | Batch
+)
 Evolve = Callable[[Any, Event], State]
 
 _EVOLVE: dict[str, Evolve] = {
@@ -39,6 +53,7 @@ _EVOLVE: dict[str, Evolve] = {
     "account": account.evolve,
     "tariff": tariff.evolve,
     "policy": policy.evolve,
+    "document": document.evolve,
     "authority": authority.evolve,
     "approval": approval.evolve,
     "payment": payment.evolve,
@@ -51,6 +66,7 @@ _KINDS: dict[type, str] = {
     Account: "account",
     Tariff: "tariff",
     Policy: "policy",
+    Document: "document",
     Authority: "authority",
     Proposal: "approval",
     Payment: "payment",

@@ -180,6 +180,14 @@ class Tables(Protocol):
         """Return at most `limit` batches above a position, the oldest first."""
         ...
 
+    async def documents(self, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, id) of documents, oldest first: at most `limit` above a position."""
+        ...
+
+    async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:
+        """Return (policy, version) of those whose instant has come and that do not apply yet."""
+        ...
+
     async def numbered_until(self) -> int:
         """Return the position up to which receipts have their numbers."""
         ...

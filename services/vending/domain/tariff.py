@@ -1,5 +1,7 @@
 """A tariff: dense versions, never edited. The first applies at once, later ones with a lead."""
 
+from typing import Protocol
+
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
@@ -20,6 +22,20 @@ from services.vending.domain.decisions import (
 from services.vending.domain.events import Event, TariffPublished
 
 FLAT, PLAN = "flat", "plan"
+
+
+class Publication(Protocol):
+    """What the publications of tariffs and policies have in common: the draft behind them."""
+
+    @property
+    def document_id(self) -> str:
+        """The draft, "": none."""
+        ...
+
+    @property
+    def base_version(self) -> int:
+        """The version that its drafter saw."""
+        ...
 
 
 @value_class
@@ -56,7 +72,8 @@ class PublishTariff:
 
     `price_micro` per billing unit, >= 0; or a `plan` (the JSON of services.common.tariffs.plan) and
     no price. `effective_at_ms` 0: the earliest instant. `lead_ms`: how far ahead a later version
-    must lie. `authority`: what one person may do alone at the legal entity.
+    must lie. `authority`: what one person may do alone at the legal entity. `document_id`: of the
+    draft that it publishes, "": none, and the `base_version` that its drafter saw.
     """
 
     request: Request
@@ -69,6 +86,8 @@ class PublishTariff:
     effective_at_ms: int
     lead_ms: int
     authority: Authority | None = None
+    document_id: str = ""
+    base_version: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no tariff can be."""
@@ -95,33 +114,71 @@ class PublishTariff:
 
 def decide(state: Tariff | None, command: PublishTariff) -> Decision:
     """Return what publishing does, or why nothing may happen."""
-    if state is None:
-        if command.effective_at_ms:
-            return Rejection(
-                Reason.INVALID_ARGUMENT,
-                f"the first version of tariff {command.tariff_id} applies at once; "
-                "leave effective_at_ms 0",
-                "effective_at_ms",
-            )
-        return Accepted((_published(command, 1, 0),))
-    if earlier := answered(state.answers, command.request):
+    if state and (earlier := answered(state.answers, command.request)):
         return earlier
-    if problem := _other_kind(state, command) or _other_shape(state, command):
+    if problem := stale(f"tariff {command.tariff_id}", state.version if state else 0, command):
         return problem
+    if state is None:
+        return _first(command)
     earliest_ms = max(command.request.at_ms + command.lead_ms, state.effective_at_ms)
     effective_at_ms = command.effective_at_ms or earliest_ms
-    if effective_at_ms < earliest_ms:
-        return Rejection(
-            Reason.EFFECTIVE_TOO_EARLY,
-            f"version {state.version + 1} of tariff {state.tariff_id} cannot apply at "
-            f"{effective_at_ms}; the earliest is {earliest_ms} (lead time {command.lead_ms} ms, "
-            "and not before the version that stands); 0 chooses it",
-            "effective_at_ms",
-        )
-    problem = needs_another(
-        command.authority, Action.PRICE_CHANGE, 1, state.currency, command.request
+    problem = (
+        _other_kind(state, command)
+        or _other_shape(state, command)
+        or _past(command)
+        or _too_early(state, command, earliest_ms)
+        or needs_another(command.authority, Action.PRICE_CHANGE, 1, state.currency, command.request)
     )
     return problem or Accepted((_published(command, state.version + 1, effective_at_ms),))
+
+
+def _first(command: PublishTariff) -> Decision:
+    if command.effective_at_ms:
+        return Rejection(
+            Reason.INVALID_ARGUMENT,
+            f"the first version of tariff {command.tariff_id} applies at once; "
+            "leave effective_at_ms 0",
+            "effective_at_ms",
+        )
+    return Accepted((_published(command, 1, 0),))
+
+
+def stale(name: str, version: int, command: Publication) -> Rejection | None:
+    """Return why a draft cannot be published on a version; None where its drafter saw that one."""
+    if not command.document_id or command.base_version == version:
+        return None
+    return Rejection(
+        Reason.DOCUMENT_STALE,
+        f"document {command.document_id} was drafted on version {command.base_version} of {name}, "
+        f"which is at version {version} now; look at that one, and draft it anew",
+        "document_id",
+    )
+
+
+def _too_early(state: Tariff, command: PublishTariff, earliest_ms: int) -> Rejection | None:
+    if not 0 < command.effective_at_ms < earliest_ms:
+        return None
+    return Rejection(
+        Reason.EFFECTIVE_TOO_EARLY,
+        f"version {state.version + 1} of tariff {state.tariff_id} cannot apply at "
+        f"{command.effective_at_ms}; the earliest is {earliest_ms} (lead time "
+        f"{command.lead_ms} ms, and not before the version that stands); 0 chooses it",
+        "effective_at_ms",
+    )
+
+
+def _past(command: PublishTariff) -> Rejection | None:
+    """Return why nothing is charged anew from a past instant on, and what can be done instead."""
+    if not 0 < command.effective_at_ms < command.request.at_ms:
+        return None
+    return Rejection(
+        Reason.EFFECTIVE_IN_PAST,
+        f"{command.effective_at_ms} is past, and what was charged since stands: let the version of "
+        f"tariff {command.tariff_id} apply as early as may be (effective_at_ms 0), and set right "
+        f"what lies between by an adjustment run from {command.effective_at_ms} on "
+        "(wattvend tariff adjust)",
+        "effective_at_ms",
+    )
 
 
 def _other_kind(state: Tariff, command: PublishTariff) -> Rejection | None:
@@ -176,6 +233,7 @@ def _published(command: PublishTariff, version: int, effective_at_ms: int) -> Ta
         price_micro=command.price_micro,
         effective_at_ms=effective_at_ms,
         plan=None if command.plan is None else command.charged_by.text(),
+        document_id=command.document_id or None,
     )
 
 

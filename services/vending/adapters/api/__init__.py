@@ -15,13 +15,21 @@ from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.changes import AccountApi
 from services.vending.adapters.api.corrections import Corrections
 from services.vending.adapters.api.desk import Desk, Handlers
+from services.vending.adapters.api.documents import DocumentApi
 from services.vending.adapters.api.meters import Meters
 from services.vending.adapters.api.payments import Payments
 from services.vending.adapters.api.prices import Prices
 from services.vending.adapters.api.receipts import Receipts
 from services.vending.adapters.api.sales import Sales
 from services.vending.adapters.api.sites import Sites
-from wattvend.vending.v1 import accounts_pb2, accounts_pb2_grpc, batches_pb2_grpc, vending_pb2_grpc
+from wattvend.vending.v1 import (
+    accounts_pb2,
+    accounts_pb2_grpc,
+    batches_pb2_grpc,
+    documents_pb2,
+    documents_pb2_grpc,
+    vending_pb2_grpc,
+)
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -73,6 +81,11 @@ SERVICES = (
         accounts_pb2.DESCRIPTOR.services_by_name["AccountService"].full_name,
         AccountApi,
         accounts_pb2_grpc.add_AccountServiceServicer_to_server,
+    ),
+    Service(
+        documents_pb2.DESCRIPTOR.services_by_name["DocumentService"].full_name,
+        DocumentApi,
+        documents_pb2_grpc.add_DocumentServiceServicer_to_server,
     ),
 )
 NAMES = tuple(service.name for service in SERVICES)

@@ -502,6 +502,7 @@ class PublishPolicyRequest(_message.Message):
     FEE_PPM_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     currency: _builtins.str
@@ -528,6 +529,10 @@ class PublishPolicyRequest(_message.Message):
     """service fee: of each sale besides"""
     legal_entity: _builtins.str
     """Whose accounts may use it; empty: anybody's."""
+    effective_at_ms: _builtins.int
+    """Versions after the first: from when on it applies; 0 = at once. A version that begins before it,
+    or with it, and is published later takes its place.
+    """
     def __init__(
         self,
         *,
@@ -546,10 +551,11 @@ class PublishPolicyRequest(_message.Message):
         fee_ppm: _builtins.int = ...,
         fee_minor: _builtins.int = ...,
         legal_entity: _builtins.str = ...,
+        effective_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
