@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, TypeGuard
 from uuid import UUID, uuid4
@@ -20,6 +20,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import grpc.aio
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
@@ -38,6 +40,7 @@ from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offse
 from services.vending.main import main
 from tests.conftest import RunService
 from tests.contract.databases import fresh_database
+from tests.property.test_vending_ledger import Town
 from tests.unit import vending_world
 from tests.unit.vending_world import World, world_at
 from tools.stack.background import BackgroundStack
@@ -51,6 +54,7 @@ CALLER = (("wattvend-caller", "test"),)
 DEADLINE_S = 20.0
 SCHEMA = postgres_database.SCHEMA
 OPENED = 60
+LEDGER_EXAMPLES = 6
 TILLS = 6
 NANO_PER_SALE = 100 * 10_000_000
 Dump = dict[str, list[tuple[object, ...]]]
@@ -359,3 +363,27 @@ async def test_a_postgresql_that_is_killed_under_sales_loses_none_and_doubles_no
             assert len({sale.version.revision for sale in of_till}) == len(of_till)
             last = max(of_till, key=lambda sale: sale.version.revision)
             assert last.credited_nano == len(of_till) * NANO_PER_SALE
+
+
+def test_sellers_cashiers_and_approvers_find_the_ledger_of_the_clerk_on_postgresql(
+    stack: BackgroundStack,
+) -> None:
+    """The machine of tests/property/test_vending_ledger.py, a database each time."""
+
+    class OnPostgreSQL(Town):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = fresh_database(stack.postgres_dsn)
+            self.address = self.run(self.made.__aenter__())
+
+        def opened(self) -> AbstractAsyncContextManager[World]:
+            return world_at(self.address)
+
+        def teardown(self) -> None:
+            self.run(self.stack.aclose())
+            self.run(self.made.__aexit__(None, None, None))
+            self.loop.close()
+            self.folder.cleanup()
+
+    played = settings(max_examples=LEDGER_EXAMPLES, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(OnPostgreSQL, settings=played)

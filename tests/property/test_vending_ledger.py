@@ -4,20 +4,19 @@ Method: Hypothesis plays them on the office over a real SQLite file: sales at th
 outside sellers that reserve, confirm, cancel or forget; grants, debts, refunds that metering
 answers sooner or later, and corrections of any size, by persons who may or may not do them
 alone; others approve or decline. Metering tells what was used, late and twice. Requests are
-repeated at any later time. The process dies before or after any of its appends, is started
-again, completes what is half done, and gets the request that had no answer once more. A ledger
-on paper says what each answer is; after each step accounts and trial balance must agree.
+repeated at any later time; tenants change. The process dies before or after any of its appends,
+is started again, completes what is half done, and gets the request that had no answer once more.
+A clerk with a ledger on paper says what each answer is (vending_paper.py); after each step every
+account of the chart must stand, of each customer, as in that ledger, and all of them sum to zero.
+On PostgreSQL too: tests/integration/test_vending_postgres.py.
 """
 
 import asyncio
 import os
 import tempfile
-from collections import Counter
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -29,220 +28,33 @@ from services.vending.adapters.tables import event_of
 from services.vending.domain.account import Sell, SetDebt, SettleClosing
 from services.vending.domain.approval import Approve, Decline, approval_id_of
 from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import MoneyEvent
-from services.vending.domain.origin import Origin
-from services.vending.domain.payment import (
-    CancelSale,
-    ConfirmSale,
-    ReserveSale,
-    payment_id_of,
-)
+from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
 from services.vending.domain.postings import Usage
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.domain.usage import PostUsage
-from tests.unit.vending_crashing import Died, MortalStore, mortal
+from tests.property.vending_paper import (
+    ALONE,
+    CHART,
+    FEE,
+    FEE_PPM,
+    LENT,
+    SHARE_PPM,
+    Ask,
+    Clerk,
+)
+from tests.unit import vending_world
+from tests.unit.vending_crashing import Died, MortalStore, mortal_in
 from tests.unit.vending_world import T0_MS, World
 
 NANO = 10**7
-LENT_MINOR = 300
-SHARE_PPM = 200_000
-FEE_PPM, FEE_MINOR = 15_000, 2
-ALONE = {
-    "reversal": 500,
-    "refund": 800,
-    "adjustment": 100,
-    "debt": None,
-    "emergency": None,
-    "authority": None,
-}
-"""What one person may do; giving up what is owed always needs two."""
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 ACCOUNTS, PERSONS = ("A1", "A2"), ("u-alice", "u-bob", "u-carl")
 OWING = ACCOUNTS[0]
 """The other one never owes, so that its credit may be paid out."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request of a person. `about`: a receipt, what is given up, or an outside transaction."""
-
-    what: str
-    account: str
-    person: str
-    number: int
-    amount: int = 0
-    about: str = ""
-
-    @property
-    def request(self) -> Request:
-        content = (self.what, self.account, self.amount, self.about)
-        request_id, origin = str(UUID(int=self.number + 1)), Origin("desk", self.person)
-        return Request("desk", request_id, fingerprint(*content), T0_MS, origin=origin)
-
-    @property
-    def approval_id(self) -> str:
-        return approval_id_of(self.request)
-
-
-@dataclass
-class Paper:
-    """The model, in minor units: what a clerk with a pencil would write down."""
-
-    credited: Counter[str] = field(default_factory=Counter)
-    lent: Counter[str] = field(default_factory=Counter)
-    debt: Counter[str] = field(default_factory=Counter)
-    share: Counter[str] = field(default_factory=Counter)
-    """Of a sale, what goes to the debt, in ppm; 0: there is none, or a person has ended it."""
-    money: int = 0
-    given: int = 0
-    lost: int = 0
-    fees: int = 0
-    used: dict[str, tuple[int, int, int]] = field(
-        default_factory=lambda: dict.fromkeys(ACCOUNTS, (0, 0, 0))
-    )
-    """(account sequence, energy, tax) as metering told last."""
-    sales: dict[str, tuple[str, int, int, int, int]] = field(default_factory=dict)
-    back: set[str] = field(default_factory=set)
-    before_refund: set[str] = field(default_factory=set)
-    unsaid: Counter[str] = field(default_factory=Counter)
-    """What metering has charged since, and told nobody."""
-    holding: dict[str, Ask] = field(default_factory=dict)
-    held: dict[str, int] = field(default_factory=dict)
-    named: dict[Ask, int] = field(default_factory=dict)
-    """What a refund of all came to when it was proposed."""
-    reserved: dict[str, Ask] = field(default_factory=dict)
-    promised: Counter[str] = field(default_factory=Counter)
-    """The share when a payment was reserved."""
-    cancelled: set[str] = field(default_factory=set)
-    paid: set[str] = field(default_factory=set)
-
-    def needs_two(self, ask: Ask) -> bool:
-        if ask.what == "reverse":
-            return self.sales[ask.about][1] > 500
-        if ask.what == "refund":
-            return (ask.amount or self.left(ask.account)) > 800
-        return ask.what == "write-off" or (ask.what == "adjust" and abs(ask.amount) > 100)
-
-    def refusal(self, ask: Ask) -> str:
-        if ask.what in {"sell", "reserve"} and fee_of(ask.amount) >= ask.amount:
-            return "AMOUNT_BELOW_FEE"
-        if ask.what == "grant" and self.lent[ask.account]:
-            return "EMERGENCY_ALREADY_GRANTED"
-        if ask.what == "reverse":
-            return self.no_reversal(ask)
-        if ask.what == "refund":
-            return self.no_refund(ask)
-        if ask.what in {"confirm", "cancel"} and ask.about not in self.reserved:
-            return "PAYMENT_NOT_FOUND"
-        if ask.what == "confirm" and ask.about in self.cancelled:
-            return "PAYMENT_TO_RETURN"
-        if ask.what == "cancel" and ask.about in self.paid:
-            return "PAYMENT_CONFIRMED"
-        owed = {"emergency": self.lent, "debt": self.debt}.get(ask.about)
-        if ask.what == "write-off" and owed is not None and owed[ask.account] < ask.amount:
-            return "NOT_OWED"
-        return ""
-
-    def no_reversal(self, ask: Ask) -> str:
-        if self.sales.get(ask.about, "?")[0] != ask.account:
-            return "RECEIPT_NOT_FOUND"
-        if ask.about in self.back:
-            return "ALREADY_REVERSED"
-        return "REFUNDED_SINCE" if ask.about in self.before_refund else ""
-
-    def left(self, name: str) -> int:
-        """Return what the book knows to be left: less than nothing is nothing."""
-        return max(self.credited[name] - sum(self.used[name][1:]), 0)
-
-    def no_refund(self, ask: Ask) -> str:
-        name, most = ask.account, self.left(ask.account)
-        if name in self.holding:
-            return "REFUND_UNDER_WAY"
-        if self.lent[name] or self.debt[name]:
-            return "ACCOUNT_HAS_DEBT"
-        return "" if 0 < self.to_hold(ask) <= most else "BALANCE_TOO_LOW"
-
-    def to_hold(self, ask: Ask) -> int:
-        left = self.left(ask.account)
-        return ask.amount or min(left, self.named.get(ask, left))
-
-    def echo(self, name: str, lost: int) -> str:
-        """Settle the refund that waits: the book has learnt what was used from the echo alone."""
-        left = max(self.left(name) - self.unsaid[name], 0)
-        amount = self.holding.pop(name).amount or min(left, self.held[name])
-        if lost:
-            return "EVIDENCE_TOO_OLD"
-        if self.lent[name] or self.debt[name]:
-            return "ACCOUNT_HAS_DEBT"
-        if not 0 < amount <= left:
-            return "BALANCE_TOO_LOW"
-        self.credited[name] -= amount
-        self.money -= amount
-        self.before_refund |= {receipt for receipt, sale in self.sales.items() if sale[0] == name}
-        return "done"
-
-    def write(self, ask: Ask, receipt: str, promised: int | None = None) -> None:  # noqa: C901 - one a case
-        name, amount = ask.account, ask.amount
-        match ask.what:
-            case "refund":
-                self.holding[name] = ask
-                self.held[name] = self.to_hold(ask)
-            case "reserve":
-                self.reserved[ask.about] = ask
-                self.promised[ask.about] = self.share[name]
-            case "cancel":
-                self.cancelled.add(ask.about)
-            case "confirm" if ask.about not in self.paid:
-                self.paid.add(ask.about)
-                asked = self.reserved[ask.about]
-                receipt = receipt_of_payment(asked.about)
-                self.write(replace(asked, what="sell"), receipt, self.promised[asked.about])
-            case "sell":
-                fee = fee_of(amount)
-                rest = amount - fee
-                lent = min(rest, self.lent[name])
-                share = self.share[name] if promised is None else promised
-                debt = min((rest * share + 500_000) // 10**6, self.debt[name], rest - lent)
-                self.sales[receipt] = (name, amount, fee, lent, debt)
-                self.move(name, amount, fee, lent, debt)
-            case "reverse":
-                self.back.add(ask.about)
-                self.move(name, *(-part for part in self.sales[ask.about][1:]))
-                if not self.share[name]:  # what comes back was ended
-                    self.lost += self.debt.pop(name, 0)
-            case "grant":
-                self.lent[name] += LENT_MINOR
-                self.credited[name] += LENT_MINOR
-            case "owe":
-                self.lost += max(self.debt[name] - amount, 0)
-                self.debt[name] = amount
-                self.share[name] = SHARE_PPM if amount else 0
-            case "adjust":
-                self.given += amount
-                self.credited[name] += amount
-            case "write-off":
-                self.lost += amount
-                self.lent[name] -= amount * (ask.about == "emergency")
-                self.debt[name] -= amount * (ask.about == "debt")
-                self.credited[name] += amount * (ask.about == "arrears")
-
-    def move(self, name: str, amount: int, fee: int, lent: int, debt: int) -> None:
-        self.money += amount
-        self.fees += fee
-        self.lent[name] -= lent
-        self.debt[name] -= debt
-        self.credited[name] += amount - fee - lent - debt
-
-
-def fee_of(amount: int) -> int:
-    return (amount * FEE_PPM + 500_000) // 10**6 + FEE_MINOR
-
-
-def receipt_of_payment(transaction_id: str) -> str:
-    request_id = name_uuid("process", "sell", payment_id_of("desk", transaction_id))
-    return str(name_uuid("receipt", "~vending", str(request_id)))
 
 
 class Town(RuleBasedStateMachine):
@@ -253,7 +65,7 @@ class Town(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
         self.now_ms = T0_MS
-        self.paper = Paper()
+        self.clerk = Clerk()
         self.said: dict[Ask, str] = {}
         self.waiting: dict[Ask, str] = {}
         self.judged: list[tuple[Ask, str]] = []
@@ -264,12 +76,15 @@ class Town(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
+    def opened(self) -> AbstractAsyncContextManager[World]:
+        """Open the book, where it stands."""
+        return vending_world.world(Path(self.folder.name) / "events.sqlite")
+
     async def start(self) -> None:
         self.stack = AsyncExitStack()
-        path = Path(self.folder.name) / "events.sqlite"
         self.world: World
         self.store: MortalStore
-        self.world, self.store = await self.stack.enter_async_context(mortal(path))
+        self.world, self.store = await self.stack.enter_async_context(mortal_in(self.opened()))
         self.world.clock.at_ms = self.now_ms
 
     async def restart(self) -> None:
@@ -297,7 +112,7 @@ class Town(RuleBasedStateMachine):
             world = self.world
             await world.site()
             await world.tariff()
-            await world.policy(emergency_minor=LENT_MINOR, fee_ppm=FEE_PPM, fee_minor=FEE_MINOR)
+            await world.policy(emergency_minor=LENT, fee_ppm=FEE_PPM, fee_minor=FEE)
             for name in ACCOUNTS:
                 await world.account(name)
             document = PublishAuthority(world.ask(), "LE1", "CNY", rules_text(ALONE), 0)
@@ -312,23 +127,23 @@ class Town(RuleBasedStateMachine):
     # --- the desk ----------------------------------------------------------------------------
 
     def ask(self, ask: Ask) -> None:
-        """Ask the office, and hold its answer against the paper's."""
-        expected = self.said.get(ask) or self.waiting.get(ask) or self.on_paper(ask)
+        """Ask the office, and hold its answer against the clerk's."""
+        expected = self.said.get(ask) or self.waiting.get(ask) or self.by_clerk(ask)
         assert self.run(self.until_answered(lambda: self.office(ask))) == expected, ask
 
-    def on_paper(self, ask: Ask) -> str:
+    def by_clerk(self, ask: Ask) -> str:
         self.asks.append(ask)
-        refusal = self.paper.refusal(ask)
-        if not refusal and self.paper.needs_two(ask):
+        refusal = self.clerk.refusal(ask)
+        if not refusal and self.clerk.needs_two(ask):
             self.waiting[ask] = "APPROVAL_REQUIRED"
             if ask.what == "refund":
-                self.paper.named[ask] = self.paper.left(ask.account)
+                self.clerk.named[ask] = self.clerk.left(ask.account)
             return "APPROVAL_REQUIRED"
         return self.happens(ask, refusal, ask.request)
 
     def happens(self, ask: Ask, refusal: str, request: Request) -> str:
         if not refusal:
-            self.paper.write(ask, str(name_uuid("receipt", *request.key)))
+            self.clerk.write(ask, str(name_uuid("receipt", *request.key)))
         held = ask.what == "refund" and not refusal
         self.said[ask] = refusal or ("UNAVAILABLE" if held else "done")
         return self.said[ask]
@@ -361,6 +176,11 @@ class Town(RuleBasedStateMachine):
                     await office.payments.confirm(ConfirmSale(request, ask.about))
                 case "cancel":
                     await office.payments.cancel(CancelSale(request, ask.about, reason))
+                case "move in":
+                    tenant = f"tenant-{ask.number}"
+                    await office.approvals.ask(
+                        ChangeTenant(request, ask.account, tenant, ask.about == "owed too", reason)
+                    )
                 case "write-off":
                     await office.correct(
                         WriteOff(request, ask.account, ask.about, ask.amount, reason)
@@ -404,14 +224,19 @@ class Town(RuleBasedStateMachine):
         name = OWING if kind in {"grant", "owe"} else account
         self.ask(self.new(kind, name, person, amount, about))
 
+    @rule(account=accounts, person=persons, about=st.sampled_from(["owed too", "owing nothing"]))
+    def move_in(self, account: str, person: str, about: str) -> None:
+        """Another tenant takes the account over, with its credit."""
+        self.ask(self.new("move in", account, person, about=about))
+
     @rule(account=accounts, person=persons, amount=amounts)
     def reserve(self, account: str, person: str, amount: int) -> None:
         self.ask(self.new("reserve", account, person, amount, f"paid-{len(self.asks)}"))
 
-    @precondition(lambda self: self.paper.reserved)
+    @precondition(lambda self: self.clerk.reserved)
     @rule(what=st.sampled_from(["confirm", "confirm", "cancel"]), data=st.data())
     def settle_reserved(self, what: str, data: st.DataObject) -> None:
-        about = data.draw(st.sampled_from([*sorted(self.paper.reserved), "never reserved"]))
+        about = data.draw(st.sampled_from([*sorted(self.clerk.reserved), "never reserved"]))
         self.ask(self.new(what, ACCOUNTS[0], PERSONS[0], about=about))
 
     @rule(minutes=st.sampled_from([1, 15]))
@@ -435,25 +260,26 @@ class Town(RuleBasedStateMachine):
     def refund(self, account: str, person: str, amount: int, used: int, again: bool) -> None:
         """Pay out; `used`: meanwhile, which the echo alone tells; `again`: it is not told yet."""
         self.ask(self.new("refund", account, person, amount))
-        self.paper.unsaid[account] += used
-        if account in self.paper.holding and not again:
+        self.clerk.unsaid[account] += used
+        if account in self.clerk.holding and not again:
             self.answer_hold(account)
 
-    @precondition(lambda self: self.paper.holding)
+    @precondition(lambda self: self.clerk.holding)
     @rule(data=st.data())
     def refund_beside_another(self, data: st.DataObject) -> None:
-        account = data.draw(st.sampled_from(sorted(self.paper.holding)))
+        account = data.draw(st.sampled_from(sorted(self.clerk.holding)))
         self.ask(self.new("refund", account, PERSONS[0], 5))
 
-    @precondition(lambda self: self.paper.holding)
+    @precondition(lambda self: self.clerk.holding)
     @rule(data=st.data(), times=st.integers(1, 2), lost=st.sampled_from([0, 0, 1]))
     def echo(self, data: st.DataObject, times: int, lost: int) -> None:
         """Metering answers a hold, perhaps without what it `lost`; perhaps once more."""
-        self.answer_hold(data.draw(st.sampled_from(sorted(self.paper.holding))), times, lost)
+        self.answer_hold(data.draw(st.sampled_from(sorted(self.clerk.holding))), times, lost)
 
     def answer_hold(self, name: str, times: int = 1, lost: int = 0) -> None:
-        ask, paper = self.paper.holding[name], self.paper
-        used, sequence = sum(paper.used[name][1:]) + paper.unsaid[name], paper.used[name][0]
+        ask, stands = self.clerk.holding[name], self.clerk.ledger.stands
+        used = self.clerk.unsaid[name] - stands["energy", name] - stands["tax", name]
+        sequence = self.clerk.sequence[name]
 
         async def told() -> None:
             state = await self.world.office.account(name)
@@ -463,16 +289,16 @@ class Town(RuleBasedStateMachine):
 
         for _ in range(times):
             self.run(self.until_answered(told))
-        self.said[ask] = self.paper.echo(name, lost)
+        self.said[ask] = self.clerk.echo(name, lost)
         if ask in self.waiting:
             self.waiting[ask] = self.said[ask]
 
-    @precondition(lambda self: self.paper.sales)
+    @precondition(lambda self: self.clerk.ledger.sales)
     @rule(person=persons, again=st.booleans(), data=st.data())
     def reverse(self, person: str, again: bool, data: st.DataObject) -> None:
         """Of what was sold; `again`: perhaps what was reversed before, or what is not there."""
-        sales = self.paper.sales
-        choices = sorted(sales.keys() - self.paper.back)
+        sales = self.clerk.ledger.sales
+        choices = sorted(sales.keys() - self.clerk.back)
         if again or not choices:
             choices = [*sorted(sales), NEVER]
         receipt = data.draw(st.sampled_from(choices))
@@ -492,14 +318,15 @@ class Town(RuleBasedStateMachine):
     )
     def metering_tells(self, account: str, later: int, energy: int, tax: int) -> None:
         """Totals at a sequence that is news, known or old; less than before where corrected."""
-        sequence = self.paper.used[account][0] + later
+        sequence = self.clerk.sequence[account] + later
         content = (account, sequence, energy, tax)
         request = Request("~vending", str(name_uuid(*content)), fingerprint(*content), self.now_ms)
         usage = Usage(energy_nano=energy * NANO, tax_nano=tax * NANO)
         seed: tuple[Any, ...] = (0, 1, 1, [], b"row", 9, self.now_ms)
         told = PostUsage(request, account, sequence, usage, *seed)
         if later > 0:
-            self.paper.used[account] = (sequence, energy, tax)
+            self.clerk.sequence[account] = sequence
+            self.clerk.ledger.use(account, energy, tax)
         self.run(self.until_answered(lambda: self.world.office.post_usage(told)))
 
     # --- the second person -------------------------------------------------------------------
@@ -508,16 +335,20 @@ class Town(RuleBasedStateMachine):
     @rule(person=persons, yes=st.booleans(), data=st.data())
     def judge(self, person: str, yes: bool, data: st.DataObject) -> None:
         ask = data.draw(st.sampled_from(list(self.waiting)))
-        number = 1000 + len(self.judged)
+        number = -1 - len(self.judged)
         self.judged.append((ask, person))
-        request = Ask("judge", ask.approval_id, person, number).request
+        request = Ask("judge", approval_id_of(ask.request), person, number).request
 
         async def asked() -> str:
             office = self.world.office.approvals
             try:
                 if yes:
-                    return (await office.approve(Approve(request, ask.approval_id, "y"))).status
-                return (await office.decline(Decline(request, ask.approval_id, "n"))).status
+                    return (
+                        await office.approve(Approve(request, approval_id_of(ask.request), "y"))
+                    ).status
+                return (
+                    await office.decline(Decline(request, approval_id_of(ask.request), "n"))
+                ).status
             except InvalidInput as refused:
                 return refused.reason.value
 
@@ -530,7 +361,7 @@ class Town(RuleBasedStateMachine):
         elif person == ask.person:
             assert answer == "SAME_PERSON"
         else:
-            refusal = self.paper.refusal(ask)
+            refusal = self.clerk.refusal(ask)
             self.waiting[ask] = self.happens(ask, refusal, ask.request)
             assert answer == ("failed" if refusal else "executed")
 
@@ -546,40 +377,32 @@ class Town(RuleBasedStateMachine):
         self.run(self.restart())
 
     @invariant()
-    def the_book_says_what_the_paper_says(self) -> None:
+    def the_book_says_what_the_ledger_says(self) -> None:
         if not hasattr(self, "world"):
             return
-        paper = self.paper
 
         async def looked() -> tuple[list[Any], list[Any]]:
             states = [await self.world.office.account(name) for name in ACCOUNTS]
             return states, await self.world.store.read_all(0, 10_000)
 
         states, stored = self.run(looked())
+        stands, all_events = self.clerk.ledger.stands, [event_of(each) for each in stored]
+        events = [event for event in all_events if isinstance(event, MoneyEvent)]
+        assert TrialBalance(events).off_nano() == {}
+        assert sum(stands.values()) == 0
         for state in states:
             name = state.account_id
-            assert state.credited_nano == paper.credited[name] * NANO
-            assert state.owed.emergency_minor == paper.lent[name]
-            assert state.owed.debt_minor == paper.debt[name]
-            assert state.used.account_sequence == paper.used[name][0]
-        events = [event_of(each) for each in stored]
-        balance = TrialBalance(event for event in events if isinstance(event, MoneyEvent))
-        assert balance.off_nano() == {}
-        lines = balance.books.get(("LE1", "CNY"), {})
-        stands = {account: line.balance_nano // NANO for account, line in lines.items()}
-        assert sum(stands.values()) == 0
-        assert stands.get("assets:cash", 0) == paper.money
-        energy, tax = (sum(told[part] for told in paper.used.values()) for part in (1, 2))
-        assert stands.get("liabilities:prepayment", 0) == energy + tax - sum(
-            paper.credited.values()
-        )
-        assert stands.get("income:electricity:energy", 0) == -energy
-        assert stands.get("liabilities:tax", 0) == -tax
-        assert stands.get("assets:emergency-credit", 0) == sum(paper.lent.values())
-        assert stands.get("assets:receivable", 0) == sum(paper.debt.values())
-        assert stands.get("income:adjustment", 0) == paper.given
-        assert stands.get("income:service-fee", 0) == -paper.fees
-        assert stands.get("expenses:write-off", 0) == paper.lost
+            of_account = TrialBalance(event for event in events if event.account_id == name)
+            assert of_account.off_nano() == {}
+            lines = of_account.books.get(("LE1", "CNY"), {})
+            told = {account: line.balance_nano for account, line in lines.items()}
+            wanted = {CHART[what]: at * NANO for (what, of), at in stands.items() if of == name}
+            assert {**dict.fromkeys(wanted, 0), **told} == {**dict.fromkeys(told, 0), **wanted}
+            used = -stands["energy", name] - stands["tax", name]
+            assert state.credited_nano == (used - stands["prepaid", name]) * NANO
+            assert state.owed.emergency_minor == stands["emergency", name]
+            assert state.owed.debt_minor == stands["debt", name]
+            assert state.used.account_sequence == self.clerk.sequence[name]
 
 
 EXAMPLES = int(os.environ.get("WATTVEND_PROPERTY_EXAMPLES", "100"))

@@ -7,7 +7,7 @@ can be told apart: an append is there, or it is not, and its writer never learns
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,19 @@ class MortalStore:
 
 
 @asynccontextmanager
-async def mortal(path: Path) -> AsyncIterator[tuple[World, MortalStore]]:
-    """Open the book at `path` on a store that dies when it is told to."""
-    async with vending_world.world(path) as opened:
+async def mortal_in(
+    world: AbstractAsyncContextManager[World],
+) -> AsyncIterator[tuple[World, MortalStore]]:
+    """Open a book on a store that dies when it is told to."""
+    async with world as opened:
         store = MortalStore(opened.store)
         opened.book._store = store  # type: ignore[assignment]
         yield opened, store
+
+
+def mortal(path: Path) -> AbstractAsyncContextManager[tuple[World, MortalStore]]:
+    """Open the book at `path` on such a store."""
+    return mortal_in(vending_world.world(path))
 
 
 async def told_by(world: World) -> dict[StreamId, list[tuple[str, dict[str, int]]]]:
