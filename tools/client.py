@@ -15,6 +15,7 @@ from wattvend.reporting.v1 import reporting_pb2_grpc
 from wattvend.vending.v1 import (
     accounts_pb2_grpc,
     batches_pb2_grpc,
+    closings_pb2_grpc,
     documents_pb2_grpc,
     vending_pb2_grpc,
 )
@@ -69,8 +70,8 @@ class _Calls:
 class Clients:
     """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
 
-    `accounts`: the life of accounts, which is vending's too, as `documents`, `batches` and
-    `operations` are.
+    `accounts`: the life of accounts, which is vending's too, as `documents`, `batches`, `closings`
+    and `operations` are.
     """
 
     vending: _Calls
@@ -78,6 +79,7 @@ class Clients:
     batches: _Calls
     operations: _Calls
     documents: _Calls
+    closings: _Calls
     reporting: _Calls
 
 
@@ -105,5 +107,6 @@ async def connect(
             _Calls(batches_pb2_grpc.BatchServiceStub(to_vending), vending, caller, actor),
             _Calls(operations_grpc_pb2.OperationsStub(to_vending), vending, caller, actor),
             _Calls(documents_pb2_grpc.DocumentServiceStub(to_vending), vending, caller, actor),
+            _Calls(closings_pb2_grpc.ClosingServiceStub(to_vending), vending, caller, actor),
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
         )

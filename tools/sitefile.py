@@ -7,7 +7,7 @@ changes nothing and gets the first answers.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import UUID, uuid5
 
 import yaml
@@ -90,6 +90,7 @@ class Terms(_Part):
     ceiling_minor: int | None = None
     fee_ppm: int | None = None
     fee_minor: int | None = None
+    rounding: Literal["down", "up", "half-even"] | None = None
     lease_ms: int | None = None
     max_evidence_age_ms: int | None = None
     rules: Rules | None = None
@@ -118,6 +119,7 @@ class Terms(_Part):
             ceiling_minor=self.ceiling_minor or 0,
             fee_ppm=self.fee_ppm or 0,
             fee_minor=self.fee_minor or 0,
+            rounding=self.rounding or "",
             lease_ms=self.lease_ms or 0,
             max_evidence_age_ms=self.max_evidence_age_ms or 0,
             rules=None if self.rules is None else self.rules.text(),

@@ -146,12 +146,21 @@ class _Vending:
         while True:
             try:
                 self.metrics.half_done.set(len(await self.tables.todos()))
+                await self._measure_closings()
                 await self.office.complete()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
             if self.book.refusing:  # another process has come to write the store
                 self.runtime.health.not_ready("book", self.book.refusing)
             await asyncio.sleep(COMPLETE_INTERVAL_S)
+
+    async def _measure_closings(self) -> None:
+        now_ms = self.runtime.clock.now_ms()
+        open_ = await self.tables.closings_open(now_ms)
+        self.metrics.closings_open.set(open_.count)
+        self.metrics.closings_overdue.set(open_.overdue)
+        began_ms = open_.oldest_began_at_ms or now_ms
+        self.metrics.closings_oldest.set((now_ms - began_ms) / 1000)
 
     async def _start_grpc(self) -> None:
         desk = Desk(

@@ -49,6 +49,21 @@ class Metrics:
             "asks what an account was charged that metering has not answered yet",
             registry=registry,
         )
+        self.closings_open = Gauge(
+            "wattvend_vending_closings_open_count",
+            "closings under way",
+            registry=registry,
+        )
+        self.closings_overdue = Gauge(
+            "wattvend_vending_closings_overdue_count",
+            "closings under way whose deadlines have passed: they wait for a person",
+            registry=registry,
+        )
+        self.closings_oldest = Gauge(
+            "wattvend_vending_closings_oldest_seconds",
+            "how long ago the oldest closing under way began; 0: there is none",
+            registry=registry,
+        )
         self.half_done = Gauge(
             "wattvend_vending_assignments_half_done_count",
             "assignments decided in the meter's stream and not yet in the account's",

@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.ids import name_uuid
 from services.vending.adapters.tables import event_of
-from services.vending.domain.account import Sell, SetDebt, SettleClosing
+from services.vending.domain.account import Sell, SetDebt
 from services.vending.domain.approval import Approve, Decline, approval_id_of
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.changes import ChangeTenant
@@ -34,6 +34,7 @@ from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import MoneyEvent
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
 from services.vending.domain.postings import Usage
+from services.vending.domain.settling import SettleClosing
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.domain.usage import PostUsage
 from tests.property.vending_paper import (

@@ -27,6 +27,7 @@ from tools.client import Clients, Refused
 from tools.sitefile import Policy
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import batches_pb2 as b
+from wattvend.vending.v1 import closings_pb2 as c
 from wattvend.vending.v1 import documents_pb2 as d
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -256,9 +257,11 @@ def test_the_commands_of_the_page_on_accounts_work(
     (tmp_path / "site.yaml").write_text(site + policy)
     monkeypatch.chdir(tmp_path)
     of_others = ("RegisterSite", "PublishPolicy", "AssignMeter")
-    kinds = ("GrantEmergencyCredit", "SetDebt", "ChangeTerms", "ChangeTenant")
+    kinds = ("GrantEmergencyCredit", "SetDebt", "ChangeTerms", "ChangeTenant", "WriteOff")
     vending = Vending(
-        **dict.fromkeys((*of_others, *kinds), ACCOUNT),
+        **dict.fromkeys((*of_others, *kinds, "ForceRelay"), ACCOUNT),
+        CreateClosing=lro.Operation(),
+        ListClosings=c.ListClosingsResponse(),
         Sell=v.SellResponse(),
         GetBalance=BALANCE,
     )
@@ -271,11 +274,41 @@ def test_the_commands_of_the_page_on_accounts_work(
     terms, tenant = asked["ChangeTerms"], asked["ChangeTenant"]
     assert (terms.name, terms.tariff) == ("accounts/shop-001", "tariffs/shops-night")
     assert (tenant.name, tenant.with_owed) == ("accounts/shop-001", True)
+    whole, part = [request for what, request in vending.asked if what == "CreateClosing"]
+    assert (whole.parent, whole.method, list(whole.meters)) == (
+        "accounts/shop-001",
+        "transfer",
+        [],
+    )
+    assert (part.method, list(part.meters), part.without_cut) == ("", ["meters/meter-002"], True)
     assert [request.name for what, request in vending.asked if what == "AssignMeter"] == [
         "meters/meter-001",
         "meters/meter-001",
         "meters/meter-002",
     ]
+
+
+def test_the_commands_of_the_page_on_closings_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/operations/closings.md").read_text()
+    closing = c.Closing(
+        name="accounts/shop-001/closings/1",
+        state="running",
+        step="meters",
+        meters=[c.ClosingMeter(meter="meters/meter-001", step="reading")],
+        settlement=c.ClosingSettlement(currency="CNY", refund_minor=1234, dropped_nano=5),
+    )
+    kinds = ("GetClosing", "GiveRegister", "CancelClosing", "SettleClosing")
+    vending = Vending(
+        **dict.fromkeys(kinds, closing), ListClosings=c.ListClosingsResponse(closings=[closing])
+    )
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result.exit_code == 0, result.output
+    assert "12.34 CNY" in result.output
+    assert {method for method, _ in vending.asked} == {*kinds, "ListClosings"}
+    read, estimated = [r for method, r in vending.asked if method == "GiveRegister"][::2]
+    assert (read.register_milli, estimated.HasField("register_milli")) == (4_821_370, False)
 
 
 def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch) -> None:

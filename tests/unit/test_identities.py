@@ -72,7 +72,16 @@ IDENTITIES: dict[str, dict[str, set[str]]] = {
     },
     "account sequence": {
         subject: {"account_sequence"}
-        for subject in ("balance", "alarm", "echo", "account-closed", "account-close-refused")
+        for subject in (
+            "balance",
+            "alarm",
+            "echo",
+            "account-closed",
+            "account-close-refused",
+            "account-settled",
+            "closing-told",
+            "meters-closed",
+        )
     }
     | {"charge-frame": {"account_sequences"}},
     "intent version": {

@@ -15,13 +15,14 @@ import pytest
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
-from services.vending.domain.account import Account, SettleClosing
+from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import CreditSold, OwedWrittenOff, SaleReversed
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
+from services.vending.domain.settling import SettleClosing
 from tests.unit import vending_world
 from tests.unit.metering_log import kinds
 from tests.unit.test_orders_reach_metering import Platform, Shards

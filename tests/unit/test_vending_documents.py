@@ -81,6 +81,7 @@ def policy(request: Request, **changed: Any) -> PublishPolicy:
         "fee_ppm": 0,
         "fee_minor": 0,
         "legal_entity": "LE1",
+        "rounding": "",
     }
     return PublishPolicy(request, **(content | changed))
 

@@ -22,10 +22,11 @@ from services.common.kernel.units import INT64_MAX
 from services.common.runtime import codec
 from services.common.tariffs import plan as plans
 from services.vending.domain import account, checks, meter
-from services.vending.domain.account import METERS_MAX, Account, JoinMeter, SettleClosing
+from services.vending.domain.account import METERS_MAX, Account, JoinMeter
 from services.vending.domain.events import CreditSold, EmergencyGranted, event_from
 from services.vending.domain.meter import AssignMeter, Meter
 from services.vending.domain.owed import Owed
+from services.vending.domain.settling import SettleClosing
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
 from services.vending.domain.tables import Todo
 from services.vending.domain.trial_balance import TrialBalance
@@ -675,7 +676,7 @@ async def test_a_closing_waits_for_the_echo_and_gets_its_answer(mall: World) -> 
     ("charged_nano", "open_meters", "reason"),
     [
         (99 * NANO, 0, Reason.ACCOUNT_HAS_BALANCE),
-        (100 * NANO + 1, 0, Reason.ACCOUNT_HAS_BALANCE),
+        (101 * NANO, 0, Reason.ACCOUNT_HAS_BALANCE),
         (100 * NANO, 1, Reason.ACCOUNT_HAS_METERS),
     ],
 )

@@ -18,9 +18,10 @@ from services.common.runtime.grpc import Call, address_of, call_of
 from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.domain import chain
-from services.vending.domain.account import CloseAccount, SettleClosing
+from services.vending.domain.closings import CloseAccount
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.origin import NOBODY, Origin
+from services.vending.domain.settling import SettleClosing
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_office import assign_and_crash

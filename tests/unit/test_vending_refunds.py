@@ -19,8 +19,9 @@ from services.common.kernel.reasons import Reason
 from services.vending.adapters.bus import usage_told
 from services.vending.application.book import Outcome
 from services.vending.application.relay import Relay
-from services.vending.domain.account import Account, CloseAccount, SettleClosing
+from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
+from services.vending.domain.closings import CloseAccount
 from services.vending.domain.corrections import RefundCredit
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import CreditRefunded
@@ -28,6 +29,7 @@ from services.vending.domain.facts import fact_of
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import EVIDENCE_AGE_MS_DEFAULT
 from services.vending.domain.postings import Usage
+from services.vending.domain.settling import SettleClosing
 from services.vending.domain.usage import PostUsage
 from tests.unit import vending_world
 from tests.unit.metering_log import kinds, of

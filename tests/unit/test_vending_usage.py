@@ -27,10 +27,11 @@ from services.vending.application import statements as statements_module
 from services.vending.application.balances import Until
 from services.vending.application.relay import START, Relay
 from services.vending.application.statements import DAY_MS, LOST_AFTER_MS, Pace, Statements
-from services.vending.domain.account import Account, SettleClosing, Status
+from services.vending.domain.account import Account, Status
 from services.vending.domain.event_store import StoreUnavailable
 from services.vending.domain.events import AccountClosed, UsagePosted
 from services.vending.domain.postings import COMPONENTS, Usage
+from services.vending.domain.settling import SettleClosing
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.main import main
 from services.vending.metrics import Metrics

@@ -68,6 +68,12 @@ class MortalStore:
         stored: list[StoredEvent] = await self._store.read(stream, after)
         return stored
 
+    async def event_at(self, position: int) -> StoredEvent | None:
+        if self.dead:
+            raise Died
+        stored: StoredEvent | None = await self._store.event_at(position)
+        return stored
+
     async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
         if self.dead:
             raise Died

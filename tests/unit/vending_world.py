@@ -17,7 +17,8 @@ from services.vending.adapters.stores import SQLITE_SCHEMA
 from services.vending.adapters.tables import SqlTables
 from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
-from services.vending.domain.account import Account, CloseAccount, Sell, SetDebt
+from services.vending.domain.account import Account, Sell, SetDebt
+from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.event_store import EventStore
 from services.vending.domain.meter import Meter
@@ -107,6 +108,7 @@ class World:
             "fee_ppm": 0,
             "fee_minor": 0,
             "legal_entity": "",
+            "rounding": "",
         }
         request = changed.pop("request", None) or self.ask()
         return await self.office.publish_policy(

@@ -34,6 +34,7 @@ from tools.cli.asking import minor_of as _minor
 from tools.cli.asking import register_milli as _register_milli
 from tools.cli.asking import run as _run
 from tools.cli.batches import batch_app
+from tools.cli.closings import closing_app
 from tools.cli.documents import document_app
 from tools.cli.publishing import policy_app, tariff_app
 from tools.client import Clients
@@ -73,6 +74,7 @@ explain_app = typer.Typer(
 )
 app.add_typer(account_app, name="account")
 app.add_typer(batch_app, name="batch")
+app.add_typer(closing_app, name="closing")
 app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")
@@ -305,17 +307,6 @@ def notice_record(
         outcome=outcome,
     )
     _run(lambda clients: clients.vending("RecordNotice", request), show.account, request.request_id)
-
-
-@account_app.command("close")
-def account_close(
-    account: Annotated[str, typer.Argument(help="account id")], request_id: RequestId = ""
-) -> None:
-    """Close an account that has no meters and no balance."""
-    request = v.CloseAccountRequest(
-        request_id=request_id or str(uuid4()), name=names.ACCOUNT.name(account)
-    )
-    _run(lambda clients: clients.vending("CloseAccount", request), show.account, request.request_id)
 
 
 @app.command()

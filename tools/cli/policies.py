@@ -42,6 +42,8 @@ def show(terms: Terms, currency: Currency) -> RenderableType:
         table.add_row(name, f"{format_scaled(minor, currency.minor_decimals)} {currency.code}")
     if terms.fee_ppm or terms.fee_minor:
         table.add_row("service fee", fee(terms.fee_ppm or 0, terms.fee_minor or 0, currency))
+    if terms.rounding:
+        table.add_row("a closing is rounded", terms.rounding)
     for name, text in said(terms.rules or read_rules(None), currency):
         table.add_row(name, text)
     return Group(table)

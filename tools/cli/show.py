@@ -112,6 +112,7 @@ def policy(answer: v.Policy) -> RenderableType:
         rows.append(("at hand at most", f"{ceiling} {currency.code}"))
     if answer.fee_ppm or answer.fee_minor:
         rows.append(("service fee", policies.fee(answer.fee_ppm, answer.fee_minor, currency)))
+    rows.append(("a closing is rounded", answer.rounding))
     if answer.HasField("rules"):
         rows += policies.said(read_rules(answer.rules), currency)
     return fields(f"[bold]policy {escape(id_of(answer.name))}[/]", rows)

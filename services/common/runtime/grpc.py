@@ -78,6 +78,7 @@ _CODES = {
         Reason.CHARGE_NOT_FOUND,
         Reason.OPERATION_NOT_FOUND,
         Reason.BATCH_NOT_FOUND,
+        Reason.CLOSING_NOT_FOUND,
     ),
     grpc.StatusCode.CANCELLED: (Reason.CANCELLED,),
     grpc.StatusCode.UNIMPLEMENTED: (Reason.OPERATION_IS_KEPT,),

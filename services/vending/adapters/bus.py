@@ -19,9 +19,9 @@ from services.vending.application.office import Office
 from services.vending.application.process import PROCESS, step
 from services.vending.application.relay import CHECKPOINT_PARTITION, ToldEvent
 from services.vending.application.statements import Statements
-from services.vending.domain.account import SettleClosing
 from services.vending.domain.origin import Origin
 from services.vending.domain.postings import COMPONENTS, Usage
+from services.vending.domain.settling import SettleClosing
 from services.vending.domain.tables import Charged, Checkpoint, Offset, Root, Tables
 from services.vending.domain.usage import PostUsage
 

@@ -19,6 +19,9 @@ from services.common.runtime import codec
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.events import (
+    AccountClosed,
+    AccountCloseRefused,
+    AccountClosing,
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
@@ -30,6 +33,7 @@ from services.vending.domain.events import (
     BatchRoundBegun,
     BatchRoundEnded,
     BatchSubmitted,
+    ClosingUndone,
     CommandProposed,
     DocumentDrafted,
     Event,
@@ -37,6 +41,8 @@ from services.vending.domain.events import (
     MeterAssigned,
     MeterRegistered,
     MeterReplaced,
+    MetersClosed,
+    MetersClosing,
     PaymentConfirmed,
     PaymentRefused,
     PaymentSold,
@@ -65,6 +71,8 @@ from services.vending.domain.tables import (
     BatchRow,
     Charged,
     Checkpoint,
+    ClosingRow,
+    ClosingsOpen,
     Document,
     Link,
     Offset,
@@ -118,6 +126,17 @@ CREATE TABLE IF NOT EXISTS scheduled(
   PRIMARY KEY(policy_id, version)
 );
 CREATE INDEX IF NOT EXISTS scheduled_at ON scheduled(effective_at_ms);
+CREATE TABLE IF NOT EXISTS closing(
+  closing_id text PRIMARY KEY,
+  account_id text NOT NULL,
+  legal_entity text NOT NULL,
+  position bigint NOT NULL,
+  is_open bigint NOT NULL CHECK(is_open IN (0, 1)),
+  began_at_ms bigint NOT NULL,
+  deadline_ms bigint NOT NULL
+);
+CREATE INDEX IF NOT EXISTS closing_of ON closing(account_id, position);
+CREATE INDEX IF NOT EXISTS closing_open ON closing(is_open, position);
 CREATE TABLE IF NOT EXISTS document(
   receipt_id text PRIMARY KEY,
   legal_entity text NOT NULL,
@@ -193,12 +212,14 @@ DERIVED = (
     "draft",
     "scheduled",
     "batch",
+    "closing",
     "document",
     "series",
     "numbered",
 )
 """The tables that are of events alone: `changes` makes them, the last three the relay counts."""
 
+_CLOSING = "closing_id, account_id, legal_entity, position, is_open, began_at_ms, deadline_ms"
 _LINK = "position, stream, revision, event_id, type, hash"
 _DROP_CHECKPOINTS = """
 DELETE FROM checkpoint WHERE position IN (
@@ -263,6 +284,12 @@ _PROJECTED = {
         DocumentDrafted,
         PolicyScheduled,
         PolicyPublished,
+        AccountClosing,
+        MetersClosing,
+        AccountClosed,
+        AccountCloseRefused,
+        MetersClosed,
+        ClosingUndone,
         CommandProposed,
         ProposalApproved,
         ProposalDeclined,
@@ -444,6 +471,48 @@ class SqlTables:
         )
         return rows[0][0] if rows else None
 
+    async def charged(self, meter_key: int, epoch: int) -> Charged | None:
+        """Return the newest charge of a meter's epoch; None where none is known."""
+        rows = await self._database.rows(
+            "SELECT meter_key, epoch, sequence, register_milli, to_time_ms FROM charged "
+            "WHERE meter_key = $1 AND epoch = $2",
+            meter_key,
+            epoch,
+        )
+        return Charged(*rows[0]) if rows else None
+
+    async def closing(self, closing_id: str) -> ClosingRow | None:
+        """Return a closing, where there is one."""
+        rows = await self._database.rows(
+            f"SELECT {_CLOSING} FROM closing WHERE closing_id = $1",  # noqa: S608 - constants
+            closing_id,
+        )
+        return _closing(rows[0]) if rows else None
+
+    async def closings(
+        self, account_id: str, is_open: bool | None, after: int, limit: int
+    ) -> list[ClosingRow]:
+        """Return at most `limit` closings that began above a position, oldest first."""
+        rows = await self._database.rows(
+            f"SELECT {_CLOSING} FROM closing WHERE $1 IN ('', account_id) "  # noqa: S608 - constants
+            "AND is_open IN ($2, $3) AND position > $4 ORDER BY position LIMIT $5",
+            account_id,
+            0 if is_open is None else int(is_open),
+            1 if is_open is None else int(is_open),
+            after,
+            limit,
+        )
+        return [_closing(row) for row in rows]
+
+    async def closings_open(self, now_ms: int) -> ClosingsOpen:
+        """Return what is under way."""
+        rows = await self._database.rows(
+            "SELECT count(*), coalesce(sum(CASE WHEN deadline_ms <= $1 THEN 1 ELSE 0 END), 0), "
+            "coalesce(min(began_at_ms), 0) FROM closing WHERE is_open = 1",
+            now_ms,
+        )
+        return ClosingsOpen(*map(int, rows[0]))
+
     async def keep_charged(self, charged: Iterable[Charged], offsets: Iterable[Offset]) -> None:
         """Keep what was charged and how far the topic was read, in one transaction."""
         charges = Statement(
@@ -620,6 +689,13 @@ def _link(row: Sequence[Any]) -> Link:
     return Link(position, StreamId(stream), revision, UUID(bytes=event_id), type_, hash_)
 
 
+def _closing(row: Sequence[Any]) -> ClosingRow:
+    closing_id, account_id, legal_entity, position, is_open, began_at_ms, deadline_ms = row
+    return ClosingRow(
+        closing_id, account_id, legal_entity, position, bool(is_open), began_at_ms, deadline_ms
+    )
+
+
 def _changes(event: Event, position: int) -> Iterator[Change]:
     match event:
         case GatewayRegistered():
@@ -719,9 +795,24 @@ def _on_paper(
     )
 
 
+def _begun(event: AccountClosing | MetersClosing, position: int) -> Statement:
+    """Keep a closing that begins; of those that an earlier release began nothing was kept."""
+    said = (event.closing_id, event.account_id, event.legal_entity, position, 1)
+    row = (*said, event.occurred_at_ms, event.deadline_ms)
+    return Statement(
+        f"INSERT INTO closing({_CLOSING}) VALUES($1, $2, $3, $4, $5, $6, $7)",
+        [] if event.deadline_ms is None else [row],
+    )
+
+
 def _waiting(event: Event, position: int) -> Statement:
     """Keep what waits to be decided, or is decided and not carried out."""
     match event:
+        case AccountClosing() | MetersClosing():
+            return _begun(event, position)
+        case AccountClosed() | AccountCloseRefused() | MetersClosed() | ClosingUndone():
+            over = "UPDATE closing SET is_open = 0 WHERE account_id = $1 AND is_open = 1"
+            return Statement(over, [(event.account_id,)])
         case CommandProposed():
             row = (APPROVAL, event.approval_id, event.legal_entity, 0, event.expires_at_ms)
         case SaleReserved():

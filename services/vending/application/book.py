@@ -185,6 +185,10 @@ class Book:
         """Return an event by its place."""
         return event_of((await self._store.read(stream, revision - 1))[0])
 
+    async def history(self, kind: type[S], entity_id: str) -> list[Event]:
+        """Return all events of an entity's stream, in order: for what is asked now and then."""
+        return [event_of(stored) for stored in await self._store.read(stream_of(kind, entity_id))]
+
     async def events_of(self, kind: type[S], entity_id: str, event: type[E]) -> list[E]:
         """Return the events of a type in an entity's stream, in order.
 

@@ -24,6 +24,7 @@ from services.vending.application.approvals import Approvals, Guarded
 from services.vending.application.batches import Batches
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
+from services.vending.application.closings import Closings
 from services.vending.application.documents import Documents
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
@@ -34,11 +35,13 @@ from services.vending.domain import (
     batching,
     changes,
     checks,
+    closings,
     corrections,
     gateway,
     meter,
     orders,
     policy,
+    settling,
     site,
     tariff,
     usage,
@@ -97,6 +100,12 @@ GUARDED = {
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
     ),
     "submit-batch": Guarded(batching.SubmitBatch, Action.BATCH, Batch, "batch_id", batching.decide),
+    "give-register": Guarded(
+        closings.GiveRegister, Action.REGISTER, Account, "account_id", closings.decide
+    ),
+    "settle-account": Guarded(
+        settling.SettleAccount, Action.REFUND, Account, "account_id", closings.decide
+    ),
     "write-off": Guarded(
         corrections.WriteOff, Action.WRITE_OFF, Account, "account_id", corrections.decide
     ),
@@ -171,6 +180,14 @@ class Office:
         self.approvals = Approvals(book, tables, clock, commands)
         self.batches = Batches(book, tables, clock, self.approvals)
         self.documents = Documents(book, tables, clock, self.approvals, terms.tariff_lead_ms)
+        self.closings = Closings(
+            book,
+            tables,
+            clock,
+            approvals=self.approvals,
+            release=self.release_meter,
+            assigning=self._assigning,
+        )
 
     @property
     def terms(self) -> Terms:
@@ -385,19 +402,18 @@ class Office:
         of_receipt = (sale for sale in sales if sale.receipt_id == command.receipt_id)
         return replace(command, sale=next(of_receipt, None))
 
-    async def close_account(self, command: account.CloseAccount, wait_s: float) -> Outcome[Account]:
+    async def close_account(
+        self, command: closings.CloseAccount, wait_s: float
+    ) -> Outcome[Account]:
         """Close an account when metering's echo says that nothing is left.
 
         Raises Retriable where no echo came within `wait_s`: the closing goes on by itself, and the
         same request gets its answer.
         """
-        command = replace(command, book_epoch=await self._tables.book_epoch())
-        decide = partial(_on, account.decide, command)
-        async with self._assigning:  # no meter joins between the check and the hold
-            outcome = await self._book.submit(Account, command.account_id, decide)
+        outcome = await self.closings.begin(command)
         if isinstance(outcome.event, AccountClosing):
             outcome = await self._until_settled(
-                partial(self._book.submit, Account, command.account_id, decide),
+                partial(self.closings.begin, command),
                 AccountClosing,
                 wait_s,
                 f"account {command.account_id} is being closed, but metering has not yet said what "
@@ -405,13 +421,12 @@ class Office:
             )
         if isinstance(outcome.event, AccountCloseRefused):
             reason, charged_nano = Reason(outcome.event.reason), outcome.event.charged_nano
-            raise account.close_refusal(outcome.state, reason, charged_nano).as_error()
+            raise settling.close_refusal(outcome.state, reason, charged_nano).as_error()
         return outcome
 
-    async def settle(self, command: account.SettleClosing) -> None:
+    async def settle(self, command: settling.SettleClosing) -> None:
         """Take in metering's echo of a hold."""
-        decide = partial(_on, account.decide, command)
-        await self._book.submit(Account, command.account_id, decide)
+        await self.closings.answer(command)
         settled, self._settled = self._settled, asyncio.Event()
         settled.set()
 
@@ -538,10 +553,10 @@ class Office:
         """
         done = await self.approvals.complete() + await self.payments.complete()
         done += await self.documents.complete()
-        if not await self._tables.todos():
-            return done
-        async with self._assigning:
-            return done + await self._complete(None)
+        if await self._tables.todos():
+            async with self._assigning:
+                done += await self._complete(None)
+        return done + await self.closings.complete()
 
     async def _moved(
         self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, Outcome[Meter]]]

@@ -20,6 +20,7 @@ from services.common.tariffs.calendar import is_constant
 from services.common.tariffs.plan import ENERGY_MILLI_MAX
 from services.vending.domain import checks, postings, terms
 from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.closing import Closing, begun
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -38,8 +39,14 @@ from services.vending.domain.events import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+    AccountSettled,
     AccountTenantChanged,
     AccountTermsChanged,
+    ClosingAsked,
+    ClosingCancelled,
+    ClosingRegisterGiven,
+    ClosingTold,
+    ClosingUndone,
     CorrectionRefused,
     CreditAdjusted,
     CreditRefunded,
@@ -48,12 +55,15 @@ from services.vending.domain.events import (
     EmergencyGranted,
     EmergencyRefused,
     Event,
+    MetersClosed,
+    MetersClosing,
     NoticeRecorded,
     OwedWrittenOff,
     PaymentPromised,
     PowerKept,
     RefundHeld,
     RefundRefused,
+    RemainderRounded,
     SaleRefused,
     SaleReversed,
     TariffPublished,
@@ -67,10 +77,9 @@ from services.vending.domain.orders import (
     RecordNotice,
     obeyed,
 )
-from services.vending.domain.origin import Origin
 from services.vending.domain.owed import PPM, Owed
 from services.vending.domain.policy import Policy
-from services.vending.domain.refund import Refunding, Told, behind, refunding
+from services.vending.domain.refund import Refunding, refunding
 from services.vending.domain.site import Site, site_not_found
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.usage import PostUsage, Used
@@ -103,17 +112,6 @@ class Tenancy:
     subject_id: str | None
     until_revision: int
     until_ms: int
-
-
-@value_class
-class Closing:
-    """A hold that metering must echo, and the request that asked for it."""
-
-    hold_id: str
-    caller: str
-    request_id: str
-    fingerprint: bytes
-    origin: Origin
 
 
 @value_class
@@ -290,49 +288,8 @@ class LeaveMeter:
     register_milli: int
 
 
-@value_class
-class CloseAccount:
-    """The account shall end; metering is asked what was used, under the epoch of the book."""
-
-    request: Request
-    account_id: str
-    book_epoch: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_id("account_id", self.account_id)
-
-
-@value_class
-class SettleClosing:
-    """Metering's echo of a hold: what was charged in all, and which meters it still counts here.
-
-    Of a closing, or of a refund, which asks besides when metering received the last reading, and
-    when it decided. `usage`: the same by component; None where an earlier metering did not tell.
-    """
-
-    account_id: str
-    hold_id: str
-    charged_nano: int
-    account_sequence: int
-    open_meters: int
-    at_ms: int
-    usage: PostUsage | None = None
-    last_reading_at_ms: int | None = None
-    decided_at_ms: int = 0
-
-
 Command = (
-    OpenAccount
-    | Sell
-    | GrantEmergencyCredit
-    | SetDebt
-    | JoinMeter
-    | LeaveMeter
-    | CloseAccount
-    | SettleClosing
-    | PostUsage
-    | Order
+    OpenAccount | Sell | GrantEmergencyCredit | SetDebt | JoinMeter | LeaveMeter | PostUsage | Order
 )
 
 
@@ -365,12 +322,10 @@ def no_room(state: Account) -> Rejection | None:
     )
 
 
-def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, PLR0911, PLR0912
+def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, PLR0911
     """Return what a command does to an account, or why nothing may happen."""
-    if isinstance(command, SettleClosing):
-        return _settle(state, command)
     if isinstance(command, PostUsage):
-        return Accepted(() if state is None else _used(state, command))
+        return Accepted(() if state is None else usage_news(state, command))
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
     if isinstance(command, OpenAccount):
@@ -394,8 +349,6 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
             return not_open(state) or no_room(state) or Accepted((_joined(command),))
         case LeaveMeter():
             return Accepted((_left(command),))
-        case CloseAccount():
-            return _close(state, command)
         case KeepPower() | PromisePayment() | RecordNotice():
             return _obey(state, command)
 
@@ -497,6 +450,8 @@ def _sale(state: Account, command: Sell) -> CreditSold | Rejection:
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, too_large.field)
     fee_minor, share_ppm = command.fee_minor, command.debt_share_ppm
+    if state.status is Status.CLOSED:  # of what is owed nothing else is taken
+        fee_minor, share_ppm = terms.FREE, PPM
     if fee_minor is None:
         fee_minor = terms.fee_minor_of(command.policy, amount_minor)
     if fee_minor >= amount_minor:
@@ -612,12 +567,24 @@ def of_what(state: Account) -> dict[str, Any]:
 
 def why_not_sold(state: Account, command: Sell) -> Rejection | None:
     """Return why a sale could not be made now; None where it could."""
-    sale = not_open(state) or _sale(state, command)
+    sale = _no_sale(state, command) or _sale(state, command)
     return sale if isinstance(sale, Rejection) else None
 
 
+def _no_sale(state: Account, command: Sell) -> Rejection | None:
+    """Return why an account is not sold to; a closed one pays what it owes, and no more."""
+    if state.status is not Status.CLOSED or not state.owed:
+        return not_open(state)
+    if not command.energy_milli and command.amount_minor <= state.owed.debt_minor:
+        return None
+    decimals = checks.currency_named(state.currency).minor_decimals
+    owed = format_scaled(state.owed.debt_minor, decimals)
+    text = f"account {state.account_id} is closed and owes {owed}: it pays that at most"
+    return Rejection(Reason.ACCOUNT_NOT_OPEN, text, "amount_minor")
+
+
 def _sell(state: Account, command: Sell) -> Decision:
-    sale = not_open(state) or _sale(state, command)
+    sale = _no_sale(state, command) or _sale(state, command)
     if isinstance(sale, CreditSold):
         return Accepted((sale,))
     refused = SaleRefused(
@@ -750,26 +717,6 @@ def _left(command: LeaveMeter) -> AccountMeterLeft:
     )
 
 
-def _close(state: Account, command: CloseAccount) -> Decision:
-    if problem := not_open(state):
-        return problem
-    if state.refunding:
-        return refund_under_way(state)
-    if state.meters:
-        return close_refusal(state, Reason.ACCOUNT_HAS_METERS, 0)
-    if state.owed:
-        return close_refusal(state, Reason.ACCOUNT_HAS_DEBT, 0)
-    return Accepted(
-        (
-            AccountClosing(
-                **stamp(command.request),
-                account_id=state.account_id,
-                hold_id=hold_id_of(state.account_id, command.request, command.book_epoch),
-            ),
-        )
-    )
-
-
 def hold_id_of(account_id: str, request: Request, book_epoch: int) -> str:
     """Return by what metering's echo names a hold: another id in each epoch of the book.
 
@@ -784,96 +731,9 @@ def refund_under_way(state: Account) -> Rejection:
     return Rejection(Reason.REFUND_UNDER_WAY, text, "account_id")
 
 
-def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejection:
-    """Return why an account cannot be closed, for a person."""
-    if reason is Reason.ACCOUNT_HAS_METERS:
-        meters = ", ".join(meter.meter_id for meter in state.meters[:5])
-        text = f"has meters ({meters or 'metering still counts one'}): release them first"
-    elif reason is Reason.ACCOUNT_HAS_DEBT:
-        decimals = checks.currency_named(state.currency).minor_decimals
-        emergency, debt = (
-            format_scaled(owed_minor, decimals)
-            for owed_minor in (state.owed.emergency_minor, state.owed.debt_minor)
-        )
-        text = f"owes {emergency} of emergency credit and a debt of {debt}: sell what recovers it"
-    elif reason is Reason.EVIDENCE_TOO_OLD:
-        text = (
-            "cannot be closed: metering knows less than the book has posted; let what it lost be "
-            "brought back, and close it then"
-        )
-    else:
-        currency = checks.currency_named(state.currency)
-        balance_nano = state.credited_nano - charged_nano
-        text = f"has a balance of {format_nano(balance_nano, currency)}: it must be 0"
-    return Rejection(reason, f"account {state.account_id} {text}", "account_id")
-
-
-def _used(state: Account, told: PostUsage) -> tuple[Event, ...]:
+def usage_news(state: Account, told: PostUsage) -> tuple[Event, ...]:
     """Return the event that posts usage, where it is news; whatever became of the account."""
     return state.used.news(told, state.shard, of_what(state))
-
-
-def _settle(state: Account | None, command: SettleClosing) -> Decision:
-    """Settle on an echo. An echo of another hold, or of one that is settled, changes nothing."""
-    if state is None:
-        return Accepted(())
-    if state.refunding is not None and state.refunding.hold_id == command.hold_id:
-        return _refund(state, state.refunding, command)
-    if state.closing is None or state.closing.hold_id != command.hold_id:
-        return Accepted(())
-    used = () if command.usage is None else _used(state, command.usage)
-    closing = state.closing
-    said: dict[str, Any] = {
-        "caller": closing.caller,
-        "request_id": closing.request_id,
-        "fingerprint": closing.fingerprint,
-        "occurred_at_ms": command.at_ms,
-        "origin": closing.origin,
-        "account_id": state.account_id,
-        "hold_id": closing.hold_id,
-        "charged_nano": command.charged_nano,
-        "account_sequence": command.account_sequence,
-        **of_what(state),
-    }
-    if reason := _unfinished(state, command):
-        return Accepted((*used, AccountCloseRefused(**said, reason=reason.value)))
-    return Accepted((*used, AccountClosed(**said)))
-
-
-def _unfinished(state: Account, echo: SettleClosing) -> Reason | None:
-    """Return why an account is not closed on an echo; None where nothing is left."""
-    if behind(echo.account_sequence, state.used.account_sequence):
-        return Reason.EVIDENCE_TOO_OLD
-    if echo.open_meters or state.meters:
-        return Reason.ACCOUNT_HAS_METERS
-    if echo.charged_nano != state.credited_nano:
-        return Reason.ACCOUNT_HAS_BALANCE
-    return None
-
-
-def _refund(state: Account, refund: Refunding, command: SettleClosing) -> Decision:
-    told = Told(
-        command.charged_nano,
-        command.account_sequence,
-        command.open_meters,
-        command.last_reading_at_ms,
-        command.decided_at_ms,
-        tuple(
-            (meter["meter_id"], meter["time_ms"])
-            for meter in (command.usage.meters if command.usage else ())
-        ),
-    )
-    settled = refund.settled(
-        told,
-        state.credited_nano,
-        state.owed,
-        posted_sequence=state.used.account_sequence,
-        currency=checks.currency_named(state.currency),
-        at_ms=command.at_ms,
-        of_what={"account_id": state.account_id, **of_what(state)},
-    )
-    used = () if command.usage is None else _used(state, command.usage)
-    return Accepted((*used, settled))
 
 
 def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR0911, PLR0912
@@ -954,17 +814,29 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             return changed(state, answers=answers, subject_id=event.subject_id, tenancies=tenancies)
         case AccountMeterJoined() | AccountMeterLeft():
             return changed(state, answers=answers, meters=_meters_after(state, event))
-        case AccountClosing():
-            closing = Closing(
-                event.hold_id, event.caller, event.request_id, event.fingerprint, event.origin
-            )
-            return changed(state, answers=answers, status=Status.CLOSING, closing=closing)
+        case AccountSettled():
+            return changed(_settled(state, event), answers=answers)
+        case RemainderRounded():
+            return changed(state, answers=answers, credited_nano=event.credited_nano)
+        case AccountClosing() | MetersClosing():
+            status = state.status if isinstance(event, MetersClosing) else Status.CLOSING
+            return changed(state, answers=answers, status=status, closing=begun(event))
+        case ClosingRegisterGiven() | ClosingAsked() | ClosingTold() | ClosingCancelled():
+            status = Status.OPEN if isinstance(event, ClosingCancelled) else state.status
+            closing = state.closing.after(event) if state.closing else None
+            return changed(state, answers=answers, status=status, closing=closing)
         case AccountClosed():
             return changed(state, answers=answers, status=Status.CLOSED, closing=None)
-        case AccountCloseRefused():
+        case AccountCloseRefused() | MetersClosed() | ClosingUndone():
             return changed(state, answers=answers, status=Status.OPEN, closing=None)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into an account's stream here")
+
+
+def _settled(state: Account, event: AccountSettled) -> Account:
+    debt_minor = event.debt_left_minor
+    owed = Owed(debt_minor=debt_minor, debt_share_ppm=PPM if debt_minor else 0)
+    return changed(state, credited_nano=event.credited_nano, owed=owed)
 
 
 def _corrected(state: Account, event: SaleReversed | OwedWrittenOff) -> Account:

@@ -43,6 +43,7 @@ class Action(StrEnum):
     POLICY_CHANGE = "policy-change"
     PRICE_CHANGE = "price-change"
     REFUND = "refund"
+    REGISTER = "register"
     REVERSAL = "reversal"
     TRANSFER = "transfer"
     WRITE_OFF = "write-off"

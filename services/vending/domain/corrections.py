@@ -22,6 +22,7 @@ from services.common.kernel.values import value_class
 from services.vending.domain import checks, postings
 from services.vending.domain.account import (
     Account,
+    Status,
     account_not_found,
     at_most,
     hold_id_of,
@@ -30,6 +31,7 @@ from services.vending.domain.account import (
     refund_under_way,
 )
 from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.closings import closing_under_way
 from services.vending.domain.decisions import (
     Accepted,
     Decision,
@@ -170,7 +172,7 @@ def decide(state: Account | None, command: Correction) -> Decision:
         return account_not_found(command.account_id)
     if earlier := answered(state.answers, command.request):
         return earlier
-    corrected = not_open(state) or _corrected(state, command)
+    corrected = _not_corrected(state, command) or _corrected(state, command)
     if isinstance(corrected, Event):
         return Accepted((corrected,))
     if corrected.reason is Reason.APPROVAL_REQUIRED:
@@ -184,6 +186,12 @@ def decide(state: Account | None, command: Correction) -> Decision:
         **of_what(state),
     )
     return Accepted((refused,))
+
+
+def _not_corrected(state: Account, command: Correction) -> Rejection | None:
+    """Return why nothing is corrected: of what is closed, only a debt is given up."""
+    is_debt = isinstance(command, WriteOff) and command.kind == Kind.DEBT
+    return None if is_debt and state.status is Status.CLOSED else not_open(state)
 
 
 def _corrected(state: Account, command: Correction) -> Event | Rejection:
@@ -355,6 +363,8 @@ def _written_off(state: Account, command: WriteOff) -> OwedWrittenOff | Rejectio
 def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     if state.refunding:
         return refund_under_way(state)
+    if closing := closing_under_way(state):
+        return closing
     if command.policy is None:
         raise Bug(f"account {state.account_id} is open and its policy {state.policy_id} is not")
     currency = checks.currency_named(state.currency)

@@ -159,6 +159,7 @@ def _meter(state: Meter) -> dict[str, Any]:
 
 
 def _account(state: Account) -> dict[str, Any]:
+    holding = (state.closing, state.refunding)
     return _fields(
         state,
         (
@@ -177,7 +178,7 @@ def _account(state: Account) -> dict[str, Any]:
         ),
     ) | {
         "status": state.status.value,
-        "hold_id": holding.hold_id if (holding := state.closing or state.refunding) else None,
+        "hold_id": next((hold.hold_id for hold in holding if hold and hold.hold_id), None),
         "keep_power_until_ms": state.orders.keep_power_until_ms,
         "promise_until_ms": state.orders.promise_until_ms,
         "notice_id": state.orders.notice_id,

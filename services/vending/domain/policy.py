@@ -11,6 +11,7 @@ from services.common.policies.rules import read
 from services.common.policies.windows import why_nobody_is_cut
 from services.vending.domain import checks
 from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.closing import Rounding
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -60,6 +61,7 @@ class Policy:
     fee_ppm: int = 0
     fee_minor: int = 0
     legal_entity: str = ""
+    rounding: str = Rounding.DOWN.value
     newest: int = 1
     scheduled: tuple[PolicyScheduled, ...] = ()
 
@@ -81,10 +83,10 @@ class PublishPolicy:
     no emergency credit. `rules`: the JSON of services.common.policies.rules, what must hold besides
     before arrears cut; None: nothing. `ceiling_minor`: the most that a sale may let an account have
     at hand, 0: no limit; of a sale's amount, `fee_ppm` and `fee_minor` are the service fee.
-    `legal_entity` "": anybody's, as callers of before say. `authority`: what one person may do
-    alone at the legal entity. `effective_at_ms`: from when on it is to apply, 0: at once.
-    `document_id`: of the draft that it publishes, "": none, and the `base_version` that its
-    drafter saw.
+    `legal_entity` "": anybody's, as callers of before say. `rounding`: how a closing comes to the
+    minor unit, "": down. `authority`: what one person may do alone at the legal entity.
+    `effective_at_ms`: from when on it is to apply, 0: at once. `document_id`: of the draft that it
+    publishes, "": none, and the `base_version` that its drafter saw.
     """
 
     request: Request
@@ -102,6 +104,7 @@ class PublishPolicy:
     fee_ppm: int
     fee_minor: int
     legal_entity: str
+    rounding: str
     authority: Authority | None = None
     effective_at_ms: int = 0
     document_id: str = ""
@@ -122,6 +125,8 @@ class PublishPolicy:
         checks.check_between("fee_ppm", self.fee_ppm, 0, FEE_PPM_MAX)
         _check_span("lease_ms", self.lease_ms, LEASE_MS_MAX)
         _check_span("max_evidence_age_ms", self.max_evidence_age_ms, EVIDENCE_AGE_MS_MAX)
+        if self.rounding:
+            checks.check_choice("rounding", self.rounding, tuple(Rounding))
         if never := why_nobody_is_cut(read(self.rules)):
             raise checks.invalid("rules", never)
         self._check_order()
@@ -227,6 +232,7 @@ def _said(command: PublishPolicy) -> dict[str, Any]:
         "fee_ppm": command.fee_ppm,
         "fee_minor": command.fee_minor,
         "legal_entity": command.legal_entity or None,
+        "rounding": command.rounding or Rounding.DOWN.value,
         "document_id": command.document_id or None,
     }
 
@@ -283,6 +289,7 @@ def evolve(state: Policy | None, event: Event) -> Policy:
         event.fee_ppm or 0,
         event.fee_minor or 0,
         event.legal_entity or "",
+        event.rounding or Rounding.DOWN.value,
         max(event.version, state.newest if state else 0),
         tuple(each for each in scheduled if each.version > event.version),
     )

@@ -148,6 +148,22 @@ def of_usage(commodity: str, before: Usage, after: Usage) -> Postings:
     return posted(*posts)
 
 
+def of_settlement(
+    recovered_nano: int, emergency_nano: int, debt_nano: int, due_nano: int
+) -> Postings:
+    """Return what the end of an account posts, but for what is paid out and dropped.
+
+    `recovered_nano`: of what is left, for what is owed; `emergency_nano`: granted and not recovered
+    before, which is a debt now where it is not recovered; `debt_nano`: by how much the debt rises;
+    `due_nano`: used beyond the credit, in that debt.
+    """
+    return posted(
+        (PREPAYMENT, recovered_nano - due_nano),
+        (EMERGENCY, -emergency_nano),
+        (RECEIVABLE, debt_nano),
+    )
+
+
 def of_rounding(dropped_nano: int) -> Postings:
     """Return what a remainder posts that a document drops of a balance.
 

@@ -142,6 +142,28 @@ class Link:
     hash: bytes
 
 
+@value_class
+class ClosingRow:
+    """A closing of an account, which began at a position; over where it is not open."""
+
+    closing_id: str
+    account_id: str
+    legal_entity: str
+    position: int
+    is_open: bool
+    began_at_ms: int
+    deadline_ms: int
+
+
+@value_class
+class ClosingsOpen:
+    """How many closings are under way, how many too late, when the oldest began (0: none)."""
+
+    count: int
+    overdue: int
+    oldest_began_at_ms: int
+
+
 class Tables(Protocol):
     """The tables of one book. All raise StoreUnavailable where they cannot be reached."""
 
@@ -206,6 +228,27 @@ class Tables(Protocol):
 
     async def charged_register_milli(self, meter_key: int, epoch: int) -> int | None:
         """Return the last register charged in a meter's epoch; None where none is known."""
+        ...
+
+    async def charged(self, meter_key: int, epoch: int) -> Charged | None:
+        """Return the newest charge of a meter's epoch; None where none is known."""
+        ...
+
+    async def closing(self, closing_id: str) -> ClosingRow | None:
+        """Return a closing, where there is one."""
+        ...
+
+    async def closings(
+        self, account_id: str, is_open: bool | None, after: int, limit: int
+    ) -> list[ClosingRow]:
+        """Return at most `limit` closings that began above a position, oldest first.
+
+        Of an account or, "", of all; those under way, those that are over, or, None, both.
+        """
+        ...
+
+    async def closings_open(self, now_ms: int) -> ClosingsOpen:
+        """Return what is under way."""
         ...
 
     async def keep_charged(self, charged: Iterable[Charged], offsets: Iterable[Offset]) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from services.common.kernel.values import value_class
-from services.vending.adapters.api import batches, operations
+from services.vending.adapters.api import batches, closings, operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.changes import AccountApi
@@ -26,6 +26,7 @@ from wattvend.vending.v1 import (
     accounts_pb2,
     accounts_pb2_grpc,
     batches_pb2_grpc,
+    closings_pb2_grpc,
     documents_pb2,
     documents_pb2_grpc,
     vending_pb2_grpc,
@@ -59,6 +60,7 @@ class Service:
 
 OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {
     batches.COLLECTION: batches.BatchOperations,
+    closings.COLLECTION: closings.ClosingOperations,
 }
 """What goes on after its call was answered: collection below `operations/` → its processes."""
 SERVICES = (
@@ -71,6 +73,11 @@ SERVICES = (
         batches.SERVICE_NAME,
         batches.BatchApi,
         batches_pb2_grpc.add_BatchServiceServicer_to_server,
+    ),
+    Service(
+        closings.SERVICE_NAME,
+        closings.ClosingApi,
+        closings_pb2_grpc.add_ClosingServiceServicer_to_server,
     ),
     Service(
         operations.SERVICE_NAME,

@@ -15,6 +15,7 @@ from services.vending.adapters.api.desk import Handlers
 from services.vending.adapters.api.prices import policy_of, tariff_of
 from services.vending.application.documents import Paper
 from services.vending.domain import checks
+from services.vending.domain.closing import Rounding
 from services.vending.domain.document import Kind, State, Version, Withdraw
 from services.vending.domain.events import PolicyScheduled, PolicyVersion, TariffPublished
 from services.vending.domain.origin import Origin
@@ -195,6 +196,7 @@ def _policy_says(event: PolicyVersion) -> dict[str, Any]:
         "rules": event.rules,
         "fee_ppm": event.fee_ppm or 0,
         "fee_minor": event.fee_minor or 0,
+        "rounding": event.rounding or Rounding.DOWN.value,
         "legal_entity": event.legal_entity or "",
         "effective_at_ms": event.effective_at_ms if isinstance(event, PolicyScheduled) else 0,
     }

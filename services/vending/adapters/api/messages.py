@@ -190,6 +190,7 @@ def policy(state: Policy, version: pb.BookVersion) -> pb.Policy:
         fee_ppm=state.fee_ppm,
         fee_minor=state.fee_minor,
         legal_entity=names.LEGAL_ENTITY.name_if(state.legal_entity),
+        rounding=state.rounding,
         version=version,
         **minor,
     )

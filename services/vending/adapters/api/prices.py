@@ -61,5 +61,6 @@ def policy_of(message: pb.PublishPolicyRequest, request: Request) -> PublishPoli
         message.fee_ppm,
         message.fee_minor,
         names.LEGAL_ENTITY.id_if("legal_entity", message.legal_entity),
+        message.rounding,
         effective_at_ms=message.effective_at_ms,
     )

@@ -433,6 +433,7 @@ class Policy(_message.Message):
     FEE_PPM_FIELD_NUMBER: _builtins.int
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     policy_version: _builtins.int
     currency: _builtins.str
@@ -451,6 +452,8 @@ class Policy(_message.Message):
     fee_minor: _builtins.int
     legal_entity: _builtins.str
     """Whose accounts may use it; empty: anybody's."""
+    rounding: _builtins.str
+    """of a closing to the minor unit: down, up, half-even"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -472,10 +475,11 @@ class Policy(_message.Message):
         fee_ppm: _builtins.int = ...,
         fee_minor: _builtins.int = ...,
         legal_entity: _builtins.str = ...,
+        rounding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "policy_version", b"policy_version", "restore_minor", b"restore_minor", "rounding", b"rounding", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -503,6 +507,7 @@ class PublishPolicyRequest(_message.Message):
     FEE_MINOR_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
     currency: _builtins.str
@@ -533,6 +538,8 @@ class PublishPolicyRequest(_message.Message):
     """Versions after the first: from when on it applies; 0 = at once. A version that begins before it,
     or with it, and is published later takes its place.
     """
+    rounding: _builtins.str
+    """of a closing to the minor unit: down (empty), up, half-even"""
     def __init__(
         self,
         *,
@@ -552,10 +559,11 @@ class PublishPolicyRequest(_message.Message):
         fee_minor: _builtins.int = ...,
         legal_entity: _builtins.str = ...,
         effective_at_ms: _builtins.int = ...,
+        rounding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "request_id", b"request_id", "restore_minor", b"restore_minor", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_minor", b"alarm_1_minor", "alarm_2_minor", b"alarm_2_minor", "ceiling_minor", b"ceiling_minor", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "emergency_minor", b"emergency_minor", "fee_minor", b"fee_minor", "fee_ppm", b"fee_ppm", "lease_ms", b"lease_ms", "legal_entity", b"legal_entity", "max_evidence_age_ms", b"max_evidence_age_ms", "name", b"name", "overdraft_minor", b"overdraft_minor", "request_id", b"request_id", "restore_minor", b"restore_minor", "rounding", b"rounding", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
