@@ -405,6 +405,7 @@ async def test_the_api_tells_all_that_a_document_says_and_became(mall: World) ->
     assert (states, two.next_page_token) == ([(1, "in-force"), (2, "scheduled")], "")
     (scheduled_version,) = two.versions
     said.lease_ms, said.max_evidence_age_ms = 300_000, 900_000  # what 0 stood for
+    said.rounding = "down"
     assert (scheduled_version.policy, scheduled_version.document) == (said, drafted.name)
     tariffs = await api.ListVersions(pb.ListVersionsRequest(parent="tariffs/T1"), alice)
     assert [each.tariff.price_micro for each in tariffs.versions] == [800_000]
