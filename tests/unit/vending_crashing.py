@@ -42,7 +42,8 @@ class MortalStore:
     def arm(self, dies_at: int) -> None:
         self._left = dies_at
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Live through a half step, or die."""
         if self._left is not None:
             self.dead = self.dead or self._left == 0
             self._left -= 1
@@ -57,9 +58,9 @@ class MortalStore:
     async def _append(
         self, stream: StreamId, expected: int, events: Sequence[NewEvent]
     ) -> Appended:
-        self._step()
+        self.step()
         appended: Appended = await self._store.append(stream, expected, events)
-        self._step()
+        self.step()
         return appended
 
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
@@ -79,6 +80,28 @@ class MortalStore:
             raise Died
         stored: list[StoredEvent] = await self._store.read_all(after, limit)
         return stored
+
+
+class Mortal:
+    """Something beside a store that dies with it: each call of what writes is two half steps."""
+
+    def __init__(self, part: Any, store: MortalStore, *writes: str) -> None:
+        self._part = part
+        self._store = store
+        self._writes = writes
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+
+        async def lived_through(*given: Any, **more: Any) -> Any:
+            if name in self._writes or self._store.dead:
+                self._store.step()
+            found = await method(*given, **more)
+            if name in self._writes:
+                self._store.step()
+            return found
+
+        return lived_through
 
 
 @asynccontextmanager

@@ -1,0 +1,106 @@
+"""Goal: no process of the book is forgotten: each of its steps is one that a test lets it die at.
+
+Method: what vending asks of itself goes by `step` (services/vending/application/process.py), by a
+name that its source says. The names are read from the source, and must be those of the table in
+docs/reliability.md, whose tests must be there and kill at every half step.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VENDING = ROOT / "services/vending"
+PAGE = ROOT / "docs/reliability.md"
+NAME_AT = 3
+"""Where the name stands in what `step` is given."""
+OF_A_TODO = {"todo.kind": {"join", "leave"}}
+"""What names that are not written out may be."""
+KILLERS = ("at_every_step(", "MortalStore", "Mortal(", "asking(")
+Calls = dict[str, int]
+"""Functions that make a request of a step → where its name stands in what they are given."""
+
+
+def nodes(tree: ast.AST, kind: type[ast.AST]) -> Iterator[ast.AST]:
+    return (node for node in ast.walk(tree) if isinstance(node, kind))
+
+
+def called(node: ast.AST, makers: Calls) -> Iterator[ast.expr]:
+    """Yield what is given as the name wherever one of the makers is called."""
+    for call in nodes(node, ast.Call):
+        assert isinstance(call, ast.Call)
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+        name = call.func.id if isinstance(call.func, ast.Name) else name
+        at = makers.get(name or "", len(call.args))
+        if at < len(call.args):
+            yield call.args[at]
+
+
+def passing(tree: ast.AST, makers: Calls) -> Calls:
+    """Return the functions that pass on a name that they are given themselves."""
+    found: Calls = {}
+    for function in (*nodes(tree, ast.FunctionDef), *nodes(tree, ast.AsyncFunctionDef)):
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        given = [arg.arg for arg in function.args.args if arg.arg != "self"]
+        if function.args.vararg:
+            given.append(function.args.vararg.arg)
+        for name in called(function, makers):
+            inner = name.value if isinstance(name, ast.Starred) else name
+            if isinstance(inner, ast.Name) and inner.id in given:
+                found[function.name] = given.index(inner.id)
+    return found
+
+
+def steps_of(source: str) -> set[str]:
+    """Return the names of the steps that a module asks for."""
+    tree = ast.parse(source)
+    passed_on = passing(tree, {"step": NAME_AT})
+    names: set[str] = set()
+    for name in called(tree, {"step": NAME_AT, **passed_on}):
+        if isinstance(name, ast.Constant):
+            names.add(str(name.value))
+        elif (text := ast.unparse(name)) in OF_A_TODO:
+            names |= OF_A_TODO[text]
+        else:
+            # A name that the function was given: its callers say it.
+            assert text.lstrip("*") in ("name", "self"), f"write the name of {text} out"
+    return names
+
+
+def table() -> dict[str, tuple[set[str], list[tuple[str, str]]]]:
+    """Return process → (its steps, the tests that let it die)."""
+    _, _, section = PAGE.read_text().partition("## Processes of the book\n")
+    section, _, _ = section.partition("\n## ")
+    rows = re.findall(r"^\| ([^|`]+) \| ([^|]*) \| ([^|]*) \|$", section, re.MULTILINE)
+    found = {}
+    for process, steps, tests in rows[1:]:
+        named = re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", tests)
+        found[process] = (set(re.findall(r"`([a-z-]+)`", steps)), named)
+    return found
+
+
+def test_every_step_of_every_process_stands_in_the_table_and_no_other() -> None:
+    asked: set[str] = set()
+    for path in (*VENDING.glob("application/*.py"), *VENDING.glob("adapters/*.py")):
+        asked |= steps_of(path.read_text())
+    listed = {step for steps, _ in table().values() for step in steps}
+    assert len(asked) > 10
+    assert listed == asked, "a new process: a test with at_every_step, and a row of the table"
+
+
+@pytest.mark.parametrize("process", table())
+def test_every_process_has_a_test_in_which_it_dies_at_every_step(process: str) -> None:
+    _, tests = table()[process]
+    assert tests
+    for path, name in tests:
+        found = [
+            node
+            for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        ]
+        assert found, f"{path} has no {name}"
+        body = ast.unparse(found[0])
+        assert any(killer in body for killer in KILLERS), f"{name} lets nothing die at every step"
