@@ -134,6 +134,7 @@ class Story:
             "price_micro": PRICE_MICRO,
             "plan": None,
             "effective_at_ms": 0,
+            "document_id": None,
             **money,
         }
         policy = {
@@ -151,6 +152,9 @@ class Story:
             "ceiling_nano": None,
             "fee_ppm": 0,
             "fee_minor": 0,
+            "legal_entity": "LE1",
+            "document_id": None,
+            "rounding": None,
         }
         return [
             self.event(f"tariff-{self.tariff}", 0, "tariff-published", tariff),
