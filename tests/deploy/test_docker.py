@@ -129,7 +129,7 @@ def is_read(meter: str, environment: dict[str, str]) -> bool:
     cli = "docker compose -f deploy/compose.yaml run --rm cli --json fleet --site mall-1"
     done = typed(cli, environment)
     meters = json.loads(done.stdout)["meters"] if done.returncode == 0 else []
-    return any(each["meter_id"] == meter and "register_milli" in each for each in meters)
+    return any(each["meter"] == f"meters/{meter}" and "register_milli" in each for each in meters)
 
 
 def test_grafana_answers_every_query_of_the_dashboard(running: dict[str, str]) -> None:

@@ -200,14 +200,14 @@ class World:
     def charged_milli(self, meter_id: str) -> int | None:
         """Return the register up to which a meter is charged, None where it never was."""
         for meter in self.call("ListMeters", r.ListMetersRequest()).meters:
-            if meter.meter_id == meter_id and meter.HasField("register_milli"):
+            if meter.meter == names.METER.name(meter_id) and meter.HasField("register_milli"):
                 return int(meter.register_milli)
         return None
 
     def lost(self) -> dict[str, r.LostDevice]:
         """Return what `wattvend fleet --lost` lists, by device."""
         found = self.call("ListLostMeters", r.ListLostMetersRequest(page_size=1000)).devices
-        return {device.device_id: device for device in found}
+        return {device.name: device for device in found}
 
     # --- the fleet, and what is true --------------------------------------------------------------
 
@@ -237,7 +237,9 @@ class World:
         )
         used = self.call(
             "GetConsumption",
-            r.GetConsumptionRequest(account_id=account_of(meter_id), from_ms=0, to_ms=2**62),
+            r.GetConsumptionRequest(
+                account=names.ACCOUNT.name(account_of(meter_id)), from_ms=0, to_ms=2**62
+            ),
         )
         [line] = used.meters
         [joined] = account.meters

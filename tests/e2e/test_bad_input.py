@@ -157,7 +157,7 @@ def test_a_jump_beyond_the_meters_power_is_held_until_a_person_rejects_it(
     world.fleet(f"/meters/{meter}/fault", absurd)
 
     def held() -> list[str]:
-        request = r.ListAlarmsRequest(account_id=account_of(meter))
+        request = r.ListAlarmsRequest(filter=f"account = {names.ACCOUNT.name(account_of(meter))}")
         alarms = world.call("ListAlarms", request).alarms
         jumps = ("reading-held", "implausible")
         return [a.to_reading_id for a in alarms if (a.kind, a.reason) == jumps]
@@ -350,8 +350,8 @@ def a_request(method: str) -> dict[str, Any]:
         "GrantEmergencyCredit": {"name": tcp_account},
         "SetDebt": {"share_ppm": 1},
         "PublishAuthority": {"name": names.AUTHORITY.name(fresh), "rules": "{}"},
-        "GetBalance": {"account_id": account_of(TCP_METER)},
-        "GetConsumption": {"account_id": account_of(TCP_METER), "to_ms": 1},
+        "GetBalance": {"name": names.BALANCE.name(account_of(TCP_METER))},
+        "GetConsumption": {"account": tcp_account, "to_ms": 1},
     }
     return {"request_id": fresh, "name": nobody_of(method), **kind, **fields.get(method, {})}
 

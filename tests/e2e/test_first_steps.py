@@ -71,14 +71,14 @@ class Operator:
     def wait_until_read(self, *meters: str) -> None:
         def are_read() -> bool:
             fleet = self.wattvend("fleet --site mall-1")["meters"]
-            return set(meters) <= {m["meter_id"] for m in fleet if "register_milli" in m}
+            return set(meters) <= {m["meter"] for m in fleet if "register_milli" in m}
 
         self.wait_until(are_read, f"{meters} are read")
 
     def relay(self, meter: str) -> tuple[str, str]:
         """Return the position that is wanted and the one that was reported."""
         fleet = self.wattvend("fleet --site mall-1")["meters"]
-        (found,) = (m for m in fleet if m["meter_id"] == meter)
+        (found,) = (m for m in fleet if m["meter"] == f"meters/{meter}")
         return found.get("wanted", ""), found.get("reported", "")
 
     def told_by_control(self, account: str) -> set[str]:
@@ -206,7 +206,7 @@ def test_what_stood_before_make_down_stands_after_the_next_make_up(operator: Ope
     assert book() == before
     assert decisions() == cut_and_restored
     sold = operator.wattvend("sell shop-001 1")
-    assert sold["receipt"]["account_id"] == "shop-001"
+    assert sold["sale"]["account"] == "accounts/shop-001"
     operator.wait_until_read("meter-001", "meter-003")
 
 

@@ -26,10 +26,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from services.common.kernel import filters, names
 from services.common.runtime import kafka, postgres, topics
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.http import Health
-from services.reporting.adapters import database, log, queries
+from services.reporting.adapters import database, lists, log, queries
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
@@ -356,22 +357,27 @@ async def test_an_exception_stays_until_something_ends_it(
             assert {line["reason"] for line in found if line["ended_at_ms"] is None} == still, sent
     async with queries.pool(stack.postgres_dsn, schema, name="test", size_max=1) as connections:
         asked = queries.Queries(connections)
-        everything = {"site_id": story.site, "account_id": story.account, "meter_id": ""}
+        everything = filters.All(
+            (
+                filters.Match("site", "=", story.site),
+                filters.Match("account", "=", story.account),
+            )
+        )
         cut = await asked.cut(story.account, None)
         assert cut is not None
         assert [each.reason for each in await asked.refusals(cut)] == ["grace", "evidence-old"]
-        newest_first = await asked.exceptions(everything, None, 2, ended=True)
+        newest_first = await lists.exceptions(asked, everything, None, 2, ended=True)
         assert [line["reason"] for line in newest_first] == ["late", "evidence-old"]
         after = (newest_first[0]["since_ms"], newest_first[0]["exception_id"])
-        of_meter = {**everything, "meter_id": story.meter}
-        (reverse,) = await asked.exceptions(of_meter, after, 9, ended=False)
+        of_meter = filters.All((everything, filters.Match("meter", "=", story.meter)))
+        (reverse,) = await lists.exceptions(asked, of_meter, after, 9, ended=False)
         assert (reverse["kind"], reverse["ended_by"]) == ("meter-flagged", None)
         charge, *_ = log.rows_of(record_of(story.charge(3), 0))
         assert isinstance(charge, ChargeRow)
         async with connected(stack, schema) as connection:
             closing = charge._replace(kind="closing", log_offset=130)
             await put(connection, [closing])
-        (reverse,) = await asked.exceptions(of_meter, after, 1, ended=True)
+        (reverse,) = await lists.exceptions(asked, of_meter, after, 1, ended=True)
         assert (reverse["ended_by"], reverse["ended_at_ms"]) == ("meter-left", closing.to_time_ms)
 
 
@@ -508,7 +514,10 @@ async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
 ) -> None:
     reporting = start()
     waiting = asyncio.create_task(
-        reporting.ask("GetBalance", pb.GetBalanceRequest(account_id=story.account, min_revision=2))
+        reporting.ask(
+            "GetBalance",
+            pb.GetBalanceRequest(name=names.BALANCE.name(story.account), min_revision=2),
+        )
     )
     await publish(stack, story.all())
     balance = await waiting
@@ -518,14 +527,14 @@ async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
 
     async def cut_is_confirmed() -> Any:
         found = await reporting.ask(
-            "ExplainCutoff", pb.ExplainCutoffRequest(account_id=story.account)
+            "ExplainCutoff", pb.ExplainCutoffRequest(account=names.ACCOUNT.name(story.account))
         )
         steps = [step.result for intent in found.intents for step in intent.attempts]
         return found if steps == ["sent", "acknowledged", "confirmed"] else None
 
     # Before the cut is in the tables there is nothing to explain.
     async def cut_is_known() -> bool:
-        request = pb.ListAlarmsRequest(account_id=story.account)
+        request = pb.ListAlarmsRequest(filter=f"account = accounts/{story.account}")
         return len((await reporting.ask("ListAlarms", request)).alarms) == 2
 
     await eventually(cut_is_known)
@@ -548,8 +557,8 @@ def assert_recomputable(story: Story, why: Any) -> None:
     assert charge.to_reading.reading_id == str(story.reading(3))
     assert charge.from_reading.received_at_ms == T0 + 2_100
     (intent,) = why.intents
-    assert (intent.meter_id, intent.version_offset, intent.cause) == (
-        story.meter,
+    assert (intent.meter, intent.version_offset, intent.cause) == (
+        names.METER.name(story.meter),
         CUT_OFFSET,
         "arrears",
     )
@@ -560,18 +569,24 @@ def assert_recomputable(story: Story, why: Any) -> None:
 
 async def assert_explained(reporting: Reporting, story: Story, why: Any) -> None:
     """Ask for a charge and a balance: the same rows explain them as the cut."""
-    newest = await reporting.ask("ExplainCharge", pb.ExplainChargeRequest(meter_id=story.meter))
+    newest = await reporting.ask(
+        "ExplainCharge", pb.ExplainChargeRequest(meter=names.METER.name(story.meter))
+    )
     assert (newest.charge, list(newest.tariffs)) == (why.charge, list(why.tariffs))
-    assert (newest.charge.account_id, newest.charge.kind) == (story.account, "usage")
+    assert (newest.charge.account, newest.charge.kind) == (
+        names.ACCOUNT.name(story.account),
+        "usage",
+    )
     assert newest.policy == why.policy
     first = await reporting.ask(
-        "ExplainCharge", pb.ExplainChargeRequest(meter_id=story.meter, epoch=2, sequence=1)
+        "ExplainCharge",
+        pb.ExplainChargeRequest(meter=names.METER.name(story.meter), epoch=2, sequence=1),
     )
     assert [(line.rate, line.version) for line in first.charge.lines] == [("flat", 1)]
-    request = pb.ExplainBalanceRequest(account_id=story.account)
+    request = pb.ExplainBalanceRequest(account=names.ACCOUNT.name(story.account))
     balance = await reporting.ask("ExplainBalance", request)
     assert [credit.added_nano for credit in balance.credits] == [CREDIT_NANO, TOP_UP_NANO]
-    assert all(credit.receipt_id for credit in balance.credits)
+    assert all(credit.receipt for credit in balance.credits)
     (span,) = balance.charged
     assert (span.first_sequence, span.last_sequence, span.charges) == (1, 3, 3)
     assert span.amount_nano == balance.charged_nano
@@ -586,35 +601,42 @@ async def assert_previewed(reporting: Reporting, story: Story) -> None:
     """Ask what the story's energy would have cost: at its own price, and up a ladder."""
     period: dict[str, Any] = {"from_ms": T0 + 1_000, "to_ms": T0 + 3_001}
     mine: dict[str, Any] = {
-        "account_ids": [story.account],
-        "site_id": story.site,
-        "tariff_id": story.tariff,
+        "accounts": [names.ACCOUNT.name(story.account)],
+        "site": names.SITE.name(story.site),
+        "tariff": names.TARIFF.name(story.tariff),
     }
     same = await reporting.ask(
         "PreviewTariff", pb.PreviewTariffRequest(price_micro=PRICE_MICRO, **period, **mine)
     )
     (line,) = same.accounts
     assert line.charged_nano == line.draft_nano == str(12_500 * PRICE_MICRO)
-    assert (line.account_id, line.energy_milli, same.charges) == (story.account, "12500", 3)
+    assert (line.account, line.energy_milli, same.charges) == (
+        names.ACCOUNT.name(story.account),
+        "12500",
+        3,
+    )
     ladder: dict[str, Any] = {"period": "month", "steps": [{"above_milli": 10_000, "add_micro": 7}]}
     plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "ladder": ladder})
     period["from_ms"] += 1
     dearer = await reporting.ask(
-        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, site_id=story.site)
+        "PreviewTariff",
+        pb.PreviewTariffRequest(plan=plan, **period, site=names.SITE.name(story.site)),
     )
     # The first 1 000 are not asked for, but they have climbed.
     assert (dearer.total.rate_nano, dearer.total.ladder_nano) == ("115000", str(2_500 * 7))
     ladder["scope"] = "meter"
     plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "ladder": ladder})
     by_meter = await reporting.ask(
-        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, tariff_id=story.tariff)
+        "PreviewTariff",
+        pb.PreviewTariffRequest(plan=plan, **period, tariff=names.TARIFF.name(story.tariff)),
     )
     assert by_meter == dearer
     fees = [{"name": "stand", "period": "month", "amount_micro": 9}]
     plan = json.dumps({"zone": "Asia/Shanghai", "rates_micro": {"flat": 10}, "fees": fees})
     period["from_ms"] -= 40 * 86_400_000
     with_fee = await reporting.ask(
-        "PreviewTariff", pb.PreviewTariffRequest(plan=plan, **period, site_id=story.site)
+        "PreviewTariff",
+        pb.PreviewTariffRequest(plan=plan, **period, site=names.SITE.name(story.site)),
     )
     assert with_fee.total.fee_nano == str(9_000)  # of January: when it was opened is not told
     assert with_fee.total.draft_nano == str(125_000 + 9_000)
@@ -630,46 +652,52 @@ async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any
 
 async def assert_lists(reporting: Reporting, story: Story) -> None:
     requests = [
-        pb.GetConsumptionRequest(account_id=story.account, from_ms=T0, to_ms=T0 + 3_000),
-        pb.GetConsumptionRequest(meter_id=story.meter, from_ms=T0, to_ms=T0 + 3_000),
+        pb.GetConsumptionRequest(
+            account=names.ACCOUNT.name(story.account), from_ms=T0, to_ms=T0 + 3_000
+        ),
+        pb.GetConsumptionRequest(meter=names.METER.name(story.meter), from_ms=T0, to_ms=T0 + 3_000),
     ]
     by_account, by_meter = [await reporting.ask("GetConsumption", one) for one in requests]
     assert by_account == by_meter
     assert (by_account.energy_milli, by_account.amount_nano) == (2_500, 2_500 * PRICE_MICRO)
     (line,) = by_account.meters
-    assert (line.meter_id, line.account_id) == (story.meter, story.account)
+    assert (line.meter, line.account) == (
+        names.METER.name(story.meter),
+        names.ACCOUNT.name(story.account),
+    )
     assert (line.from_register_milli, line.to_register_milli, line.charges) == (0, 2_500, 2)
     assert (line.first_ms, line.last_ms) == (T0 + 1_000, T0 + 2_000)
 
+    of_site = f"site = {names.SITE.name(story.site)}"
     pages = await all_pages(
-        reporting, "ListAlarms", pb.ListAlarmsRequest(site_id=story.site, page_size=1)
+        reporting, "ListAlarms", pb.ListAlarmsRequest(filter=of_site, page_size=1)
     )
     assert [[alarm.kind for alarm in page.alarms] for page in pages] == [["restored"], ["cut"]]
 
-    meters = await reporting.ask("ListMeters", pb.ListMetersRequest(site_id=story.site))
+    meters = await reporting.ask("ListMeters", pb.ListMetersRequest(filter=of_site))
     (meter,) = meters.meters
     assert (meter.status, meter.wanted, meter.reported) == ("online", "closed", "closed")
-    assert (meter.register_milli, meter.level, meter.account_id) == (
+    assert (meter.register_milli, meter.level, meter.account) == (
         12_500,
         "normal",
-        story.account,
+        names.ACCOUNT.name(story.account),
     )
-    lost = await reporting.ask("ListLostMeters", pb.ListLostMetersRequest(site_id=story.site))
-    assert [device.device_id for device in lost.devices] == [f"gateways/{story.gateway}"]
+    lost = await reporting.ask("ListLostMeters", pb.ListLostMetersRequest(filter=of_site))
+    assert [device.name for device in lost.devices] == [f"gateways/{story.gateway}"]
     pages = await all_pages(reporting, "ListLostMeters", pb.ListLostMetersRequest(page_size=2))
-    everywhere = [device.device_id for page in pages for device in page.devices]
+    everywhere = [device.name for page in pages for device in page.devices]
     assert f"unknown/modbus/{story.serial}X" in everywhere
     assert everywhere == sorted(everywhere, key=str.encode)
 
 
 async def test_what_cannot_be_answered_says_why(start: Start, story: Story) -> None:
     reporting = start()
-    unknown = pb.GetBalanceRequest(account_id=story.account)
+    unknown = pb.GetBalanceRequest(name=names.BALANCE.name(story.account))
     not_found = (grpc.StatusCode.NOT_FOUND, "ACCOUNT_NOT_FOUND")
     assert await refusal(reporting.ask("GetBalance", unknown)) == not_found
-    explain = pb.ExplainCutoffRequest(account_id=story.account)
+    explain = pb.ExplainCutoffRequest(account=names.ACCOUNT.name(story.account))
     assert await refusal(reporting.ask("ExplainCutoff", explain)) == not_found
-    no_cut = pb.ExplainCutoffRequest(alarm_id=str(uuid4()))
+    no_cut = pb.ExplainCutoffRequest(alarm=names.ALARM.name(str(uuid4())))
     assert await refusal(reporting.ask("ExplainCutoff", no_cut)) == (
         grpc.StatusCode.NOT_FOUND,
         "NO_CUTOFF",
@@ -680,7 +708,7 @@ async def test_what_cannot_be_answered_says_why(start: Start, story: Story) -> N
         "INVALID_ARGUMENT",
     )
     began = time.monotonic()
-    early = pb.GetBalanceRequest(account_id=story.account, min_revision=1)
+    early = pb.GetBalanceRequest(name=names.BALANCE.name(story.account), min_revision=1)
     assert await refusal(reporting.ask("GetBalance", early)) == (
         grpc.StatusCode.UNAVAILABLE,
         "NOT_YET_VISIBLE",
@@ -735,7 +763,7 @@ async def test_postgresql_may_go_and_come_back(
     await asyncio.to_thread(stack.stop, "postgres")
     try:
         await publish(stack, story.all())
-        away = pb.GetBalanceRequest(account_id=story.account)
+        away = pb.GetBalanceRequest(name=names.BALANCE.name(story.account))
         assert await refusal(reporting.ask("GetBalance", away)) == (
             grpc.StatusCode.UNAVAILABLE,
             "UNAVAILABLE",
@@ -744,7 +772,9 @@ async def test_postgresql_may_go_and_come_back(
     finally:
         await asyncio.to_thread(stack.start, "postgres")
     await everything_is_read(stack, schema)
-    balance = await reporting.ask("GetBalance", pb.GetBalanceRequest(account_id=story.account))
+    balance = await reporting.ask(
+        "GetBalance", pb.GetBalanceRequest(name=names.BALANCE.name(story.account))
+    )
     assert balance.charged_nano == CREDIT_NANO
 
 

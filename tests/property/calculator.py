@@ -35,7 +35,7 @@ def amount_of(told: Told) -> int:
         counted += int(told["register_max_milli"]) + 1
     energy = counted * int(charge["ratio"])
     assert energy == int(charge["energy_milli"])
-    if not charge["tariff_id"]:
+    if not charge["tariff"]:
         assert not charge["lines"]
         return 0
     tariff = _tariff(told)

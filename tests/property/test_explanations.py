@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from hypothesis import given
 
+from services.common.kernel import names
 from services.common.kernel.ids import name_uuid
 from services.metering.domain.messages import LogRecord
 from services.reporting.adapters.api import ReportingServicer
@@ -55,17 +56,19 @@ def as_json(answer: Message) -> Told:
 
 def explained(tables: Tables, meters: Iterable[str]) -> list[Told]:
     """Return the explanation of every charge of some meters, in the order of the log."""
-    names = {charge.meter_key for charge in tables.of(ChargeRow)}
+    charged = {charge.meter_key for charge in tables.of(ChargeRow)}
     told = []
     for meter_id in meters:
         key = meter(meter_id)["meter_key"]
-        if key in names:
+        if key in charged:
             told += [
                 asked(
                     tables,
                     "ExplainCharge",
                     pb.ExplainChargeRequest(
-                        meter_id=meter_id, epoch=charge.epoch, sequence=charge.sequence
+                        meter=names.METER.name(meter_id),
+                        epoch=charge.epoch,
+                        sequence=charge.sequence,
                     ),
                 )
                 for charge in tables.of(ChargeRow)
@@ -78,7 +81,9 @@ def explained(tables: Tables, meters: Iterable[str]) -> list[Told]:
             asked(
                 tables,
                 "ExplainCharge",
-                pb.ExplainChargeRequest(account_id=account_id, sequence=charge.sequence),
+                pb.ExplainChargeRequest(
+                    account=names.ACCOUNT.name(account_id), sequence=charge.sequence
+                ),
             )
             for charge in tables.of(ChargeRow)
             if key in accounts and charge.meter_key == key
@@ -153,7 +158,7 @@ def decisions(tables: Tables) -> Iterable[tuple[AlarmRow, Told]]:
     """Yield each decision on a cut, with its explanation."""
     for alarm in tables.of(AlarmRow):
         if alarm.kind in {"cut", "not-cut"}:
-            request = pb.ExplainCutoffRequest(alarm_id=str(alarm.alarm_id))
+            request = pb.ExplainCutoffRequest(alarm=names.ALARM.name(str(alarm.alarm_id)))
             yield alarm, asked(tables, "ExplainCutoff", request)
 
 
@@ -296,7 +301,7 @@ def test_a_month_of_charges_is_computed_again_from_the_explanations_alone() -> N
         assert amount == int(charge["amount_nano"])
         charged += amount
         assert charged == int(charge["account_charged_total_nano"])
-        meter_epoch = (charge["meter_id"], charge["epoch"])
+        meter_epoch = (charge["meter"], charge["epoch"])
         used[meter_epoch] = used.get(meter_epoch, 0) + int(charge["energy_milli"])
         assert used[meter_epoch] == int(charge["meter_energy_total_milli"])
     check_ladders(told)
@@ -322,7 +327,7 @@ def check_ladders(told: list[Told]) -> None:
 
 def test_a_balance_is_the_sum_of_what_explains_it() -> None:
     tables = Month().pass_by().tables
-    balance = asked(tables, "ExplainBalance", pb.ExplainBalanceRequest(account_id="A1"))
+    balance = asked(tables, "ExplainBalance", pb.ExplainBalanceRequest(account="accounts/A1"))
     credited = sum(int(credit["added_nano"]) for credit in balance["credits"])
     assert credited == int(balance["credited_nano"]) == 2 * SALE_NANO
     told = explained(tables, ("M1", "M2"))
@@ -330,8 +335,7 @@ def test_a_balance_is_the_sum_of_what_explains_it() -> None:
         mine = [
             each
             for each in told
-            if (each["charge"]["meter_id"], each["charge"]["epoch"])
-            == (span["meter_id"], span["epoch"])
+            if (each["charge"]["meter"], each["charge"]["epoch"]) == (span["meter"], span["epoch"])
         ]
         sequences = sorted(int(each["charge"]["sequence"]) for each in mine)
         first, last = int(span["first_sequence"]), int(span["last_sequence"])
@@ -346,20 +350,24 @@ def test_a_balance_is_the_sum_of_what_explains_it() -> None:
 def test_a_past_balance_is_told_as_of_its_charge() -> None:
     tables = Month().pass_by().tables
     then = asked(
-        tables, "ExplainBalance", pb.ExplainBalanceRequest(account_id="A1", account_sequence=50)
+        tables,
+        "ExplainBalance",
+        pb.ExplainBalanceRequest(account="accounts/A1", account_sequence=50),
     )
     assert [credit["revision"] for credit in then["credits"]] == ["1"]
     assert sum(int(span["charges"]) for span in then["charged"]) == 49  # and one sale
     assert "available_nano" not in then
     before = asked(
-        tables, "ExplainBalance", pb.ExplainBalanceRequest(account_id="A1", account_sequence=0)
+        tables,
+        "ExplainBalance",
+        pb.ExplainBalanceRequest(account="accounts/A1", account_sequence=0),
     )
     assert (before["credits"], before["charged"]) == ([], [])
 
 
 def test_a_cut_off_is_decided_again_from_its_explanation() -> None:
     tables = Month().pass_by().tables
-    told = asked(tables, "ExplainCutoff", pb.ExplainCutoffRequest(account_id="A1"))
+    told = asked(tables, "ExplainCutoff", pb.ExplainCutoffRequest(account="accounts/A1"))
     decision, policy_, charge = told["decision"], told["policy"], told["charge"]
     amount = amount_of({"charge": charge, "tariffs": told["tariffs"]})
     assert amount == int(charge["amount_nano"])
@@ -371,8 +379,8 @@ def test_a_cut_off_is_decided_again_from_its_explanation() -> None:
     age_ms = int(decision["decided_at_ms"]) - int(decision["reading_received_at_ms"])
     assert 0 <= age_ms <= int(policy_["max_evidence_age_ms"])
     assert decision["to_reading_id"] == charge["to_reading"]["reading_id"]
-    assert (decision["policy_id"], decision["policy_version"]) == (
-        policy_["policy_id"],
+    assert (decision["policy"], decision["policy_version"]) == (
+        policy_["policy"],
         policy_["version"],
     )
 
@@ -449,7 +457,10 @@ def test_a_cut_that_persons_orders_hold_back_names_the_order_of_each_relay() -> 
     ((alarm, told),) = decisions(month.tables)
     assert (alarm.reason, reason_of(told)) == ("forced", "forced")
     orders = [order for order in told["orders"] if order["type"] == "relay-forced"]
-    assert {order["meter_id"]: order["position"] for order in orders} == {"M1": "on", "M2": "off"}
+    assert {order["meter"]: order["position"] for order in orders} == {
+        "meters/M1": "on",
+        "meters/M2": "off",
+    }
     assert {(order["book_epoch"], order["revision"]) for order in orders} == {(1, "3")}
     assert all(order["event_id"] for order in orders)
     assert reason_of({**told, "orders": []}) == ""
@@ -470,5 +481,5 @@ def test_a_reading_that_ends_a_silence_cuts_nobody_and_says_since_when_it_was() 
         for row in month.tables.of(AlarmRow)
         if (row.kind, row.meter_id) == ("meter-silent", "M2")
     ]
-    assert told["silent_alarm_id"] == str(silent.alarm_id)
+    assert told["silent_alarm"] == names.ALARM.name(str(silent.alarm_id))
     assert silent.decided_at_ms - read_at_ms > 7 * 24 * HOUR_MS

@@ -18,6 +18,7 @@ import yaml
 from google.longrunning import operations_proto_pb2 as lro
 from typer.testing import CliRunner, Result
 
+from services.common.kernel import names
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tools import client
@@ -34,7 +35,7 @@ from wattvend.vending.v1 import vending_pb2 as v
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
 ACCOUNT = v.Account(name="accounts/A1", currency="CNY", minor_decimals=2)
-BALANCE = r.Balance(account_id="A1", currency="CNY")
+BALANCE = r.Balance(name=names.BALANCE.name("A1"), currency="CNY")
 
 
 PAPER = d.Document(

@@ -17,11 +17,11 @@ def told_charge() -> r.ChargeLine:
     to_reading = r.Reading(reading_id="r-1", register_milli=6_500, quality="A")
     flat = r.PriceLine(version=2, rate="flat", energy_milli=2_500, rate_nano=1_700_000_000, basis=1)
     return r.ChargeLine(
-        meter_id="M1",
+        meter="meters/M1",
         epoch=2,
         sequence=7,
         kind="re-split",
-        account_id="A1",
+        account="accounts/A1",
         from_reading=from_reading,
         to_reading=to_reading,
         ratio=1,
@@ -33,42 +33,42 @@ def told_charge() -> r.ChargeLine:
     )
 
 
-TOLD_TARIFF = r.TariffVersion(tariff_id="T", version=2, price_micro=680_000)
+TOLD_TARIFF = r.TariffVersion(tariff="tariffs/T", version=2, price_micro=680_000)
 EXPLANATIONS = {
     "ExplainCharge": r.ChargeExplanation(
         charge=told_charge(),
         tariffs=[TOLD_TARIFF],
-        policy=r.PolicyVersion(policy_id="P", version=3),
+        policy=r.PolicyVersion(policy="policies/P", version=3),
         corrects_sequence=5,
         until_reading=r.Reading(reading_id="r-2", register_milli=9_000),
         minor_decimals=2,
     ),
     "ExplainCutoff": r.CutoffExplanation(
-        decision=r.Alarm(account_id="A1", kind="not-cut", reason="grace", arrears_since_ms=1),
+        decision=r.Alarm(account="accounts/A1", kind="not-cut", reason="grace", arrears_since_ms=1),
         charge=told_charge(),
         currency="CNY",
         orders=[
             r.AccountOrder(type="power-kept", until_ms=1, revision=4),
-            r.AccountOrder(type="relay-forced", meter_id="M1", position="off", revision=5),
+            r.AccountOrder(type="relay-forced", meter="meters/M1", position="off", revision=5),
         ],
         silent_since_ms=1,
         notice=r.Notice(notice_id="N1", decided_at_ms=1),
         refusals=[r.Alarm(reason="notice-running")],
     ),
     "ExplainBalance": r.BalanceExplanation(
-        account_id="A1",
+        account="accounts/A1",
         currency="CNY",
         credited_nano=10**10,
         charged_nano=17 * 10**8,
         available_nano=83 * 10**8,
         held_nano=0,
-        credits=[r.Credit(type="credit-sold", receipt_id="R1", added_nano=10**10)],
-        charged=[r.ChargedSpan(meter_id="M1", epoch=2, first_sequence=1, last_sequence=7)],
+        credits=[r.Credit(type="credit-sold", receipt="receipts/R1", added_nano=10**10)],
+        charged=[r.ChargedSpan(meter="meters/M1", epoch=2, first_sequence=1, last_sequence=7)],
     ),
     "PreviewTariff": r.TariffPreview(
         accounts=[
             r.PreviewedAccount(
-                account_id="A1",
+                account="accounts/A1",
                 energy_milli="1000000",
                 charged_nano="800000000000",
                 draft_nano="900000000000",
@@ -90,7 +90,7 @@ EXPLANATIONS = {
             r.ExceptionState(
                 kind="reading-held",
                 reason="implausible",
-                meter_id="M1",
+                meter="meters/M1",
                 register_milli=9_999_000,
                 last_register_milli=1_000,
                 bound_milli=500,
@@ -145,7 +145,7 @@ def test_exceptions_are_shown_with_their_evidence(monkeypatch: pytest.MonkeyPatc
     for part in ("9999.00", "1.00", "0.50", "-1.00", "cleared", "silent since"):
         assert part in shown, result.stdout
     ((_, asked),) = reporting.asked
-    assert (asked.site_id, asked.ended, asked.page_size) == ("S", True, 50)
+    assert (asked.filter, asked.ended, asked.page_size) == ('site = "sites/S"', True, 50)
     nothing = Vending(ListExceptions=r.ListExceptionsResponse())
     assert "nothing to look at" in wattvend(monkeypatch, nothing, "exceptions").stdout
 
@@ -159,23 +159,23 @@ def test_a_preview_shows_accounts_and_sums_beyond_64_bits(monkeypatch: pytest.Mo
     assert re.search(r"A1 +1000\.0 +800\.00 +900\.00 +100\.00 +12\.5", shown), shown
     assert re.search(r"in all .*-12000000000\.00", shown), shown
     ((_, asked),) = reporting.asked
-    assert (asked.site_id, asked.to_ms - asked.from_ms) == ("S", 31 * 86_400_000)
+    assert (asked.site, asked.to_ms - asked.from_ms) == ("sites/S", 31 * 86_400_000)
     assert asked.from_ms == 1_798_732_800_000  # New Year in Shanghai
 
 
 def test_a_posting_of_fees_is_shown_as_the_account_s(monkeypatch: pytest.MonkeyPatch) -> None:
     line = r.PriceLine(version=1, rate="fee-1", rate_nano=31 * 10**9, days=1, days_of=1)
-    told = r.ChargeLine(kind="fee", account_id="A1", sequence=3, currency="CNY", lines=[line])
+    told = r.ChargeLine(kind="fee", account="accounts/A1", sequence=3, currency="CNY", lines=[line])
     reporting = Vending(ExplainCharge=r.ChargeExplanation(charge=told, minor_decimals=2))
     shown = wattvend(monkeypatch, reporting, "explain", "fees", "A1").stdout
     assert "fees #3 of A1" in shown
     assert "fee-1, version 1: 31.00 (1 whole)" in shown
     assert "readings" not in shown
-    assert reporting.asked == [("ExplainCharge", r.ExplainChargeRequest(account_id="A1"))]
+    assert reporting.asked == [("ExplainCharge", r.ExplainChargeRequest(account="accounts/A1"))]
 
 
 def test_an_account_alone_asks_for_its_newest_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (("explain", "A1"), ("explain", "cutoff", "A1")):
         reporting = Vending(**EXPLANATIONS)
         assert wattvend(monkeypatch, reporting, *command).exit_code == 0
-        assert reporting.asked == [("ExplainCutoff", r.ExplainCutoffRequest(account_id="A1"))]
+        assert reporting.asked == [("ExplainCutoff", r.ExplainCutoffRequest(account="accounts/A1"))]

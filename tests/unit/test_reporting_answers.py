@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
@@ -215,33 +216,37 @@ def preview_of(**fields: Any) -> pb.PreviewTariffRequest:
 @pytest.mark.parametrize(
     ("method", "request_", "field"),
     [
-        ("GetBalance", pb.GetBalanceRequest(), "account_id"),
-        ("GetBalance", pb.GetBalanceRequest(account_id="a\x00b"), "account_id"),
-        ("GetBalance", pb.GetBalanceRequest(account_id="x" * 500), "account_id"),
-        ("GetConsumption", pb.GetConsumptionRequest(from_ms=1, to_ms=2), "account_id"),
+        ("GetBalance", pb.GetBalanceRequest(), "name"),
+        ("GetBalance", pb.GetBalanceRequest(name=names.BALANCE.name("a\x00b")), "name"),
+        ("GetBalance", pb.GetBalanceRequest(name=names.BALANCE.name("x" * 500)), "name"),
+        ("GetConsumption", pb.GetConsumptionRequest(from_ms=1, to_ms=2), "account"),
         (
             "GetConsumption",
-            pb.GetConsumptionRequest(account_id="A", meter_id="M", from_ms=1, to_ms=2),
-            "account_id",
+            pb.GetConsumptionRequest(account="accounts/A", meter="meters/M", from_ms=1, to_ms=2),
+            "account",
         ),
-        ("GetConsumption", pb.GetConsumptionRequest(account_id="A", from_ms=2, to_ms=2), "from_ms"),
+        (
+            "GetConsumption",
+            pb.GetConsumptionRequest(account="accounts/A", from_ms=2, to_ms=2),
+            "from_ms",
+        ),
         ("ListAlarms", pb.ListAlarmsRequest(page_size=-1), "page_size"),
         ("ListAlarms", pb.ListAlarmsRequest(page_token="zzz"), "page_token"),
-        ("ListAlarms", pb.ListAlarmsRequest(site_id="' or 1=1"), "site_id"),
+        ("ListAlarms", pb.ListAlarmsRequest(filter="' or 1=1"), "filter"),
         (
             "ListAlarms",
-            pb.ListAlarmsRequest(page_token=token_of(("alarms", "", ""), (1, "no uuid"))),
+            pb.ListAlarmsRequest(page_token=token_of(("alarms", ""), (1, "no uuid"))),
             "page_token",
         ),
-        ("ListExceptions", pb.ListExceptionsRequest(meter_id="?"), "meter_id"),
+        ("ListExceptions", pb.ListExceptionsRequest(filter="meter = ?"), "filter"),
         ("ListExceptions", pb.ListExceptionsRequest(page_token="zzz"), "page_token"),
         ("ListMeters", pb.ListMetersRequest(page_size=1001), "page_size"),
         ("ListLostMeters", pb.ListLostMetersRequest(page_token="!"), "page_token"),
-        ("ExplainCutoff", pb.ExplainCutoffRequest(), "account_id"),
-        ("ExplainCutoff", pb.ExplainCutoffRequest(alarm_id="7"), "alarm_id"),
-        ("ExplainCharge", pb.ExplainChargeRequest(), "meter_id"),
-        ("ExplainCharge", pb.ExplainChargeRequest(meter_id="M", sequence=1), "sequence"),
-        ("ExplainBalance", pb.ExplainBalanceRequest(), "account_id"),
+        ("ExplainCutoff", pb.ExplainCutoffRequest(), "account"),
+        ("ExplainCutoff", pb.ExplainCutoffRequest(alarm="alarms/7"), "alarm"),
+        ("ExplainCharge", pb.ExplainChargeRequest(), "meter"),
+        ("ExplainCharge", pb.ExplainChargeRequest(meter="meters/M", sequence=1), "sequence"),
+        ("ExplainBalance", pb.ExplainBalanceRequest(), "account"),
         ("PreviewTariff", pb.PreviewTariffRequest(from_ms=1, to_ms=2), "plan"),
         ("PreviewTariff", preview_of(plan="{}", price_micro=1), "plan"),
         ("PreviewTariff", preview_of(plan="{}"), "plan"),
@@ -249,8 +254,8 @@ def preview_of(**fields: Any) -> pb.PreviewTariffRequest:
         ("PreviewTariff", preview_of(price_micro=1, to_ms=1), "from_ms"),
         ("PreviewTariff", preview_of(price_micro=1, to_ms=401 * 86_400_000), "from_ms"),
         ("PreviewTariff", preview_of(price_micro=1, from_ms=-1), "from_ms"),
-        ("PreviewTariff", preview_of(price_micro=1, account_ids=["?"]), "account_ids"),
-        ("PreviewTariff", preview_of(price_micro=1), "account_ids"),
+        ("PreviewTariff", preview_of(price_micro=1, accounts=["?"]), "accounts"),
+        ("PreviewTariff", preview_of(price_micro=1), "accounts"),
     ],
 )
 async def test_odd_requests_name_the_field_that_is_wrong(
@@ -264,22 +269,24 @@ async def test_what_does_not_exist_is_not_found(
     servicer: ReportingServicer, queries: FakeQueries
 ) -> None:
     calls = {
-        Reason.ACCOUNT_NOT_FOUND: servicer.GetBalance(pb.GetBalanceRequest(account_id="A"), None),
+        Reason.ACCOUNT_NOT_FOUND: servicer.GetBalance(
+            pb.GetBalanceRequest(name=names.BALANCE.name("A")), None
+        ),
         Reason.METER_NOT_FOUND: servicer.GetConsumption(
-            pb.GetConsumptionRequest(meter_id="M", from_ms=1, to_ms=2), None
+            pb.GetConsumptionRequest(meter="meters/M", from_ms=1, to_ms=2), None
         ),
         Reason.NO_CUTOFF: servicer.ExplainCutoff(
-            pb.ExplainCutoffRequest(alarm_id=str(uuid4())), None
+            pb.ExplainCutoffRequest(alarm=names.ALARM.name(str(uuid4()))), None
         ),
     }
     for reason, call in calls.items():
         assert (await refused(call)).reason is reason
     queries.known |= {"A", "M"}
-    charge = servicer.ExplainCharge(pb.ExplainChargeRequest(meter_id="M"), None)
+    charge = servicer.ExplainCharge(pb.ExplainChargeRequest(meter="meters/M"), None)
     assert (await refused(charge)).reason is Reason.CHARGE_NOT_FOUND
-    never = servicer.ExplainCutoff(pb.ExplainCutoffRequest(account_id="A"), None)
+    never = servicer.ExplainCutoff(pb.ExplainCutoffRequest(account="accounts/A"), None)
     assert (await refused(never)).reason is Reason.NO_CUTOFF
-    unpublished = servicer.GetBalance(pb.GetBalanceRequest(account_id="A"), None)
+    unpublished = servicer.GetBalance(pb.GetBalanceRequest(name=names.BALANCE.name("A")), None)
     assert (await refused(unpublished)).reason is Reason.NOT_YET_VISIBLE
 
 

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from services.common.kernel.units import format_scaled
 from services.common.tariffs import plan
 from tools.cli import plans
-from tools.cli.show import currency_of, moment, money
+from tools.cli.show import currency_of, id_of, moment, money
 from wattvend.reporting.v1 import reporting_pb2 as r
 
 FIRST_MONTH = 12_000
@@ -26,11 +26,11 @@ def charge(answer: r.ChargeExplanation) -> RenderableType:
     """Show what a charge was computed from."""
     told = answer.charge
     is_fee = told.kind == FEE
-    what = f"charge {escape(told.meter_id)} #{told.sequence} of epoch {told.epoch}"
+    what = f"charge {escape(id_of(told.meter))} #{told.sequence} of epoch {told.epoch}"
     if is_fee:
-        what = f"fees #{told.sequence} of {escape(told.account_id)}"
+        what = f"fees #{told.sequence} of {escape(id_of(told.account))}"
     tree = Tree(
-        f"[bold]{what}[/] [dim]({told.kind}, account {escape(told.account_id)}, "
+        f"[bold]{what}[/] [dim]({told.kind}, account {escape(id_of(told.account))}, "
         f"shard {told.shard} at {told.log_offset})[/]"
     )
     if is_fee:
@@ -52,7 +52,7 @@ def balance(answer: r.BalanceExplanation) -> RenderableType:
     """Show what a balance consists of."""
     code = answer.currency
     lines: list[RenderableType] = [
-        f"[bold]balance of {escape(answer.account_id)}[/] [dim](as of {_as_of(answer)})[/]",
+        f"[bold]balance of {escape(id_of(answer.account))}[/] [dim](as of {_as_of(answer)})[/]",
         f"credited {money(answer.credited_nano, code)}",
         _credits(answer.credits, code),
         f"charged {money(answer.charged_nano, code, exact=True)}",
@@ -72,8 +72,8 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
     """Show the chain of a cut-off, from the readings to the read-back."""
     code, decision = answer.currency, answer.decision
     tree = Tree(
-        f"[bold]why {escape(decision.account_id)} was {_decided(decision)}[/] "
-        f"[dim]({moment(decision.decided_at_ms)}, decision {decision.alarm_id})[/]"
+        f"[bold]why {escape(id_of(decision.account))} was {_decided(decision)}[/] "
+        f"[dim]({moment(decision.decided_at_ms)}, decision {id_of(decision.name)})[/]"
     )
     if answer.HasField("charge"):
         _add_readings(tree, answer.charge)
@@ -90,7 +90,7 @@ def cutoff(answer: r.CutoffExplanation) -> RenderableType:
     for intent in answer.intents:
         lease = f", to be sent before {moment(intent.send_before_ms)}"
         branch = tree.add(
-            f"intent for {intent.meter_id}: {intent.wanted} ({intent.mode}, {intent.cause}), "
+            f"intent for {id_of(intent.meter)}: {intent.wanted} ({intent.mode}, {intent.cause}), "
             f"version ({intent.epoch}, {intent.version_offset})"
             f"{lease if intent.HasField('send_before_ms') else ''}"
         )
@@ -110,7 +110,7 @@ def _add_orders(tree: Tree, answer: r.CutoffExplanation) -> None:
     """Add what kept the cut off, or let it be: orders, the notice, refusals before it."""
     for order in answer.orders:
         until = f" until {moment(order.until_ms)}" if order.HasField("until_ms") else ""
-        what = f"{order.type} {order.meter_id} {order.position}{until} {order.outcome}".split()
+        what = f"{order.type} {id_of(order.meter)} {order.position}{until} {order.outcome}".split()
         tree.add(f"order: {' '.join(what)} [dim](revision {order.revision}, {order.event_id})[/]")
     if answer.HasField("notice"):
         notice, outcome = answer.notice, answer.decision.notice_outcome or "not known yet"
@@ -122,7 +122,7 @@ def _add_orders(tree: Tree, answer: r.CutoffExplanation) -> None:
         tree.add(f"in arrears since {moment(answer.decision.arrears_since_ms)}")
     if answer.HasField("silent_since_ms"):
         since = moment(answer.silent_since_ms)
-        tree.add(f"its meter was silent since {since} [dim]{answer.silent_alarm_id}[/]")
+        tree.add(f"its meter was silent since {since} [dim]{id_of(answer.silent_alarm)}[/]")
     for refusal in answer.refusals:
         tree.add(f"not cut at {moment(refusal.decided_at_ms)}: {refusal.reason}")
 
@@ -135,7 +135,7 @@ def preview(answer: r.TariffPreview) -> RenderableType:
     for name in (unit, f"charged, {code}", f"draft, {code}", "difference", "%"):
         table.add_column(name, justify="right")
     for account in answer.accounts:
-        table.add_row(account.account_id, *_previewed(account, code))
+        table.add_row(id_of(account.account), *_previewed(account, code))
     table.add_section()
     table.add_row("[bold]in all[/]", *_previewed(answer.total, code))
     return Group(table, f"{len(answer.accounts)} accounts, {answer.charges} charges")
@@ -181,7 +181,7 @@ def _add_charge(tree: Tree, told: r.ChargeLine) -> None:
     price = f"at {format_scaled(told.price_micro, currency_of(code).price_decimals)} "
     ratio = f" (ratio {told.ratio})" if told.ratio != 1 else ""
     charged = tree.add(
-        f"charge {told.meter_id} #{told.sequence} of epoch {told.epoch}: "
+        f"charge {id_of(told.meter)} #{told.sequence} of epoch {told.epoch}: "
         f"{format_scaled(told.energy_milli, 3)} {_unit(told)}{ratio} "
         f"{'' if told.lines else price}= {money(told.amount_nano, code, exact=True)}"
     )
@@ -238,7 +238,7 @@ def _add_tariffs(tree: Tree, tariffs: Iterable[r.TariffVersion], code: str) -> N
         flat = f"{format_scaled(tariff.price_micro, decimals)} {code} a unit"
         since = moment(tariff.effective_at_ms) if tariff.effective_at_ms else "the beginning"
         branch = tree.add(
-            f"tariff {tariff.tariff_id} version {tariff.version}, from {since} on: "
+            f"tariff {id_of(tariff.tariff)} version {tariff.version}, from {since} on: "
             f"{'a plan' if has_plan else flat}"
         )
         if has_plan:
@@ -247,7 +247,7 @@ def _add_tariffs(tree: Tree, tariffs: Iterable[r.TariffVersion], code: str) -> N
 
 def _add_policy(tree: Tree, policy: r.PolicyVersion, code: str) -> None:
     tree.add(
-        f"policy {policy.policy_id} version {policy.version}: alarms at "
+        f"policy {id_of(policy.policy)} version {policy.version}: alarms at "
         f"{money(policy.alarm_1_nano, code)} and {money(policy.alarm_2_nano, code)}, cut at "
         f"{money(-policy.overdraft_nano, code)}, power again from "
         f"{money(policy.restore_nano, code)}"
@@ -265,7 +265,7 @@ def _credits(found: Iterable[r.Credit], code: str) -> Table:
         amounts = (money(nano, code) for nano in (credit.added_nano, credit.credited_nano))
         revision = f"{credit.book_epoch}.{credit.revision}"
         when = moment(credit.occurred_at_ms)
-        table.add_row(when, credit.type, revision, f"[dim]{credit.receipt_id}[/]", *amounts)
+        table.add_row(when, credit.type, revision, f"[dim]{id_of(credit.receipt)}[/]", *amounts)
     return table
 
 
@@ -276,7 +276,7 @@ def _charged(found: Iterable[r.ChargedSpan], code: str) -> Table:
         table.add_column(name, justify="right")
     for span in found:
         table.add_row(
-            span.meter_id or "fees",
+            id_of(span.meter) or "fees",
             str(span.epoch),
             f"{span.first_sequence}..{span.last_sequence}",
             f"{span.first_account_sequence}..{span.last_account_sequence}",

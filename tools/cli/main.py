@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from services.common.kernel import names
+from services.common.kernel import filters, names
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
 from tools.cli import explained, show
@@ -201,7 +201,9 @@ def account_show(account: Annotated[str, typer.Argument(help="account id")]) -> 
         book = await _account(clients, account)
         balance: r.Balance = await clients.reporting(
             "GetBalance",
-            r.GetBalanceRequest(account_id=account, min_revision=book.version.revision),
+            r.GetBalanceRequest(
+                name=names.BALANCE.name(account), min_revision=book.version.revision
+            ),
         )
         return {"account": book, "balance": balance}
 
@@ -525,8 +527,8 @@ def approval_list(
     page: Annotated[str, typer.Option(help="token of the page, as the one before told it")] = "",
 ) -> None:
     """List what waits for a second person, the oldest first."""
-    only = f"legal_entity = {json.dumps(names.LEGAL_ENTITY.name(legal_entity))}"
-    request = v.ListApprovalsRequest(filter=only if legal_entity else "", page_token=page)
+    of = filters.wanting(legal_entity=names.LEGAL_ENTITY.name_if(legal_entity))
+    request = v.ListApprovalsRequest(filter=of, page_token=page)
     _run(lambda clients: clients.vending("ListApprovals", request), show.approvals)
 
 
@@ -587,7 +589,9 @@ def explain_cutoff(
     decision: Annotated[str, typer.Option(help="alarm id; default: the newest cut-off")] = "",
 ) -> None:
     """Explain a cut-off: readings, charge, tariff, threshold, policy, intent, read-back."""
-    request = r.ExplainCutoffRequest(account_id=account, alarm_id=decision)
+    request = r.ExplainCutoffRequest(
+        account=names.ACCOUNT.name(account), alarm=names.ALARM.name_if(decision)
+    )
     _run(lambda clients: clients.reporting("ExplainCutoff", request), explained.cutoff)
 
 
@@ -598,7 +602,7 @@ def explain_charge(
     sequence: Annotated[int, typer.Option(min=0, help="with --epoch; default: the newest")] = 0,
 ) -> None:
     """Explain a charge: readings, ratio, every version of its tariff, every line, the totals."""
-    request = r.ExplainChargeRequest(meter_id=meter, epoch=epoch, sequence=sequence)
+    request = r.ExplainChargeRequest(meter=names.METER.name(meter), epoch=epoch, sequence=sequence)
     _run(lambda clients: clients.reporting("ExplainCharge", request), explained.charge)
 
 
@@ -608,7 +612,7 @@ def explain_fees(
     sequence: Annotated[int, typer.Option(min=0, help="of postings; default: the newest")] = 0,
 ) -> None:
     """Explain a posting of an account's fees: every day or month, every version of its tariff."""
-    request = r.ExplainChargeRequest(account_id=account, sequence=sequence)
+    request = r.ExplainChargeRequest(account=names.ACCOUNT.name(account), sequence=sequence)
     _run(lambda clients: clients.reporting("ExplainCharge", request), explained.charge)
 
 
@@ -620,8 +624,19 @@ def explain_balance(
     ] = None,
 ) -> None:
     """Explain a balance: every credit, and every charge by its sequences."""
-    request = r.ExplainBalanceRequest(account_id=account, account_sequence=sequence)
+    request = r.ExplainBalanceRequest(
+        account=names.ACCOUNT.name(account), account_sequence=sequence
+    )
     _run(lambda clients: clients.reporting("ExplainBalance", request), explained.balance)
+
+
+def _of(site: str, account: str = "", meter: str = "") -> str:
+    """Return the filter of what is of a site, an account, a meter; "": of any."""
+    return filters.wanting(
+        site=names.SITE.name_if(site),
+        account=names.ACCOUNT.name_if(account),
+        meter=names.METER.name_if(meter),
+    )
 
 
 @app.command()
@@ -631,7 +646,7 @@ def alarms(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="how many, newest first")] = 50,
 ) -> None:
     """List alarms and decisions, newest first."""
-    request = r.ListAlarmsRequest(site_id=site, account_id=account, page_size=limit)
+    request = r.ListAlarmsRequest(filter=_of(site, account), page_size=limit)
     _run(lambda clients: clients.reporting("ListAlarms", request), show.alarms)
 
 
@@ -645,7 +660,7 @@ def exceptions(
 ) -> None:
     """List what a person has to look at: held readings, flags, cuts that did not follow."""
     request = r.ListExceptionsRequest(
-        site_id=site, account_id=account, meter_id=meter, ended=ended, page_size=limit
+        filter=_of(site, account, meter), ended=ended, page_size=limit
     )
     _run(lambda clients: clients.reporting("ListExceptions", request), show.exceptions)
 
@@ -663,14 +678,14 @@ def fleet(
         while True:
             page: r.ListMetersResponse = await clients.reporting(
                 "ListMeters",
-                r.ListMetersRequest(site_id=site, page_size=1000, page_token=token),
+                r.ListMetersRequest(filter=_of(site), page_size=1000, page_token=token),
             )
             found.meters.extend(page.meters)
             if not (token := page.next_page_token):
                 return found
 
     if lost:
-        request = r.ListLostMetersRequest(site_id=site, page_size=1000)
+        request = r.ListLostMetersRequest(filter=_of(site), page_size=1000)
         _run(lambda clients: clients.reporting("ListLostMeters", request), show.lost)
     else:
         _run(all_meters, show.meters)

@@ -335,12 +335,12 @@ def alarms(answer: r.ListAlarmsResponse) -> RenderableType:
         threshold = alarm.threshold_nano if alarm.HasField("threshold_nano") else None
         table.add_row(
             moment(alarm.decided_at_ms),
-            alarm.account_id,
+            id_of(alarm.account),
             f"[{KINDS.get(alarm.kind, 'white')}]{alarm.kind}[/]",
             alarm.reason,
             money(alarm.available_nano, alarm.currency),
             "-" if threshold is None else money(threshold, alarm.currency),
-            f"[dim]{alarm.alarm_id}[/]",
+            f"[dim]{id_of(alarm.name)}[/]",
         )
     return table if answer.alarms else "[green]no alarms[/]"
 
@@ -354,8 +354,8 @@ def exceptions(answer: r.ListExceptionsResponse) -> RenderableType:
         ended = f"{moment(each.ended_at_ms)} {each.ended_by}"
         table.add_row(
             moment(each.since_ms),
-            each.account_id,
-            each.meter_id or "-",
+            id_of(each.account),
+            id_of(each.meter) or "-",
             f"[yellow]{each.kind}[/]: {each.reason}",
             _evidence(each),
             ended if each.HasField("ended_at_ms") else "[red]no[/]",
@@ -390,8 +390,8 @@ def meters(answer: r.ListMetersResponse) -> RenderableType:
         colour = {"online": "green", "offline": "red"}.get(m.status, "yellow")
         same = not m.wanted or m.wanted == m.reported
         table.add_row(
-            m.meter_id,
-            m.account_id or "[dim]house[/]",
+            id_of(m.meter),
+            id_of(m.account) or "[dim]house[/]",
             f"[{colour}]{m.status}[/]",
             format_scaled(m.register_milli, 3, 2) if m.HasField("register_milli") else "-",
             _level(m.level),
@@ -410,7 +410,7 @@ def lost(answer: r.ListLostMetersResponse) -> RenderableType:
         table.add_column(name)
     for device in answer.devices:
         table.add_row(
-            device.device_id,
+            device.name,
             f"[red]{device.status}[/]",
             device.reason,
             moment(device.since_ms),

@@ -60,18 +60,19 @@ async def verdicts(
     for receipt in receipts:
         paid[names.ACCOUNT.id("account", receipt.account)] += receipt.amount_minor * plan.MINOR_NANO
     statuses: r.ListMetersResponse = await clients.reporting(
-        "ListMeters", r.ListMetersRequest(site_id=mall.SITE, page_size=PAGE)
+        "ListMeters",
+        r.ListMetersRequest(filter=f"site = {names.SITE.name(mall.SITE)}", page_size=PAGE),
     )
-    by_id = {status.meter_id: status for status in statuses.meters}
+    by_id = {names.METER.id("meter", status.meter): status for status in statuses.meters}
     found = []
     for meter in meters:
         account = meter.account_id
         balance: r.Balance = await clients.reporting(
-            "GetBalance", r.GetBalanceRequest(account_id=account)
+            "GetBalance", r.GetBalanceRequest(name=names.BALANCE.name(account))
         )
         consumption: r.Consumption = await clients.reporting(
             "GetConsumption",
-            r.GetConsumptionRequest(meter_id=meter.meter_id, from_ms=0, to_ms=2**62),
+            r.GetConsumptionRequest(meter=names.METER.name(meter.meter_id), from_ms=0, to_ms=2**62),
         )
         book: v.Account = await clients.vending(
             "GetAccount", v.GetAccountRequest(name=names.ACCOUNT.name(account))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from services.common.kernel import names
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import format_scaled
 from tools import mall, sitefile
@@ -194,7 +195,7 @@ class Story:
             # A look that fails is tried again: nobody's story depends on it.
             with contextlib.suppress(Refused):
                 balance = await self.clients.reporting(
-                    "GetBalance", r.GetBalanceRequest(account_id=account)
+                    "GetBalance", r.GetBalanceRequest(name=names.BALANCE.name(account))
                 )
                 show(account, balance, full)
             await asyncio.sleep(2 * POLL_S)
@@ -206,7 +207,7 @@ class Story:
             nonlocal explanation
             try:
                 explanation = await self.clients.reporting(
-                    "ExplainCutoff", r.ExplainCutoffRequest(account_id=account)
+                    "ExplainCutoff", r.ExplainCutoffRequest(account=names.ACCOUNT.name(account))
                 )
             except Refused as refused:
                 if refused.reason != Reason.NO_CUTOFF:

@@ -147,6 +147,16 @@ def holds(of: Filter, values: Mapping[str, Value]) -> bool:
             return not holds(part, values)
 
 
+def wanting(**wanted: str) -> str:
+    """Return a filter as text that wants these values of fields; of an empty one any."""
+    escaped = (
+        (field, value.replace("\\", "\\\\").replace('"', '\\"'))
+        for field, value in wanted.items()
+        if value
+    )
+    return " AND ".join(f'{field} = "{value}"' for field, value in escaped)
+
+
 def matches_in(of: Filter) -> Iterator[Match]:
     """Yield every comparison in a filter."""
     match of:

@@ -1,16 +1,14 @@
 """wattvend.reporting.v1: requests checked, questions asked, answers filled."""
 
 import asyncio
-import re
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
-from services.common.kernel.ids import ID_PATTERN, column_key
-from services.common.kernel.paging import cursor_of, page_size_of, token_of
+from services.common.kernel.ids import column_key
 from services.common.kernel.reasons import Reason
 from services.common.tariffs import plan as plans
 from services.reporting.adapters import messages
@@ -21,6 +19,7 @@ from services.reporting.adapters.explanations import (
     explain_charge,
     explain_cutoff,
 )
+from services.reporting.adapters.listing import Listing
 from services.reporting.adapters.previews import (
     ACCOUNTS_MAX,
     PERIOD_MS_MAX,
@@ -37,14 +36,12 @@ VISIBLE_WITHIN_S = 2.0
 PREVIEWS_MAX = 2
 """Previews at once, the others wait: each has a reader's connection for long."""
 
-_ID = re.compile(rf"(house:)?{ID_PATTERN}")
 
-
-class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
+class ReportingServicer(Listing, reporting_pb2_grpc.ReportingServiceServicer):
     """The handlers. Errors are raised; the server's guard answers with them."""
 
     def __init__(self, queries: Queries, commits: Commits) -> None:
-        self._queries = queries
+        super().__init__(queries)
         self._commits = commits
         self._previews = asyncio.Semaphore(PREVIEWS_MAX)
 
@@ -52,7 +49,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         self, request: pb.GetBalanceRequest, _: Any
     ) -> pb.Balance:
         """Return an account's balance, waiting for `min_revision` where it is given."""
-        account_id = _id(request.account_id, "account_id")
+        account_id = names.BALANCE.id("name", request.name)
         if request.HasField("min_revision"):
             return messages.balance(await self._visible(account_id, request.min_revision))
         found = await self._queries.balance(account_id)
@@ -84,94 +81,29 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         self, request: pb.GetConsumptionRequest, _: Any
     ) -> pb.Consumption:
         """Return what was charged in a period, a line a meter, epoch and account."""
-        if bool(request.account_id) == bool(request.meter_id):
-            raise _wrong("give account_id or meter_id, one of the two", "account_id")
+        if bool(request.account) == bool(request.meter):
+            raise _wrong("give account or meter, one of the two", "account")
         if request.from_ms >= request.to_ms:
             raise _wrong("from_ms must lie before to_ms (ms UTC)", "from_ms")
-        if request.account_id:
-            account_id = _id(request.account_id, "account_id")
+        if request.account:
+            account_id = names.ACCOUNT.id("account", request.account)
             await self._account_must_be_known(account_id)
             column, key = "account_key", column_key("account", account_id)
         else:
-            meter_id = _id(request.meter_id, "meter_id")
+            meter_id = names.METER.id("meter", request.meter)
             await self._meter_must_be_known(meter_id)
             column, key = "meter_key", column_key("meter", meter_id)
         lines = await self._queries.consumption(column, key, request.from_ms, request.to_ms)
         return messages.consumption(lines)
 
-    async def ListAlarms(  # noqa: N802
-        self, request: pb.ListAlarmsRequest, _: Any
-    ) -> pb.ListAlarmsResponse:
-        """Return decisions of metering, newest first."""
-        size = page_size_of(request.page_size)
-        site_id = _id(request.site_id, "site_id", required=False)
-        account_id = _id(request.account_id, "account_id", required=False)
-        listed = ("alarms", site_id, account_id)
-        after = _after(listed, request.page_token)
-        found = await self._queries.alarms(site_id, account_id, after, size + 1)
-        more = len(found) > size
-        last = found[size - 1] if more else None
-        return pb.ListAlarmsResponse(
-            alarms=[messages.alarm(row) for row in found[:size]],
-            next_page_token=token_of(listed, (last.decided_at_ms, str(last.alarm_id)))
-            if last
-            else "",
-        )
-
-    async def ListExceptions(  # noqa: N802
-        self, request: pb.ListExceptionsRequest, _: Any
-    ) -> pb.ListExceptionsResponse:
-        """Return what a person has to look at, newest first."""
-        size = page_size_of(request.page_size)
-        filters = {
-            name: _id(getattr(request, name), name, required=False)
-            for name in ("site_id", "account_id", "meter_id")
-        }
-        listed = ("exceptions", *filters.values(), str(request.ended))
-        after = _after(listed, request.page_token)
-        found = await self._queries.exceptions(filters, after, size + 1, ended=request.ended)
-        token = ""
-        if len(found) > size:
-            last = found[size - 1]
-            token = token_of(listed, (last["since_ms"], str(last["exception_id"])))
-        return pb.ListExceptionsResponse(
-            exceptions=map(messages.exception, found[:size]), next_page_token=token
-        )
-
-    async def ListMeters(  # noqa: N802
-        self, request: pb.ListMetersRequest, _: Any
-    ) -> pb.ListMetersResponse:
-        """Return meters in order of their ids: seen, charged, wanted, reported."""
-        size = page_size_of(request.page_size)
-        site_id = _id(request.site_id, "site_id", required=False)
-        listed = ("meters", site_id)
-        cursor = cursor_of(listed, request.page_token, (str,))
-        found = await self._queries.meters(site_id, str(cursor[0]) if cursor else "", size + 1)
-        token = token_of(listed, (found[size - 1]["meter_id"],)) if len(found) > size else ""
-        return pb.ListMetersResponse(
-            meters=[messages.meter(line) for line in found[:size]], next_page_token=token
-        )
-
-    async def ListLostMeters(  # noqa: N802
-        self, request: pb.ListLostMetersRequest, _: Any
-    ) -> pb.ListLostMetersResponse:
-        """Return devices that do not answer or that nobody registered, in order of their ids."""
-        size = page_size_of(request.page_size)
-        site_id = _id(request.site_id, "site_id", required=False)
-        listed = ("lost", site_id)
-        cursor = cursor_of(listed, request.page_token, (str,))
-        found = await self._queries.lost(site_id, str(cursor[0]) if cursor else "", size + 1)
-        token = token_of(listed, (found[size - 1]["device_id"],)) if len(found) > size else ""
-        return pb.ListLostMetersResponse(
-            devices=[messages.lost(line) for line in found[:size]], next_page_token=token
-        )
-
     async def ExplainCutoff(  # noqa: N802
         self, request: pb.ExplainCutoffRequest, _: Any
     ) -> pb.CutoffExplanation:
         """Return what a cut followed from, and what was done about it."""
-        alarm_id = _uuid(request.alarm_id, "alarm_id") if request.alarm_id else None
-        account_id = _id(request.account_id, "account_id", required=alarm_id is None)
+        alarm_id = UUID(names.ALARM.id("alarm", request.alarm)) if request.alarm else None
+        account_id = names.ACCOUNT.id_if("account", request.account)
+        if not (account_id or alarm_id):
+            raise _wrong("name an account, or an alarm", "account")
         cut = await self._queries.cut(account_id, alarm_id)
         if cut is None:
             if account_id:
@@ -185,7 +117,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
             raise InvalidInput(
                 Reason.NO_CUTOFF,
                 asked,
-                field="alarm_id" if alarm_id else "account_id",
+                field="alarm" if alarm_id else "account",
             )
         return await explain_cutoff(self._queries, cut)
 
@@ -193,9 +125,9 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         self, request: pb.ExplainChargeRequest, _: Any
     ) -> pb.ChargeExplanation:
         """Return what a charge was computed from."""
-        if request.account_id:
+        if request.account:
             return await self._explain_fees(request)
-        meter_id = _id(request.meter_id, "meter_id")
+        meter_id = names.METER.id("meter", request.meter)
         if (request.epoch == 0) != (request.sequence == 0):
             raise _wrong("give epoch and sequence, or neither for the newest charge", "sequence")
         charge = await self._queries.charge(
@@ -212,9 +144,9 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         return await explain_charge(self._queries, charge)
 
     async def _explain_fees(self, request: pb.ExplainChargeRequest) -> pb.ChargeExplanation:
-        account_id = _id(request.account_id, "account_id")
-        if request.meter_id or request.epoch:
-            raise _wrong("an account's fees have no meter and epoch 0", "account_id")
+        account_id = names.ACCOUNT.id("account", request.account)
+        if request.meter or request.epoch:
+            raise _wrong("an account's fees have no meter and epoch 0", "account")
         key = column_key("account", account_id)
         charge = await self._queries.charge(key, None, request.sequence or None)
         if charge is None:
@@ -230,7 +162,7 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         self, request: pb.ExplainBalanceRequest, _: Any
     ) -> pb.BalanceExplanation:
         """Return what a balance consists of."""
-        account_id = _id(request.account_id, "account_id")
+        account_id = names.ACCOUNT.id("account", request.account)
         sequence = request.account_sequence if request.HasField("account_sequence") else None
         state = await balance_state(self._queries, account_id, sequence)
         if state is None:
@@ -249,14 +181,14 @@ class ReportingServicer(reporting_pb2_grpc.ReportingServiceServicer):
         ):
             days = PERIOD_MS_MAX // 86_400_000
             raise _wrong(f"from_ms lies before to_ms (ms UTC), by at most {days} days", "from_ms")
-        account_ids = [_id(name, "account_ids") for name in request.account_ids]
-        site_id = _id(request.site_id, "site_id", required=False)
-        tariff_id = _id(request.tariff_id, "tariff_id", required=False)
+        account_ids = [names.ACCOUNT.id("accounts", name) for name in request.accounts]
+        site_id = names.SITE.id_if("site", request.site)
+        tariff_id = names.TARIFF.id_if("tariff", request.tariff)
         if not (account_ids or site_id or tariff_id):
-            raise _wrong("name accounts, a site or a tariff", "account_ids")
+            raise _wrong("name accounts, a site or a tariff", "accounts")
         accounts = await self._queries.previewed(account_ids, site_id, tariff_id, ACCOUNTS_MAX + 1)
         if len(accounts) > ACCOUNTS_MAX:
-            raise _wrong(f"more than {ACCOUNTS_MAX} accounts: ask for fewer", "account_ids")
+            raise _wrong(f"more than {ACCOUNTS_MAX} accounts: ask for fewer", "accounts")
         for missing in sorted(set(account_ids) - {account.account_id for account in accounts}):
             await self._account_must_be_known(missing)
         async with self._previews:
@@ -292,24 +224,3 @@ def _drafted(request: pb.PreviewTariffRequest) -> plans.Plan:
 def _not_yet(message: str) -> InvalidInput:
     """Not a fault of the input, but the one error family that carries a reason (UNAVAILABLE)."""
     return InvalidInput(Reason.NOT_YET_VISIBLE, f"{message}: try again in a moment")
-
-
-def _id(value: str, field: str, *, required: bool = True) -> str:
-    if not value and not required:
-        return value
-    if not _ID.fullmatch(value):
-        raise _wrong(f"{field} must be an id ({ID_PATTERN}), not {value[:80]!r}", field)
-    return value
-
-
-def _after(listed: Sequence[str], token: str) -> tuple[int, UUID] | None:
-    """Return what a page of decisions begins after: (decided_at_ms, alarm id)."""
-    cursor = cursor_of(listed, token, (int, str))
-    return None if cursor is None else (int(cursor[0]), _uuid(str(cursor[1]), "page_token"))
-
-
-def _uuid(value: str, field: str) -> UUID:
-    try:
-        return UUID(value)
-    except ValueError as odd:
-        raise _wrong(f"{field} must be a UUID, not {value[:80]!r}", field) from odd

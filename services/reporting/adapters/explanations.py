@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from services.common.kernel import names
 from services.common.kernel.ids import column_key
 from services.common.kernel.values import value_class
 from services.reporting.adapters import messages
@@ -36,9 +37,7 @@ from services.reporting.domain.rows import (
     ChargeRow,
     CommandOutcomeRow,
     NoticeRow,
-    PolicyVersionRow,
     PriceLineRow,
-    TariffVersionRow,
 )
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
@@ -72,18 +71,18 @@ async def explain_charge(queries: Queries, charge: ChargeRow) -> pb.ChargeExplan
             told.corrects_sequence = corrected.sequence
             told.until_reading.CopyFrom(_to_reading(until))
             versions.update(line.version for line in await queries.price_lines(corrected))
-    names = await queries.names(charge)
+    owners = await queries.names(charge)
     if charge.kind == ROLLOVER:
-        most_milli = await queries.register_max_milli(names[0], charge.epoch)
+        most_milli = await queries.register_max_milli(owners[0], charge.epoch)
         if most_milli is not None:
             told.register_max_milli = most_milli
     tariffs = await queries.tariff_versions(charge.tariff_id, versions)
-    told.tariffs.extend(map(_tariff, tariffs))
+    told.tariffs.extend(map(messages.tariff, tariffs))
     policy = await queries.policy_version(charge.policy_id, charge.policy_version)
     if policy is not None:
-        told.policy.CopyFrom(_policy(policy))
+        told.policy.CopyFrom(messages.policy(policy))
     received_at_ms = await queries.received_at_ms(charge)
-    told.charge.CopyFrom(_charge(charge, names, lines, received_at_ms))
+    told.charge.CopyFrom(_charge(charge, owners, lines, received_at_ms))
     return told
 
 
@@ -102,7 +101,7 @@ async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanatio
         told.intents.extend(map(_intent, await queries.intents(cut, policy)))
     await _add_grounds(queries, cut, told)
     if policy is not None:
-        told.policy.CopyFrom(_policy(policy))
+        told.policy.CopyFrom(messages.policy(policy))
     charge = None
     if cut.meter_id is not None and cut.charge_sequence is not None:
         meter_key = column_key("meter", cut.meter_id)
@@ -116,7 +115,7 @@ async def explain_cutoff(queries: Queries, cut: AlarmRow) -> pb.CutoffExplanatio
                 told.tariff.CopyFrom(tariff)
     elif cut.tariff_id is not None and cut.tariff_version is not None:
         for row in await queries.tariff_versions(cut.tariff_id, [cut.tariff_version]):
-            told.tariff.CopyFrom(_tariff(row))
+            told.tariff.CopyFrom(messages.tariff(row))
     return told
 
 
@@ -127,7 +126,7 @@ async def _add_grounds(queries: Queries, cut: AlarmRow, told: pb.CutoffExplanati
     told.orders.extend(await _forced_orders(queries, cut))
     silence = await queries.silence(cut) if cut.reason == SILENT else None
     if silence is not None:
-        told.silent_alarm_id = str(silence.alarm_id)
+        told.silent_alarm = names.ALARM.name(str(silence.alarm_id))
         if silence.silent_since_ms is not None:
             told.silent_since_ms = silence.silent_since_ms
     notice = await queries.notice(UUID(cut.notice_id)) if cut.notice_id else None
@@ -143,7 +142,7 @@ async def _forced_orders(queries: Queries, cut: AlarmRow) -> list[pb.AccountOrde
         events = await queries.book_events(f"meter-{meter_id}")
         newest = orders_of(events, book, (FORCED,))
         order = _order(newest[0]) if newest else pb.AccountOrder(type=FORCED)
-        order.meter_id, order.position = meter_id, cited["position"]
+        order.meter, order.position = names.METER.name(meter_id), cited["position"]
         orders.append(order)
     return orders
 
@@ -155,7 +154,7 @@ async def explain_balance(queries: Queries, state: BalanceState) -> pb.BalanceEx
         column_key("account", state.account_id), state.account_sequence
     )
     told = pb.BalanceExplanation(
-        account_id=state.account_id,
+        account=names.ACCOUNT.name_if(state.account_id),
         currency=state.currency,
         minor_decimals=messages.minor_decimals(state.currency),
         account_sequence=state.account_sequence,
@@ -216,13 +215,13 @@ async def balance_state(
 
 def _charge(
     charge: ChargeRow,
-    names: tuple[str, str],
+    owners: tuple[str, str],
     lines: Iterable[PriceLineRow],
     from_received_at_ms: int,
 ) -> pb.ChargeLine:
-    meter_id, account_id = names
+    meter_id, account_id = owners
     return pb.ChargeLine(
-        meter_id=meter_id,
+        meter=names.METER.name_if(meter_id),
         epoch=charge.epoch,
         sequence=charge.sequence,
         kind=charge.kind,
@@ -240,17 +239,17 @@ def _charge(
         price_micro=charge.price_micro,
         amount_nano=charge.amount_nano,
         meter_energy_total_milli=charge.meter_energy_total_milli,
-        account_id=account_id,
+        account=names.ACCOUNT.name_if(account_id),
         account_sequence=charge.account_sequence,
         account_revision=charge.account_revision,
         book_epoch=charge.book_epoch,
         account_charged_total_nano=charge.account_charged_total_nano,
         account_credited_total_nano=charge.account_credited_total_nano,
-        tariff_id=charge.tariff_id,
+        tariff=names.TARIFF.name_if(charge.tariff_id),
         tariff_version=charge.tariff_version,
-        policy_id=charge.policy_id,
+        policy=names.POLICY.name_if(charge.policy_id),
         policy_version=charge.policy_version,
-        legal_entity=charge.legal_entity,
+        legal_entity=names.LEGAL_ENTITY.name_if(charge.legal_entity),
         currency=charge.currency,
         commodity=charge.commodity,
         shard=charge.shard,
@@ -288,42 +287,12 @@ def _price_line(line: PriceLineRow) -> pb.PriceLine:
     )
 
 
-def _tariff(row: TariffVersionRow) -> pb.TariffVersion:
-    return pb.TariffVersion(
-        tariff_id=row.tariff_id,
-        version=row.version,
-        price_micro=row.price_micro,
-        effective_at_ms=row.effective_at_ms,
-        plan=row.plan,
-        book_epoch=row.book_epoch,
-        revision=row.revision,
-        published_at_ms=row.published_at_ms,
-    )
-
-
-def _policy(row: PolicyVersionRow) -> pb.PolicyVersion:
-    return pb.PolicyVersion(
-        policy_id=row.policy_id,
-        version=row.version,
-        alarm_1_nano=row.alarm_1_nano,
-        alarm_2_nano=row.alarm_2_nano,
-        overdraft_nano=row.overdraft_nano,
-        restore_nano=row.restore_nano,
-        lease_ms=row.lease_ms,
-        max_evidence_age_ms=row.max_evidence_age_ms,
-        rules=row.rules,
-        book_epoch=row.book_epoch,
-        revision=row.revision,
-        published_at_ms=row.published_at_ms,
-    )
-
-
 def _credit(credit: Credit) -> pb.Credit:
     event = credit.event
     return pb.Credit(
         type=event.type,
         event_id=str(event.event_id),
-        receipt_id=event.receipt_id,
+        receipt=names.RECEIPT.name_if(event.receipt_id),
         book_epoch=event.book_epoch,
         revision=event.revision,
         added_nano=credit.added_nano,
@@ -359,12 +328,13 @@ def _notice(row: NoticeRow) -> pb.Notice:
 
 def _span(line: asyncpg.Record) -> pb.ChargedSpan:
     whole = {name: int(line[name]) for name in ("energy_milli", "amount_nano")}
-    return pb.ChargedSpan(**{**dict(line), **whole})
+    fields = {**dict(line), **whole}
+    return pb.ChargedSpan(meter=names.METER.name(fields.pop("meter_id")), **fields)
 
 
 def _intent(intent: CutIntent) -> pb.Intent:
     return pb.Intent(
-        meter_id=intent.meter_id,
+        meter=names.METER.name_if(intent.meter_id),
         epoch=intent.epoch,
         version_offset=intent.version_offset,
         wanted="open",

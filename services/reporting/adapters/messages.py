@@ -1,13 +1,15 @@
 """Rows and lines of the read models as messages of wattvend.reporting.v1."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import asyncpg
 
+from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import CURRENCIES, INT64_MAX, fits_int64
-from services.reporting.domain.rows import AlarmRow
+from services.reporting.domain.rows import AlarmRow, PolicyVersionRow, TariffVersionRow
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
 MINOR_DECIMALS_DEFAULT = 2
@@ -22,7 +24,7 @@ def minor_decimals(currency: str) -> int:
 def balance(line: asyncpg.Record) -> pb.Balance:
     """Return a line of the view account_balances as a message."""
     return pb.Balance(
-        account_id=line["account_id"],
+        name=names.BALANCE.name(line["account_id"]),
         currency=line["currency"],
         minor_decimals=minor_decimals(line["currency"]),
         credited_nano=line["credited_nano"],
@@ -62,8 +64,8 @@ def consumption(lines: Iterable[asyncpg.Record]) -> pb.Consumption:
     return pb.Consumption(
         meters=[
             pb.MeterConsumption(
-                meter_id=line["meter_id"],
-                account_id=line["account_id"],
+                meter=names.METER.name_if(line["meter_id"]),
+                account=names.ACCOUNT.name_if(line["account_id"]),
                 epoch=line["epoch"],
                 from_register_milli=line["from_register_milli"],
                 to_register_milli=line["to_register_milli"],
@@ -84,12 +86,12 @@ def consumption(lines: Iterable[asyncpg.Record]) -> pb.Consumption:
 def alarm(row: AlarmRow) -> pb.Alarm:
     """Return a decision of metering as a message."""
     return pb.Alarm(
-        alarm_id=str(row.alarm_id),
+        name=names.ALARM.name(str(row.alarm_id)),
         kind=row.kind,
         reason=row.reason,
-        account_id=row.account_id,
-        meter_id=row.meter_id or "",
-        site_id=row.site_id,
+        account=names.ACCOUNT.name_if(row.account_id),
+        meter=names.METER.name_if(row.meter_id),
+        site=names.SITE.name_if(row.site_id),
         level_before=row.level_before,
         level_after=row.level_after,
         available_nano=row.available_nano,
@@ -99,7 +101,7 @@ def alarm(row: AlarmRow) -> pb.Alarm:
         account_sequence=row.account_sequence,
         account_revision=row.account_revision,
         book_epoch=row.book_epoch,
-        policy_id=row.policy_id or "",
+        policy=names.POLICY.name_if(row.policy_id),
         policy_version=row.policy_version or 0,
         charge_epoch=row.charge_epoch or 0,
         charge_sequence=row.charge_sequence or 0,
@@ -116,21 +118,99 @@ def alarm(row: AlarmRow) -> pb.Alarm:
 
 def exception(line: asyncpg.Record) -> pb.ExceptionState:
     """Return a line of the view exceptions as a message."""
-    texts = {name: str(line[name] or "") for name in _EXCEPTION_TEXTS}
-    return pb.ExceptionState(**{**dict(line), **texts})
+    fields: dict[str, Any] = dict(line)
+    account_id, site_id, meter_id = (fields.pop(f"{of}_id") for of in ("account", "site", "meter"))
+    fields |= {name: str(fields[name] or "") for name in ("reading_id", "ended_by")}
+    return pb.ExceptionState(
+        name=names.EXCEPTION.name(str(fields.pop("exception_id"))),
+        account=names.ACCOUNT.name_if(account_id),
+        site=names.SITE.name_if(site_id),
+        meter=names.METER.name_if(meter_id),
+        **fields,
+    )
 
 
-_EXCEPTION_TEXTS = ("exception_id", "account_id", "meter_id", "reading_id", "ended_by")
+def site(line: asyncpg.Record) -> pb.SiteStatus:
+    """Return a line of the table sites as a message."""
+    return pb.SiteStatus(
+        site=names.SITE.name(line["site_id"]),
+        display_name=line["display_name"],
+        zone=line["zone"],
+        currency=line["currency"],
+        legal_entity=names.LEGAL_ENTITY.name(line["legal_entity"]),
+        cuts_held=line["cuts_held"],
+        cuts_per_minute=line["cuts_per_minute"],
+    )
+
+
+def account(line: asyncpg.Record) -> pb.AccountStatus:
+    """Return an account with what metering says of it as a message."""
+    available_nano = line["available_nano"]
+    return pb.AccountStatus(
+        account=names.ACCOUNT.name(line["account_id"]),
+        site=names.SITE.name(line["site_id"]),
+        subject_id=line["subject_id"] or "",
+        status=line["status"],
+        currency=line["currency"],
+        minor_decimals=minor_decimals(line["currency"]),
+        legal_entity=names.LEGAL_ENTITY.name(line["legal_entity"]),
+        commodity=line["commodity"],
+        tariff=names.TARIFF.name(line["tariff_id"]),
+        policy=names.POLICY.name(line["policy_id"]),
+        credited_nano=line["credited_nano"],
+        held_nano=line["held_nano"],
+        book_epoch=line["book_epoch"],
+        account_revision=line["revision"],
+        available_nano=None if available_nano is None else int(available_nano),
+        level=line["level"] or "",
+        frozen=bool(line["frozen"]),
+    )
+
+
+def tariff(row: TariffVersionRow) -> pb.TariffVersion:
+    """Return a version of a tariff as a message."""
+    return pb.TariffVersion(
+        tariff=names.TARIFF.name(row.tariff_id),
+        version=row.version,
+        commodity=row.commodity,
+        currency=row.currency,
+        legal_entity=names.LEGAL_ENTITY.name(row.legal_entity),
+        price_micro=row.price_micro,
+        effective_at_ms=row.effective_at_ms,
+        plan=row.plan,
+        book_epoch=row.book_epoch,
+        revision=row.revision,
+        published_at_ms=row.published_at_ms,
+    )
+
+
+def policy(row: PolicyVersionRow) -> pb.PolicyVersion:
+    """Return a version of a policy as a message."""
+    return pb.PolicyVersion(
+        policy=names.POLICY.name(row.policy_id),
+        version=row.version,
+        currency=row.currency,
+        alarm_1_nano=row.alarm_1_nano,
+        alarm_2_nano=row.alarm_2_nano,
+        overdraft_nano=row.overdraft_nano,
+        restore_nano=row.restore_nano,
+        lease_ms=row.lease_ms,
+        max_evidence_age_ms=row.max_evidence_age_ms,
+        rules=row.rules,
+        book_epoch=row.book_epoch,
+        revision=row.revision,
+        published_at_ms=row.published_at_ms,
+    )
 
 
 def meter(line: asyncpg.Record) -> pb.MeterStatus:
     """Return a line of the view meter_status as a message."""
     return pb.MeterStatus(
-        meter_id=line["meter_id"],
+        meter=names.METER.name_if(line["meter_id"]),
         serial=line["serial"],
-        site_id=line["site_id"],
-        gateway_id=line["gateway_id"],
-        account_id=line["account_id"],
+        site=names.SITE.name_if(line["site_id"]),
+        gateway=names.GATEWAY.name_if(line["gateway_id"]),
+        account=names.ACCOUNT.name_if(line["account_id"]),
         status=line["status"],
         last_seen_ms=line["last_seen_ms"] or 0,
         register_milli=line["register_milli"],
@@ -144,7 +224,7 @@ def meter(line: asyncpg.Record) -> pb.MeterStatus:
 def lost(line: asyncpg.Record) -> pb.LostDevice:
     """Return a line of the view lost_devices as a message."""
     return pb.LostDevice(
-        device_id=line["device_id"],
+        name=line["device_id"],
         status=line["status"],
         reason=line["reason"],
         since_ms=line["since_ms"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.tariffs.shape import Timeline
@@ -85,7 +86,7 @@ async def _fees(queries: Queries, draft: Draft, account: AccountRow) -> tuple[in
 
 def _line(account_id: str, sums: Sums) -> pb.PreviewedAccount:
     return pb.PreviewedAccount(
-        account_id=account_id,
+        account=names.ACCOUNT.name_if(account_id),
         energy_milli=str(sums.energy_milli),
         charged_nano=str(sums.charged_nano),
         draft_nano=str(sums.draft_nano),

@@ -1,6 +1,6 @@
 """What is asked of the read models: SQL in, plain values out."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -99,7 +99,7 @@ class Queries:
         `column`: account_key or meter_key. Sums are numeric (Decimal here, always whole).
         """
         assert column in ("account_key", "meter_key")
-        return await self._all(
+        return await self.rows(
             "SELECT meter_id, account_id, epoch, currency, commodity, "  # noqa: S608 - see assert
             # A re-split tells of a late reading, not of where the meter stood.
             "coalesce((array_agg(from_register_milli ORDER BY sequence) "
@@ -117,86 +117,6 @@ class Queries:
             key,
             from_ms,
             to_ms,
-        )
-
-    async def alarms(
-        self, site_id: str, account_id: str, after: tuple[int, UUID] | None, limit: int
-    ) -> list[AlarmRow]:
-        """Return alarms, newest first, from after one on. Empty ids: any."""
-        conditions = ["true"]
-        values: list[Any] = []
-        for column, wanted in (("site_id", site_id), ("account_id", account_id)):
-            if wanted:
-                values.append(wanted)
-                conditions.append(f"{column} = ${len(values)}")
-        if after is not None:
-            values.extend(after)
-            conditions.append(f"(decided_at_ms, alarm_id) < (${len(values) - 1}, ${len(values)})")
-        values.append(limit)
-        found = await self._all(
-            f"{_select(AlarmRow)}WHERE {' AND '.join(conditions)} "
-            f"ORDER BY decided_at_ms DESC, alarm_id DESC LIMIT ${len(values)}",
-            *values,
-        )
-        return [AlarmRow(*line) for line in found]
-
-    async def exceptions(
-        self,
-        filters: Mapping[str, str],
-        after: tuple[int, UUID] | None,
-        limit: int,
-        *,
-        ended: bool,
-    ) -> list[asyncpg.Record]:
-        """Return lines of the view exceptions, newest first, from after one on.
-
-        `filters`: site_id, account_id, meter_id; empty: any. `ended`: also those that ended.
-        """
-        where = (
-            "WHERE ($1 = '' OR site_id = $1) AND ($2 = '' OR account_id = $2) "
-            "AND ($3 = '' OR meter_id = $3) "
-        )
-        values = [filters[name] for name in ("site_id", "account_id", "meter_id")]
-        page = "ORDER BY since_ms DESC, exception_id DESC"
-        if not ended:
-            return await self._all(
-                f"SELECT * FROM lasting_exceptions {where}"  # noqa: S608 - our own words
-                f"AND ($4::bigint IS NULL OR (since_ms, exception_id) < ($4, $5::uuid)) {page} "
-                "LIMIT $6",
-                *values,
-                *(after or (None, None)),
-                limit,
-            )
-        # First which ones, then what ended each of them: the view looks for that one by one.
-        return await self._all(
-            "SELECT * FROM exceptions WHERE exception_id = ANY(ARRAY("  # noqa: S608 - our own words
-            f"SELECT alarm_id FROM alarms {where}AND kind = ANY($4) "
-            "AND ($5::bigint IS NULL OR (decided_at_ms, alarm_id) < ($5, $6::uuid)) "
-            f"ORDER BY decided_at_ms DESC, alarm_id DESC LIMIT $7)) {page}",
-            *values,
-            list(EXCEPTIONS),
-            *(after or (None, None)),
-            limit,
-        )
-
-    async def meters(self, site_id: str, after: str, limit: int) -> list[asyncpg.Record]:
-        """Return lines of the view meter_status in order of meter_id, from after one on."""
-        return await self._all(
-            "SELECT * FROM meter_status WHERE ($1 = '' OR site_id = $1) AND meter_id > $2 "
-            "ORDER BY meter_id LIMIT $3",
-            site_id,
-            after,
-            limit,
-        )
-
-    async def lost(self, site_id: str, after: str, limit: int) -> list[asyncpg.Record]:
-        """Return lines of the view lost_devices in order of device_id, from after one on."""
-        return await self._all(
-            "SELECT * FROM lost_devices WHERE ($1 = '' OR site_id = $1) AND device_id > $2 "
-            "ORDER BY device_id LIMIT $3",
-            site_id,
-            after,
-            limit,
         )
 
     async def cut(self, account_id: str, alarm_id: UUID | None) -> AlarmRow | None:
@@ -228,7 +148,7 @@ class Queries:
 
         Since its level was last left.
         """
-        found = await self._all(
+        found = await self.rows(
             f"{_select(AlarmRow)}WHERE account_id = $1 AND kind = $2 AND log_offset < $3 "  # noqa: S608 - our own names
             "AND log_offset > (SELECT coalesce(max(log_offset), -1) FROM alarms "
             "WHERE account_id = $1 AND kind = ANY($4) AND log_offset < $3) "
@@ -317,7 +237,7 @@ class Queries:
 
     async def price_lines(self, charge: ChargeRow) -> Sequence[PriceLineRow]:
         """Return the lines of a charge, in their order."""
-        found = await self._all(
+        found = await self.rows(
             f"{_select(PriceLineRow)}WHERE meter_key = $1 AND epoch = $2 AND sequence = $3 "
             "ORDER BY line",
             charge.meter_key,
@@ -330,7 +250,7 @@ class Queries:
         self, tariff_id: str, versions: Iterable[int]
     ) -> Sequence[TariffVersionRow]:
         """Return those of the versions of a tariff that are known, ascending."""
-        found = await self._all(
+        found = await self.rows(
             f"{_select(TariffVersionRow)}WHERE tariff_id = $1 AND version = ANY($2) "
             "ORDER BY version",
             tariff_id,
@@ -364,7 +284,7 @@ class Queries:
 
         The credit that a posting of usage tells is metering's, which may be behind the book's.
         """
-        found = await self._all(
+        found = await self.rows(
             "SELECT type, event_id, coalesce(data ->> 'receipt_id', '') AS receipt_id, "
             "book_epoch, revision, CASE WHEN type <> 'usage-posted' "
             "THEN (data ->> 'credited_nano')::bigint END AS credited_nano, "
@@ -378,7 +298,7 @@ class Queries:
 
     async def charged_spans(self, account_key: int, sequence: int) -> list[asyncpg.Record]:
         """Return a line a meter and epoch of an account's charges up to an account sequence."""
-        return await self._all(
+        return await self.rows(
             "SELECT meter_id, epoch, min(sequence) AS first_sequence, "
             "max(sequence) AS last_sequence, count(*) AS charges, "
             "min(account_sequence) AS first_account_sequence, "
@@ -401,12 +321,12 @@ class Queries:
             cut.log_offset,
         )
         within = (cut.account_id, OPEN, cut.log_offset, restored and restored["log_offset"])
-        outcomes = await self._all(
+        outcomes = await self.rows(
             f"{_select(CommandOutcomeRow)}WHERE account_id = $1 AND wanted = $2 "
             "AND intent_offset >= $3 AND ($4::bigint IS NULL OR intent_offset < $4)",
             *within,
         )
-        newest = await self._all(
+        newest = await self.rows(
             f"{_select(RelayIntentRow)}WHERE account_id = $1 AND wanted = $2 "
             "AND version_offset >= $3 AND ($4::bigint IS NULL OR version_offset < $4)",
             *within,
@@ -422,7 +342,7 @@ class Queries:
         self, account_ids: Sequence[str], site_id: str, tariff_id: str, limit: int
     ) -> list[AccountRow]:
         """Return accounts in order of their ids. Empty filters: any."""
-        found = await self._all(
+        found = await self.rows(
             f"{_select(AccountRow)}WHERE ($1::text[] = '{{}}' OR account_id = ANY($1)) "
             "AND ($2 = '' OR site_id = $2) AND ($3 = '' OR tariff_id = $3) "
             "ORDER BY account_id LIMIT $4",
@@ -466,7 +386,7 @@ class Queries:
 
         As the ledger tells: another device or ratio is a later epoch in the same account.
         """
-        found = await self._all(
+        found = await self.rows(
             "SELECT DISTINCT ON (c.meter_key, c.epoch) c.meter_key, c.epoch, "
             "(l.data ->> 'epoch')::integer AS came, l.occurred_at_ms AS at_ms "
             "FROM (SELECT DISTINCT meter_key, epoch FROM charges WHERE account_key = $1) c "
@@ -502,7 +422,7 @@ class Queries:
         async with self._connection() as connection:
             return await connection.fetchrow(query, *values)
 
-    async def _all(self, query: str, *values: Any) -> list[asyncpg.Record]:
+    async def rows(self, query: str, *values: Any) -> list[asyncpg.Record]:
         async with self._connection() as connection:
             return await connection.fetch(query, *values)
 

@@ -22,20 +22,20 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class GetBalanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    name: _builtins.str
     min_revision: _builtins.int
     """Wait (at most 2 s, then UNAVAILABLE) until the account's revision is at least this."""
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         min_revision: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "min_revision", b"min_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "account_id", b"account_id", "min_revision", b"min_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision", "min_revision", b"min_revision", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_revision: _TypeAlias = _typing.Literal["min_revision"]  # noqa: Y015
     _WhichOneofArgType__min_revision: _TypeAlias = _typing.Literal["_min_revision", b"_min_revision"]  # noqa: Y015
@@ -47,7 +47,7 @@ Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
 class Balance(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
     CREDITED_NANO_FIELD_NUMBER: _builtins.int
@@ -60,7 +60,7 @@ class Balance(_message.Message):
     ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
     AS_OF_MS_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    name: _builtins.str
     currency: _builtins.str
     minor_decimals: _builtins.int
     credited_nano: _builtins.int
@@ -78,7 +78,7 @@ class Balance(_message.Message):
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         currency: _builtins.str = ...,
         minor_decimals: _builtins.int = ...,
         credited_nano: _builtins.int = ...,
@@ -94,7 +94,7 @@ class Balance(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "as_of_ms", b"as_of_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charged_nano", b"charged_nano", "credited_nano", b"credited_nano", "currency", b"currency", "frozen", b"frozen", "held_nano", b"held_nano", "level", b"level", "minor_decimals", b"minor_decimals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_revision", b"account_revision", "account_sequence", b"account_sequence", "as_of_ms", b"as_of_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charged_nano", b"charged_nano", "credited_nano", b"credited_nano", "currency", b"currency", "frozen", b"frozen", "held_nano", b"held_nano", "level", b"level", "minor_decimals", b"minor_decimals", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,27 +104,27 @@ Global___Balance: _TypeAlias = Balance  # noqa: Y015
 class GetConsumptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     FROM_MS_FIELD_NUMBER: _builtins.int
     TO_MS_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    account: _builtins.str
     """One of the two."""
-    meter_id: _builtins.str
+    meter: _builtins.str
     from_ms: _builtins.int
     """Charged intervals that end in [from, to)."""
     to_ms: _builtins.int
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        account: _builtins.str = ...,
+        meter: _builtins.str = ...,
         from_ms: _builtins.int = ...,
         to_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "from_ms", b"from_ms", "meter_id", b"meter_id", "to_ms", b"to_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "from_ms", b"from_ms", "meter", b"meter", "to_ms", b"to_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,8 +134,8 @@ Global___GetConsumptionRequest: _TypeAlias = GetConsumptionRequest  # noqa: Y015
 class MeterConsumption(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     FROM_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
     TO_REGISTER_MILLI_FIELD_NUMBER: _builtins.int
@@ -144,8 +144,8 @@ class MeterConsumption(_message.Message):
     CHARGES_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
-    account_id: _builtins.str
+    meter: _builtins.str
+    account: _builtins.str
     epoch: _builtins.int
     from_register_milli: _builtins.int
     to_register_milli: _builtins.int
@@ -157,8 +157,8 @@ class MeterConsumption(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
+        account: _builtins.str = ...,
         epoch: _builtins.int = ...,
         from_register_milli: _builtins.int = ...,
         to_register_milli: _builtins.int = ...,
@@ -170,7 +170,7 @@ class MeterConsumption(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano", b"amount_nano", "charges", b"charges", "energy_milli", b"energy_milli", "epoch", b"epoch", "first_ms", b"first_ms", "from_register_milli", b"from_register_milli", "last_ms", b"last_ms", "meter_id", b"meter_id", "to_register_milli", b"to_register_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_nano", b"amount_nano", "charges", b"charges", "energy_milli", b"energy_milli", "epoch", b"epoch", "first_ms", b"first_ms", "from_register_milli", b"from_register_milli", "last_ms", b"last_ms", "meter", b"meter", "to_register_milli", b"to_register_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,12 +212,12 @@ Global___Consumption: _TypeAlias = Consumption  # noqa: Y015
 class Alarm(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ALARM_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     LEVEL_BEFORE_FIELD_NUMBER: _builtins.int
     LEVEL_AFTER_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANO_FIELD_NUMBER: _builtins.int
@@ -227,7 +227,7 @@ class Alarm(_message.Message):
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
     ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     CHARGE_EPOCH_FIELD_NUMBER: _builtins.int
     CHARGE_SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -239,12 +239,12 @@ class Alarm(_message.Message):
     NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
     ARREARS_SINCE_MS_FIELD_NUMBER: _builtins.int
     METER_EPOCH_FIELD_NUMBER: _builtins.int
-    alarm_id: _builtins.str
+    name: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
-    account_id: _builtins.str
-    meter_id: _builtins.str
-    site_id: _builtins.str
+    account: _builtins.str
+    meter: _builtins.str
+    site: _builtins.str
     level_before: _builtins.str
     level_after: _builtins.str
     available_nano: _builtins.int
@@ -254,8 +254,8 @@ class Alarm(_message.Message):
     account_sequence: _builtins.int
     account_revision: _builtins.int
     book_epoch: _builtins.int
-    policy_id: _builtins.str
-    """empty, 0: none"""
+    policy: _builtins.str
+    """Empty, 0: none."""
     policy_version: _builtins.int
     charge_epoch: _builtins.int
     """(meter_id, charge_epoch, charge_sequence): the charge it followed"""
@@ -276,12 +276,12 @@ class Alarm(_message.Message):
     def __init__(
         self,
         *,
-        alarm_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         kind: _builtins.str = ...,
         reason: _builtins.str = ...,
-        account_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
+        account: _builtins.str = ...,
+        meter: _builtins.str = ...,
+        site: _builtins.str = ...,
         level_before: _builtins.str = ...,
         level_after: _builtins.str = ...,
         available_nano: _builtins.int = ...,
@@ -291,7 +291,7 @@ class Alarm(_message.Message):
         account_sequence: _builtins.int = ...,
         account_revision: _builtins.int = ...,
         book_epoch: _builtins.int = ...,
-        policy_id: _builtins.str = ...,
+        policy: _builtins.str = ...,
         policy_version: _builtins.int = ...,
         charge_epoch: _builtins.int = ...,
         charge_sequence: _builtins.int = ...,
@@ -306,7 +306,7 @@ class Alarm(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "arrears_since_ms", b"arrears_since_ms", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "alarm_id", b"alarm_id", "arrears_since_ms", b"arrears_since_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter_epoch", b"meter_epoch", "meter_id", b"meter_id", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy_id", b"policy_id", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site_id", b"site_id", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account", b"account", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "arrears_since_ms", b"arrears_since_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter", b"meter", "meter_epoch", b"meter_epoch", "name", b"name", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy", b"policy", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site", b"site", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arrears_since_ms: _TypeAlias = _typing.Literal["arrears_since_ms"]  # noqa: Y015
     _WhichOneofArgType__arrears_since_ms: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms"]  # noqa: Y015
@@ -327,28 +327,24 @@ Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
 class ListAlarmsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    site_id: _builtins.str
-    """empty: all"""
-    account_id: _builtins.str
-    """empty: all"""
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     """newest first"""
+    filter: _builtins.str
+    """site, account, meter, kind, reason, decided_at_ms"""
     def __init__(
         self,
         *,
-        site_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,35 +377,27 @@ Global___ListAlarmsResponse: _TypeAlias = ListAlarmsResponse  # noqa: Y015
 class ListExceptionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
-    ENDED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    site_id: _builtins.str
-    """empty: all"""
-    account_id: _builtins.str
-    """empty: all"""
-    meter_id: _builtins.str
-    """empty: all"""
-    ended: _builtins.bool
-    """also those that ended"""
+    FILTER_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    filter: _builtins.str
+    """site, account, meter, kind, reason"""
+    ended: _builtins.bool
+    """also those that ended"""
     def __init__(
         self,
         *,
-        site_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
-        ended: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "ended", b"ended", "meter_id", b"meter_id", "page_size", b"page_size", "page_token", b"page_token", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,12 +407,12 @@ Global___ListExceptionsRequest: _TypeAlias = ListExceptionsRequest  # noqa: Y015
 class ExceptionState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXCEPTION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
     READING_ID_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
@@ -438,14 +426,14 @@ class ExceptionState(_message.Message):
     ENDED_AT_MS_FIELD_NUMBER: _builtins.int
     ENDED_BY_FIELD_NUMBER: _builtins.int
     SILENT_SINCE_MS_FIELD_NUMBER: _builtins.int
-    exception_id: _builtins.str
-    """of the alarm that raised it"""
+    name: _builtins.str
+    """{exception} is that of the alarm that raised it"""
     kind: _builtins.str
     reason: _builtins.str
-    account_id: _builtins.str
-    site_id: _builtins.str
-    meter_id: _builtins.str
-    """empty: of no meter"""
+    account: _builtins.str
+    site: _builtins.str
+    meter: _builtins.str
+    """Empty: of no meter."""
     since_ms: _builtins.int
     reading_id: _builtins.str
     """Evidence: the reading that is held or stands out, where the meter stood, and by how much its
@@ -469,12 +457,12 @@ class ExceptionState(_message.Message):
     def __init__(
         self,
         *,
-        exception_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         kind: _builtins.str = ...,
         reason: _builtins.str = ...,
-        account_id: _builtins.str = ...,
-        site_id: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        account: _builtins.str = ...,
+        site: _builtins.str = ...,
+        meter: _builtins.str = ...,
         since_ms: _builtins.int = ...,
         reading_id: _builtins.str = ...,
         register_milli: _builtins.int | None = ...,
@@ -491,7 +479,7 @@ class ExceptionState(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_silent_since_ms", b"_silent_since_ms", "_threshold_nano", b"_threshold_nano", "bound_milli", b"bound_milli", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "register_milli", b"register_milli", "silent_since_ms", b"silent_since_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_silent_since_ms", b"_silent_since_ms", "_threshold_nano", b"_threshold_nano", "account_id", b"account_id", "available_nano", b"available_nano", "bound_milli", b"bound_milli", "currency", b"currency", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "ended_by", b"ended_by", "exception_id", b"exception_id", "kind", b"kind", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "meter_id", b"meter_id", "reading_id", b"reading_id", "reason", b"reason", "register_milli", b"register_milli", "silent_since_ms", b"silent_since_ms", "since_ms", b"since_ms", "site_id", b"site_id", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli", "_device_time_ms", b"_device_time_ms", "_ended_at_ms", b"_ended_at_ms", "_last_register_milli", b"_last_register_milli", "_last_time_ms", b"_last_time_ms", "_register_milli", b"_register_milli", "_silent_since_ms", b"_silent_since_ms", "_threshold_nano", b"_threshold_nano", "account", b"account", "available_nano", b"available_nano", "bound_milli", b"bound_milli", "currency", b"currency", "device_time_ms", b"device_time_ms", "ended_at_ms", b"ended_at_ms", "ended_by", b"ended_by", "kind", b"kind", "last_register_milli", b"last_register_milli", "last_time_ms", b"last_time_ms", "meter", b"meter", "name", b"name", "reading_id", b"reading_id", "reason", b"reason", "register_milli", b"register_milli", "silent_since_ms", b"silent_since_ms", "since_ms", b"since_ms", "site", b"site", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bound_milli: _TypeAlias = _typing.Literal["bound_milli"]  # noqa: Y015
     _WhichOneofArgType__bound_milli: _TypeAlias = _typing.Literal["_bound_milli", b"_bound_milli"]  # noqa: Y015
@@ -555,11 +543,11 @@ Global___ListExceptionsResponse: _TypeAlias = ListExceptionsResponse  # noqa: Y0
 class MeterStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    GATEWAY_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
     REGISTER_MILLI_FIELD_NUMBER: _builtins.int
@@ -567,12 +555,12 @@ class MeterStatus(_message.Message):
     REPORTED_FIELD_NUMBER: _builtins.int
     REPORTED_AT_MS_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    meter: _builtins.str
     serial: _builtins.str
-    site_id: _builtins.str
-    gateway_id: _builtins.str
-    account_id: _builtins.str
-    """empty: the house's"""
+    site: _builtins.str
+    gateway: _builtins.str
+    account: _builtins.str
+    """Empty: the house's."""
     status: _builtins.str
     """online, offline, quarantined, unknown"""
     last_seen_ms: _builtins.int
@@ -588,11 +576,11 @@ class MeterStatus(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         serial: _builtins.str = ...,
-        site_id: _builtins.str = ...,
-        gateway_id: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        site: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+        account: _builtins.str = ...,
         status: _builtins.str = ...,
         last_seen_ms: _builtins.int = ...,
         register_milli: _builtins.int | None = ...,
@@ -603,7 +591,7 @@ class MeterStatus(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "account_id", b"account_id", "gateway_id", b"gateway_id", "last_seen_ms", b"last_seen_ms", "level", b"level", "meter_id", b"meter_id", "register_milli", b"register_milli", "reported", b"reported", "reported_at_ms", b"reported_at_ms", "serial", b"serial", "site_id", b"site_id", "status", b"status", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "account", b"account", "gateway", b"gateway", "last_seen_ms", b"last_seen_ms", "level", b"level", "meter", b"meter", "register_milli", b"register_milli", "reported", b"reported", "reported_at_ms", b"reported_at_ms", "serial", b"serial", "site", b"site", "status", b"status", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
     _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
@@ -615,22 +603,24 @@ Global___MeterStatus: _TypeAlias = MeterStatus  # noqa: Y015
 class ListMetersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SITE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    site_id: _builtins.str
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    """by name"""
+    filter: _builtins.str
+    """site, gateway, account, serial, status, level, wanted, reported"""
     def __init__(
         self,
         *,
-        site_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -660,25 +650,338 @@ class ListMetersResponse(_message.Message):
 Global___ListMetersResponse: _TypeAlias = ListMetersResponse  # noqa: Y015
 
 @_typing.final
-class ListLostMetersRequest(_message.Message):
+class ListSitesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SITE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    site_id: _builtins.str
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    """by name"""
+    filter: _builtins.str
+    """legal_entity, currency, cuts_held"""
     def __init__(
         self,
         *,
-        site_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSitesRequest: _TypeAlias = ListSitesRequest  # noqa: Y015
+
+@_typing.final
+class SiteStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITE_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    CUTS_HELD_FIELD_NUMBER: _builtins.int
+    CUTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    site: _builtins.str
+    display_name: _builtins.str
+    zone: _builtins.str
+    currency: _builtins.str
+    legal_entity: _builtins.str
+    cuts_held: _builtins.bool
+    cuts_per_minute: _builtins.int
+    def __init__(
+        self,
+        *,
+        site: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
+        cuts_held: _builtins.bool = ...,
+        cuts_per_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cuts_held", b"cuts_held", "cuts_per_minute", b"cuts_per_minute", "display_name", b"display_name", "legal_entity", b"legal_entity", "site", b"site", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SiteStatus: _TypeAlias = SiteStatus  # noqa: Y015
+
+@_typing.final
+class ListSitesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedCompositeFieldContainer[Global___SiteStatus]: ...
+    def __init__(
+        self,
+        *,
+        sites: _abc.Iterable[Global___SiteStatus] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sites", b"sites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSitesResponse: _TypeAlias = ListSitesResponse  # noqa: Y015
+
+@_typing.final
+class ListAccountsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    """by name"""
+    filter: _builtins.str
+    """site, legal_entity, tariff, policy, commodity, currency, subject_id, status; and of metering:
+    level, frozen, available_nano.
+    """
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
+
+@_typing.final
+class AccountStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    COMMODITY_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    CREDITED_NANO_FIELD_NUMBER: _builtins.int
+    HELD_NANO_FIELD_NUMBER: _builtins.int
+    BOOK_EPOCH_FIELD_NUMBER: _builtins.int
+    ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANO_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    site: _builtins.str
+    subject_id: _builtins.str
+    """opaque"""
+    status: _builtins.str
+    """open, closing, closed"""
+    currency: _builtins.str
+    minor_decimals: _builtins.int
+    legal_entity: _builtins.str
+    commodity: _builtins.str
+    tariff: _builtins.str
+    policy: _builtins.str
+    credited_nano: _builtins.int
+    held_nano: _builtins.int
+    book_epoch: _builtins.int
+    account_revision: _builtins.int
+    available_nano: _builtins.int
+    """What metering says; absent, empty: nothing yet."""
+    level: _builtins.str
+    """normal, alarm-1, alarm-2, cut"""
+    frozen: _builtins.bool
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        site: _builtins.str = ...,
+        subject_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        minor_decimals: _builtins.int = ...,
+        legal_entity: _builtins.str = ...,
+        commodity: _builtins.str = ...,
+        tariff: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        credited_nano: _builtins.int = ...,
+        held_nano: _builtins.int = ...,
+        book_epoch: _builtins.int = ...,
+        account_revision: _builtins.int = ...,
+        available_nano: _builtins.int | None = ...,
+        level: _builtins.str = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "available_nano", b"available_nano"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "account", b"account", "account_revision", b"account_revision", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "commodity", b"commodity", "credited_nano", b"credited_nano", "currency", b"currency", "frozen", b"frozen", "held_nano", b"held_nano", "legal_entity", b"legal_entity", "level", b"level", "minor_decimals", b"minor_decimals", "policy", b"policy", "site", b"site", "status", b"status", "subject_id", b"subject_id", "tariff", b"tariff"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__available_nano: _TypeAlias = _typing.Literal["available_nano"]  # noqa: Y015
+    _WhichOneofArgType__available_nano: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__available_nano) -> _WhichOneofReturnType__available_nano | None: ...
+
+Global___AccountStatus: _TypeAlias = AccountStatus  # noqa: Y015
+
+@_typing.final
+class ListAccountsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountStatus]: ...
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___AccountStatus] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
+
+@_typing.final
+class ListTariffsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    """by name"""
+    filter: _builtins.str
+    """legal_entity, commodity, currency"""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTariffsRequest: _TypeAlias = ListTariffsRequest  # noqa: Y015
+
+@_typing.final
+class ListTariffsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARIFFS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def tariffs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TariffVersion]: ...
+    def __init__(
+        self,
+        *,
+        tariffs: _abc.Iterable[Global___TariffVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tariffs", b"tariffs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTariffsResponse: _TypeAlias = ListTariffsResponse  # noqa: Y015
+
+@_typing.final
+class ListPoliciesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    """by name"""
+    filter: _builtins.str
+    """currency"""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesRequest: _TypeAlias = ListPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListPoliciesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVersion]: ...
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___PolicyVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
+
+@_typing.final
+class ListLostMetersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    filter: _builtins.str
+    """site, status"""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,14 +991,14 @@ Global___ListLostMetersRequest: _TypeAlias = ListLostMetersRequest  # noqa: Y015
 class LostDevice(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
     QUARANTINED_READINGS_FIELD_NUMBER: _builtins.int
-    device_id: _builtins.str
-    """meters/{id}, gateways/{id} or unknown/{protocol}/{serial}"""
+    name: _builtins.str
+    """One of meters/{meter}, gateways/{gateway}, unknown/{protocol}/{serial}."""
     status: _builtins.str
     """offline, quarantined"""
     reason: _builtins.str
@@ -705,7 +1008,7 @@ class LostDevice(_message.Message):
     def __init__(
         self,
         *,
-        device_id: _builtins.str = ...,
+        name: _builtins.str = ...,
         status: _builtins.str = ...,
         reason: _builtins.str = ...,
         since_ms: _builtins.int = ...,
@@ -714,7 +1017,7 @@ class LostDevice(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "last_seen_ms", b"last_seen_ms", "quarantined_readings", b"quarantined_readings", "reason", b"reason", "since_ms", b"since_ms", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_seen_ms", b"last_seen_ms", "name", b"name", "quarantined_readings", b"quarantined_readings", "reason", b"reason", "since_ms", b"since_ms", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,20 +1050,20 @@ Global___ListLostMetersResponse: _TypeAlias = ListLostMetersResponse  # noqa: Y0
 class ExplainCutoffRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    ALARM_ID_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
-    alarm_id: _builtins.str
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    alarm: _builtins.str
     """The decision to explain, a cut or why it was not (not-cut); empty: the account's newest cut."""
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
-        alarm_id: _builtins.str = ...,
+        account: _builtins.str = ...,
+        alarm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "alarm_id", b"alarm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "alarm", b"alarm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -869,7 +1172,7 @@ Global___PriceLine: _TypeAlias = PriceLine  # noqa: Y015
 class ChargeLine(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     FROM_READING_FIELD_NUMBER: _builtins.int
@@ -883,12 +1186,12 @@ class ChargeLine(_message.Message):
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     ACCOUNT_REVISION_FIELD_NUMBER: _builtins.int
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
     TARIFF_VERSION_FIELD_NUMBER: _builtins.int
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
@@ -896,7 +1199,7 @@ class ChargeLine(_message.Message):
     METER_ENERGY_TOTAL_MILLI_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     LOG_OFFSET_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    meter: _builtins.str
     epoch: _builtins.int
     sequence: _builtins.int
     ratio: _builtins.int
@@ -908,15 +1211,15 @@ class ChargeLine(_message.Message):
     account_sequence: _builtins.int
     kind: _builtins.str
     """usage, closing, re-split, rollover"""
-    account_id: _builtins.str
+    account: _builtins.str
     account_revision: _builtins.int
     """of the account as it was charged; -1: a house account"""
     book_epoch: _builtins.int
-    tariff_id: _builtins.str
-    """empty: a house account"""
+    tariff: _builtins.str
+    """Empty: a house account."""
     tariff_version: _builtins.int
     """of the interval's last part"""
-    policy_id: _builtins.str
+    policy: _builtins.str
     policy_version: _builtins.int
     legal_entity: _builtins.str
     currency: _builtins.str
@@ -936,7 +1239,7 @@ class ChargeLine(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
         from_reading: Global___Reading | None = ...,
@@ -950,12 +1253,12 @@ class ChargeLine(_message.Message):
         account_sequence: _builtins.int = ...,
         lines: _abc.Iterable[Global___PriceLine] | None = ...,
         kind: _builtins.str = ...,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         account_revision: _builtins.int = ...,
         book_epoch: _builtins.int = ...,
-        tariff_id: _builtins.str = ...,
+        tariff: _builtins.str = ...,
         tariff_version: _builtins.int = ...,
-        policy_id: _builtins.str = ...,
+        policy: _builtins.str = ...,
         policy_version: _builtins.int = ...,
         legal_entity: _builtins.str = ...,
         currency: _builtins.str = ...,
@@ -966,7 +1269,7 @@ class ChargeLine(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_reading", b"from_reading", "to_reading", b"to_reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "book_epoch", b"book_epoch", "commodity", b"commodity", "currency", b"currency", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "kind", b"kind", "legal_entity", b"legal_entity", "lines", b"lines", "log_offset", b"log_offset", "meter_energy_total_milli", b"meter_energy_total_milli", "meter_id", b"meter_id", "policy_id", b"policy_id", "policy_version", b"policy_version", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "shard", b"shard", "tariff_id", b"tariff_id", "tariff_version", b"tariff_version", "to_reading", b"to_reading"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "account_charged_total_nano", b"account_charged_total_nano", "account_credited_total_nano", b"account_credited_total_nano", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "amount_nano", b"amount_nano", "book_epoch", b"book_epoch", "commodity", b"commodity", "currency", b"currency", "energy_milli", b"energy_milli", "epoch", b"epoch", "from_reading", b"from_reading", "kind", b"kind", "legal_entity", b"legal_entity", "lines", b"lines", "log_offset", b"log_offset", "meter", b"meter", "meter_energy_total_milli", b"meter_energy_total_milli", "policy", b"policy", "policy_version", b"policy_version", "price_micro", b"price_micro", "ratio", b"ratio", "sequence", b"sequence", "shard", b"shard", "tariff", b"tariff", "tariff_version", b"tariff_version", "to_reading", b"to_reading"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -976,7 +1279,7 @@ Global___ChargeLine: _TypeAlias = ChargeLine  # noqa: Y015
 class TariffVersion(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_MS_FIELD_NUMBER: _builtins.int
@@ -984,7 +1287,10 @@ class TariffVersion(_message.Message):
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
-    tariff_id: _builtins.str
+    COMMODITY_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    LEGAL_ENTITY_FIELD_NUMBER: _builtins.int
+    tariff: _builtins.str
     version: _builtins.int
     price_micro: _builtins.int
     effective_at_ms: _builtins.int
@@ -993,10 +1299,13 @@ class TariffVersion(_message.Message):
     book_epoch: _builtins.int
     revision: _builtins.int
     published_at_ms: _builtins.int
+    commodity: _builtins.str
+    currency: _builtins.str
+    legal_entity: _builtins.str
     def __init__(
         self,
         *,
-        tariff_id: _builtins.str = ...,
+        tariff: _builtins.str = ...,
         version: _builtins.int = ...,
         price_micro: _builtins.int = ...,
         effective_at_ms: _builtins.int = ...,
@@ -1004,10 +1313,13 @@ class TariffVersion(_message.Message):
         book_epoch: _builtins.int = ...,
         revision: _builtins.int = ...,
         published_at_ms: _builtins.int = ...,
+        commodity: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        legal_entity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "book_epoch", b"book_epoch", "effective_at_ms", b"effective_at_ms", "plan", b"plan", "price_micro", b"price_micro", "published_at_ms", b"published_at_ms", "revision", b"revision", "tariff_id", b"tariff_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "book_epoch", b"book_epoch", "commodity", b"commodity", "currency", b"currency", "effective_at_ms", b"effective_at_ms", "legal_entity", b"legal_entity", "plan", b"plan", "price_micro", b"price_micro", "published_at_ms", b"published_at_ms", "revision", b"revision", "tariff", b"tariff", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
@@ -1019,7 +1331,7 @@ Global___TariffVersion: _TypeAlias = TariffVersion  # noqa: Y015
 class PolicyVersion(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    POLICY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ALARM_1_NANO_FIELD_NUMBER: _builtins.int
     ALARM_2_NANO_FIELD_NUMBER: _builtins.int
@@ -1031,7 +1343,8 @@ class PolicyVersion(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
-    policy_id: _builtins.str
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
     version: _builtins.int
     alarm_1_nano: _builtins.int
     alarm_2_nano: _builtins.int
@@ -1044,10 +1357,11 @@ class PolicyVersion(_message.Message):
     published_at_ms: _builtins.int
     rules: _builtins.str
     """JSON (docs/policies.md); absent: thresholds alone"""
+    currency: _builtins.str
     def __init__(
         self,
         *,
-        policy_id: _builtins.str = ...,
+        policy: _builtins.str = ...,
         version: _builtins.int = ...,
         alarm_1_nano: _builtins.int = ...,
         alarm_2_nano: _builtins.int = ...,
@@ -1059,10 +1373,11 @@ class PolicyVersion(_message.Message):
         revision: _builtins.int = ...,
         published_at_ms: _builtins.int = ...,
         rules: _builtins.str | None = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "book_epoch", b"book_epoch", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_nano", b"overdraft_nano", "policy_id", b"policy_id", "published_at_ms", b"published_at_ms", "restore_nano", b"restore_nano", "revision", b"revision", "rules", b"rules", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rules", b"_rules", "alarm_1_nano", b"alarm_1_nano", "alarm_2_nano", b"alarm_2_nano", "book_epoch", b"book_epoch", "currency", b"currency", "lease_ms", b"lease_ms", "max_evidence_age_ms", b"max_evidence_age_ms", "overdraft_nano", b"overdraft_nano", "policy", b"policy", "published_at_ms", b"published_at_ms", "restore_nano", b"restore_nano", "revision", b"revision", "rules", b"rules", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rules: _TypeAlias = _typing.Literal["rules"]  # noqa: Y015
     _WhichOneofArgType__rules: _TypeAlias = _typing.Literal["_rules", b"_rules"]  # noqa: Y015
@@ -1125,7 +1440,7 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 class Intent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     VERSION_OFFSET_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
@@ -1134,7 +1449,7 @@ class Intent(_message.Message):
     SEND_BEFORE_MS_FIELD_NUMBER: _builtins.int
     DECIDED_AT_MS_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    meter: _builtins.str
     epoch: _builtins.int
     version_offset: _builtins.int
     wanted: _builtins.str
@@ -1147,7 +1462,7 @@ class Intent(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         epoch: _builtins.int = ...,
         version_offset: _builtins.int = ...,
         wanted: _builtins.str = ...,
@@ -1159,7 +1474,7 @@ class Intent(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_send_before_ms", b"_send_before_ms", "send_before_ms", b"send_before_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_send_before_ms", b"_send_before_ms", "attempts", b"attempts", "cause", b"cause", "decided_at_ms", b"decided_at_ms", "epoch", b"epoch", "meter_id", b"meter_id", "mode", b"mode", "send_before_ms", b"send_before_ms", "version_offset", b"version_offset", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_send_before_ms", b"_send_before_ms", "attempts", b"attempts", "cause", b"cause", "decided_at_ms", b"decided_at_ms", "epoch", b"epoch", "meter", b"meter", "mode", b"mode", "send_before_ms", b"send_before_ms", "version_offset", b"version_offset", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__send_before_ms: _TypeAlias = _typing.Literal["send_before_ms"]  # noqa: Y015
     _WhichOneofArgType__send_before_ms: _TypeAlias = _typing.Literal["_send_before_ms", b"_send_before_ms"]  # noqa: Y015
@@ -1179,7 +1494,7 @@ class AccountOrder(_message.Message):
     UNTIL_MS_FIELD_NUMBER: _builtins.int
     NOTICE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     event_id: _builtins.str
@@ -1190,8 +1505,8 @@ class AccountOrder(_message.Message):
     """absent: at an end, or not one that ends"""
     notice_id: _builtins.str
     outcome: _builtins.str
-    meter_id: _builtins.str
-    """of relay-forced"""
+    meter: _builtins.str
+    """Of relay-forced."""
     position: _builtins.str
     """of relay-forced: off, on"""
     def __init__(
@@ -1205,12 +1520,12 @@ class AccountOrder(_message.Message):
         until_ms: _builtins.int | None = ...,
         notice_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "until_ms", b"until_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "book_epoch", b"book_epoch", "event_id", b"event_id", "meter_id", b"meter_id", "notice_id", b"notice_id", "occurred_at_ms", b"occurred_at_ms", "outcome", b"outcome", "position", b"position", "revision", b"revision", "type", b"type", "until_ms", b"until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms", "book_epoch", b"book_epoch", "event_id", b"event_id", "meter", b"meter", "notice_id", b"notice_id", "occurred_at_ms", b"occurred_at_ms", "outcome", b"outcome", "position", b"position", "revision", b"revision", "type", b"type", "until_ms", b"until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__until_ms: _TypeAlias = _typing.Literal["until_ms"]  # noqa: Y015
     _WhichOneofArgType__until_ms: _TypeAlias = _typing.Literal["_until_ms", b"_until_ms"]  # noqa: Y015
@@ -1274,14 +1589,14 @@ class CutoffExplanation(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     SILENT_SINCE_MS_FIELD_NUMBER: _builtins.int
-    SILENT_ALARM_ID_FIELD_NUMBER: _builtins.int
+    SILENT_ALARM_FIELD_NUMBER: _builtins.int
     threshold_nano: _builtins.int
     available_nano: _builtins.int
     minor_decimals: _builtins.int
     currency: _builtins.str
     silent_since_ms: _builtins.int
     """Of the reason evidence-silent: when the silence began that the reading ended, and what told it."""
-    silent_alarm_id: _builtins.str
+    silent_alarm: _builtins.str
     @_builtins.property
     def decision(self) -> Global___Alarm: ...
     @_builtins.property
@@ -1331,11 +1646,11 @@ class CutoffExplanation(_message.Message):
         notice: Global___Notice | None = ...,
         refusals: _abc.Iterable[Global___Alarm] | None = ...,
         silent_since_ms: _builtins.int | None = ...,
-        silent_alarm_id: _builtins.str = ...,
+        silent_alarm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms", "charge", b"charge", "decision", b"decision", "notice", b"notice", "policy", b"policy", "silent_since_ms", b"silent_since_ms", "tariff", b"tariff"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms", "available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "notice", b"notice", "orders", b"orders", "policy", b"policy", "refusals", b"refusals", "silent_alarm_id", b"silent_alarm_id", "silent_since_ms", b"silent_since_ms", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms", "available_nano", b"available_nano", "charge", b"charge", "currency", b"currency", "decision", b"decision", "intents", b"intents", "minor_decimals", b"minor_decimals", "notice", b"notice", "orders", b"orders", "policy", b"policy", "refusals", b"refusals", "silent_alarm", b"silent_alarm", "silent_since_ms", b"silent_since_ms", "tariff", b"tariff", "tariffs", b"tariffs", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__silent_since_ms: _TypeAlias = _typing.Literal["silent_since_ms"]  # noqa: Y015
     _WhichOneofArgType__silent_since_ms: _TypeAlias = _typing.Literal["_silent_since_ms", b"_silent_since_ms"]  # noqa: Y015
@@ -1347,27 +1662,27 @@ Global___CutoffExplanation: _TypeAlias = CutoffExplanation  # noqa: Y015
 class ExplainChargeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
     epoch: _builtins.int
     """Both or neither: without them the meter's newest charge."""
     sequence: _builtins.int
-    account_id: _builtins.str
+    account: _builtins.str
     """Instead of a meter: a posting of the account's fees, by its sequence (epoch 0), or the newest."""
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "epoch", b"epoch", "meter_id", b"meter_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "epoch", b"epoch", "meter", b"meter", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1433,20 +1748,20 @@ Global___ChargeExplanation: _TypeAlias = ChargeExplanation  # noqa: Y015
 class ExplainBalanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    account: _builtins.str
     account_sequence: _builtins.int
     """As of this change of the account's totals, or the charge before it; absent: as of now."""
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         account_sequence: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence", "account_sequence", b"account_sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence", "account_id", b"account_id", "account_sequence", b"account_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence", "account", b"account", "account_sequence", b"account_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__account_sequence: _TypeAlias = _typing.Literal["account_sequence"]  # noqa: Y015
     _WhichOneofArgType__account_sequence: _TypeAlias = _typing.Literal["_account_sequence", b"_account_sequence"]  # noqa: Y015
@@ -1460,7 +1775,7 @@ class Credit(_message.Message):
 
     TYPE_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
-    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     BOOK_EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ADDED_NANO_FIELD_NUMBER: _builtins.int
@@ -1469,8 +1784,8 @@ class Credit(_message.Message):
     type: _builtins.str
     """of the event in the ledger, e.g. credit-sold"""
     event_id: _builtins.str
-    receipt_id: _builtins.str
-    """empty: no receipt was given"""
+    receipt: _builtins.str
+    """Empty: no receipt was given."""
     book_epoch: _builtins.int
     revision: _builtins.int
     added_nano: _builtins.int
@@ -1482,7 +1797,7 @@ class Credit(_message.Message):
         *,
         type: _builtins.str = ...,
         event_id: _builtins.str = ...,
-        receipt_id: _builtins.str = ...,
+        receipt: _builtins.str = ...,
         book_epoch: _builtins.int = ...,
         revision: _builtins.int = ...,
         added_nano: _builtins.int = ...,
@@ -1491,7 +1806,7 @@ class Credit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_nano", b"added_nano", "book_epoch", b"book_epoch", "credited_nano", b"credited_nano", "event_id", b"event_id", "occurred_at_ms", b"occurred_at_ms", "receipt_id", b"receipt_id", "revision", b"revision", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_nano", b"added_nano", "book_epoch", b"book_epoch", "credited_nano", b"credited_nano", "event_id", b"event_id", "occurred_at_ms", b"occurred_at_ms", "receipt", b"receipt", "revision", b"revision", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1501,7 +1816,7 @@ Global___Credit: _TypeAlias = Credit  # noqa: Y015
 class ChargedSpan(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -1510,7 +1825,7 @@ class ChargedSpan(_message.Message):
     LAST_ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_FIELD_NUMBER: _builtins.int
-    meter_id: _builtins.str
+    meter: _builtins.str
     epoch: _builtins.int
     first_sequence: _builtins.int
     """the charges first_sequence..last_sequence of meter and epoch"""
@@ -1523,7 +1838,7 @@ class ChargedSpan(_message.Message):
     def __init__(
         self,
         *,
-        meter_id: _builtins.str = ...,
+        meter: _builtins.str = ...,
         epoch: _builtins.int = ...,
         first_sequence: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
@@ -1535,7 +1850,7 @@ class ChargedSpan(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano", b"amount_nano", "charges", b"charges", "energy_milli", b"energy_milli", "epoch", b"epoch", "first_account_sequence", b"first_account_sequence", "first_sequence", b"first_sequence", "last_account_sequence", b"last_account_sequence", "last_sequence", b"last_sequence", "meter_id", b"meter_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano", b"amount_nano", "charges", b"charges", "energy_milli", b"energy_milli", "epoch", b"epoch", "first_account_sequence", b"first_account_sequence", "first_sequence", b"first_sequence", "last_account_sequence", b"last_account_sequence", "last_sequence", b"last_sequence", "meter", b"meter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1545,7 +1860,7 @@ Global___ChargedSpan: _TypeAlias = ChargedSpan  # noqa: Y015
 class BalanceExplanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     MINOR_DECIMALS_FIELD_NUMBER: _builtins.int
     ACCOUNT_SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -1559,7 +1874,7 @@ class BalanceExplanation(_message.Message):
     CREDITS_FIELD_NUMBER: _builtins.int
     CHARGED_FIELD_NUMBER: _builtins.int
     CHARGED_BEFORE_NANO_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
+    account: _builtins.str
     currency: _builtins.str
     minor_decimals: _builtins.int
     account_sequence: _builtins.int
@@ -1583,7 +1898,7 @@ class BalanceExplanation(_message.Message):
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         currency: _builtins.str = ...,
         minor_decimals: _builtins.int = ...,
         account_sequence: _builtins.int = ...,
@@ -1600,7 +1915,7 @@ class BalanceExplanation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "_held_nano", b"_held_nano", "available_nano", b"available_nano", "held_nano", b"held_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "_held_nano", b"_held_nano", "account_id", b"account_id", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charged", b"charged", "charged_before_nano", b"charged_before_nano", "charged_nano", b"charged_nano", "credited_nano", b"credited_nano", "credits", b"credits", "currency", b"currency", "held_nano", b"held_nano", "level", b"level", "minor_decimals", b"minor_decimals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano", "_held_nano", b"_held_nano", "account", b"account", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charged", b"charged", "charged_before_nano", b"charged_before_nano", "charged_nano", b"charged_nano", "credited_nano", b"credited_nano", "credits", b"credits", "currency", b"currency", "held_nano", b"held_nano", "level", b"level", "minor_decimals", b"minor_decimals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__available_nano: _TypeAlias = _typing.Literal["available_nano"]  # noqa: Y015
     _WhichOneofArgType__available_nano: _TypeAlias = _typing.Literal["_available_nano", b"_available_nano"]  # noqa: Y015
@@ -1621,20 +1936,20 @@ class PreviewTariffRequest(_message.Message):
     PRICE_MICRO_FIELD_NUMBER: _builtins.int
     FROM_MS_FIELD_NUMBER: _builtins.int
     TO_MS_FIELD_NUMBER: _builtins.int
-    ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
-    SITE_ID_FIELD_NUMBER: _builtins.int
-    TARIFF_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    TARIFF_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """One of the two: a plan (JSON, docs/tariffs.md), or a flat price."""
     price_micro: _builtins.int
     from_ms: _builtins.int
     """Intervals that end in [from, to): at most 400 days."""
     to_ms: _builtins.int
-    site_id: _builtins.str
-    tariff_id: _builtins.str
-    """accounts that are on this tariff now"""
+    site: _builtins.str
+    tariff: _builtins.str
+    """Accounts that are on this tariff now."""
     @_builtins.property
-    def account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+    def accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At least one of the three; an account must fit all that are given. At most 10000 accounts."""
 
     def __init__(
@@ -1644,13 +1959,13 @@ class PreviewTariffRequest(_message.Message):
         price_micro: _builtins.int | None = ...,
         from_ms: _builtins.int = ...,
         to_ms: _builtins.int = ...,
-        account_ids: _abc.Iterable[_builtins.str] | None = ...,
-        site_id: _builtins.str = ...,
-        tariff_id: _builtins.str = ...,
+        accounts: _abc.Iterable[_builtins.str] | None = ...,
+        site: _builtins.str = ...,
+        tariff: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_price_micro", b"_price_micro", "plan", b"plan", "price_micro", b"price_micro"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_price_micro", b"_price_micro", "account_ids", b"account_ids", "from_ms", b"from_ms", "plan", b"plan", "price_micro", b"price_micro", "site_id", b"site_id", "tariff_id", b"tariff_id", "to_ms", b"to_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "_price_micro", b"_price_micro", "accounts", b"accounts", "from_ms", b"from_ms", "plan", b"plan", "price_micro", b"price_micro", "site", b"site", "tariff", b"tariff", "to_ms", b"to_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
@@ -1669,7 +1984,7 @@ class PreviewedAccount(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
     ENERGY_MILLI_FIELD_NUMBER: _builtins.int
     CHARGED_NANO_FIELD_NUMBER: _builtins.int
     DRAFT_NANO_FIELD_NUMBER: _builtins.int
@@ -1679,8 +1994,8 @@ class PreviewedAccount(_message.Message):
     LADDER_NANO_FIELD_NUMBER: _builtins.int
     TAX_NANO_FIELD_NUMBER: _builtins.int
     FEE_NANO_FIELD_NUMBER: _builtins.int
-    account_id: _builtins.str
-    """empty: the total"""
+    account: _builtins.str
+    """Empty: the total."""
     energy_milli: _builtins.str
     charged_nano: _builtins.str
     """as recorded"""
@@ -1696,7 +2011,7 @@ class PreviewedAccount(_message.Message):
     def __init__(
         self,
         *,
-        account_id: _builtins.str = ...,
+        account: _builtins.str = ...,
         energy_milli: _builtins.str = ...,
         charged_nano: _builtins.str = ...,
         draft_nano: _builtins.str = ...,
@@ -1709,7 +2024,7 @@ class PreviewedAccount(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "fee_nano", b"fee_nano", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "fee_nano", b"fee_nano", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class ReportingServiceStub:
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     def __init__(self, channel):
@@ -66,6 +68,26 @@ class ReportingServiceStub:
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersRequest.SerializeToString,
                 response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersResponse.FromString,
                 _registered_method=True)
+        self.ListSites = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ListSites',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesResponse.FromString,
+                _registered_method=True)
+        self.ListAccounts = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ListAccounts',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsResponse.FromString,
+                _registered_method=True)
+        self.ListTariffs = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ListTariffs',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsResponse.FromString,
+                _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/wattvend.reporting.v1.ReportingService/ListPolicies',
+                request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
         self.ExplainCutoff = channel.unary_unary(
                 '/wattvend.reporting.v1.ReportingService/ExplainCutoff',
                 request_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainCutoffRequest.SerializeToString,
@@ -89,8 +111,10 @@ class ReportingServiceStub:
 
 
 class ReportingServiceServicer:
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     def GetBalance(self, request, context):
@@ -125,6 +149,32 @@ class ReportingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMeters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSites(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccounts(self, request, context):
+        """Accounts as the book has them, and what metering says of them; no house accounts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTariffs(self, request, context):
+        """The newest version of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicies(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +242,26 @@ def add_ReportingServiceServicer_to_server(servicer, server):
                     request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersRequest.FromString,
                     response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersResponse.SerializeToString,
             ),
+            'ListSites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSites,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesResponse.SerializeToString,
+            ),
+            'ListAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccounts,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'ListTariffs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTariffs,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesResponse.SerializeToString,
+            ),
             'ExplainCutoff': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainCutoff,
                     request_deserializer=wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ExplainCutoffRequest.FromString,
@@ -221,8 +291,10 @@ def add_ReportingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReportingService:
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     @staticmethod
@@ -377,6 +449,114 @@ class ReportingService:
             '/wattvend.reporting.v1.ReportingService/ListMeters',
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersRequest.SerializeToString,
             wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListMetersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ListSites',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListSitesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ListAccounts',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTariffs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ListTariffs',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListTariffsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.reporting.v1.ReportingService/ListPolicies',
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesRequest.SerializeToString,
+            wattvend_dot_reporting_dot_v1_dot_reporting__pb2.ListPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

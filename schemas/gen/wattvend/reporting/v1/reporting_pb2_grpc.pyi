@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ReportingServiceStub:
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     @_typing.overload
@@ -42,6 +44,12 @@ class ReportingServiceStub:
     """What a person has to look at, with its evidence; newest first."""
     ListLostMeters: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListLostMetersRequest, _reporting_pb2.ListLostMetersResponse]
     ListMeters: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListMetersRequest, _reporting_pb2.ListMetersResponse]
+    ListSites: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListSitesRequest, _reporting_pb2.ListSitesResponse]
+    ListAccounts: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListAccountsRequest, _reporting_pb2.ListAccountsResponse]
+    """Accounts as the book has them, and what metering says of them; no house accounts."""
+    ListTariffs: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListTariffsRequest, _reporting_pb2.ListTariffsResponse]
+    """The newest version of each."""
+    ListPolicies: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ListPoliciesRequest, _reporting_pb2.ListPoliciesResponse]
     ExplainCutoff: _grpc.UnaryUnaryMultiCallable[_reporting_pb2.ExplainCutoffRequest, _reporting_pb2.CutoffExplanation]
     """The chain of a cut-off: readings, charge, tariff version, threshold, policy, intent, attempts,
     read-back.
@@ -55,8 +63,10 @@ class ReportingServiceStub:
 
 @_typing.type_check_only
 class ReportingServiceAsyncStub(ReportingServiceStub):
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -67,6 +77,12 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     """What a person has to look at, with its evidence; newest first."""
     ListLostMeters: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListLostMetersRequest, _reporting_pb2.ListLostMetersResponse]  # type: ignore[assignment]
     ListMeters: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListMetersRequest, _reporting_pb2.ListMetersResponse]  # type: ignore[assignment]
+    ListSites: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListSitesRequest, _reporting_pb2.ListSitesResponse]  # type: ignore[assignment]
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListAccountsRequest, _reporting_pb2.ListAccountsResponse]  # type: ignore[assignment]
+    """Accounts as the book has them, and what metering says of them; no house accounts."""
+    ListTariffs: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListTariffsRequest, _reporting_pb2.ListTariffsResponse]  # type: ignore[assignment]
+    """The newest version of each."""
+    ListPolicies: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ListPoliciesRequest, _reporting_pb2.ListPoliciesResponse]  # type: ignore[assignment]
     ExplainCutoff: _aio.UnaryUnaryMultiCallable[_reporting_pb2.ExplainCutoffRequest, _reporting_pb2.CutoffExplanation]  # type: ignore[assignment]
     """The chain of a cut-off: readings, charge, tariff version, threshold, policy, intent, attempts,
     read-back.
@@ -79,8 +95,10 @@ class ReportingServiceAsyncStub(ReportingServiceStub):
     """What a draft of a tariff would have charged for recorded intervals. It changes nothing."""
 
 class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Read models: what the logs say, in PostgreSQL. Lists are paged (page_size 1..1000, default 100;
-    page_token from the last answer). Errors carry google.rpc.ErrorInfo (docs/errors.md).
+    """Read models: what the logs say, in PostgreSQL. Things have the names that vending gives them, e.g.
+    accounts/A1; a meter's house account is accounts/house:{meter}. Lists are paged (page_size 1..1000,
+    default 100; page_token from the last answer) and filtered (AIP-160; docs/filters.md) by the fields
+    that are said at `filter`. Errors carry google.rpc.ErrorInfo (docs/errors.md).
     """
 
     @_abc_1.abstractmethod
@@ -125,6 +143,36 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reporting_pb2.ListMetersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reporting_pb2.ListMetersResponse, _abc.Awaitable[_reporting_pb2.ListMetersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListSites(
+        self,
+        request: _reporting_pb2.ListSitesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ListSitesResponse, _abc.Awaitable[_reporting_pb2.ListSitesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAccounts(
+        self,
+        request: _reporting_pb2.ListAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ListAccountsResponse, _abc.Awaitable[_reporting_pb2.ListAccountsResponse]]:
+        """Accounts as the book has them, and what metering says of them; no house accounts."""
+
+    @_abc_1.abstractmethod
+    def ListTariffs(
+        self,
+        request: _reporting_pb2.ListTariffsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ListTariffsResponse, _abc.Awaitable[_reporting_pb2.ListTariffsResponse]]:
+        """The newest version of each."""
+
+    @_abc_1.abstractmethod
+    def ListPolicies(
+        self,
+        request: _reporting_pb2.ListPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reporting_pb2.ListPoliciesResponse, _abc.Awaitable[_reporting_pb2.ListPoliciesResponse]]: ...
 
     @_abc_1.abstractmethod
     def ExplainCutoff(
