@@ -688,6 +688,59 @@ async def assert_lists(reporting: Reporting, story: Story) -> None:
     everywhere = [device.name for page in pages for device in page.devices]
     assert f"unknown/modbus/{story.serial}X" in everywhere
     assert everywhere == sorted(everywhere, key=str.encode)
+    await assert_filtered(reporting, story)
+
+
+async def assert_filtered(reporting: Reporting, story: Story) -> None:
+    """Ask for what a filter lets through, and for what it does not."""
+    account, tariff = names.ACCOUNT.name(story.account), names.TARIFF.name(story.tariff)
+    mine = f"site = {names.SITE.name(story.site)}"
+    for method, request, field, among, not_among in (
+        (
+            "ListAccounts",
+            pb.ListAccountsRequest,
+            "accounts",
+            f"{mine} tariff = {tariff} status = open level = normal available_nano > 0",
+            f"{mine} AND (NOT level = normal OR frozen = true OR available_nano <= 0)",
+        ),
+        (
+            "ListMeters",
+            pb.ListMetersRequest,
+            "meters",
+            f"{mine} status = online",
+            f"{mine} level = cut",
+        ),
+        (
+            "ListAlarms",
+            pb.ListAlarmsRequest,
+            "alarms",
+            f"{mine} kind != cut",
+            f"{mine} kind = other",
+        ),
+        (
+            "ListExceptions",
+            pb.ListExceptionsRequest,
+            "exceptions",
+            "",
+            f"account = {account} -account = {account}",
+        ),
+    ):
+        found = getattr(await reporting.ask(method, request(filter=among)), field)
+        assert found or method == "ListExceptions", method
+        assert not getattr(await reporting.ask(method, request(filter=not_among)), field), method
+    request = pb.ListAccountsRequest(filter=mine)
+    (listed,) = (await reporting.ask("ListAccounts", request)).accounts
+    balance = await reporting.ask(
+        "GetBalance", pb.GetBalanceRequest(name=names.BALANCE.name(story.account))
+    )
+    assert (listed.account, listed.available_nano) == (account, balance.available_nano)
+    sites = await all_pages(reporting, "ListSites", pb.ListSitesRequest(page_size=1))
+    assert names.SITE.name(story.site) in [site.site for page in sites for site in page.sites]
+    tariffs = await all_pages(reporting, "ListTariffs", pb.ListTariffsRequest(page_size=1))
+    (newest,) = [t for page in tariffs for t in page.tariffs if t.tariff == tariff]
+    assert newest.legal_entity == "legalEntities/LE1"
+    policies = (await reporting.ask("ListPolicies", pb.ListPoliciesRequest())).policies
+    assert names.POLICY.name(story.policy) in [policy.policy for policy in policies]
 
 
 async def test_what_cannot_be_answered_says_why(start: Start, story: Story) -> None:

@@ -88,7 +88,7 @@ def explained(tables: Tables, meters: Iterable[str]) -> list[Told]:
             for charge in tables.of(ChargeRow)
             if key in accounts and charge.meter_key == key
         ]
-    order = ("log_offset", "account_id", "account_sequence")
+    order = ("log_offset", "account", "account_sequence")
     return sorted(told, key=lambda each: [_number(each["charge"][name]) for name in order])
 
 

@@ -149,6 +149,7 @@ class Story:
             "max_evidence_age_ms": EVIDENCE_MS,
             "emergency_nano": 0,
             "rules": None,
+            "legal_entity": "LE1",
             "ceiling_nano": None,
             "fee_ppm": 0,
             "fee_minor": 0,

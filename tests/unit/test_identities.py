@@ -173,6 +173,7 @@ ELSEWHERE = {
     ("site-registered", "display_name"): "a site's",
     ("site-fact", "display_name"): "a site's",
     ("Site", "display_name"): "a site's",
+    ("SiteStatus", "display_name"): "a site's",
     ("RegisterSiteRequest", "display_name"): "a site's",
     ("gateway-registered", "address"): "on the network",
     ("gateway-fact", "address"): "on the network",

@@ -329,7 +329,7 @@ def _notice(row: NoticeRow) -> pb.Notice:
 def _span(line: asyncpg.Record) -> pb.ChargedSpan:
     whole = {name: int(line[name]) for name in ("energy_milli", "amount_nano")}
     fields = {**dict(line), **whole}
-    return pb.ChargedSpan(meter=names.METER.name(fields.pop("meter_id")), **fields)
+    return pb.ChargedSpan(meter=names.METER.name_if(fields.pop("meter_id")), **fields)
 
 
 def _intent(intent: CutIntent) -> pb.Intent:

@@ -52,7 +52,6 @@ class Batch(_message.Message):
     status: _builtins.str
     """draft, running, paused, cancelled, finished"""
     legal_entity: _builtins.str
-    """legalEntities/{legal_entity}"""
     currency: _builtins.str
     reason: _builtins.str
     method: _builtins.str
@@ -169,7 +168,6 @@ class BatchPace(_message.Message):
     NEXT_AT_MS_FIELD_NUMBER: _builtins.int
     LAST_AT_MS_FIELD_NUMBER: _builtins.int
     site: _builtins.str
-    """sites/{site}"""
     waiting_count: _builtins.int
     per_minute: _builtins.int
     """the site's budget"""
@@ -304,7 +302,6 @@ class GetBatchRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """batches/{batch}"""
     def __init__(
         self,
         *,
@@ -375,7 +372,6 @@ class PreviewBatchRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """batches/{batch}"""
     def __init__(
         self,
         *,
@@ -473,7 +469,6 @@ class SubmitBatchRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """batches/{batch}"""
     def __init__(
         self,
         *,
@@ -497,7 +492,6 @@ class PauseBatchRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """batches/{batch}"""
     reason: _builtins.str
     def __init__(
         self,
@@ -523,7 +517,6 @@ class ResumeBatchRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """batches/{batch}"""
     reason: _builtins.str
     def __init__(
         self,
@@ -549,7 +542,6 @@ class CancelBatchRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     name: _builtins.str
-    """batches/{batch}"""
     reason: _builtins.str
     def __init__(
         self,
@@ -580,7 +572,6 @@ class BatchResult(_message.Message):
     target: _builtins.str
     """meters/{meter} or accounts/{account}"""
     site: _builtins.str
-    """sites/{site}"""
     amount_minor: _builtins.int
     outcome: _builtins.str
     """waiting, done, refused, skipped"""
