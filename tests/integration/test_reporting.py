@@ -728,8 +728,8 @@ async def assert_filtered(reporting: Reporting, story: Story) -> None:
         found = getattr(await reporting.ask(method, request(filter=among)), field)
         assert found or method == "ListExceptions", method
         assert not getattr(await reporting.ask(method, request(filter=not_among)), field), method
-    request = pb.ListAccountsRequest(filter=mine)
-    (listed,) = (await reporting.ask("ListAccounts", request)).accounts
+    of_site = pb.ListAccountsRequest(filter=mine)
+    (listed,) = (await reporting.ask("ListAccounts", of_site)).accounts
     balance = await reporting.ask(
         "GetBalance", pb.GetBalanceRequest(name=names.BALANCE.name(story.account))
     )

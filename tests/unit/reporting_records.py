@@ -150,6 +150,7 @@ class Story:
             "emergency_nano": 0,
             "rules": None,
             "legal_entity": "LE1",
+            "document_id": None,
             "ceiling_nano": None,
             "fee_ppm": 0,
             "fee_minor": 0,

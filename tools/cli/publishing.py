@@ -148,9 +148,9 @@ def tariff_what_if(  # noqa: PLR0917 - a command line is parsed by name
                 plan=plan.text(),
                 from_ms=_local_ms(begin, plan.zone),
                 to_ms=_local_ms(end, plan.zone),
-                account_ids=account,
-                site_id=site,
-                tariff_id=tariff,
+                accounts=map(names.ACCOUNT.name, account),
+                site=names.SITE.name_if(site),
+                tariff=names.TARIFF.name_if(tariff),
             ),
             timeout_s=PREVIEW_TIMEOUT_S,
         )
