@@ -154,8 +154,6 @@ class Story:
             "ceiling_nano": None,
             "fee_ppm": 0,
             "fee_minor": 0,
-            "legal_entity": "LE1",
-            "document_id": None,
             "rounding": None,
         }
         return [
