@@ -38,6 +38,12 @@ class VendingSettings(GrpcSettings, SkipSettings):
     tariff_lead_ms: int = Field(
         HOUR_MS, ge=0, le=366 * 24 * HOUR_MS, description="how far ahead a new price must lie"
     )
+    hold_lasts_ms: int = Field(
+        HOUR_MS,
+        ge=60_000,
+        le=31 * 24 * HOUR_MS,
+        description="how long a refund or a transfer waits for metering; then it is refused",
+    )
     checkpoint_interval_ms: int = Field(
         1000, ge=50, le=60_000, description="how often the relay writes how far it is"
     )

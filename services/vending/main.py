@@ -56,6 +56,7 @@ class _Vending:
             catalogue().shards,
             settings.tariff_lead_ms,
             profiles(),
+            settings.hold_lasts_ms,
         )
         self.office = Office(self.book, self.tables, runtime.clock, terms)
         self.book_epoch = await self.tables.book_epoch()

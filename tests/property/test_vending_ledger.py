@@ -15,6 +15,7 @@ import asyncio
 import os
 import tempfile
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import MoneyEvent
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
 from services.vending.domain.postings import Usage
+from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.domain.usage import PostUsage
@@ -67,6 +69,7 @@ class Town(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.now_ms = T0_MS
         self.clerk = Clerk()
+        self.deadlines: dict[str, int] = {}
         self.said: dict[Ask, str] = {}
         self.waiting: dict[Ask, str] = {}
         self.judged: list[tuple[Ask, str]] = []
@@ -146,11 +149,14 @@ class Town(RuleBasedStateMachine):
         if not refusal:
             self.clerk.write(ask, str(name_uuid("receipt", *request.key)))
         held = ask.what == "refund" and not refusal
+        if held:
+            self.deadlines[ask.account] = self.now_ms + LASTS_MS_DEFAULT
         self.said[ask] = refusal or ("UNAVAILABLE" if held else "done")
         return self.said[ask]
 
     async def office(self, ask: Ask) -> str:  # noqa: C901 - one a case
-        office, request, reason = self.world.office, ask.request, "why not"
+        request = replace(ask.request, at_ms=self.now_ms)
+        office, reason = self.world.office, "why not"
         try:
             match ask.what:
                 case "sell":
@@ -242,7 +248,7 @@ class Town(RuleBasedStateMachine):
 
     @rule(minutes=st.sampled_from([1, 15]))
     def time_passes(self, minutes: int) -> None:
-        """Reservations time out, which keeps nobody from buying who has paid."""
+        """Reservations time out, which keeps nobody from buying who has paid; and so do holds."""
         self.now_ms += minutes * 60_000
         self.world.clock.at_ms = self.now_ms
 
@@ -250,6 +256,11 @@ class Town(RuleBasedStateMachine):
             await self.world.office.complete()
 
         self.run(self.until_answered(swept))
+        for name in [n for n in self.clerk.holding if self.deadlines[n] <= self.now_ms]:
+            ask = self.clerk.holding.pop(name)
+            self.said[ask] = "NO_ECHO_IN_TIME"
+            if ask in self.waiting:
+                self.waiting[ask] = self.said[ask]
 
     @rule(
         account=st.sampled_from([*ACCOUNTS, ACCOUNTS[1]]),

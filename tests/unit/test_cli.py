@@ -27,6 +27,7 @@ from tools.cli import main as cli
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
 from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import batches_pb2 as b
 from wattvend.vending.v1 import closings_pb2 as c
 from wattvend.vending.v1 import documents_pb2 as d
@@ -265,6 +266,7 @@ def test_the_commands_of_the_page_on_accounts_work(
         ListClosings=c.ListClosingsResponse(),
         Sell=v.SellResponse(),
         GetBalance=BALANCE,
+        TransferCredit=a.TransferCreditResponse(amount_minor=5_000, currency="CNY"),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
@@ -282,6 +284,11 @@ def test_the_commands_of_the_page_on_accounts_work(
         [],
     )
     assert (part.method, list(part.meters), part.without_cut) == ("", ["meters/meter-002"], True)
+    moved = [request for what, request in vending.asked if what == "TransferCredit"]
+    assert [(each.to_account, each.amount_minor) for each in moved] == [
+        ("accounts/shop-002", 5_000),
+        ("accounts/shop-002", 0),
+    ]
     assert [request.name for what, request in vending.asked if what == "AssignMeter"] == [
         "meters/meter-001",
         "meters/meter-001",

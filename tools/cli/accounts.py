@@ -1,4 +1,4 @@
-"""`wattvend account`: what an account is under, and whose it is."""
+"""`wattvend account`: what an account is under, whose it is, what it gives to another one."""
 
 from typing import Annotated
 from uuid import uuid4
@@ -6,7 +6,8 @@ from uuid import uuid4
 import typer
 
 from tools.cli import show
-from tools.cli.asking import Reason, RequestId, run
+from tools.cli.asking import Reason, RequestId, account_of, amount_of, minor_of, run
+from tools.client import Clients
 from wattvend.vending.v1 import accounts_pb2 as a
 
 account_app = typer.Typer(
@@ -57,3 +58,31 @@ def account_change_tenant(
         reason=reason,
     )
     run(lambda clients: clients.accounts("ChangeTenant", request), show.account, request.request_id)
+
+
+@account_app.command("transfer")
+def account_transfer(
+    account: AccountId,
+    to: Annotated[str, typer.Argument(help="id of the account where it goes")],
+    reason: Reason,
+    amount: Annotated[str, typer.Option(help="e.g. 12.50; default: all that is left")] = "",
+    request_id: RequestId = "",
+) -> None:
+    """Give credit to another account, when metering has said what is left."""
+    request, wanted = request_id or str(uuid4()), amount_of(amount) if amount else None
+
+    async def work(clients: Clients) -> a.TransferCreditResponse:
+        known = await account_of(clients, account)
+        answer: a.TransferCreditResponse = await clients.accounts(
+            "TransferCredit",
+            a.TransferCreditRequest(
+                request_id=request,
+                name=f"accounts/{account}",
+                to_account=f"accounts/{to}",
+                amount_minor=0 if wanted is None else minor_of(wanted, known.minor_decimals),
+                reason=reason,
+            ),
+        )
+        return answer
+
+    run(work, show.transfer, request)

@@ -13,6 +13,7 @@ from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan
 from tools.cli import plans, policies
 from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import vending_pb2 as v
 
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
@@ -182,6 +183,18 @@ def refund(answer: v.RefundCreditResponse) -> RenderableType:
         ("at", moment(paid.refunded_at_ms)),
     ]
     return fields("[bold]refund 退电[/]", rows)
+
+
+def transfer(answer: a.TransferCreditResponse) -> RenderableType:
+    """Show what has gone over."""
+    decimals = currency_of(answer.currency).minor_decimals
+    amount = format_scaled(answer.amount_minor, decimals)
+    rows = [
+        ("from", id_of(answer.account)),
+        ("to", id_of(answer.to_account)),
+        ("amount", f"[bold]{amount} {answer.currency}[/]"),
+    ]
+    return fields("[bold]transfer 转账[/]", rows)
 
 
 def numbered(answer: v.Receipt) -> RenderableType:

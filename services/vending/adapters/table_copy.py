@@ -18,6 +18,7 @@ KEYS = {
     "draft": ("document_id",),
     "scheduled": ("policy_id", "version"),
     "closing": ("closing_id",),
+    "pending": ("id",),
     "charged": ("meter_key",),
     "consumer_offset": ("topic", "partition"),
     "usage_ask": ("account_id",),
@@ -32,7 +33,7 @@ KEYS = {
 FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
 OF_POSITIONS = ("raised", "checkpoint", "link", "document", "series", "numbered")
 """Those that no append makes. Where positions differ, the relay counts receipts anew."""
-NAMING_POSITIONS = ("todo", "waiting", "draft", "batch", "closing", *OF_POSITIONS)
+NAMING_POSITIONS = ("todo", "waiting", "pending", "draft", "batch", "closing", *OF_POSITIONS)
 NOT_COPIED = ("book", "root")
 """The book epoch is raised through its port; `root` is empty since its release."""
 

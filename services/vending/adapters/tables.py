@@ -1,11 +1,12 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name`, `todo`, `batch`, `waiting` (proposals, payments), `draft` (documents, also those long
-published) and `scheduled` (versions of policies) are derived from events (`changes`) within the
-transaction that stores them. `charged` and `consumer_offset` come from the topics that vending
-reads; `usage_ask` says when metering was asked last what an account was charged. `book` holds the
-book epoch, `raised` the position after which each began; `link` what the hash chain over the store
-is made of, `checkpoint` what the relay vouched for. `root` is of earlier releases.
+`unique_name`, `todo`, `batch`, `waiting` (proposals, payments), `pending` (holds, transfers),
+`draft` (documents, also those long published) and `scheduled` (versions of policies) are derived
+from events (`changes`) within the transaction that stores them. `charged` and `consumer_offset`
+come from the topics that vending reads; `usage_ask` says when metering was asked last what an
+account was charged. `book` holds the book epoch, `raised` the position after which each began;
+`link` what the hash chain over the store is made of, `checkpoint` what the relay vouched for.
+`root` is of earlier releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ from services.vending.domain.events import (
     BatchSubmitted,
     ClosingUndone,
     CommandProposed,
+    CreditRefunded,
+    CreditTransferred,
     DocumentDrafted,
     Event,
     GatewayRegistered,
@@ -53,9 +56,13 @@ from services.vending.domain.events import (
     ProposalExecuted,
     ProposalExpired,
     ProposalFailed,
+    RefundHeld,
+    RefundRefused,
     ReservationCancelled,
     ReservationTimedOut,
     SaleReserved,
+    TransferArrived,
+    TransferReturned,
     event_from,
 )
 from services.vending.domain.tables import (
@@ -64,9 +71,11 @@ from services.vending.domain.tables import (
     BUS_ADDRESS,
     CHECKPOINTS_KEPT,
     GATEWAY_ADDRESS,
+    HOLD,
     METER_KEY,
     PAYMENT,
     SERIAL,
+    TRANSFER,
     Ask,
     BatchRow,
     Charged,
@@ -137,6 +146,13 @@ CREATE TABLE IF NOT EXISTS closing(
 );
 CREATE INDEX IF NOT EXISTS closing_of ON closing(account_id, position);
 CREATE INDEX IF NOT EXISTS closing_open ON closing(is_open, position);
+CREATE TABLE IF NOT EXISTS pending(
+  id text PRIMARY KEY,
+  kind text NOT NULL,
+  due_ms bigint NOT NULL,
+  position bigint NOT NULL
+);
+CREATE INDEX IF NOT EXISTS pending_due ON pending(kind, due_ms);
 CREATE TABLE IF NOT EXISTS document(
   receipt_id text PRIMARY KEY,
   legal_entity text NOT NULL,
@@ -209,6 +225,7 @@ DERIVED = (
     "unique_name",
     "todo",
     "waiting",
+    "pending",
     "draft",
     "scheduled",
     "batch",
@@ -220,6 +237,7 @@ DERIVED = (
 """The tables that are of events alone: `changes` makes them, the last three the relay counts."""
 
 _CLOSING = "closing_id, account_id, legal_entity, position, is_open, began_at_ms, deadline_ms"
+NEVER_MS = 2**62
 _LINK = "position, stream, revision, event_id, type, hash"
 _DROP_CHECKPOINTS = """
 DELETE FROM checkpoint WHERE position IN (
@@ -290,6 +308,12 @@ _PROJECTED = {
         AccountCloseRefused,
         MetersClosed,
         ClosingUndone,
+        RefundHeld,
+        CreditRefunded,
+        RefundRefused,
+        CreditTransferred,
+        TransferArrived,
+        TransferReturned,
         CommandProposed,
         ProposalApproved,
         ProposalDeclined,
@@ -420,6 +444,15 @@ class SqlTables:
             now_ms,
         )
         return [(policy_id, int(version)) for policy_id, version in rows]
+
+    async def pending(self, kind: str, due_by_ms: int) -> list[str]:
+        """Return the ids of what is pending and due by an instant, oldest first."""
+        rows = await self._database.rows(
+            "SELECT id FROM pending WHERE kind = $1 AND due_ms <= $2 ORDER BY position",
+            kind,
+            due_by_ms,
+        )
+        return [row[0] for row in rows]
 
     async def numbered_until(self) -> int:
         """Return the position up to which receipts have their numbers."""
@@ -715,21 +748,49 @@ def _changes(event: Event, position: int) -> Iterator[Change]:
             yield Claim(ACCOUNT_KEY, str(event.account_key), event.account_id)
         case MeterAssigned():
             yield _plan(event, position)
-        case AccountMeterJoined():
-            yield Statement(
-                "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2 AND kind = 'join'",
-                [(event.meter_id, event.epoch)],
-            )
-        case AccountMeterLeft():
-            yield Statement(
-                "DELETE FROM todo WHERE meter_id = $1 AND epoch = $2",
-                [(event.meter_id, event.epoch)],
-            )
+        case AccountMeterJoined() | AccountMeterLeft():
+            yield _told(event)
         case DocumentDrafted() | PolicyScheduled() | PolicyPublished():
             yield from _on_paper(event, position)
+        case _ if event.SUBJECT in _PENDING_AFTER:
+            yield _pending(event, position)
         case _:
             is_of_batch = event.SUBJECT in _STATUS_AFTER
             yield _batch(event, position) if is_of_batch else _waiting(event, position)
+
+
+def _told(event: AccountMeterJoined | AccountMeterLeft) -> Statement:
+    """Let no account hear twice of an assignment; who has left hears no more that it had come."""
+    joined = " AND kind = 'join'" if isinstance(event, AccountMeterJoined) else ""
+    return Statement(
+        f"DELETE FROM todo WHERE meter_id = $1 AND epoch = $2{joined}",  # noqa: S608 - constants
+        [(event.meter_id, event.epoch)],
+    )
+
+
+_PENDING_AFTER: dict[str, str | None] = {
+    RefundHeld.SUBJECT: HOLD,
+    CreditRefunded.SUBJECT: None,
+    RefundRefused.SUBJECT: None,
+    CreditTransferred.SUBJECT: TRANSFER,
+    TransferArrived.SUBJECT: None,
+    TransferReturned.SUBJECT: None,
+}
+"""What of an account is pending after an event, of which one thing is at most; None: nothing."""
+
+
+def _pending(event: Event, position: int) -> Statement:
+    """Keep what of an account is pending. A hold of an earlier release has no deadline."""
+    account_id: str = event.account_id  # type: ignore[attr-defined] # each of these has it
+    kind = _PENDING_AFTER[event.SUBJECT]
+    if kind is None:
+        return Statement("DELETE FROM pending WHERE id = $1", [(account_id,)])
+    due_ms = event.deadline_ms if isinstance(event, RefundHeld) else 0
+    return Statement(
+        "INSERT INTO pending(id, kind, due_ms, position) VALUES($1, $2, $3, $4) "
+        "ON CONFLICT(id) DO UPDATE SET kind = $2, due_ms = $3",
+        [(account_id, kind, NEVER_MS if due_ms is None else due_ms, position)],
+    )
 
 
 _STATUS_AFTER = {

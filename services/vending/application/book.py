@@ -44,6 +44,7 @@ from services.vending.domain.events import (
     Event,
     RefundRefused,
     SaleRefused,
+    TransferReturned,
 )
 from services.vending.domain.origin import Origin
 from services.vending.domain.streams import State, evolve_of, stream_of
@@ -53,6 +54,8 @@ COMMANDS_PER_APPEND_MAX = 256
 ATTEMPTS_MAX = 4
 STATES_CACHED_MAX = 20_000
 DECIDED_KEPT_MAX = 10_000
+REFUSALS = (SaleRefused, EmergencyRefused, CorrectionRefused, RefundRefused, TransferReturned)
+"""Events that say why something did not come about."""
 
 S = TypeVar("S", bound=State)
 E = TypeVar("E", bound=Event)
@@ -78,7 +81,7 @@ def accepted(outcome: Outcome[S]) -> Outcome[S]:
 
 def check_accepted(event: Event | None) -> None:
     """Raise InvalidInput where an event takes down a refusal."""
-    if isinstance(event, SaleRefused | EmergencyRefused | CorrectionRefused | RefundRefused):
+    if isinstance(event, REFUSALS):
         raise InvalidInput(Reason(event.reason), event.message)
 
 

@@ -29,6 +29,7 @@ from services.vending.application.documents import Documents
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, step
 from services.vending.application.receipts import Receipts
+from services.vending.application.transfers import Transfers
 from services.vending.domain import (
     account,
     authority,
@@ -54,6 +55,7 @@ from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
     CreditSold,
+    CreditTransferred,
     Event,
     RefundHeld,
     TariffPublished,
@@ -61,6 +63,7 @@ from services.vending.domain.events import (
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
+from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.site import Site
 from services.vending.domain.tables import Tables, Todo
 from services.vending.domain.tariff import Tariff
@@ -117,11 +120,15 @@ OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, account.GrantEmergencyC
 
 @value_class
 class Terms:
-    """What the office goes by. `profiles`: name → device profile."""
+    """What the office goes by. `profiles`: name → device profile.
+
+    `hold_lasts_ms`: how long a refund or a transfer waits for metering's echo.
+    """
 
     shards: int
     tariff_lead_ms: int
     profiles: Mapping[str, Profile]
+    hold_lasts_ms: int = LASTS_MS_DEFAULT
 
 
 class Office:
@@ -169,12 +176,13 @@ class Office:
             account.grant_named,
             said=("at_most_minor",),
         )
-        changing = Changing(book)
+        self.transfers = Transfers(book, tables, clock, terms.hold_lasts_ms)
         commands = {
             "reverse-sale": reverse,
             "refund-credit": refund,
             "grant-emergency": grant,
-            **changing.commands,
+            **self.transfers.commands,
+            **Changing(book).commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
@@ -368,6 +376,30 @@ class Office:
             "was used; repeat with the same request_id to get the answer",
         )
 
+    async def transfer(
+        self, command: corrections.TransferCredit, wait_s: float
+    ) -> Outcome[Account]:
+        """Give credit to another account when metering's echo says what is left, with a second one.
+
+        The outcome's event is the TransferArrived. Raises Retriable where no echo came within
+        `wait_s`: the transfer goes on by itself, and the same request gets its answer.
+        """
+
+        async def ask() -> Outcome[Account]:
+            outcome: Outcome[Account] = await self.approvals.ask(command)
+            if isinstance(outcome.event, CreditTransferred):
+                await self._unbroken(self.transfers.carry(command.account_id))
+                outcome = await self.approvals.ask(command)
+            return outcome
+
+        return await self._until_settled(
+            ask,
+            RefundHeld,
+            wait_s,
+            f"credit of account {command.account_id} is held, but metering has not yet said what "
+            "was used; repeat with the same request_id to get the answer",
+        )
+
     async def _until_settled(
         self,
         ask: Callable[[], Coroutine[Any, Any, Outcome[Account]]],
@@ -395,7 +427,11 @@ class Office:
 
     async def _with_book_epoch(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
         command = await self._with_policy(command)
-        return replace(command, book_epoch=await self._tables.book_epoch())
+        return replace(
+            command,
+            book_epoch=await self._tables.book_epoch(),
+            lasts_ms=self._terms.hold_lasts_ms,
+        )
 
     async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
         sales = await self._book.events_of(Account, command.account_id, CreditSold)
@@ -427,6 +463,10 @@ class Office:
     async def settle(self, command: settling.SettleClosing) -> None:
         """Take in metering's echo of a hold."""
         await self.closings.answer(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those look again who wait for metering's echo."""
         settled, self._settled = self._settled, asyncio.Event()
         settled.set()
 
@@ -553,6 +593,9 @@ class Office:
         """
         done = await self.approvals.complete() + await self.payments.complete()
         done += await self.documents.complete()
+        if ended := await self.transfers.complete():
+            self._wake()
+        done += ended
         if await self._tables.todos():
             async with self._assigning:
                 done += await self._complete(None)

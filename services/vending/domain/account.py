@@ -51,6 +51,7 @@ from services.vending.domain.events import (
     CreditAdjusted,
     CreditRefunded,
     CreditSold,
+    CreditTransferred,
     DebtSet,
     EmergencyGranted,
     EmergencyRefused,
@@ -67,6 +68,9 @@ from services.vending.domain.events import (
     SaleRefused,
     SaleReversed,
     TariffPublished,
+    TransferArrived,
+    TransferReceived,
+    TransferReturned,
     UsagePosted,
 )
 from services.vending.domain.orders import (
@@ -461,7 +465,7 @@ def _sale(state: Account, command: Sell) -> CreditSold | Rejection:
     recovery = state.owed.recovery(amount_minor - fee_minor, share_ppm)
     left = state.owed.after(recovery)
     credit_nano = nano_from_minor(recovery.credit_minor, currency)
-    if problem := _no_more(state, credit_nano, currency) or _above_ceiling(
+    if problem := no_more(state, credit_nano, currency) or _above_ceiling(
         state, command, credit_nano, currency
     ):
         return problem
@@ -544,7 +548,7 @@ def _above_ceiling(
     )
 
 
-def _no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection | None:
+def no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection | None:
     """Return why so much more cannot be credited; None where it can."""
     if fits_int64(state.credited_nano + credit_nano):
         return None
@@ -633,7 +637,7 @@ def _granted(state: Account, command: GrantEmergencyCredit) -> EmergencyGranted 
         )
     amount_minor = at_most(policy.emergency_nano // currency.nano_per_minor, command.at_most_minor)
     amount_nano = amount_minor * currency.nano_per_minor
-    problem = _no_more(state, amount_nano, currency) or needs_another(
+    problem = no_more(state, amount_nano, currency) or needs_another(
         command.authority, Action.EMERGENCY, amount_minor, state.currency, command.request
     )
     if problem:
@@ -726,8 +730,11 @@ def hold_id_of(account_id: str, request: Request, book_epoch: int) -> str:
 
 
 def refund_under_way(state: Account) -> Rejection:
-    """Return the refusal of what has to wait for a refund."""
-    text = f"a refund of account {state.account_id} waits for metering; try again when it has ended"
+    """Return the refusal of what has to wait for a refund or a transfer."""
+    text = (
+        f"a refund or a transfer of account {state.account_id} is under way; try again when it has "
+        "ended"
+    )
     return Rejection(Reason.REFUND_UNDER_WAY, text, "account_id")
 
 
@@ -800,6 +807,28 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             )
         case RefundRefused():
             return changed(state, answers=answers, held_nano=0, refunding=None)
+        case CreditTransferred():
+            assert state.refunding is not None, "what was sent was held"
+            # Metering has said what it had to say; the transfer is under way until it arrives.
+            sent = changed(
+                state.refunding, hold_id="", sent_as=event.hold_id, sent_minor=event.amount_minor
+            )
+            return changed(
+                state,
+                answers=answers,
+                credited_nano=event.credited_nano,
+                held_nano=0,
+                refunding=sent,
+                refunded_at=answers.revision,
+            )
+        case TransferArrived():
+            return changed(state, answers=answers, refunding=None)
+        case TransferReturned():
+            return changed(
+                state, answers=answers, credited_nano=event.credited_nano, refunding=None
+            )
+        case TransferReceived():
+            return changed(state, answers=answers, credited_nano=event.credited_nano)
         case CreditAdjusted():
             return changed(state, answers=answers, credited_nano=event.credited_nano)
         case SaleRefused() | EmergencyRefused() | CorrectionRefused():

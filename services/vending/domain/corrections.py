@@ -6,7 +6,7 @@ below zero: metering warns and cuts by its rules, on the next reading.
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.ids import name_uuid
@@ -52,7 +52,10 @@ from services.vending.domain.events import (
 )
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
-from services.vending.domain.refund import owes, too_little
+from services.vending.domain.refund import LASTS_MS_DEFAULT, owes, too_little
+
+NO_METHOD = ""
+"""Of what nobody is paid."""
 
 
 class Kind(StrEnum):
@@ -131,7 +134,8 @@ class RefundCredit:
     """`amount_minor` of the credit shall be paid out, 0: all that is left; metering is asked first.
 
     `at_most_minor`: of all, what a second person approved, None: it needed none; `policy`: the
-    account's; `book_epoch`: under which metering is asked.
+    account's; `book_epoch`: under which metering is asked; `lasts_ms`: how long its echo is waited
+    for.
     """
 
     request: Request
@@ -141,6 +145,7 @@ class RefundCredit:
     reason: str
     at_most_minor: int | None = None
     book_epoch: int = 1
+    lasts_ms: int = LASTS_MS_DEFAULT
     policy: Policy | None = None
     authority: Authority | None = None
 
@@ -153,12 +158,43 @@ class RefundCredit:
         checks.check_text("reason", self.reason)
 
 
-Correction = ReverseSale | AdjustCredit | WriteOff | RefundCredit
+@value_class
+class TransferCredit:
+    """`amount_minor` of the credit shall go to another account, as RefundCredit says besides.
+
+    `to`: what `to_account_id` stands for, None where nothing.
+    """
+
+    request: Request
+    account_id: str
+    to_account_id: str
+    amount_minor: int
+    reason: str
+    at_most_minor: int | None = None
+    book_epoch: int = 1
+    lasts_ms: int = LASTS_MS_DEFAULT
+    policy: Policy | None = None
+    to: Account | None = None
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no transfer can be."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_id("to_account_id", self.to_account_id)
+        if self.to_account_id == self.account_id:
+            raise checks.invalid("to_account_id", "it is the account itself; name another one")
+        if self.amount_minor:
+            checks.check_amount("amount_minor", self.amount_minor)
+        checks.check_text("reason", self.reason)
+
+
+Correction = ReverseSale | AdjustCredit | WriteOff | RefundCredit | TransferCredit
 NAMES: dict[type[Any], str] = {
     ReverseSale: "reverse-sale",
     AdjustCredit: "adjust-credit",
     WriteOff: "write-off",
     RefundCredit: "refund-credit",
+    TransferCredit: "transfer-credit",
 }
 
 
@@ -203,7 +239,12 @@ def _corrected(state: Account, command: Correction) -> Event | Rejection:
         case WriteOff():
             return _written_off(state, command)
         case RefundCredit():
-            return _held(state, command)
+            return _held(state, command, Action.REFUND, command.method, None)
+        case TransferCredit():
+            to_account_id = command.to_account_id
+            return no_way(state, command) or _held(
+                state, command, Action.TRANSFER, NO_METHOD, to_account_id
+            )
 
 
 def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
@@ -360,7 +401,32 @@ def _written_off(state: Account, command: WriteOff) -> OwedWrittenOff | Rejectio
     )
 
 
-def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
+def no_way(state: Account, command: TransferCredit) -> Rejection | None:
+    """Return why credit cannot go to another account; None where it can."""
+    to = command.to
+    if to is None:
+        text = f"there is no account {command.to_account_id!r}; open it first"
+        return Rejection(Reason.ACCOUNT_NOT_FOUND, text, "to_account_id")
+    for reason, what, theirs, ours in (
+        (Reason.LEGAL_ENTITY_MISMATCH, "legal entity", to.legal_entity, state.legal_entity),
+        (Reason.CURRENCY_MISMATCH, "currency", to.currency, state.currency),
+    ):
+        if theirs != ours:
+            text = (
+                f"account {to.account_id} has {what} {theirs}, account {state.account_id} {ours}: "
+                "refund, and sell there"
+            )
+            return Rejection(reason, text, "to_account_id")
+    return not_open(to)
+
+
+def _held(
+    state: Account,
+    command: RefundCredit | TransferCredit,
+    action: Action,
+    method: str,
+    to_account_id: str | None,
+) -> RefundHeld | Rejection:
     if state.refunding:
         return refund_under_way(state)
     if closing := closing_under_way(state):
@@ -373,9 +439,7 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
     problem = (
         owes(state.owed)
         or too_little(amount_minor, most_minor, currency)
-        or needs_another(
-            command.authority, Action.REFUND, amount_minor, state.currency, command.request
-        )
+        or needs_another(command.authority, action, amount_minor, state.currency, command.request)
     )
     return problem or RefundHeld(
         **stamp(command.request),
@@ -383,10 +447,12 @@ def _held(state: Account, command: RefundCredit) -> RefundHeld | Rejection:
         hold_id=hold_id_of(state.account_id, command.request, command.book_epoch),
         amount_minor=command.amount_minor,
         held_nano=amount_minor * currency.nano_per_minor,
-        method=command.method,
+        method=method,
         reason=command.reason,
         max_evidence_age_ms=command.policy.max_evidence_age_ms,
         **of_what(state),
+        deadline_ms=command.request.at_ms + command.lasts_ms,
+        to_account_id=to_account_id,
     )
 
 
@@ -396,8 +462,11 @@ def left_minor(state: Account) -> int:
     return left_nano // checks.currency_named(state.currency).nano_per_minor
 
 
-def named(state: Account, command: RefundCredit) -> RefundCredit:
-    """Return a refund as it is proposed: who approves "all" sees, and approves, how much it is."""
+Paying = TypeVar("Paying", RefundCredit, TransferCredit)
+
+
+def named(state: Account, command: Paying) -> Paying:
+    """Return it as it is proposed: who approves "all" sees, and approves, how much it is."""
     if command.amount_minor:
         return command
     return replace(command, at_most_minor=left_minor(state))

@@ -437,6 +437,8 @@ class RefundHeld(Event):
     currency: str
     legal_entity: str
     commodity: str
+    deadline_ms: int | None
+    to_account_id: str | None
 
 
 @named_value_class
@@ -467,6 +469,58 @@ class RefundRefused(Event):
     currency: str
     legal_entity: str
     commodity: str
+
+
+@named_value_class
+class CreditTransferred(MoneyEvent):
+    SUBJECT: ClassVar[str] = "credit-transferred"
+
+    hold_id: str
+    to_account_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    charged_nano: int
+    account_sequence: int
+    reason: str
+
+
+@named_value_class
+class TransferReceived(MoneyEvent):
+    SUBJECT: ClassVar[str] = "transfer-received"
+
+    hold_id: str
+    from_account_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    reason: str
+
+
+@named_value_class
+class TransferArrived(Event):
+    SUBJECT: ClassVar[str] = "transfer-arrived"
+
+    account_id: str
+    hold_id: str
+    to_account_id: str
+    amount_minor: int
+    currency: str
+    legal_entity: str
+    commodity: str
+
+
+@named_value_class
+class TransferReturned(MoneyEvent):
+    SUBJECT: ClassVar[str] = "transfer-returned"
+
+    hold_id: str
+    to_account_id: str
+    amount_minor: int
+    amount_nano: int
+    credited_nano: int
+    reason: str
+    message: str
 
 
 @named_value_class
@@ -955,6 +1009,10 @@ EVENTS: dict[str, type[Event]] = {
         RefundHeld,
         CreditRefunded,
         RefundRefused,
+        CreditTransferred,
+        TransferReceived,
+        TransferArrived,
+        TransferReturned,
         CorrectionRefused,
         UsagePosted,
         AccountMeterJoined,

@@ -19,6 +19,8 @@ RECEIVABLE = "assets:receivable"
 EMERGENCY = "assets:emergency-credit"
 """Emergency credit that was granted and not yet recovered."""
 PREPAYMENT = "liabilities:prepayment"
+TRANSIT = "liabilities:transit"
+"""Credit that has left an account for another: nothing when no transfer is under way."""
 TAX = "liabilities:tax"
 INCOME = "income"
 """With a commodity and a component of `Usage` behind it: what was used of it, without tax."""
@@ -128,6 +130,16 @@ def of_adjustment(amount_nano: int) -> Postings:
 def of_refund(method: str, amount_nano: int) -> Postings:
     """Return what paying credit out posts."""
     return posted((PREPAYMENT, amount_nano), (_MONEY[method], -amount_nano))
+
+
+def of_transfer_out(amount_nano: int) -> Postings:
+    """Return what credit posts that leaves for another account; it comes back by the opposite."""
+    return posted((PREPAYMENT, amount_nano), (TRANSIT, -amount_nano))
+
+
+def of_transfer_in(amount_nano: int) -> Postings:
+    """Return what credit posts that comes in from transit."""
+    return posted((TRANSIT, amount_nano), (PREPAYMENT, -amount_nano))
 
 
 def of_write_off(kind: str, amount_nano: int) -> Postings:

@@ -1,7 +1,8 @@
 """A refund 退电: credit is held, metering says what was used, and what is left may be paid out.
 
 Only metering knows what was used. It echoes the hold when it has absorbed all that the book decided
-before it; what lies above the echo's totals is never paid out.
+before it; what lies above the echo's totals is never paid out. A transfer to another account is the
+same, but for where the credit goes. A hold that nobody echoes is let go at its deadline.
 """
 
 from typing import Any
@@ -12,12 +13,19 @@ from services.common.kernel.units import Currency, fits_int64, format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import postings
 from services.vending.domain.decisions import Rejection
-from services.vending.domain.events import CreditRefunded, RefundHeld, RefundRefused
+from services.vending.domain.events import (
+    CreditRefunded,
+    CreditTransferred,
+    RefundHeld,
+    RefundRefused,
+)
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
 
 MINUTE_MS = 60_000
 METERS_TOLD_MAX = 5
+LASTS_MS_DEFAULT = 60 * MINUTE_MS
+"""How long a hold waits for metering's echo."""
 
 
 @value_class
@@ -41,7 +49,9 @@ class Told:
 class Refunding:
     """A hold that metering must echo, what was asked for, and the request that asked.
 
-    `held_nano`: the most that is paid out, for of so much it was judged who may.
+    `held_nano`: the most that is paid out, for of so much it was judged who may. `deadline_ms`:
+    when it is let go, None: never, as one of an earlier release. `to_account_id`: of a transfer,
+    "": it is paid out; `sent_minor`: what of it is in transit, under `sent_as`, its hold_id before.
     """
 
     hold_id: str
@@ -54,6 +64,10 @@ class Refunding:
     request_id: str
     fingerprint: bytes
     origin: Origin
+    deadline_ms: int | None
+    to_account_id: str
+    sent_minor: int = 0
+    sent_as: str = ""
 
     def settled(
         self,
@@ -65,17 +79,13 @@ class Refunding:
         currency: Currency,
         at_ms: int,
         of_what: dict[str, Any],
-    ) -> CreditRefunded | RefundRefused:
+    ) -> CreditRefunded | CreditTransferred | RefundRefused:
         """Return what an echo makes of it; `credited_nano`, `owed`: the account's, as it is now.
 
         `posted_sequence`: the account sequence that usage was posted at last.
         """
-        said: dict[str, Any] = {
-            "caller": self.caller,
-            "request_id": self.request_id,
-            "fingerprint": self.fingerprint,
-            "origin": self.origin,
-            "occurred_at_ms": at_ms,
+        said = {
+            **self.said(at_ms),
             "hold_id": self.hold_id,
             "charged_nano": told.charged_nano,
             "account_sequence": told.account_sequence,
@@ -94,16 +104,52 @@ class Refunding:
         )
         if problem:
             return RefundRefused(**said, reason=problem.reason.value, message=problem.message)
+        said |= {
+            "amount_minor": amount_minor,
+            "amount_nano": amount_nano,
+            "credited_nano": credited_nano - amount_nano,
+            "reason": self.reason,
+        }
+        if self.to_account_id:
+            return CreditTransferred(
+                **said,
+                to_account_id=self.to_account_id,
+                postings=postings.of_transfer_out(amount_nano),
+            )
         return CreditRefunded(
             **said,
-            amount_minor=amount_minor,
-            amount_nano=amount_nano,
-            credited_nano=credited_nano - amount_nano,
             method=self.method,
             receipt_id=str(name_uuid("receipt", self.caller, self.request_id)),
-            reason=self.reason,
             postings=postings.of_refund(self.method, amount_nano),
         )
+
+    def let_go(
+        self, at_ms: int, posted_sequence: int, charged_nano: int, of_what: dict[str, Any]
+    ) -> RefundRefused:
+        """Return the end of a hold that metering has not echoed in time.
+
+        It tells the totals that were posted last: nobody said any newer ones.
+        """
+        return RefundRefused(
+            **self.said(at_ms),
+            hold_id=self.hold_id,
+            charged_nano=charged_nano,
+            account_sequence=posted_sequence,
+            reason=Reason.NO_ECHO_IN_TIME.value,
+            message="metering did not say in time what was used, so nothing was paid out: see that "
+            "it runs, and ask again",
+            **of_what,
+        )
+
+    def said(self, at_ms: int) -> dict[str, Any]:
+        """Return whose request an event answers."""
+        return {
+            "caller": self.caller,
+            "request_id": self.request_id,
+            "fingerprint": self.fingerprint,
+            "origin": self.origin,
+            "occurred_at_ms": at_ms,
+        }
 
     def _too_old(self, told: Told) -> Rejection | None:
         """Return why an echo says too little: what a meter that is silent uses is not known."""
@@ -139,6 +185,8 @@ def refunding(event: RefundHeld) -> Refunding:
         event.request_id,
         event.fingerprint,
         event.origin,
+        event.deadline_ms,
+        event.to_account_id or "",
     )
 
 

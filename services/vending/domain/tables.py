@@ -23,6 +23,11 @@ APPROVAL = "approval"
 PAYMENT = "payment"
 """And reservations for their payment."""
 
+HOLD = "hold"
+"""What is pending: holds that metering shall echo, by their accounts."""
+TRANSFER = "transfer"
+"""And credit in transit, by the accounts that it left."""
+
 CHECKPOINTS_KEPT = 100
 """The newest; of those before them the last of each day (UTC) stays for good."""
 
@@ -208,6 +213,13 @@ class Tables(Protocol):
 
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:
         """Return (policy, version) of those whose instant has come and that do not apply yet."""
+        ...
+
+    async def pending(self, kind: str, due_by_ms: int) -> list[str]:
+        """Return the ids of what is pending and due by an instant, oldest first.
+
+        `kind`: HOLD, due at its deadline, or TRANSFER, due at once.
+        """
         ...
 
     async def numbered_until(self) -> int:

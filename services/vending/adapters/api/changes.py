@@ -1,13 +1,16 @@
-"""The life of an account: what it is under, and whose it is."""
+"""The life of an account: what it is under, whose it is, what it gives to another one."""
 
 # ruff: noqa: N802 - names are those of the generated servicer
 
 from typing import Any
 
+from services.common.kernel.errors import Bug
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
+from services.vending.domain.corrections import TransferCredit
+from services.vending.domain.events import TransferArrived
 from wattvend.vending.v1 import accounts_pb2 as pb
 from wattvend.vending.v1 import accounts_pb2_grpc, vending_pb2
 
@@ -40,3 +43,27 @@ class AccountApi(Handlers, accounts_pb2_grpc.AccountServiceServicer):
             request.reason,
         )
         return self._desk.told(messages.account, (await self._office.change(command)).state)
+
+    async def TransferCredit(
+        self, request: pb.TransferCreditRequest, context: Any
+    ) -> pb.TransferCreditResponse:
+        """Give credit to another account when metering's echo says what is left."""
+        wait_s = self._desk.wait_s(context)
+        command = TransferCredit(
+            await self._desk.request(request, context),
+            names.ACCOUNT.id("name", request.name),
+            names.ACCOUNT.id("to_account", request.to_account),
+            request.amount_minor,
+            request.reason,
+        )
+        outcome = await self._office.transfer(command, wait_s)
+        arrived = outcome.event
+        if not isinstance(arrived, TransferArrived):
+            raise Bug(f"a transfer came to {arrived}")
+        return pb.TransferCreditResponse(
+            account=names.ACCOUNT.name(arrived.account_id),
+            to_account=names.ACCOUNT.name(arrived.to_account_id),
+            amount_minor=arrived.amount_minor,
+            currency=outcome.state.currency,
+            version=self._desk.version(outcome.revision),
+        )

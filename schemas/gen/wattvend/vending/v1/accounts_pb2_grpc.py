@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class AccountServiceStub:
-    """The life of an account: what it is under, and whose it is.
+    """The life of an account: what it is under, whose it is, what it gives to another one.
     """
 
     def __init__(self, channel):
@@ -46,10 +46,15 @@ class AccountServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.TransferCredit = channel.unary_unary(
+                '/wattvend.vending.v1.AccountService/TransferCredit',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
-    """The life of an account: what it is under, and whose it is.
+    """The life of an account: what it is under, whose it is, what it gives to another one.
     """
 
     def ChangeTerms(self, request, context):
@@ -68,6 +73,15 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferCredit(self, request, context):
+        """Gives credit to another account of the legal entity, never more than metering's echo of the hold
+        shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
+        request gets the answer. What the other account cannot take in any more comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +95,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
             ),
+            'TransferCredit': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferCredit,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'wattvend.vending.v1.AccountService', rpc_method_handlers)
@@ -90,7 +109,7 @@ def add_AccountServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccountService:
-    """The life of an account: what it is under, and whose it is.
+    """The life of an account: what it is under, whose it is, what it gives to another one.
     """
 
     @staticmethod
@@ -137,6 +156,33 @@ class AccountService:
             '/wattvend.vending.v1.AccountService/ChangeTenant',
             wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferCredit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.AccountService/TransferCredit',
+            wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditResponse.FromString,
             options,
             channel_credentials,
             insecure,

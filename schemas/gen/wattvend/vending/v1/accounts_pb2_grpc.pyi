@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccountServiceStub:
-    """The life of an account: what it is under, and whose it is."""
+    """The life of an account: what it is under, whose it is, what it gives to another one."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,10 +42,15 @@ class AccountServiceStub:
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
     """
+    TransferCredit: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.TransferCreditRequest, _accounts_pb2.TransferCreditResponse]
+    """Gives credit to another account of the legal entity, never more than metering's echo of the hold
+    shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
+    request gets the answer. What the other account cannot take in any more comes back.
+    """
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
-    """The life of an account: what it is under, and whose it is."""
+    """The life of an account: what it is under, whose it is, what it gives to another one."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ChangeTerms: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ChangeTermsRequest, _vending_pb2.Account]  # type: ignore[assignment]
@@ -56,9 +61,14 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
     """
+    TransferCredit: _aio.UnaryUnaryMultiCallable[_accounts_pb2.TransferCreditRequest, _accounts_pb2.TransferCreditResponse]  # type: ignore[assignment]
+    """Gives credit to another account of the legal entity, never more than metering's echo of the hold
+    shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
+    request gets the answer. What the other account cannot take in any more comes back.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The life of an account: what it is under, and whose it is."""
+    """The life of an account: what it is under, whose it is, what it gives to another one."""
 
     @_abc_1.abstractmethod
     def ChangeTerms(
@@ -78,6 +88,17 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
         """The account becomes another person's, with its credit and its meters. What is owed goes along
         only where that is said.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferCredit(
+        self,
+        request: _accounts_pb2.TransferCreditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.TransferCreditResponse, _abc.Awaitable[_accounts_pb2.TransferCreditResponse]]:
+        """Gives credit to another account of the legal entity, never more than metering's echo of the hold
+        shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
+        request gets the answer. What the other account cannot take in any more comes back.
         """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
