@@ -18,10 +18,12 @@ from services.common.runtime.settings import load
 from services.reporting.adapters import queries
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
+from services.reporting.adapters.fleet import Fleet
+from services.reporting.adapters.fleet_api import SERVICE_NAME, FleetServicer
 from services.reporting.adapters.projector import Metrics, Projector, Source
 from services.reporting.adapters.rebuild import rebuild
 from services.reporting.config import ReportingSettings
-from wattvend.reporting.v1 import reporting_pb2, reporting_pb2_grpc
+from wattvend.reporting.v1 import fleet_pb2_grpc, reporting_pb2, reporting_pb2_grpc
 
 PROGRESS_EVERY_MS = 1_000
 _SERVICE = reporting_pb2.DESCRIPTOR.services_by_name["ReportingService"].full_name
@@ -69,13 +71,18 @@ async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitSt
             size_max=settings.readers_max,
         )
     )
-    servicer = ReportingServicer(queries.Queries(connections), commits)
+    asked = queries.Queries(connections)
+    servicer = ReportingServicer(asked, commits)
+    fleet = FleetServicer(Fleet(asked), commits)
 
     def register(server: grpc.aio.Server) -> None:
         reporting_pb2_grpc.add_ReportingServiceServicer_to_server(servicer, server)
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
 
     await stack.enter_async_context(
-        product_grpc.serving(settings, runtime.log, runtime.health, register, [_SERVICE])
+        product_grpc.serving(
+            settings, runtime.log, runtime.health, register, [_SERVICE, SERVICE_NAME]
+        )
     )
     runtime.spawn(projector.run(), "projection")
     await projector.caught_up.wait()

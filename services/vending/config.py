@@ -63,6 +63,15 @@ class VendingSettings(GrpcSettings, SkipSettings):
     usage_asks_per_s: int = Field(
         20, ge=1, le=1000, description="accounts that metering is asked about a second, at most"
     )
+    reporting: str = Field(
+        "",
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]:\d{1,5}|[^\s:]+:\d{1,5})?$",
+        description="reporting's gRPC, `host:port`, which resolves the filters of batches; empty: "
+        "batches take lists alone",
+    )
+    reporting_ca: Path | None = Field(
+        None, description="PEM file of the authority that reporting's certificate is from; set: TLS"
+    )
     states_cached_max: int = Field(
         20_000, ge=1, le=10_000_000, description="folded streams kept in memory"
     )

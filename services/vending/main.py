@@ -12,7 +12,7 @@ from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
 from services.vending import commands
-from services.vending.adapters import api, bus, stores
+from services.vending.adapters import api, bus, selection, stores
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.keys import SigningKey
 from services.vending.application.book import Book
@@ -59,6 +59,10 @@ class _Vending:
             settings.hold_lasts_ms,
         )
         self.office = Office(self.book, self.tables, runtime.clock, terms)
+        if settings.reporting:
+            self.office.batches.selection = await self.stack.enter_async_context(
+                selection.opened(settings.reporting, settings.reporting_ca)
+            )
         self.book_epoch = await self.tables.book_epoch()
         if mismatch := await self._start_relay():
             self.book.refusing = mismatch

@@ -26,6 +26,7 @@ from tools.cli import asking
 from tools.cli import main as cli
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
+from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import batches_pb2 as b
@@ -401,7 +402,9 @@ def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPa
     assert asked["Approve"].reason
 
 
-def test_the_commands_of_the_page_on_batches_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_on_batches_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     text = (ROOT / "docs/operations/batches.md").read_text()
     batch = b.Batch(
         name="batches/x",
@@ -424,19 +427,91 @@ def test_the_commands_of_the_page_on_batches_work(monkeypatch: pytest.MonkeyPatc
         ListBatchResults=b.ListBatchResultsResponse(results=[result]),
         ListApprovals=v.ListApprovalsResponse(),
         Approve=v.Approval(),
+        PlaceSite=v.Site(name="sites/floor-3", parent="sites/mall-1"),
+        ListFleetAccounts=f.ListFleetAccountsResponse(accounts=[f.FleetAccount(currency="CNY")]),
+        ListFleetMeters=f.ListFleetMetersResponse(meters=[f.FleetMeter(name="meters/M1")]),
+        ListReadings=f.ListReadingsResponse(readings=[f.ChargedReading(register_milli=1_234)]),
     )
+    monkeypatch.chdir(tmp_path)
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         for flags in (("--json",), ()):
             result_ = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
             assert result_.exit_code == 0, result_.output
     asked = dict(vending.asked)
     assert asked.keys() == vending.answers.keys() - {"OpenAccount"}
-    listed = asked["CreateBatch"].list.targets
+    made = [request for method, request in vending.asked if method == "CreateBatch"]
+    assert {request.filter for request in made} == {
+        "",
+        "mode = forced-off AND site_tree = sites/mall-1",
+        "status = open AND available < 0",
+    }
+    (by_list,) = [request for request in made[::2] if request.amount_minor == 5_000]
+    listed = by_list.list.targets
     assert [(each.name, each.amount_minor) for each in listed] == [
         ("accounts/shop-001", 0),
         ("accounts/shop-002", 8_000),
     ]
-    assert asked["CreateBatch"].amount_minor == 5_000
+    assert made[-1].amount_minor == 2_000
+    assert (tmp_path / "january.csv").read_text().splitlines()[1].startswith("M1,0,1.234,")
+
+
+def exporting(*meters: str) -> tuple[str, ...]:
+    targets = (part for meter in meters for part in ("--target", meter))
+    instants = ("--from", "2027-01-01 00:00", "--to", "2027-02-01 00:00")
+    return ("batch", "export-readings", *targets, *instants, "--out", "out.csv")
+
+
+def test_an_export_that_broke_off_goes_on_behind_the_last_whole_meter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Breaking(Vending):
+        """Answers with two pages a meter; `dies` at the second of a meter."""
+
+        dies = ""
+
+        async def __call__(self, method: str, request: Any, **_: float) -> Any:
+            self.asked.append((method, request))
+            if request.parent == "meters/M9":
+                raise Refused("NOT_FOUND", "METER_NOT_FOUND", "there is no meter M9")
+            if request.page_token and request.parent == self.dies:
+                raise Refused("UNAVAILABLE", "", "gone")
+            reading = f.ChargedReading(time_ms=len(request.page_token) + 1, currency="CNY")
+            more = "" if request.page_token else "t"
+            return f.ListReadingsResponse(readings=[reading], next_page_token=more)
+
+    monkeypatch.chdir(tmp_path)
+    meters = ("M1", "M9", "M2", "M3")
+    whole = wattvend(monkeypatch, Breaking(), *exporting(*meters))
+    assert whole.exit_code == 0, whole.output
+    assert "METER_NOT_FOUND" in whole.stdout
+    assert "2 readings" in whole.stdout
+    expected = (tmp_path / "out.csv").read_text()
+    assert len(expected.splitlines()) == 7
+    for name in ("out.csv", "out.csv.progress"):
+        (tmp_path / name).unlink()
+    for dies in ("meters/M1", "meters/M2", "meters/M3"):
+        broken = Breaking()
+        broken.dies = dies
+        assert wattvend(monkeypatch, broken, *exporting(*meters)).exit_code == 1
+        with (tmp_path / "out.csv.progress").open("a") as progress:
+            progress.write('{"meter": "M')  # the line itself was cut short
+    last = Breaking()
+    assert wattvend(monkeypatch, last, *exporting(*meters)).exit_code == 0
+    assert (tmp_path / "out.csv").read_text() == expected
+    assert {request.parent for _, request in last.asked} == {"meters/M3"}
+
+
+def test_an_export_leaves_files_alone_that_are_not_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.csv").write_text("mine")
+    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
+    assert "no export that was broken off" in refused.stderr
+    (tmp_path / "out.csv.progress").write_text('{"from_ms": 1, "to_ms": 2}\n')
+    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
+    assert "other instants" in refused.stderr
+    assert (tmp_path / "out.csv").read_text() == "mine"
 
 
 def test_a_file_lists_targets_with_their_amounts_or_without(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
@@ -29,7 +29,8 @@ from tools.cli.asking import (
     options,
     run,
 )
-from tools.client import Clients
+from tools.client import Clients, Refused
+from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.vending.v1 import batches_pb2 as b
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -68,6 +69,9 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
     file: Annotated[
         Path | None, typer.Option(help="CSV: an id a line, and its amount", exists=True)
     ] = None,
+    filter_: Annotated[
+        str, typer.Option("--filter", help="""e.g. 'alarm = cut AND site_tree = sites/mall-1'""")
+    ] = "",
     amount: Annotated[str, typer.Option(help="of each that names none, e.g. 50.00")] = "",
     method: Annotated[str, typer.Option(help="of a sale: cash, pos, transfer, qr")] = "",
     tariff: Annotated[str, typer.Option(help="of a price: id of the tariff they get")] = "",
@@ -79,26 +83,21 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
 ) -> None:
     """Draft a batch: its targets are chosen and frozen; nothing is carried out."""
     request = request_id or str(uuid4())
-    each = dict(_listed(target, file))
+    each = dict(listed_in(target, file))
+    if bool(each) == bool(filter_):
+        raise typer.BadParameter("choose the targets by --filter, or list them")
     collection = "meters" if kind in ON_METERS else "accounts"
 
     async def work(clients: Clients) -> b.Batch:
-        decimals = await _decimals(clients, collection, each) if amount or any(each.values()) else 0
+        has_amounts = bool(amount) or any(each.values())
+        decimals = await _decimals(clients, collection, each, filter_) if has_amounts else 0
         drafted: b.Batch = await clients.batches(
             "CreateBatch",
             b.CreateBatchRequest(
                 request_id=request,
                 kind=kind,
                 reason=reason,
-                list=b.BatchTargets(
-                    targets=[
-                        b.BatchTarget(
-                            name=f"{collection}/{id_}",
-                            amount_minor=minor_of(amount_of(said), decimals) if said else None,
-                        )
-                        for id_, said in each.items()
-                    ]
-                ),
+                **_selection(filter_, collection, each, decimals),
                 amount_minor=minor_of(amount_of(amount), decimals) if amount else None,
                 method=method,
                 tariff=f"tariffs/{tariff}" if tariff else "",
@@ -112,7 +111,7 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
     run(work, shown, request)
 
 
-def _listed(targets: list[str], file: Path | None) -> Iterator[tuple[str, str]]:
+def listed_in(targets: list[str], file: Path | None) -> Iterator[tuple[str, str]]:
     """Yield ids and amounts, "" where none is said, as options and a file list them."""
     for text in targets:
         id_, _, amount = text.partition("=")
@@ -129,12 +128,29 @@ def _listed(targets: list[str], file: Path | None) -> Iterator[tuple[str, str]]:
             yield cells[0], cells[1] if len(cells) > 1 else ""
 
 
-async def _decimals(clients: Clients, collection: str, each: dict[str, str]) -> int:
-    """Return the decimals of the currency of the first account."""
-    if collection == "meters" or not each:
-        raise typer.BadParameter("amounts are of accounts: give some")
-    first: v.Account = await account_of(clients, next(iter(each)))
-    return first.minor_decimals
+def _selection(
+    filter_: str, collection: str, each: dict[str, str], decimals: int
+) -> dict[str, Any]:
+    if filter_:
+        return {"filter": filter_}
+    found = b.BatchTargets()
+    for id_, said in each.items():
+        amount_minor = minor_of(amount_of(said), decimals) if said else None
+        found.targets.add(name=f"{collection}/{id_}", amount_minor=amount_minor)
+    return {"list": found}
+
+
+async def _decimals(clients: Clients, collection: str, each: dict[str, str], filter_: str) -> int:
+    """Return the decimals of the currency of the first account: all of a batch have one."""
+    if collection == "meters":
+        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", "amounts are of accounts, not meters")
+    if each:
+        known: v.Account = await account_of(clients, next(iter(each)))
+        return known.minor_decimals
+    page: f.ListFleetAccountsResponse = await clients.fleet(
+        "ListFleetAccounts", f.ListFleetAccountsRequest(filter=filter_, page_size=1)
+    )
+    return show.currency_of(page.accounts[0].currency if page.accounts else "").minor_decimals
 
 
 @batch_app.command("preview")

@@ -24,12 +24,12 @@ from tools.cli.asking import (
     Answer,
     Reason,
     RequestId,
+    instant_ms,
     options,
     out,
 )
 from tools.cli.asking import account_of as _account
 from tools.cli.asking import amount_of as _amount
-from tools.cli.asking import instant_ms as _until_ms
 from tools.cli.asking import minor_of as _minor
 from tools.cli.asking import register_milli as _register_milli
 from tools.cli.asking import run as _run
@@ -37,6 +37,7 @@ from tools.cli.batches import batch_app
 from tools.cli.closings import closing_app
 from tools.cli.documents import document_app
 from tools.cli.publishing import policy_app, tariff_app
+from tools.cli.readings import batch_export_readings
 from tools.client import Clients
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
@@ -73,6 +74,7 @@ explain_app = typer.Typer(
     help="Explain a cut-off (explain ACCOUNT), a charge, a balance.",
 )
 app.add_typer(account_app, name="account")
+batch_app.command("export-readings")(batch_export_readings)
 app.add_typer(batch_app, name="batch")
 app.add_typer(closing_app, name="closing")
 app.add_typer(meter_app, name="meter")
@@ -267,7 +269,7 @@ def account_keep_power(
     request = v.KeepPowerRequest(
         request_id=request_id or str(uuid4()),
         name=names.ACCOUNT.name(account),
-        until_ms=_until_ms(until) if until else None,
+        until_ms=instant_ms(until) if until else None,
         reason=reason,
     )
     _run(lambda clients: clients.vending("KeepPower", request), show.account, request.request_id)
@@ -284,7 +286,7 @@ def account_promise(
     request = v.PromisePaymentRequest(
         request_id=request_id or str(uuid4()),
         name=names.ACCOUNT.name(account),
-        until_ms=_until_ms(until),
+        until_ms=instant_ms(until),
         reason=reason,
     )
     _run(
@@ -829,6 +831,26 @@ def site_apply(
         return v.Site(name=names.SITE.name(described.site.id))
 
     _run(work, lambda site: f"site {show.id_of(site.name)} stands")
+
+
+@site_app.command("place")
+def site_place(
+    site: Annotated[str, typer.Argument(help="site id")],
+    reason: Annotated[str, typer.Option(help="why; kept in the book")],
+    under: Annotated[str, typer.Option(help="site that it lies within")] = "",
+    top: Annotated[bool, typer.Option("--top", help="it lies within no other")] = False,
+    request_id: RequestId = "",
+) -> None:
+    """Let a site lie within another, as a floor does in a building: filters know the tree."""
+    if bool(under) == top:
+        raise typer.BadParameter("give --under, or --top")
+    request = v.PlaceSiteRequest(
+        request_id=request_id or str(uuid4()),
+        name=f"sites/{site}",
+        parent=f"sites/{under}" if under else "",
+        reason=reason,
+    )
+    _run(lambda clients: clients.vending("PlaceSite", request), show.site, request.request_id)
 
 
 @site_app.command("hold-cuts")

@@ -281,7 +281,10 @@ def site(answer: v.Site) -> RenderableType:
     held = "[red]held[/]" if answer.cuts_held else "[green]sent[/]"
     return fields(
         f"[bold]site {escape(id_of(answer.name))}[/]",
-        [("cuts", f"{held}, at most {answer.cuts_per_minute} a minute")],
+        [
+            ("cuts", f"{held}, at most {answer.cuts_per_minute} a minute"),
+            ("lies within", escape(id_of(answer.parent)) or "no other"),
+        ],
     )
 
 

@@ -111,6 +111,7 @@ def service_specs(at: Addresses, *, log_level: str = "INFO") -> list[ServiceSpec
             "STORE_PATH": str(data / "vending" / "events.sqlite"),
             "SIGNING_KEY": str(keyfile.made(data / "vending" / "signing.pem")),
             "GRPC_PORT": str(ports.vending_grpc),
+            "REPORTING": f"{LOOPBACK}:{ports.reporting_grpc}",
         },
         "ingest": {**mqtt, **READ_OFTEN},
         "metering": {},

@@ -6,9 +6,13 @@ from contextlib import contextmanager
 
 
 class Commits:
-    """Wakes those who wait for an account; lives in one event loop."""
+    """Wakes those who wait for an account; lives in one event loop.
+
+    `as_of_ms`: up to when what was written to the log is in the tables; 0: nobody here projects.
+    """
 
     def __init__(self) -> None:
+        self.as_of_ms = 0
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
     @contextmanager

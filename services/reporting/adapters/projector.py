@@ -121,6 +121,7 @@ class Projector:
             except (*UNREACHABLE, KafkaError, Retriable) as away:
                 self._metrics.restarts.inc()
                 why = str(away) or type(away).__name__
+                self._commits.as_of_ms = 0
                 self._health.not_ready("projection", why)
                 self._logger.warning(
                     "the projection starts again", why=why, after_s=self._backoff_s
@@ -181,8 +182,13 @@ class Projector:
                 await reader.check()
             else:
                 await self._commit(writer, batch)
-            for topic, records in reader.lag().items():
+            lag = reader.lag()
+            for topic, records in lag.items():
                 self._metrics.lag.labels(topic).set(records)
+            if self.caught_up.is_set() and not any(lag.values()):
+                self._commits.as_of_ms = self._clock.now_ms()
+            elif batch is not None:
+                self._commits.as_of_ms = max(self._commits.as_of_ms, batch.newest_ms)
 
     async def _commit(self, writer: database.Writer, batch: log.Batch) -> None:
         points.point("read")

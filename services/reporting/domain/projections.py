@@ -44,6 +44,7 @@ from services.reporting.domain.rows import (
     RelayIntentRow,
     RelayStateRow,
     Row,
+    SitePlaceRow,
     SiteRow,
     TariffVersionRow,
 )
@@ -267,6 +268,8 @@ def _ledger(record: Record) -> Iterator[Row]:
         yield _same(TariffVersionRow, event, published_at_ms=happened_at_ms, **book)
     elif value["type"] == "policy-published":
         yield _same(PolicyVersionRow, event, published_at_ms=happened_at_ms, **book)
+    elif value["type"] == "site-placed":
+        yield _same(SitePlaceRow, event, **book)
     elif value["type"] == "credit-sold":
         yield _same(
             ReceiptRow,

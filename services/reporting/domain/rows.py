@@ -33,6 +33,13 @@ class SiteRow(NamedTuple):
     revision: int
 
 
+class SitePlaceRow(NamedTuple):
+    site_id: str
+    parent_site_id: str | None
+    book_epoch: int
+    revision: int
+
+
 class GatewayRow(NamedTuple):
     gateway_id: str
     site_id: str
@@ -415,6 +422,7 @@ class ReceiptRow(NamedTuple):
 
 Row = (
     SiteRow
+    | SitePlaceRow
     | GatewayRow
     | MeterRow
     | AccountRow
@@ -467,6 +475,7 @@ _BOOK = ("book_epoch", "revision")
 
 _ALL = (
     Table("sites", SiteRow, ("site_id",), _BOOK),
+    Table("site_places", SitePlaceRow, ("site_id",), _BOOK),
     Table("gateways", GatewayRow, ("gateway_id",), _BOOK),
     Table("meters", MeterRow, ("meter_id",), _BOOK),
     Table("accounts", AccountRow, ("account_id",), _BOOK),

@@ -447,7 +447,10 @@ def _state_of(entity: Meter | Account | None) -> str:
 
 
 def _no_selection() -> InvalidInput:
-    text = "nobody here resolves a filter; give the targets as a list"
+    text = (
+        "reporting resolves filters, and vending was told no address of it: set "
+        "WATTVEND_VENDING_REPORTING, or give the targets as a list"
+    )
     return InvalidInput(Reason.SELECTION_UNAVAILABLE, text, field="filter")
 
 

@@ -144,6 +144,7 @@ class Office:
         self._clock = clock
         self._terms = terms
         self._assigning = asyncio.Lock()
+        self._placing = asyncio.Lock()
         self._settled = asyncio.Event()
         self._steps: set[asyncio.Task[Any]] = set()
         reverse = Guarded(
@@ -215,6 +216,21 @@ class Office:
     async def release_cuts(self, command: site.ReleaseCuts) -> Outcome[Site]:
         """Let cuts of a site be sent again."""
         return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+
+    async def place_site(self, command: site.PlaceSite) -> Outcome[Site]:
+        """Let a site lie within another. One at a time, or two could come to lie in each other."""
+        async with self._placing:
+            above: list[str] = []
+            parent_id = command.parent_site_id
+            while parent_id is not None and len(above) <= site.DEPTH_MAX:
+                parent = await self._book.state_of(Site, parent_id)
+                if parent is None:
+                    break
+                above.append(parent_id)
+                parent_id = parent.parent_site_id
+            command = replace(command, above=tuple(above))
+            decide = partial(_on, site.decide, command)
+            return await self._book.submit(Site, command.site_id, decide)
 
     async def register_gateway(
         self, request: Request, gateway_id: str, site_id: str, protocol: str, address: str

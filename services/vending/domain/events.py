@@ -98,6 +98,15 @@ class CutsReleased(Event):
 
 
 @named_value_class
+class SitePlaced(Event):
+    SUBJECT: ClassVar[str] = "site-placed"
+
+    site_id: str
+    parent_site_id: str | None
+    reason: str
+
+
+@named_value_class
 class GatewayRegistered(Event):
     SUBJECT: ClassVar[str] = "gateway-registered"
 
@@ -983,6 +992,7 @@ EVENTS: dict[str, type[Event]] = {
         SiteRegistered,
         CutsHeld,
         CutsReleased,
+        SitePlaced,
         GatewayRegistered,
         MeterRegistered,
         MeterAssigned,

@@ -15,9 +15,17 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import CutsHeld, CutsReleased, Event, SiteRegistered
+from services.vending.domain.events import (
+    CutsHeld,
+    CutsReleased,
+    Event,
+    SitePlaced,
+    SiteRegistered,
+)
 
 CUTS_PER_MINUTE_MAX = 10_000
+DEPTH_MAX = 16
+"""Sites within another: group, property, building, floor, with room."""
 
 
 @value_class
@@ -34,6 +42,7 @@ class Site:
     legal_entity: str
     cuts_per_minute: int
     cuts_held: bool = False
+    parent_site_id: str | None = None
 
 
 @value_class
@@ -86,6 +95,27 @@ class ReleaseCuts:
         checks.check_text("reason", self.reason)
 
 
+@value_class
+class PlaceSite:
+    """The site shall lie within another one; `parent_site_id` None: within none.
+
+    `above`: the parent, if it is there, and what it lies within, the nearest first.
+    """
+
+    request: Request
+    site_id: str
+    parent_site_id: str | None
+    reason: str
+    above: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("site_id", self.site_id)
+        if self.parent_site_id is not None:
+            checks.check_id("parent", self.parent_site_id)
+        checks.check_text("reason", self.reason)
+
+
 def site_not_found(site_id: str) -> Rejection:
     """Return the refusal of a command on a site that is not there."""
     return Rejection(
@@ -93,7 +123,9 @@ def site_not_found(site_id: str) -> Rejection:
     )
 
 
-def decide(state: Site | None, command: RegisterSite | HoldCuts | ReleaseCuts) -> Decision:
+def decide(
+    state: Site | None, command: RegisterSite | HoldCuts | ReleaseCuts | PlaceSite
+) -> Decision:
     """Return what a command does to a site, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
@@ -107,7 +139,37 @@ def decide(state: Site | None, command: RegisterSite | HoldCuts | ReleaseCuts) -
         return _register(command)
     if state is None:
         return site_not_found(command.site_id)
+    if isinstance(command, PlaceSite):
+        return _place(state, command)
     return _hold(state, command) if isinstance(command, HoldCuts) else _release(state, command)
+
+
+def _place(state: Site, command: PlaceSite) -> Decision:
+    parent_id = command.parent_site_id
+    if parent_id == state.parent_site_id:
+        where = f"within {parent_id}" if parent_id else "within no other"
+        text = f"site {state.site_id} lies {where} already; nothing is to do"
+        return Rejection(Reason.NOTHING_CHANGES, text, "parent")
+    if parent_id is not None:
+        if parent_id not in command.above:
+            return Rejection(
+                Reason.SITE_NOT_FOUND,
+                f"there is no site {parent_id!r}; register it first",
+                "parent",
+            )
+        if state.site_id in (parent_id, *command.above):
+            text = f"site {parent_id} lies within {state.site_id} itself; choose another parent"
+            return Rejection(Reason.SITE_WITHIN_ITSELF, text, "parent")
+        if len(command.above) > DEPTH_MAX:
+            text = f"site {parent_id} lies {DEPTH_MAX} deep; choose one further up"
+            return Rejection(Reason.INVALID_ARGUMENT, text, "parent")
+    placed = SitePlaced(
+        **stamp(command.request),
+        site_id=state.site_id,
+        parent_site_id=parent_id,
+        reason=command.reason,
+    )
+    return Accepted((placed,))
 
 
 def _hold(state: Site, command: HoldCuts) -> Decision:
@@ -164,6 +226,9 @@ def evolve(state: Site | None, event: Event) -> Site:
             )
         case Site(), CutsHeld():
             return changed(state, answers=state.answers.after(event), cuts_held=True)
+        case Site(), SitePlaced():
+            answers = state.answers.after(event)
+            return changed(state, answers=answers, parent_site_id=event.parent_site_id)
         case Site(), CutsReleased():
             return changed(state, answers=state.answers.after(event), cuts_held=False)
         case _:

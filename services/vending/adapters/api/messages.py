@@ -121,6 +121,7 @@ def site(state: Site, version: pb.BookVersion) -> pb.Site:
         cuts_held=state.cuts_held,
         cuts_per_minute=state.cuts_per_minute,
         version=version,
+        parent=names.SITE.name_if(state.parent_site_id),
     )
 
 

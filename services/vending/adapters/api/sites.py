@@ -7,7 +7,7 @@ from typing import Any
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
-from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
+from services.vending.domain.site import HoldCuts, PlaceSite, RegisterSite, ReleaseCuts
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -26,6 +26,16 @@ class Sites(Handlers):
             request.cuts_per_minute,
         )
         return self._desk.told(messages.site, (await self._office.register_site(command)).state)
+
+    async def PlaceSite(self, request: pb.PlaceSiteRequest, context: Any) -> pb.Site:
+        """Let a site lie within another one, or within none."""
+        command = PlaceSite(
+            await self._desk.request(request, context),
+            names.SITE.id("name", request.name),
+            names.SITE.id_if("parent", request.parent) or None,
+            request.reason,
+        )
+        return self._desk.told(messages.site, (await self._office.place_site(command)).state)
 
     async def HoldCuts(self, request: pb.HoldCutsRequest, context: Any) -> pb.Site:
         """Hold the cuts of a site."""

@@ -54,6 +54,7 @@ class Site(_message.Message):
     CUTS_HELD_FIELD_NUMBER: _builtins.int
     CUTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     display_name: _builtins.str
     zone: _builtins.str
@@ -63,6 +64,8 @@ class Site(_message.Message):
     legal_entity: _builtins.str
     cuts_held: _builtins.bool
     cuts_per_minute: _builtins.int
+    parent: _builtins.str
+    """empty: within none"""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -76,10 +79,11 @@ class Site(_message.Message):
         cuts_held: _builtins.bool = ...,
         cuts_per_minute: _builtins.int = ...,
         version: Global___BookVersion | None = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cuts_held", b"cuts_held", "cuts_per_minute", b"cuts_per_minute", "display_name", b"display_name", "legal_entity", b"legal_entity", "name", b"name", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cuts_held", b"cuts_held", "cuts_per_minute", b"cuts_per_minute", "display_name", b"display_name", "legal_entity", b"legal_entity", "name", b"name", "parent", b"parent", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1903,6 +1907,35 @@ class HoldCutsRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HoldCutsRequest: _TypeAlias = HoldCutsRequest  # noqa: Y015
+
+@_typing.final
+class PlaceSiteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    name: _builtins.str
+    parent: _builtins.str
+    """empty: within none"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parent", b"parent", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaceSiteRequest: _TypeAlias = PlaceSiteRequest  # noqa: Y015
 
 @_typing.final
 class ReleaseCutsRequest(_message.Message):

@@ -205,6 +205,11 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.HoldCutsRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
                 _registered_method=True)
+        self.PlaceSite = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/PlaceSite',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PlaceSiteRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
+                _registered_method=True)
         self.ReleaseCuts = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/ReleaseCuts',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ReleaseCutsRequest.SerializeToString,
@@ -483,6 +488,13 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlaceSite(self, request, context):
+        """Lets a site lie within another one, as a floor does in a building. Never within itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseCuts(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -698,6 +710,11 @@ def add_VendingServiceServicer_to_server(servicer, server):
             'HoldCuts': grpc.unary_unary_rpc_method_handler(
                     servicer.HoldCuts,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.HoldCutsRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.SerializeToString,
+            ),
+            'PlaceSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlaceSite,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PlaceSiteRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.SerializeToString,
             ),
             'ReleaseCuts': grpc.unary_unary_rpc_method_handler(
@@ -1598,6 +1615,33 @@ class VendingService:
             target,
             '/wattvend.vending.v1.VendingService/HoldCuts',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.HoldCutsRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlaceSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/PlaceSite',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.PlaceSiteRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
             options,
             channel_credentials,

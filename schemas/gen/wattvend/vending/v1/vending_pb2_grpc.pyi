@@ -111,6 +111,8 @@ class VendingServiceStub:
     RecordNotice: _grpc.UnaryUnaryMultiCallable[_vending_pb2.RecordNoticeRequest, _vending_pb2.Account]
     """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]
+    PlaceSite: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PlaceSiteRequest, _vending_pb2.Site]
+    """Lets a site lie within another one, as a floor does in a building. Never within itself."""
     ReleaseCuts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]
     PublishAuthority: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PublishAuthorityRequest, _vending_pb2.Authority]
     """What one person may do alone at a legal entity. What is above it becomes a proposal
@@ -210,6 +212,8 @@ class VendingServiceAsyncStub(VendingServiceStub):
     RecordNotice: _aio.UnaryUnaryMultiCallable[_vending_pb2.RecordNoticeRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """What became of a notice, said by whoever delivers notices."""
     HoldCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.HoldCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
+    PlaceSite: _aio.UnaryUnaryMultiCallable[_vending_pb2.PlaceSiteRequest, _vending_pb2.Site]  # type: ignore[assignment]
+    """Lets a site lie within another one, as a floor does in a building. Never within itself."""
     ReleaseCuts: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReleaseCutsRequest, _vending_pb2.Site]  # type: ignore[assignment]
     PublishAuthority: _aio.UnaryUnaryMultiCallable[_vending_pb2.PublishAuthorityRequest, _vending_pb2.Authority]  # type: ignore[assignment]
     """What one person may do alone at a legal entity. What is above it becomes a proposal
@@ -492,6 +496,14 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.HoldCutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Site, _abc.Awaitable[_vending_pb2.Site]]: ...
+
+    @_abc_1.abstractmethod
+    def PlaceSite(
+        self,
+        request: _vending_pb2.PlaceSiteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Site, _abc.Awaitable[_vending_pb2.Site]]:
+        """Lets a site lie within another one, as a floor does in a building. Never within itself."""
 
     @_abc_1.abstractmethod
     def ReleaseCuts(
