@@ -4,14 +4,17 @@ One account with one meter: opened, credit sold, three charges of which the last
 threshold, cut, read back, topped up, restored. Everything adds up: registers × price = charges.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 from aiokafka import ConsumerRecord
 
+import schemas
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.frames import CHARGE, LINE, ChargeFrame
 from services.common.kernel.ids import column_key, name_uuid
@@ -77,6 +80,13 @@ def record_of(sent: Sent, offset: int) -> Any:
         serialized_value_size=len(payload),
         headers=tuple(sent.headers()),
     )
+
+
+def unsaid(subject: str) -> dict[str, Any]:
+    """Return the fields of an event that may say nothing, saying nothing."""
+    path = Path(schemas.__file__).parent / "avro" / f"{subject}.avsc"
+    fields = json.loads(path.read_text())["fields"]
+    return {field["name"]: field["default"] for field in fields if "default" in field}
 
 
 class Story:
@@ -168,7 +178,9 @@ class Story:
             "request_id": str(name_uuid("request", stream, revision)),
             "occurred_at_ms": T0 + revision,
         }
-        encoded = codec.encode(kind, {**request, "fingerprint": b"\x01\xff", **data})
+        encoded = codec.encode(
+            kind, {**unsaid(kind), **request, "fingerprint": b"\x01\xff", **data}
+        )
         value = {
             "position": revision,
             "stream": stream,
