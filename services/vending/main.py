@@ -153,11 +153,20 @@ class _Vending:
                 self.metrics.half_done.set(len(await self.tables.todos()))
                 await self._measure_closings()
                 await self.office.complete()
+                self._measure_stuck()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
             if self.book.refusing:  # another process has come to write the store
                 self.runtime.health.not_ready("book", self.book.refusing)
             await asyncio.sleep(COMPLETE_INTERVAL_S)
+
+    def _measure_stuck(self) -> None:
+        self.metrics.stuck.clear()
+        self.metrics.stuck_oldest.clear()
+        now_s = asyncio.get_running_loop().time()
+        for process, (count, oldest_s) in self.book.failing.stuck(now_s).items():
+            self.metrics.stuck.labels(process).set(count)
+            self.metrics.stuck_oldest.labels(process).set(oldest_s)
 
     async def _measure_closings(self) -> None:
         now_ms = self.runtime.clock.now_ms()

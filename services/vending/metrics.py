@@ -64,6 +64,18 @@ class Metrics:
             "how long ago the oldest closing under way began; 0: there is none",
             registry=registry,
         )
+        self.stuck = Gauge(
+            "wattvend_vending_stuck_count",
+            "processes whose next step fails and is tried again, by process",
+            ["process"],
+            registry=registry,
+        )
+        self.stuck_oldest = Gauge(
+            "wattvend_vending_stuck_oldest_seconds",
+            "for how long the oldest of them has failed",
+            ["process"],
+            registry=registry,
+        )
         self.half_done = Gauge(
             "wattvend_vending_assignments_half_done_count",
             "assignments decided in the meter's stream and not yet in the account's",

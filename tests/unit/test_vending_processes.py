@@ -1,16 +1,21 @@
 """Goal: no process of the book is forgotten: each of its steps is one that a test lets it die at.
 
-Method: what vending asks of itself goes by `step` (services/vending/application/process.py), by a
-name that its source says. The names are read from the source, and must be those of the table in
-docs/reliability.md, whose tests must be there and kill at every half step.
+Method: what vending asks of itself goes by `step` (services/vending/application/process.py), by
+a name that its source says. The names are read from the source, and must be those of the table in
+docs/reliability.md, whose tests must be there and kill at every half step. Then: what becomes of
+one that fails.
 """
 
 import ast
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from services.common.kernel.errors import Bug
+from services.vending.application.process import FORGOTTEN_AFTER_S, Failing, each
 
 ROOT = Path(__file__).parents[2]
 VENDING = ROOT / "services/vending"
@@ -104,3 +109,34 @@ def test_every_process_has_a_test_in_which_it_dies_at_every_step(process: str) -
         assert found, f"{path} has no {name}"
         body = ast.unparse(found[0])
         assert any(killer in body for killer in KILLERS), f"{name} lets nothing die at every step"
+
+
+async def test_a_step_that_is_stuck_is_logged_ever_more_seldom_and_measured() -> None:
+    failing = Failing()
+    logged = [at_s for at_s in range(200) if failing.failed("payment", "p-1", at_s)]
+    assert logged == [0, 10, 20, 40, 80, 160]
+    assert failing.failed("payment", "p-2", 150)
+    assert failing.stuck(200) == {"payment": (2, 200)}
+    failing.succeeded("payment", "p-1")
+    assert failing.stuck(200) == {"payment": (1, 50)}
+    assert failing.stuck(150 + FORGOTTEN_AFTER_S) == {}
+
+
+async def test_one_that_fails_keeps_none_behind_it_waiting_and_is_forgotten_when_it_is_done() -> (
+    None
+):
+    failing, broken = Failing(), {"b"}
+    seen: list[str] = []
+
+    async def do(id_: str) -> None:
+        seen.append(id_)
+        if id_ in broken:
+            raise Bug("not today")
+
+    assert await each(failing, "closing", ["a", "b", "c"], do) == 2
+    assert seen == ["a", "b", "c"]
+    ((process, (count, _)),) = failing.stuck(asyncio.get_running_loop().time()).items()
+    assert (process, count) == ("closing", 1)
+    broken.clear()
+    assert await each(failing, "closing", ["b"], do) == 1
+    assert failing.stuck(asyncio.get_running_loop().time()) == {}

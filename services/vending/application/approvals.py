@@ -126,14 +126,18 @@ class Approvals:
 
     async def complete(self) -> int:
         """Carry out what is approved, end what nobody approved in time; return how many."""
-        done = await each(APPROVAL, await self._tables.decided(APPROVAL), self.carry_out)
+        done = await each(
+            self._book.failing, APPROVAL, await self._tables.decided(APPROVAL), self.carry_out
+        )
         now_ms = self._clock.now_ms()
 
         async def expire(approval_id: str) -> None:
             request = step(now_ms, (), NOBODY, "expire", approval_id)
             await self._submit(approval_id, approval.Expire(request, approval_id))
 
-        return done + await each(APPROVAL, await self._tables.overdue(APPROVAL, now_ms), expire)
+        return done + await each(
+            self._book.failing, APPROVAL, await self._tables.overdue(APPROVAL, now_ms), expire
+        )
 
     async def carry_out(self, approval_id: str) -> Proposal:
         """Do what was approved, where it is not done yet; return the proposal after it.

@@ -231,7 +231,7 @@ class Batches:
             moved = await self._round(batch_id) or moved
 
         ids = await self._tables.open_batches(FAR_MS)
-        await each(BATCH, ids, one)
+        await each(self._book.failing, BATCH, ids, one)
         return moved
 
     async def _round(self, batch_id: str) -> bool:

@@ -19,6 +19,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
 from services.vending.adapters.tables import event_of
+from services.vending.application.process import Failing
 from services.vending.domain import chain, tables
 from services.vending.domain.decisions import (
     Accepted,
@@ -135,6 +136,7 @@ class Book:
         self._idle = asyncio.Event()
         self._decided: OrderedDict[UUID, Decided] = OrderedDict()
         self.refusing = ""
+        self.failing = Failing()
 
     async def submit(
         self, kind: type[S], entity_id: str, decide: Callable[[S | None], Decision]

@@ -104,7 +104,7 @@ class Closings:
         async with self._assigning:  # no meter joins between the check and the closing
             outcome = await self._submit(command)
         if closing := outcome.state.closing:
-            await each(CLOSING, [closing.closing_id], self.go_on)
+            await each(self._book.failing, CLOSING, [closing.closing_id], self.go_on)
         return outcome
 
     async def begin_and_look(self, command: closings.CloseAccount | closings.CloseMeters) -> Look:
@@ -115,7 +115,7 @@ class Closings:
     async def give(self, command: closings.GiveRegister) -> Outcome[Account]:
         """Let a meter leave at a register, with a second person."""
         outcome: Outcome[Account] = await self._approvals.ask(command)
-        await each(CLOSING, [command.closing_id], self.go_on)
+        await each(self._book.failing, CLOSING, [command.closing_id], self.go_on)
         return outcome
 
     async def settle(self, command: settling.SettleAccount) -> Outcome[Account]:
@@ -126,7 +126,7 @@ class Closings:
         """Let a closing not go on, and give relays back."""
         async with self._going_on:  # no meter leaves meanwhile
             outcome = await self._submit(command)
-        await each(CLOSING, [command.closing_id], self.go_on)
+        await each(self._book.failing, CLOSING, [command.closing_id], self.go_on)
         return outcome
 
     async def answer(self, echo: settling.SettleClosing) -> Outcome[Account]:
@@ -145,7 +145,7 @@ class Closings:
         """Go on with the next of what is under way; return how many were looked at."""
         rows = await self._tables.closings("", True, self._after, PER_STEP_MAX)
         self._after = rows[-1].position if len(rows) == PER_STEP_MAX else FROM_START
-        return await each(CLOSING, [row.closing_id for row in rows], self.go_on)
+        return await each(self._book.failing, CLOSING, [row.closing_id for row in rows], self.go_on)
 
     async def go_on(self, closing_id: str) -> None:
         """Do what a closing does not have to wait for. One at a time."""

@@ -188,7 +188,7 @@ class Documents:
             command = BringIntoForce(request, policy_id, version)
             await self._book.submit(Policy, policy_id, lambda now: policy.decide(now, command))
 
-        return await each("scheduled", versions, begin)
+        return await each(self._book.failing, "scheduled", versions, begin)
 
     def _publishing(self, state: Document, by: Origin) -> Request:
         """Return the request that publishes a document: the same, whoever asks for it again."""

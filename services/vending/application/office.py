@@ -27,7 +27,7 @@ from services.vending.application.changing import Changing
 from services.vending.application.closings import Closings
 from services.vending.application.documents import Documents
 from services.vending.application.payments import Payments
-from services.vending.application.process import PROCESS, step
+from services.vending.application.process import PROCESS, each, step
 from services.vending.application.receipts import Receipts
 from services.vending.application.transfers import Transfers
 from services.vending.domain import (
@@ -70,6 +70,7 @@ from services.vending.domain.tariff import Tariff
 from services.vending.domain.terms import Quote
 
 STEPS_MAX = 8
+ASSIGNMENT = "assignment"
 OF_A_DRAFT = ("document_id", "base_version")
 GUARDED = {
     "publish-authority": Guarded(
@@ -612,9 +613,10 @@ class Office:
         if ended := await self.transfers.complete():
             self._wake()
         done += ended
-        if await self._tables.todos():
+        if todos := await self._tables.todos():
+            meters = dict.fromkeys(todo.meter_id for todo in todos)
             async with self._assigning:
-                done += await self._complete(None)
+                done += await each(self._book.failing, ASSIGNMENT, meters, self._complete)
         return done + await self.closings.complete()
 
     async def _moved(
@@ -639,14 +641,14 @@ class Office:
         while self._steps:
             await asyncio.wait(set(self._steps))
 
-    async def _complete(self, meter_id: str | None) -> int:
+    async def _complete(self, meter_id: str) -> int:
         done = 0
         while todos := await self._tables.todos(meter_id):
             for todo in todos:
                 points.point("telling")
                 await self._tell(todo)
                 done += 1
-            if meter_id and done > STEPS_MAX:
+            if done > STEPS_MAX:
                 raise Bug(f"the assignment of {meter_id} does not come to an end: {todos}")
         return done
 

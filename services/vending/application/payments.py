@@ -67,14 +67,18 @@ class Payments:
 
     async def complete(self) -> int:
         """Sell what is confirmed, time out what nobody confirmed; return how many."""
-        done = await each(PAYMENT, await self._tables.decided(PAYMENT), self.sell)
+        done = await each(
+            self._book.failing, PAYMENT, await self._tables.decided(PAYMENT), self.sell
+        )
         now_ms = self._clock.now_ms()
 
         async def time_out(payment_id: str) -> None:
             request = step(now_ms, (), NOBODY, "time-out", payment_id)
             await self._submit(payment_id, payment.TimeOut(request))
 
-        return done + await each(PAYMENT, await self._tables.overdue(PAYMENT, now_ms), time_out)
+        return done + await each(
+            self._book.failing, PAYMENT, await self._tables.overdue(PAYMENT, now_ms), time_out
+        )
 
     async def sell(self, payment_id: str) -> Payment:
         """Sell a payment that is confirmed and not sold yet; return it after that.

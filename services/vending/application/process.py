@@ -1,6 +1,8 @@
 """What vending asks of itself: the steps of its processes, which anyone may repeat."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
@@ -10,6 +12,9 @@ from services.vending.domain.origin import Origin
 
 PROCESS = "~vending"
 """The caller of what vending asks of itself; no caller from outside can have this name."""
+LOG_AGAIN_MIN_S, LOG_AGAIN_MAX_S = 10.0, 3_600.0
+"""What is stuck is logged again when it has been for twice as long; between these."""
+FORGOTTEN_AFTER_S = 600.0
 
 
 def step(at_ms: int, content: tuple[object, ...], origin: Origin, *name: object) -> Request:
@@ -23,20 +28,71 @@ def step(at_ms: int, content: tuple[object, ...], origin: Origin, *name: object)
     return Request(PROCESS, request_id, of_step, at_ms, origin=origin)
 
 
-async def each(process: str, ids: Iterable[str], do: Callable[[str], Awaitable[object]]) -> int:
+class Failing:
+    """What failed and is tried again: since when, and whether that is worth a line of the log.
+
+    A step that is stuck is tried each second. It is logged when it begins to fail, and then ever
+    more seldom; how many there are, and for how long, is measured.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], _Failure] = {}
+
+    def failed(self, process: str, id_: str, now_s: float) -> bool:
+        """Take note of a failure; say whether to log it."""
+        failure = self._of.setdefault((process, id_), _Failure(now_s, now_s))
+        failure.last_s = now_s
+        if now_s < failure.log_at_s:
+            return False
+        failure.log_at_s = now_s + min(
+            max(now_s - failure.since_s, LOG_AGAIN_MIN_S), LOG_AGAIN_MAX_S
+        )
+        return True
+
+    def succeeded(self, process: str, id_: str) -> None:
+        """Forget what has failed."""
+        self._of.pop((process, id_), None)
+
+    def stuck(self, now_s: float) -> dict[str, tuple[int, float]]:
+        """Return process → how many fail, and for how long the oldest does, in seconds.
+
+        What was not tried again for a while has come to its end in another way.
+        """
+        self._of = {
+            key: each for key, each in self._of.items() if now_s - each.last_s < FORGOTTEN_AFTER_S
+        }
+        found: dict[str, tuple[int, float]] = {}
+        for (process, _), failure in self._of.items():
+            count, oldest_s = found.get(process, (0, 0.0))
+            found[process] = count + 1, max(oldest_s, now_s - failure.since_s)
+        return found
+
+
+@dataclass
+class _Failure:
+    since_s: float
+    log_at_s: float
+    last_s: float = 0.0
+
+
+async def each(
+    failing: Failing, process: str, ids: Iterable[str], do: Callable[[str], Awaitable[object]]
+) -> int:
     """Do a step of each process by its id; return how many came to their end.
 
     One that fails, in whatever way, keeps none behind it waiting and no service from starting: it
-    is logged, and stays half done until the next round.
+    is `failing`, and stays half done until the next round.
     """
     done = 0
     for id_ in ids:
         try:
             await do(id_)
         except Exception as failed:  # noqa: BLE001 - a Bug, too, is of this one alone
-            structlog.get_logger("vending").warning(
-                "it stays half done", process=process, id=id_, why=repr(failed)
-            )
+            if failing.failed(process, id_, asyncio.get_running_loop().time()):
+                structlog.get_logger("vending").warning(
+                    "it stays half done", process=process, id=id_, why=repr(failed)
+                )
         else:
+            failing.succeeded(process, id_)
             done += 1
     return done

@@ -65,8 +65,10 @@ class Transfers:
     async def complete(self) -> int:
         """Let holds go that are overdue, and bring what is in transit; return how many."""
         now_ms = self._clock.now_ms()
-        done = await each(HOLD, await self._tables.pending(HOLD, now_ms), self._let_go)
-        return done + await each(TRANSFER, await self._tables.pending(TRANSFER, now_ms), self.carry)
+        failing = self._book.failing
+        done = await each(failing, HOLD, await self._tables.pending(HOLD, now_ms), self._let_go)
+        sent = await self._tables.pending(TRANSFER, now_ms)
+        return done + await each(failing, TRANSFER, sent, self.carry)
 
     async def _let_go(self, account_id: str) -> None:
         request = step(self._clock.now_ms(), (), NOBODY, "let-go", account_id)
