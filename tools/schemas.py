@@ -3,6 +3,7 @@
 `python -m tools.schemas generate`  write schemas/gen from schemas/proto
 `python -m tools.schemas check`     generated code fresh; Avro and protobuf compatible
 `python -m tools.schemas record`    publish what changed: the next version into schemas/baseline
+`python -m tools.schemas descriptors FILE`  write the API for clients that load it: grpcurl, Node
 """
 
 import filecmp
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ GEN = ROOT / "schemas" / "gen"
 AVRO = ROOT / "schemas" / "avro"
 BASELINE = ROOT / "schemas" / "baseline"
 PROTO_BASELINE = BASELINE / "protobuf.json"
+CLIENTS_NEED = ("google/rpc/status.proto", "google/rpc/error_details.proto")
+"""Beside what schemas/proto imports: how errors carry their reasons."""
 OURS = "wattvend"
 """Of what schemas/proto imports the packages of Google are not ours to judge."""
 OPERATIONS = "google/longrunning/operations.proto"
@@ -50,7 +53,7 @@ class NotCompiledError(SystemExit):
     """What protoc finds wrong with schemas/proto, a line each."""
 
 
-def _protoc(*outputs: str) -> None:
+def _protoc(*outputs: str, more: Sequence[str] = ()) -> None:
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     # The plug-ins (mypy-protobuf) stand beside this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -63,6 +66,7 @@ def _protoc(*outputs: str) -> None:
             f"-I{OPERATIONS}={includes()[-1] / OPERATIONS_SHIPPED}",
             *outputs,
             *files,
+            *more,
         ],
         capture_output=True,
         text=True,
@@ -81,6 +85,11 @@ def generate(into: Path) -> None:
         f"--mypy_out=quiet:{into}",
         f"--mypy_grpc_out=quiet:{into}",
     )
+
+
+def descriptors(file: Path) -> None:
+    """Write a FileDescriptorSet of the API and of all that it imports."""
+    _protoc("--include_imports", f"--descriptor_set_out={file.absolute()}", more=CLIENTS_NEED)
 
 
 def stale_code() -> Iterator[str]:
@@ -238,7 +247,9 @@ def record() -> None:
 def main() -> int:
     """Run one action; return an exit code."""
     action = sys.argv[1] if len(sys.argv) == 2 else ""
-    if action == "generate":
+    if sys.argv[1:2] == ["descriptors"] and len(sys.argv) == 3:
+        descriptors(Path(sys.argv[2]))
+    elif action == "generate":
         GEN.mkdir(exist_ok=True)
         generate(GEN)
     elif action == "record":
