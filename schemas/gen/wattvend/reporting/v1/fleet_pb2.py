@@ -23,35 +23,54 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wattvend/reporting/v1/fleet.proto\x12\x15wattvend.reporting.v1\x1a\x1fgoogle/api/field_behavior.proto\"Q\n\x18ListFleetAccountsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x93\x01\n\x0c\x46leetAccount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05\x61larm\x18\x04 \x01(\t\x12\x16\n\x0e\x61vailable_nano\x18\x05 \x01(\t\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12\x0e\n\x06tariff\x18\x07 \x01(\t\x12\x0e\n\x06policy\x18\x08 \x01(\t\"}\n\x19ListFleetAccountsResponse\x12\x35\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32#.wattvend.reporting.v1.FleetAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"O\n\x16ListFleetMetersRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xdb\x01\n\nFleetMeter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\r\n\x05\x61larm\x18\x05 \x01(\t\x12\x16\n\x0e\x61vailable_nano\x18\x06 \x01(\t\x12\x10\n\x08\x63urrency\x18\x07 \x01(\t\x12\x0e\n\x06online\x18\x08 \x01(\x08\x12\x19\n\x0clast_seen_ms\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04mode\x18\n \x01(\t\x12\r\n\x05relay\x18\x0b \x01(\tB\x0f\n\r_last_seen_ms\"w\n\x17ListFleetMetersResponse\x12\x31\n\x06meters\x18\x01 \x03(\x0b\x32!.wattvend.reporting.v1.FleetMeter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"r\n\x13ListReadingsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x66rom_ms\x18\x02 \x01(\x03\x12\r\n\x05to_ms\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xa1\x02\n\x0e\x43hargedReading\x12\x0f\n\x07time_ms\x18\x01 \x01(\x03\x12\x16\n\x0eregister_milli\x18\x02 \x01(\x03\x12\x0f\n\x07quality\x18\x03 \x01(\t\x12\x1b\n\x13\x66rom_register_milli\x18\x04 \x01(\x03\x12\x14\n\x0c\x65nergy_milli\x18\x05 \x01(\x03\x12\x13\n\x0bprice_micro\x18\x06 \x01(\x03\x12\x13\n\x0b\x61mount_nano\x18\x07 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x08 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\t \x01(\t\x12\x0e\n\x06tariff\x18\n \x01(\t\x12\x16\n\x0etariff_version\x18\x0b \x01(\x05\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12\r\n\x05\x65poch\x18\r \x01(\x05\x12\x10\n\x08sequence\x18\x0e \x01(\x03\"h\n\x14ListReadingsResponse\x12\x37\n\x08readings\x18\x01 \x03(\x0b\x32%.wattvend.reporting.v1.ChargedReading\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe1\x02\n\x0c\x46leetService\x12v\n\x11ListFleetAccounts\x12/.wattvend.reporting.v1.ListFleetAccountsRequest\x1a\x30.wattvend.reporting.v1.ListFleetAccountsResponse\x12p\n\x0fListFleetMeters\x12-.wattvend.reporting.v1.ListFleetMetersRequest\x1a..wattvend.reporting.v1.ListFleetMetersResponse\x12g\n\x0cListReadings\x12*.wattvend.reporting.v1.ListReadingsRequest\x1a+.wattvend.reporting.v1.ListReadingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wattvend/reporting/v1/fleet.proto\x12\x15wattvend.reporting.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\"Q\n\x18ListFleetAccountsRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\xea\x01\n\x0c\x46leetAccount\x12#\n\x04name\x18\x01 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12 \n\x04site\x18\x02 \x01(\tB\x12\xfa\x41\x0f\n\rwattvend/Site\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\r\n\x05\x61larm\x18\x04 \x01(\t\x12\x16\n\x0e\x61vailable_nano\x18\x05 \x01(\t\x12\x10\n\x08\x63urrency\x18\x06 \x01(\t\x12$\n\x06tariff\x18\x07 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Tariff\x12$\n\x06policy\x18\x08 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Policy\"}\n\x19ListFleetAccountsResponse\x12\x35\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32#.wattvend.reporting.v1.FleetAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"O\n\x16ListFleetMetersRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x9b\x02\n\nFleetMeter\x12!\n\x04name\x18\x01 \x01(\tB\x13\xfa\x41\x10\n\x0ewattvend/Meter\x12 \n\x04site\x18\x02 \x01(\tB\x12\xfa\x41\x0f\n\rwattvend/Site\x12&\n\x07\x61\x63\x63ount\x18\x03 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\r\n\x05\x61larm\x18\x05 \x01(\t\x12\x16\n\x0e\x61vailable_nano\x18\x06 \x01(\t\x12\x10\n\x08\x63urrency\x18\x07 \x01(\t\x12\x0e\n\x06online\x18\x08 \x01(\x08\x12\x19\n\x0clast_seen_ms\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04mode\x18\n \x01(\t\x12\r\n\x05relay\x18\x0b \x01(\tB\x0f\n\r_last_seen_ms\"w\n\x17ListFleetMetersResponse\x12\x31\n\x06meters\x18\x01 \x03(\x0b\x32!.wattvend.reporting.v1.FleetMeter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"\x85\x01\n\x13ListReadingsRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0ewattvend/Meter\x12\x0f\n\x07\x66rom_ms\x18\x02 \x01(\x03\x12\r\n\x05to_ms\x18\x03 \x01(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xce\x02\n\x0e\x43hargedReading\x12\x0f\n\x07time_ms\x18\x01 \x01(\x03\x12\x16\n\x0eregister_milli\x18\x02 \x01(\x03\x12\x0f\n\x07quality\x18\x03 \x01(\t\x12\x1b\n\x13\x66rom_register_milli\x18\x04 \x01(\x03\x12\x14\n\x0c\x65nergy_milli\x18\x05 \x01(\x03\x12\x13\n\x0bprice_micro\x18\x06 \x01(\x03\x12\x13\n\x0b\x61mount_nano\x18\x07 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x08 \x01(\t\x12&\n\x07\x61\x63\x63ount\x18\t \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12$\n\x06tariff\x18\n \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Tariff\x12\x16\n\x0etariff_version\x18\x0b \x01(\x05\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12\r\n\x05\x65poch\x18\r \x01(\x05\x12\x10\n\x08sequence\x18\x0e \x01(\x03\"h\n\x14ListReadingsResponse\x12\x37\n\x08readings\x18\x01 \x03(\x0b\x32%.wattvend.reporting.v1.ChargedReading\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe1\x02\n\x0c\x46leetService\x12v\n\x11ListFleetAccounts\x12/.wattvend.reporting.v1.ListFleetAccountsRequest\x1a\x30.wattvend.reporting.v1.ListFleetAccountsResponse\x12p\n\x0fListFleetMeters\x12-.wattvend.reporting.v1.ListFleetMetersRequest\x1a..wattvend.reporting.v1.ListFleetMetersResponse\x12g\n\x0cListReadings\x12*.wattvend.reporting.v1.ListReadingsRequest\x1a+.wattvend.reporting.v1.ListReadingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wattvend.reporting.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FLEETACCOUNT'].fields_by_name['name']._loaded_options = None
+  _globals['_FLEETACCOUNT'].fields_by_name['name']._serialized_options = b'\372A\022\n\020wattvend/Account'
+  _globals['_FLEETACCOUNT'].fields_by_name['site']._loaded_options = None
+  _globals['_FLEETACCOUNT'].fields_by_name['site']._serialized_options = b'\372A\017\n\rwattvend/Site'
+  _globals['_FLEETACCOUNT'].fields_by_name['tariff']._loaded_options = None
+  _globals['_FLEETACCOUNT'].fields_by_name['tariff']._serialized_options = b'\372A\021\n\017wattvend/Tariff'
+  _globals['_FLEETACCOUNT'].fields_by_name['policy']._loaded_options = None
+  _globals['_FLEETACCOUNT'].fields_by_name['policy']._serialized_options = b'\372A\021\n\017wattvend/Policy'
+  _globals['_FLEETMETER'].fields_by_name['name']._loaded_options = None
+  _globals['_FLEETMETER'].fields_by_name['name']._serialized_options = b'\372A\020\n\016wattvend/Meter'
+  _globals['_FLEETMETER'].fields_by_name['site']._loaded_options = None
+  _globals['_FLEETMETER'].fields_by_name['site']._serialized_options = b'\372A\017\n\rwattvend/Site'
+  _globals['_FLEETMETER'].fields_by_name['account']._loaded_options = None
+  _globals['_FLEETMETER'].fields_by_name['account']._serialized_options = b'\372A\022\n\020wattvend/Account'
   _globals['_LISTREADINGSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_LISTREADINGSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
-  _globals['_LISTFLEETACCOUNTSREQUEST']._serialized_start=93
-  _globals['_LISTFLEETACCOUNTSREQUEST']._serialized_end=174
-  _globals['_FLEETACCOUNT']._serialized_start=177
-  _globals['_FLEETACCOUNT']._serialized_end=324
-  _globals['_LISTFLEETACCOUNTSRESPONSE']._serialized_start=326
-  _globals['_LISTFLEETACCOUNTSRESPONSE']._serialized_end=451
-  _globals['_LISTFLEETMETERSREQUEST']._serialized_start=453
-  _globals['_LISTFLEETMETERSREQUEST']._serialized_end=532
-  _globals['_FLEETMETER']._serialized_start=535
-  _globals['_FLEETMETER']._serialized_end=754
-  _globals['_LISTFLEETMETERSRESPONSE']._serialized_start=756
-  _globals['_LISTFLEETMETERSRESPONSE']._serialized_end=875
-  _globals['_LISTREADINGSREQUEST']._serialized_start=877
-  _globals['_LISTREADINGSREQUEST']._serialized_end=991
-  _globals['_CHARGEDREADING']._serialized_start=994
-  _globals['_CHARGEDREADING']._serialized_end=1283
-  _globals['_LISTREADINGSRESPONSE']._serialized_start=1285
-  _globals['_LISTREADINGSRESPONSE']._serialized_end=1389
-  _globals['_FLEETSERVICE']._serialized_start=1392
-  _globals['_FLEETSERVICE']._serialized_end=1745
+  _globals['_LISTREADINGSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\020\n\016wattvend/Meter'
+  _globals['_CHARGEDREADING'].fields_by_name['account']._loaded_options = None
+  _globals['_CHARGEDREADING'].fields_by_name['account']._serialized_options = b'\372A\022\n\020wattvend/Account'
+  _globals['_CHARGEDREADING'].fields_by_name['tariff']._loaded_options = None
+  _globals['_CHARGEDREADING'].fields_by_name['tariff']._serialized_options = b'\372A\021\n\017wattvend/Tariff'
+  _globals['_LISTFLEETACCOUNTSREQUEST']._serialized_start=120
+  _globals['_LISTFLEETACCOUNTSREQUEST']._serialized_end=201
+  _globals['_FLEETACCOUNT']._serialized_start=204
+  _globals['_FLEETACCOUNT']._serialized_end=438
+  _globals['_LISTFLEETACCOUNTSRESPONSE']._serialized_start=440
+  _globals['_LISTFLEETACCOUNTSRESPONSE']._serialized_end=565
+  _globals['_LISTFLEETMETERSREQUEST']._serialized_start=567
+  _globals['_LISTFLEETMETERSREQUEST']._serialized_end=646
+  _globals['_FLEETMETER']._serialized_start=649
+  _globals['_FLEETMETER']._serialized_end=932
+  _globals['_LISTFLEETMETERSRESPONSE']._serialized_start=934
+  _globals['_LISTFLEETMETERSRESPONSE']._serialized_end=1053
+  _globals['_LISTREADINGSREQUEST']._serialized_start=1056
+  _globals['_LISTREADINGSREQUEST']._serialized_end=1189
+  _globals['_CHARGEDREADING']._serialized_start=1192
+  _globals['_CHARGEDREADING']._serialized_end=1526
+  _globals['_LISTREADINGSRESPONSE']._serialized_start=1528
+  _globals['_LISTREADINGSRESPONSE']._serialized_end=1632
+  _globals['_FLEETSERVICE']._serialized_start=1635
+  _globals['_FLEETSERVICE']._serialized_end=1988
 # @@protoc_insertion_point(module_scope)

@@ -56,9 +56,7 @@ class FleetAccount(_message.Message):
     TARIFF_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """accounts/{account}"""
     site: _builtins.str
-    """sites/{site}"""
     status: _builtins.str
     """open, closing, closed"""
     alarm: _builtins.str
@@ -67,9 +65,7 @@ class FleetAccount(_message.Message):
     """a whole number; as text, for it may be beyond int64"""
     currency: _builtins.str
     tariff: _builtins.str
-    """tariffs/{tariff}"""
     policy: _builtins.str
-    """policies/{policy}"""
     def __init__(
         self,
         *,
@@ -158,11 +154,9 @@ class FleetMeter(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     RELAY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """meters/{meter}"""
     site: _builtins.str
-    """sites/{site}"""
     account: _builtins.str
-    """accounts/{account}; empty: its house's"""
+    """Empty: its house's."""
     status: _builtins.str
     """of the account; empty: none"""
     alarm: _builtins.str
@@ -238,7 +232,6 @@ class ListReadingsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """meters/{meter}"""
     from_ms: _builtins.int
     """charges that end in [from, to)"""
     to_ms: _builtins.int
@@ -289,9 +282,8 @@ class ChargedReading(_message.Message):
     amount_nano: _builtins.int
     currency: _builtins.str
     account: _builtins.str
-    """accounts/{account}"""
     tariff: _builtins.str
-    """tariffs/{tariff}; empty: a house account"""
+    """Empty: a house account."""
     tariff_version: _builtins.int
     kind: _builtins.str
     """usage, closing, re-split, rollover, fee"""
