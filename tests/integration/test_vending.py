@@ -611,6 +611,8 @@ async def test_two_persons_pay_credit_out_on_the_echo_and_every_paper_has_its_nu
         assert reserved.status == "reserved"
         confirm = pb.ConfirmSaleRequest(name=reserved.name)
         sold = await call(stub.ConfirmSale, confirm)
+        payment = await call(stub.GetPayment, pb.GetPaymentRequest(name=reserved.name))
+        assert (payment.status, payment.receipt) == ("sold", sold.sale.receipt)
         refund_id = str(uuid4())
         refund = pb.RefundCreditRequest(
             name=names.ACCOUNT.name(name("A")), amount_minor=150, method="cash", reason="moves out"

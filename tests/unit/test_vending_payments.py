@@ -12,10 +12,13 @@ import pytest
 
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
+from services.vending.adapters.api import messages
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
+from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.corrections import ReverseSale
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events import CreditSold, SaleReversed
 from services.vending.domain.origin import Origin
 from services.vending.domain.payment import (
     LASTS_MS_DEFAULT,
@@ -30,6 +33,7 @@ from tests.unit.test_vending_approvals import ids, of_type
 from tests.unit.test_vending_office import closing, refused, settle
 from tests.unit.vending_crashing import at_every_step
 from tests.unit.vending_world import T0_MS, World
+from wattvend.vending.v1 import vending_pb2 as pb
 
 NANO = 10**7
 PORTAL = Origin("portal", "u-77", "10.0.0.9")
@@ -90,6 +94,25 @@ async def test_what_is_reserved_is_sold_when_it_is_confirmed_and_not_before(mall
     assert await confirm(mall) == first, "the same request"
     assert await confirm(mall, 9) == first, "another request of a seller that forgot its id"
     assert await credited(mall) == 100
+
+
+async def test_a_payment_whose_sale_was_reversed_says_so(mall: World) -> None:
+    await reserve(mall)
+    sold = await mall.office.payments.of("portal", PAID)
+    assert await mall.office.payments.reversal_of(sold) == ""
+    event = (await confirm(mall)).event
+    assert isinstance(event, CreditSold)
+    alone = rules_text({"reversal": None, "authority": None})
+    await mall.office.publish_authority(PublishAuthority(asked(mall, 7), "LE1", "CNY", alone, 0))
+    reverse = ReverseSale(asked(mall, 8, "reverse"), "A1", event.receipt_id, "paid twice")
+    reversed_ = (await mall.office.correct(reverse)).event
+    assert isinstance(reversed_, SaleReversed)
+    state = await mall.office.payments.of("portal", PAID)
+    reversal_id = await mall.office.payments.reversal_of(state)
+    told = messages.payment(state, pb.BookVersion(), reversal_id)
+    assert told.status == "reversed"
+    assert told.receipt == f"receipts/{event.receipt_id}"
+    assert told.reversal == f"receipts/{reversed_.receipt_id}"
 
 
 async def test_a_transaction_is_its_callers_and_one_payment(mall: World) -> None:

@@ -65,6 +65,11 @@ class Payments:
             raise payment.payment_not_found(transaction_id).as_error()
         return found
 
+    async def reversal_of(self, state: Payment) -> str:
+        """Return the receipt by which the sale of a payment was reversed; "": it was not."""
+        of = await self._book.state_of(Account, state.account_id) if state.receipt_id else None
+        return dict(of.reversed_receipts).get(state.receipt_id, "") if of else ""
+
     async def complete(self) -> int:
         """Sell what is confirmed, time out what nobody confirmed; return how many."""
         done = await each(

@@ -75,8 +75,8 @@ def reversal(event: SaleReversed) -> pb.Reversal:
     )
 
 
-def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
-    """Return a payment of an outside seller."""
+def payment(state: Payment, version: pb.BookVersion, reversal_id: str = "") -> pb.Payment:
+    """Return a payment of an outside seller. `reversal_id`: the receipt that reversed its sale."""
     return pb.Payment(
         name=names.PAYMENT.name(state.seller.caller, state.transaction_id),
         uid=state.payment_id,
@@ -84,13 +84,14 @@ def payment(state: Payment, version: pb.BookVersion) -> pb.Payment:
         amount_minor=state.amount_minor,
         currency=state.currency,
         method=state.method,
-        status=state.status.value,
+        status="reversed" if reversal_id else state.status.value,
         reserved_at_ms=state.reserved_at_ms,
         expires_at_ms=state.expires_at_ms,
         receipt=names.RECEIPT.name_if(state.receipt_id),
         refusal_reason=state.failure.reason if state.failure else "",
         refusal_message=state.failure.message if state.failure else "",
         version=version,
+        reversal=names.RECEIPT.name_if(reversal_id),
     )
 
 

@@ -49,10 +49,10 @@ class Payments(Handlers):
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
         """Return a payment of the caller."""
-        transaction_id = _transaction_id(request, context)
-        return self._desk.told(
-            messages.payment, await self._office.payments.of(context.caller, transaction_id)
-        )
+        payments = self._office.payments
+        state = await payments.of(context.caller, _transaction_id(request, context))
+        reversal_id = await payments.reversal_of(state)
+        return messages.payment(state, self._desk.version(state.answers.revision), reversal_id)
 
 
 def _transaction_id(request: Any, call: Call) -> str:

@@ -1309,6 +1309,7 @@ class Payment(_message.Message):
     REFUSAL_REASON_FIELD_NUMBER: _builtins.int
     REFUSAL_MESSAGE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    REVERSAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uid: _builtins.str
     """what it is called in the ledger"""
@@ -1317,7 +1318,7 @@ class Payment(_message.Message):
     currency: _builtins.str
     method: _builtins.str
     status: _builtins.str
-    """reserved, confirmed, sold, refused, cancelled, timed-out"""
+    """reserved, confirmed, sold, reversed, refused, cancelled, timed-out"""
     reserved_at_ms: _builtins.int
     expires_at_ms: _builtins.int
     receipt: _builtins.str
@@ -1325,6 +1326,8 @@ class Payment(_message.Message):
     refusal_reason: _builtins.str
     """why it could not be sold; docs/errors.md"""
     refusal_message: _builtins.str
+    reversal: _builtins.str
+    """Of the reversal of its sale; empty: none."""
     @_builtins.property
     def version(self) -> Global___BookVersion: ...
     def __init__(
@@ -1343,10 +1346,11 @@ class Payment(_message.Message):
         refusal_reason: _builtins.str = ...,
         refusal_message: _builtins.str = ...,
         version: Global___BookVersion | None = ...,
+        reversal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "currency", b"currency", "expires_at_ms", b"expires_at_ms", "method", b"method", "name", b"name", "receipt", b"receipt", "refusal_message", b"refusal_message", "refusal_reason", b"refusal_reason", "reserved_at_ms", b"reserved_at_ms", "status", b"status", "uid", b"uid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "amount_minor", b"amount_minor", "currency", b"currency", "expires_at_ms", b"expires_at_ms", "method", b"method", "name", b"name", "receipt", b"receipt", "refusal_message", b"refusal_message", "refusal_reason", b"refusal_reason", "reserved_at_ms", b"reserved_at_ms", "reversal", b"reversal", "status", b"status", "uid", b"uid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
