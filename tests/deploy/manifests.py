@@ -15,6 +15,7 @@ from tests.deploy.images import ROOT
 K8S = ROOT / "deploy" / "k8s"
 BASE = K8S / "base"
 EXAMPLE = K8S / "overlays" / "example"
+IMPORT_LEDGER = K8S / "overlays" / "example-import-ledger"
 WITHOUT_NAMESPACE = {"Namespace"}
 
 Manifest = dict[str, Any]

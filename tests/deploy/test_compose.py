@@ -19,6 +19,7 @@ import pytest
 import typer.main
 import yaml
 
+from services.vending.adapters.keys import SigningKey
 from tests.deploy.deployed import accepted
 from tests.deploy.images import ROOT, SERVICES, has_module, images
 from tests.integration.test_containers import MOSQUITTO_IMAGE, POSTGRES_IMAGE
@@ -37,8 +38,8 @@ GRAFANA = DEPLOY / "grafana"
 REQUIRED = re.compile(r"\$\{([A-Z_]+):\?[^}]+\}")
 ANY_VARIABLE = re.compile(r"(?<!\$)\$(?:\{[^}]*\}|[A-Za-z_]\w*)")
 SECRET = "letters-and-digits"
-TOOLS = {"certificates", "topics", "fleet", "cli"}
-ONCE = {"certificates", "topics"}
+TOOLS = {"certificates", "signing", "topics", "fleet", "cli"}
+ONCE = {"certificates", "signing", "topics"}
 
 
 @cache
@@ -167,9 +168,26 @@ def test_a_service_accepts_the_settings_that_its_container_has(
         if isinstance(value, Path):
             path = PurePosixPath(given[settings.env_name(name)])
             source, is_read_only = held[path.parent]
-            assert (source == "tls") == is_read_only == name.startswith("tls_")
+            assert (source in {"signing", "tls"}) == is_read_only == (name != "store_path")
     stop_s = int(services()[service]["stop_grace_period"].removesuffix("s"))
     assert stop_s >= settings.stop_timeout_s + 5
+
+
+def test_the_key_that_signs_is_made_once_and_vending_alone_reads_it(tmp_path: Path) -> None:
+    shell, flags, script = services()["signing"]["entrypoint"]
+    script = script.replace("/signing", str(tmp_path))
+    made = set()
+    for _ in range(2):
+        subprocess.run([shell, flags, script], check=True)
+        made.add(SigningKey(tmp_path / "signing.pem").key_id)
+    assert len(made) == 1
+    assert (tmp_path / "signing.pem").stat().st_mode & 0o077 == 0
+    holders = {
+        name for name in services() for source, _ in mounts(name).values() if source == "signing"
+    }
+    assert holders == {"signing", "vending"}
+    path = environment("vending")["WATTVEND_VENDING_SIGNING_KEY"]
+    assert mounts("vending")[PurePosixPath(path).parent] == ("signing", True)
 
 
 @pytest.mark.parametrize("service", SERVICES)

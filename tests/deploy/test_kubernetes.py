@@ -18,10 +18,20 @@ from kubernetes_validate.utils import ValidationError, latest_version, validate
 
 from services.common.runtime import topics
 from services.common.runtime.settings import ServiceSettings
+from services.vending import commands as vending_commands
 from tests.deploy import manifests
 from tests.deploy.deployed import accepted
 from tests.deploy.images import ROOT, SERVICES, has_module, images
-from tests.deploy.manifests import BASE, EXAMPLE, Manifest, Secrets, built, containers, pod_of
+from tests.deploy.manifests import (
+    BASE,
+    EXAMPLE,
+    IMPORT_LEDGER,
+    Manifest,
+    Secrets,
+    built,
+    containers,
+    pod_of,
+)
 from tools.stack.ports import Ports
 
 PAGE = ROOT / "docs" / "operations" / "kubernetes.md"
@@ -233,6 +243,31 @@ def test_the_topics_are_created_by_what_the_image_has(
     assert topics.main() == 0
     bootstrap = everything["ConfigMap", "metering"]["data"]["WATTVEND_METERING_KAFKA_BOOTSTRAP"]
     assert asked == [(bootstrap, 3), (bootstrap, 0)]
+
+
+def test_a_job_brings_back_what_ledger_has_on_the_volume_and_with_the_settings_of_vending(
+    tls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,), installed = built(IMPORT_LEDGER).values(), built(EXAMPLE)
+    for version in VERSIONS:
+        validate(job, version, strict=True)
+    pod, vending = pod_of(job), pod_of(stateful("vending", installed))
+    assert pod is not None
+    assert vending is not None
+    (container,), (serving,) = containers(job), containers(stateful("vending", installed))
+    assert container["image"] == serving["image"]
+    assert container["envFrom"] == serving["envFrom"]
+    for same in ("volumeMounts", "securityContext", "resources"):
+        assert container[same] == serving[same], same
+    assert pod["securityContext"] == vending["securityContext"]
+    (claimed,) = stateful("vending", installed)["spec"]["volumeClaimTemplates"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claim = volumes.pop("book")["persistentVolumeClaim"]["claimName"]
+    assert claim == f"{claimed['metadata']['name']}-vending-0"
+    assert list(volumes.values()) == vending["volumes"]
+    assert vending_commands.parsed(container["args"]).command == "import-ledger"
+    environment = manifests.environment("import-ledger", container, installed, SECRETS)
+    assert accepted("vending", environment, tls, monkeypatch)
 
 
 def test_every_service_uses_one_kafka(everything: dict[manifests.Key, Manifest]) -> None:
