@@ -32,6 +32,8 @@ from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import Numbering
 from services.vending.domain.approval import Approve, approval_id_of
 from services.vending.domain.authority import PublishAuthority
+from services.vending.domain.closing import LASTS_MS_DEFAULT, closing_id_of
+from services.vending.domain.closings import CloseAccount, CloseMeters
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.events import CreditSold, Event
 from services.vending.domain.meter import ForceRelay
@@ -42,7 +44,7 @@ from tests.conftest import RunService
 from tests.contract.databases import fresh_database
 from tests.property.test_vending_ledger import Town
 from tests.unit import vending_world
-from tests.unit.vending_world import World, world_at
+from tests.unit.vending_world import T0_MS, World, world_at
 from tools.stack.background import BackgroundStack
 from tools.stack.ports import free_ports
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -80,6 +82,9 @@ async def a_day(world: World) -> None:
         await world.meter("M3", serial="serial-M1")
     assert taken.value.reason is Reason.SERIAL_TAKEN
     await proposals_and_payments(world)
+    await world.account("A3")
+    await world.office.closings.begin(CloseAccount(world.ask("A3"), "A3"))
+    await world.office.closings.begin(CloseMeters(world.ask(), "A2", ("M1",), True, 0, "is let"))
     kept = world.tables
     meter = await world.office.meter("M1")
     for sequence in (5, 3):
@@ -146,6 +151,12 @@ async def said(world: World) -> list[object]:
         await kept.asks_waiting(0),
         await kept.charged_register_milli(meter.meter_key, meter.epoch),
         await kept.charged_register_milli(meter.meter_key, 77),
+        await kept.charged(meter.meter_key, meter.epoch),
+        await kept.closings("", None, 0, 10),
+        await kept.closings("A2", True, 0, 1),
+        await kept.closings("A2", False, 0, 1),
+        await kept.closing(closing_id_of("till", "none")),
+        await kept.closings_open(T0_MS + LASTS_MS_DEFAULT),
         await kept.offsets("charges"),
         await kept.book_epoch(),
         await kept.raised_at(),
