@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 import grpc
 import numpy as np
 import pytest
-from google.api import resource_pb2
+from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from paho.mqtt import publish
 
@@ -426,6 +426,26 @@ def test_no_value_of_any_field_of_any_method_is_answered_without_a_reason(world:
     with ThreadPoolExecutor(FUZZ_AT_ONCE) as pool:
         wrong = [answer for answer in pool.map(judged, fuzzed()) if answer]
     assert wrong == []
+
+
+def test_what_a_method_says_is_required_is_required(world: World) -> None:
+    behavior: Any = field_behavior_pb2.field_behavior
+    taken = []
+    for name, method in METHODS.items():
+        for field in method.input_type.fields:
+            if field_behavior_pb2.REQUIRED not in field.GetOptions().Extensions[behavior]:
+                continue
+            request = built(name)
+            request.ClearField(field.name)
+            try:
+                world.call(name, request)
+            except Refusal as refusal:
+                if refusal.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    continue
+                taken.append(f"{name} without {field.name}: {refusal}")
+            else:
+                taken.append(f"{name} without {field.name}")
+    assert taken == []
 
 
 @pytest.mark.parametrize(

@@ -612,3 +612,49 @@ def test_the_command_line_passes_on_who_asks(monkeypatch: pytest.MonkeyPatch) ->
     environment = {"WATTVEND_CALLER": "desk-3", "WATTVEND_ACTOR": "u-81"}
     CliRunner(env=environment).invoke(cli.app, ["sell", "A1", "1.005"])
     assert asked[0] == ("desk-3", None, "u-81")
+
+
+def test_the_commands_of_the_page_on_filters_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/filters.md").read_text()
+    account = r.AccountStatus(account="accounts/A1", site="sites/mall", currency="CNY")
+    account.available_nano, account.level, account.frozen = 5 * 10**9, "cut", True
+    refund = v.Refund(receipt="receipts/1", currency="CNY", amount_minor=1250, method="cash")
+    vending = Vending(
+        ListAccounts=r.ListAccountsResponse(accounts=[account], next_page_token="more"),
+        ListReceipts=v.ListReceiptsResponse(
+            receipts=[v.Receipt(name="receipts/1", number=7, refund=refund)]
+        ),
+        ListSites=r.ListSitesResponse(
+            sites=[r.SiteStatus(site="sites/mall", legal_entity="legalEntities/A%2FS")]
+        ),
+        ListTariffs=r.ListTariffsResponse(
+            tariffs=[
+                r.TariffVersion(tariff="tariffs/T1", currency="CNY", price_micro=800_000),
+                r.TariffVersion(tariff="tariffs/T2", currency="CNY", plan="{}"),
+            ]
+        ),
+        ListPolicies=r.ListPoliciesResponse(
+            policies=[r.PolicyVersion(policy="policies/P1", currency="CNY", alarm_1_nano=10**9)]
+        ),
+    )
+    shown = ""
+    for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
+        for flags in (("--json",), ()):
+            result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
+            assert result.exit_code == 0, result.output
+        shown += result.stdout
+    for part in (
+        "frozen",
+        "--page more",
+        "-12.50 CNY (cash)",
+        "A/S",
+        "0.800000 CNY a unit",
+        "1.00",
+    ):
+        assert part in shown, shown
+    assert {method for method, _ in vending.asked} >= {
+        *("ListAccounts", "ListReceipts", "ListSites", "ListTariffs", "ListPolicies"),
+    }
+    fields = dict(vending.asked)
+    assert fields["ListReceipts"].parent == "accounts/shop-001"
+    assert fields["ListAccounts"].filter == "site = sites/mall status = open level = cut"

@@ -15,15 +15,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
+from services.common.kernel import names
 from services.common.kernel.errors import Retriable
 from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters.api import VendingApi
+from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.receipt_pdf import lines, printed
 from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import DOCUMENTS, Numbering
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 from services.vending.domain.tables import Document
+from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import of_type, publish
 from tests.unit.test_vending_corrections import ALONE, reverse
@@ -31,6 +37,7 @@ from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_refunds import echo, refund
 from tests.unit.test_vending_relay import Notebook, relaying
 from tests.unit.vending_world import World
+from wattvend.vending.v1 import vending_pb2 as pb
 
 UNKNOWN = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 
@@ -270,3 +277,39 @@ async def test_a_refund_is_a_paper_of_the_series_too(mall: World) -> None:
     text = text_of(printed(paper))
     for said in ("退款单 Refund", "00000002", "10.00 CNY", "moves out"):
         assert said in text
+
+
+async def test_receipts_of_an_account_are_listed_newest_first_by_a_filter(mall: World) -> None:
+    api = VendingApi(Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0))
+    call = Call("till", "", "10.0.3.7", None)
+
+    async def listed(said: str = "", size: int = 0, token: str = "") -> pb.ListReceiptsResponse:
+        request = pb.ListReceiptsRequest(
+            parent="accounts/A1", filter=said, page_size=size, page_token=token
+        )
+        return await api.ListReceipts(request, call)
+
+    sales = [await sold(mall, amount) for amount in (100, 200, 300)]
+    await sold(mall, 999, "A2")
+    await number(mall)
+    taken_back = (await reverse(mall, sales[1].receipt_id)).event
+    assert isinstance(taken_back, SaleReversed)
+    found = (await listed()).receipts
+    assert [each.WhichOneof("document") for each in found] == ["reversal", "sale", "sale", "sale"]
+    assert [each.number for each in found] == [0, 3, 2, 1]  # the newest has none yet
+    await number(mall)
+    found = (await listed()).receipts
+    assert [each.number for each in found] == [4, 3, 2, 1]
+    assert [each.other_number for each in found] == [2, 0, 4, 0]
+    for each in found:
+        assert each == await api.GetReceipt(pb.GetReceiptRequest(name=each.name), call)
+    (only,) = (await listed("type = reversal AND method = cash")).receipts
+    assert only.reversal.reversed_receipt == names.RECEIPT.name(sales[1].receipt_id)
+    pages: list[list[int]] = []
+    token = ""
+    while not pages or token:
+        page = await listed("type = sale", 2, token)
+        pages.append([each.sale.amount_minor for each in page.receipts])
+        token = page.next_page_token
+    assert pages == [[300, 200], [100]]
+    assert await refused(listed("kind = sale")) is Reason.INVALID_ARGUMENT

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from services.common.kernel import filters, names
 from services.common.kernel.units import CURRENCIES
 from tools import sitefile
-from tools.cli import explained, show
+from tools.cli import explained, lists, show
 from tools.cli.accounts import account_app
 from tools.cli.asking import (
     DEFAULT_REPORTING,
@@ -63,7 +63,7 @@ notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became
 approval_app = typer.Typer(
     no_args_is_help=True, help="What waits for a second person: list, approve, decline."
 )
-receipt_app = typer.Typer(no_args_is_help=True, help="Receipts: show, print.")
+receipt_app = typer.Typer(no_args_is_help=True, help="Receipts: list, show, print.")
 authority_app = typer.Typer(
     no_args_is_help=True, help="What one person may do alone: publish, show."
 )
@@ -75,6 +75,11 @@ explain_app = typer.Typer(
 )
 app.add_typer(account_app, name="account")
 batch_app.command("export-readings")(batch_export_readings)
+account_app.command("list")(lists.account_list)
+receipt_app.command("list")(lists.receipt_list)
+site_app.command("list")(lists.site_list)
+tariff_app.command("list")(lists.tariff_list)
+policy_app.command("list")(lists.policy_list)
 app.add_typer(batch_app, name="batch")
 app.add_typer(closing_app, name="closing")
 app.add_typer(meter_app, name="meter")

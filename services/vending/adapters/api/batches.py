@@ -124,8 +124,8 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: Any) -> Any:
         """Let a draft be carried out."""
         batch_id = names.BATCH.id("name", request.name)
-        await self._office.batches.of(batch_id)
         command = SubmitBatch(await self._desk.request(request, context), batch_id)
+        await self._office.batches.of(batch_id)
         batch = await self._office.batches.submit(command)
         return operations.message(COLLECTION, _view(batch, self._desk))
 

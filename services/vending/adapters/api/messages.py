@@ -263,3 +263,20 @@ def sold(outcome: Outcome[Account], version: pb.BookVersion) -> pb.SellResponse:
     if not isinstance(event, CreditSold):
         raise Bug(f"a sale came to {event}")
     return pb.SellResponse(sale=sale(event), credited_nano=event.credited_nano, version=version)
+
+
+def receipt(
+    event: CreditSold | SaleReversed | CreditRefunded, number: int, other_number: int
+) -> pb.Receipt:
+    """Return a receipt with its number, 0 while it has none."""
+    told = pb.Receipt(
+        name=names.RECEIPT.name(event.receipt_id), number=number, other_number=other_number
+    )
+    match event:
+        case CreditSold():
+            told.sale.CopyFrom(sale(event))
+        case SaleReversed():
+            told.reversal.CopyFrom(reversal(event))
+        case CreditRefunded():
+            told.refund.CopyFrom(refund(event))
+    return told

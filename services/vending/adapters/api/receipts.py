@@ -5,12 +5,23 @@
 import asyncio
 from typing import Any
 
+from services.common.kernel import filters
+from services.common.kernel.paging import cursor_of, page_size_of, token_of
+from services.common.kernel.units import INT64_MAX
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
-from services.vending.application.receipts import Paper
+from services.vending.application.receipts import Documented, Paper
+from services.vending.domain import checks
 from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
 from wattvend.vending.v1 import vending_pb2 as pb
+
+TYPES = {CreditSold: "sale", SaleReversed: "reversal", CreditRefunded: "refund"}
+FILTER_FIELDS = {
+    "type": filters.choice(*TYPES.values()),
+    "method": filters.choice(*checks.METHODS),
+    "at_ms": filters.whole(),
+}
 
 
 class Receipts(Handlers):
@@ -19,18 +30,30 @@ class Receipts(Handlers):
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.Receipt:
         """Return a receipt with its number."""
         paper = await self._office.receipts.paper(names.RECEIPT.id("name", request.name))
-        event = paper.event
-        answer = pb.Receipt(
-            name=request.name, number=paper.number, other_number=paper.other_number or 0
+        return messages.receipt(paper.event, paper.number, paper.other_number or 0)
+
+    async def ListReceipts(
+        self, request: pb.ListReceiptsRequest, context: Any
+    ) -> pb.ListReceiptsResponse:
+        """Return a page of an account's receipts, the newest first."""
+        account_id = names.ACCOUNT.id("parent", request.parent)
+        size = page_size_of(request.page_size)
+        of = filters.parse(request.filter, FILTER_FIELDS)
+        listed = ("receipts", account_id, request.filter)
+        cursor = cursor_of(listed, request.page_token, (int,))
+        before = int(cursor[0]) if cursor else INT64_MAX
+        state = await self._office.account(account_id)
+
+        def wanted(event: Documented) -> bool:
+            values = {"type": TYPES[type(event)], "method": event.method}
+            return filters.holds(of, {**values, "at_ms": event.occurred_at_ms})
+
+        found = await self._office.receipts.newest(state, wanted, before, size + 1)
+        more = len(found) > size
+        return pb.ListReceiptsResponse(
+            receipts=[messages.receipt(r.event, r.number, r.other_number) for r in found[:size]],
+            next_page_token=token_of(listed, (found[size - 1].revision,)) if more else "",
         )
-        match event:
-            case CreditSold():
-                answer.sale.CopyFrom(messages.sale(event))
-            case SaleReversed():
-                answer.reversal.CopyFrom(messages.reversal(event))
-            case CreditRefunded():
-                answer.refund.CopyFrom(messages.refund(event))
-        return answer
 
     async def PrintReceipt(
         self, request: pb.PrintReceiptRequest, context: Any

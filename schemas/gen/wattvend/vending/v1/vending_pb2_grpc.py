@@ -155,6 +155,11 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.ListReceipts = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ListReceipts',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsResponse.FromString,
+                _registered_method=True)
         self.PrintReceipt = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/PrintReceipt',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.PrintReceiptRequest.SerializeToString,
@@ -417,6 +422,13 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReceipts(self, request, context):
+        """Of an account, the newest first; one that was given just now may have no number yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PrintReceipt(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -661,6 +673,11 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.SerializeToString,
+            ),
+            'ListReceipts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReceipts,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsResponse.SerializeToString,
             ),
             'PrintReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.PrintReceipt,
@@ -1346,6 +1363,33 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/GetReceipt',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ListReceipts',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListReceiptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,8 @@ class VendingServiceStub:
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
     """
+    ListReceipts: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ListReceiptsRequest, _vending_pb2.ListReceiptsResponse]
+    """Of an account, the newest first; one that was given just now may have no number yet."""
     PrintReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.PrintReceiptRequest, _vending_pb2.PrintReceiptResponse]
     ReverseSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
@@ -188,6 +190,8 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
     """
+    ListReceipts: _aio.UnaryUnaryMultiCallable[_vending_pb2.ListReceiptsRequest, _vending_pb2.ListReceiptsResponse]  # type: ignore[assignment]
+    """Of an account, the newest first; one that was given just now may have no number yet."""
     PrintReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.PrintReceiptRequest, _vending_pb2.PrintReceiptResponse]  # type: ignore[assignment]
     ReverseSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.ReverseSaleRequest, _vending_pb2.ReverseSaleResponse]  # type: ignore[assignment]
     """Takes a sale back, whole and once; the money goes back as it came, and what the sale had
@@ -412,6 +416,14 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
         a moment after the sale. As often as it is asked, the same.
         """
+
+    @_abc_1.abstractmethod
+    def ListReceipts(
+        self,
+        request: _vending_pb2.ListReceiptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.ListReceiptsResponse, _abc.Awaitable[_vending_pb2.ListReceiptsResponse]]:
+        """Of an account, the newest first; one that was given just now may have no number yet."""
 
     @_abc_1.abstractmethod
     def PrintReceipt(
