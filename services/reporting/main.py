@@ -15,18 +15,28 @@ from services.common.runtime.clock import SystemClock
 from services.common.runtime.postgres import UNREACHABLE
 from services.common.runtime.service import EXIT_FAILED, Runtime, run
 from services.common.runtime.settings import load
-from services.reporting.adapters import queries
+from services.reporting.adapters import fleet_api, preview_api, queries
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.fleet import Fleet
-from services.reporting.adapters.fleet_api import SERVICE_NAME, FleetServicer
+from services.reporting.adapters.fleet_api import FleetServicer
+from services.reporting.adapters.preview_api import PreviewServicer
 from services.reporting.adapters.projector import Metrics, Projector, Source
 from services.reporting.adapters.rebuild import rebuild
 from services.reporting.config import ReportingSettings
-from wattvend.reporting.v1 import fleet_pb2_grpc, reporting_pb2, reporting_pb2_grpc
+from wattvend.reporting.v1 import (
+    fleet_pb2_grpc,
+    previews_pb2_grpc,
+    reporting_pb2,
+    reporting_pb2_grpc,
+)
 
 PROGRESS_EVERY_MS = 1_000
-_SERVICE = reporting_pb2.DESCRIPTOR.services_by_name["ReportingService"].full_name
+_SERVICES = [
+    reporting_pb2.DESCRIPTOR.services_by_name["ReportingService"].full_name,
+    fleet_api.SERVICE_NAME,
+    preview_api.SERVICE_NAME,
+]
 
 
 class RebuildSettings(ReportingSettings):
@@ -74,15 +84,15 @@ async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitSt
     asked = queries.Queries(connections)
     servicer = ReportingServicer(asked, commits)
     fleet = FleetServicer(Fleet(asked), commits)
+    previews = PreviewServicer(asked, runtime.clock)
 
     def register(server: grpc.aio.Server) -> None:
         reporting_pb2_grpc.add_ReportingServiceServicer_to_server(servicer, server)
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
+        previews_pb2_grpc.add_PreviewServiceServicer_to_server(previews, server)
 
     await stack.enter_async_context(
-        product_grpc.serving(
-            settings, runtime.log, runtime.health, register, [_SERVICE, SERVICE_NAME]
-        )
+        product_grpc.serving(settings, runtime.log, runtime.health, register, _SERVICES)
     )
     runtime.spawn(projector.run(), "projection")
     await projector.caught_up.wait()

@@ -53,8 +53,8 @@ from tests.unit.reporting_records import (
 from tools.stack.background import BackgroundStack, RunningService
 from tools.stack.errors import StackError
 from tools.stack.ports import free_ports
+from wattvend.reporting.v1 import previews_pb2, previews_pb2_grpc, reporting_pb2_grpc
 from wattvend.reporting.v1 import reporting_pb2 as pb
-from wattvend.reporting.v1 import reporting_pb2_grpc
 
 pytestmark = pytest.mark.stack
 
@@ -105,9 +105,9 @@ class Reporting:
         self.http_port = http_port
         self._grpc_port = grpc_port
 
-    async def ask(self, method: str, request: Any) -> Any:
+    async def ask(self, method: str, request: Any, of: Any = None) -> Any:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self._grpc_port}") as channel:
-            stub = reporting_pb2_grpc.ReportingServiceStub(channel)
+            stub = (of or reporting_pb2_grpc.ReportingServiceStub)(channel)
             return await getattr(stub, method)(request, metadata=CALLER, timeout=DEADLINE_S)
 
 
@@ -543,6 +543,7 @@ async def test_the_story_can_be_asked_for_and_every_figure_computed_again(
     await assert_explained(reporting, story, why)
     await assert_previewed(reporting, story)
     await assert_lists(reporting, story)
+    await assert_who_is_affected(stack, reporting, story)
 
 
 def assert_recomputable(story: Story, why: Any) -> None:
@@ -640,6 +641,50 @@ async def assert_previewed(reporting: Reporting, story: Story) -> None:
     )
     assert with_fee.total.fee_nano == str(9_000)  # of January: when it was opened is not told
     assert with_fee.total.draft_nano == str(125_000 + 9_000)
+
+
+async def assert_who_is_affected(
+    stack: BackgroundStack, reporting: Reporting, story: Story
+) -> None:
+    """Ask who another policy moves, and what a version that began too late comes to."""
+    previews = previews_pb2_grpc.PreviewServiceStub
+    policy = previews_pb2.PreviewPolicyRequest(
+        policy=f"policies/{story.policy}",
+        alarm_1_minor=10**6,
+        alarm_2_minor=10**6,
+        overdraft_minor=0,
+        restore_minor=1,
+        rules='{"grace_minutes":5}',
+    )
+    warned = await reporting.ask("PreviewPolicy", policy, previews)
+    (state,) = warned.accounts
+    assert (warned.accounts_count, state.account) == (1, f"accounts/{story.account}")
+    assert (state.level_now, state.level_then, state.due_then) == ("normal", "alarm-2", False)
+    assert list(warned.also_asked) == ["grace", "qualities"]
+    policy.alarm_1_minor = policy.alarm_2_minor = 0
+    assert list((await reporting.ask("PreviewPolicy", policy, previews)).accounts) == []
+
+    await publish(stack, [story.tariff_published(2, PRICE_MICRO + 100_000, T0 + 2_500)])
+    run = previews_pb2.PreviewAdjustmentRequest(
+        tariff=f"tariffs/{story.tariff}", version=2, from_ms=T0 + 1_500, site=f"sites/{story.site}"
+    )
+
+    async def told() -> Any:
+        try:
+            return await reporting.ask("PreviewAdjustment", run, previews)
+        except grpc.aio.AioRpcError:
+            return None  # the version is not read yet
+
+    comes_to = await eventually(told)
+    (line,) = comes_to.accounts
+    # Half of 1.5 and half of 10 kWh lie between the two instants.
+    assert (line.energy_milli, line.charged_nano) == ("5750", str(5_750 * PRICE_MICRO))
+    assert int(line.would_nano) - int(line.charged_nano) == 5_750 * 100_000
+    assert (line.amount_minor, line.left_out) == (-57, "")
+    assert (comes_to.credit_minor, comes_to.debit_minor) == (0, 57)
+    run.from_ms = T0 + 2_500
+    code, reason = await refusal(reporting.ask("PreviewAdjustment", run, previews))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
 
 
 async def all_pages(reporting: Reporting, method: str, request: Any) -> list[Any]:

@@ -5,6 +5,7 @@ adds them up under the plan that charged them. It knows neither versions nor acc
 order of arrival: so whatever both agree on, each of them is right about.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from services.common.kernel.frames import BASIS_CLOSED
 from services.common.kernel.ids import column_key
 from services.common.tariffs import plan as plans
-from services.common.tariffs.shape import Timeline
 from services.metering.domain.messages import LogRecord
 from services.reporting.domain.rows import ChargeRow, PriceLineRow
 from services.reporting.domain.whatif import (
@@ -46,6 +46,11 @@ def all_of(charges: Iterable[ChargeRow]) -> tuple[int, int]:
     return min(ends_ms), max(ends_ms) + 1
 
 
+def begins_in(charge: ChargeRow, draft: Draft) -> bool:
+    """Say whether a charge that ends behind a draft's time counts in part."""
+    return draft.cuts and 0 < charge.from_time_ms < draft.to_ms
+
+
 class History:
     """What reporting has of a log, and when accounts and meters began."""
 
@@ -54,6 +59,7 @@ class History:
         self.since_ms: dict[Any, int] = {}
         self.came: dict[tuple[int, int], int] = {}
         self.facts: dict[str, Any] = {}
+        self.versions: dict[str, list[Any]] = {}
         _, done = fresh_run(records)
         now_ms = 0
         for record, absorbed in zip(records, done, strict=True):
@@ -74,6 +80,7 @@ class History:
             self.came.setdefault((key, fact["epoch"]), epoch)
         elif record.subject == "tariff-fact":
             self.facts[fact["tariff_id"]] = fact
+            self.versions.setdefault(fact["tariff_id"], []).append(fact)
 
     def charges(self, account_id: str) -> list[ChargeRow]:
         key = column_key("account", account_id)
@@ -91,6 +98,14 @@ class History:
         fact = self.facts[self.facts[account_id]["tariff_id"]]
         return plans.flat(fact["price_micro"]) if fact["plan"] is None else plans.read(fact["plan"])
 
+    def versions_of(self, account_id: str) -> list[plans.Plan]:
+        """Return the plans of an account's tariff, version by version."""
+        versions = self.versions[self.facts[account_id]["tariff_id"]]
+        return [
+            plans.flat(fact["price_micro"]) if fact["plan"] is None else plans.read(fact["plan"])
+            for fact in versions
+        ]
+
     def since(self, account_id: str) -> dict[Owner, int]:
         meters = {key: at for key, at in self.since_ms.items() if isinstance(key, tuple)}
         return {**meters, ACCOUNT: self.since_ms[column_key("account", account_id)]}
@@ -98,13 +113,14 @@ class History:
     def preview(self, account_id: str, draft: Draft) -> Sums:
         """Return what the service would answer for an account, by the same steps."""
         charges = self.charges(account_id)
-        within = [c for c in charges if draft.from_ms <= c.to_time_ms < draft.to_ms]
+        reaches = [c for c in charges if c.to_time_ms >= draft.from_ms]
+        within = [c for c in reaches if c.to_time_ms < draft.to_ms or begins_in(c, draft)]
         begins_ms = min((c.from_time_ms or c.to_time_ms for c in within), default=draft.from_ms)
         reads_ms = draft.reads_from_ms(begins_ms)
-        timeline = Timeline(draft.plan, min(begins_ms, reads_ms), draft.to_ms)
+        timeline = draft.timeline(min(begins_ms, reads_ms))
         preview = Preview(draft, timeline, self.since(account_id), self.came)
         for charge in sorted(charges, key=lambda c: (c.meter_key, c.epoch, c.to_time_ms, c[2])):
-            if charge.to_time_ms < draft.to_ms and (
+            if (charge.to_time_ms < draft.to_ms or begins_in(charge, draft)) and (
                 charge.to_time_ms >= reads_ms or charge.kind == "re-split"
             ):
                 preview.add(Recorded(*(getattr(charge, name) for name in Recorded._fields)))
@@ -184,3 +200,69 @@ def test_two_halves_of_time_come_to_the_whole(records: list[LogRecord], cut: int
         for half in halves:
             whole.add(half)
         assert whole == history.preview(account_id, Draft(plan, from_ms, to_ms))
+
+
+def dearer(text: str | None, price_micro: int) -> tuple[str | None, int]:
+    """Return a version's plan and price that go on where those of another stop, at other prices."""
+    if text is None:
+        return None, price_micro + 77_000
+    plan = json.loads(text)
+    rates = plan["rates_micro"]
+    plan["rates_micro"] = {rate: micro * 3 // 4 + 50_000 for rate, micro in rates.items()}
+    for step in [step for name in ("steps",) for step in (plan.get("ladder") or {}).get(name, [])]:
+        step["add_micro"] *= 2
+    plan["surcharges"] = [{"name": "fund", "price_micro": 4_000}]
+    return json.dumps(plan), 0
+
+
+def with_version(records: list[LogRecord], effective_at_ms: int) -> list[LogRecord]:
+    """Return a log in which each tariff has a second version, told at once behind its first."""
+    told: list[LogRecord] = []
+    for record in records:
+        told.append(record)
+        if record.subject == "tariff-fact":
+            fact: Any = record.value
+            plan, price_micro = dearer(fact["plan"], fact["price_micro"])
+            second = {"version": 2, "revision": fact["revision"] + 1, "plan": plan}
+            second |= {"price_micro": price_micro, "effective_at_ms": effective_at_ms}
+            told.append(LogRecord(0, record.timestamp_ms, "tariff-fact", fact | second))
+    return [
+        LogRecord(offset, record.timestamp_ms, record.subject, record.value)
+        for offset, record in enumerate(told)
+    ]
+
+
+def is_told_across(charges: Iterable[ChargeRow], *edges_ms: int) -> bool:
+    """Say whether registers of rates tell an interval over an edge, which is split by time then."""
+    return any(
+        charge.from_rates_milli and charge.from_time_ms < edge_ms < charge.to_time_ms
+        for charge in charges
+        for edge_ms in edges_ms
+    )
+
+
+@examples(200)
+@given(steady(), st.integers(0, 49), st.integers(50, 99), st.integers(0, 3))
+def test_an_adjustment_is_what_a_price_from_a_past_instant_on_would_have_changed(
+    records: list[LogRecord], begins: int, ends: int, off: int
+) -> None:
+    ends_ms = sorted({c.to_time_ms for a in ACCOUNTS for c in History(records).charges(a)})
+    if len(ends_ms) < 2:
+        event("nothing to compare")
+        return
+    from_ms, to_ms = (ends_ms[len(ends_ms) * at // 100] for at in (begins, ends))
+    from_ms, to_ms = from_ms + off * 3_333, to_ms - off * 10_001
+    if from_ms >= to_ms:
+        event("no time between")
+        return
+    before, after = (History(with_version(records, at_ms)) for at_ms in (from_ms, to_ms))
+    for account_id in ACCOUNTS:
+        charges = after.charges(account_id)
+        moved = any(history.has_closed(history.charges(account_id)) for history in (before, after))
+        if not charges or moved or is_told_across(charges, from_ms, to_ms):
+            continue
+        drafts = [Draft(plan, from_ms, to_ms, cuts=True) for plan in after.versions_of(account_id)]
+        old, new = (after.preview(account_id, draft).draft_nano for draft in drafts)
+        would, was = (sum(c.amount_nano for c in h.charges(account_id)) for h in (before, after))
+        event("it is dearer" if new != old else "it is the same")
+        assert new - old == would - was

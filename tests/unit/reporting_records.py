@@ -134,19 +134,22 @@ class Story:
 
     # --- vending ----------------------------------------------------------------------------
 
-    def book(self) -> list[Sent]:
-        money = {"currency": "CNY", "legal_entity": "LE1"}
-        tariff = {
+    def tariff_published(self, version: int, price_micro: int, effective_at_ms: int) -> Sent:
+        said = {
             "tariff_id": self.tariff,
-            "version": 1,
+            "version": version,
             "kind": "flat",
             "commodity": "electricity",
-            "price_micro": PRICE_MICRO,
+            "price_micro": price_micro,
             "plan": None,
-            "effective_at_ms": 0,
+            "effective_at_ms": effective_at_ms,
             "document_id": None,
-            **money,
+            "currency": "CNY",
+            "legal_entity": "LE1",
         }
+        return self.event(f"tariff-{self.tariff}", version - 1, "tariff-published", said)
+
+    def book(self) -> list[Sent]:
         policy = {
             "policy_id": self.policy,
             "version": 1,
@@ -167,7 +170,7 @@ class Story:
             "rounding": None,
         }
         return [
-            self.event(f"tariff-{self.tariff}", 0, "tariff-published", tariff),
+            self.tariff_published(1, PRICE_MICRO, 0),
             self.event(f"policy-{self.policy}", 0, "policy-published", policy),
             self.credit_sold(1, CREDIT_NANO),
         ]

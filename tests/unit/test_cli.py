@@ -9,9 +9,11 @@ import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -24,9 +26,11 @@ from services.common.tariffs import plan as plans
 from tools import client
 from tools.cli import asking
 from tools.cli import main as cli
+from tools.cli.affected import last_month
 from tools.client import Clients, Refused
 from tools.sitefile import Policy
 from wattvend.reporting.v1 import fleet_pb2 as f
+from wattvend.reporting.v1 import previews_pb2 as p
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import batches_pb2 as b
@@ -55,6 +59,34 @@ DOCUMENTS = {
     **dict.fromkeys(("CreateDocument", "GetDocument", "SubmitDocument"), PAPER),
     "ListDocuments": d.ListDocumentsResponse(documents=[PAPER]),
     "ListVersions": d.ListVersionsResponse(versions=[SUPERSEDED]),
+}
+
+BEGAN = d.Version(number=3, state="in-force", document="documents/D1")
+COMES_TO = p.AdjustmentPreview(
+    accounts=[
+        p.AdjustedAccount(
+            account="accounts/A1", amount_minor=120, charged_nano="9", would_nano="1"
+        ),
+        p.AdjustedAccount(account="accounts/A2", amount_minor=-7, charged_nano="1", would_nano="9"),
+        p.AdjustedAccount(account="accounts/A3", charged_nano="1", would_nano="1"),
+        p.AdjustedAccount(
+            account="accounts/A4",
+            amount_minor=5,
+            charged_nano="1",
+            would_nano="1",
+            left_out="not-read",
+        ),
+    ],
+    currency="CNY",
+    minor_decimals=2,
+    credit_minor=120,
+    debit_minor=7,
+)
+RUN = {
+    "ListVersions": d.ListVersionsResponse(versions=[BEGAN]),
+    "PreviewAdjustment": COMES_TO,
+    "ListBatches": b.ListBatchesResponse(),
+    "CreateBatch": b.Batch(name="batches/B1", status="draft", currency="CNY"),
 }
 
 
@@ -181,9 +213,11 @@ def test_what_is_wrong_with_a_plan_is_said_with_its_place(
 def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/tariffs.md").read_text(), re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 11
     vending = Vending(
-        PublishTariff=v.Tariff(name="tariffs/shops", currency="CNY", plan="{}"), **DOCUMENTS
+        PublishTariff=v.Tariff(name="tariffs/shops", currency="CNY", plan="{}"),
+        PreviewPolicy=p.PolicyPreview(currency="CNY"),
+        **(DOCUMENTS | RUN),
     )
     for command in commands:
         result = wattvend(monkeypatch, vending, "--json", *shlex.split(command))
@@ -203,13 +237,16 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
 def test_the_commands_of_the_page_on_policies_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     commands = re.findall(r"^wattvend (.+)$", (ROOT / "docs/policies.md").read_text(), re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     published = v.Policy(name="policies/homes", currency="CNY", rules='{"grace_minutes": 240}')
-    vending = Vending(PublishPolicy=published, **DOCUMENTS)
+    vending = Vending(
+        PublishPolicy=published, PreviewPolicy=p.PolicyPreview(currency="CNY"), **DOCUMENTS
+    )
     for command in commands:
         result = wattvend(monkeypatch, vending, *shlex.split(command))
         assert result.exit_code == 0, result.output
-        assert ("versions" in command) or "240 min after nothing was left" in result.stdout
+        if "versions" not in command and "preview" not in command:
+            assert "240 min after nothing was left" in result.stdout
     drafted = dict(vending.asked)["CreateDocument"].document.policy
     assert drafted.effective_at_ms == 1_798_732_800_000
     asked = dict(vending.asked)["PublishPolicy"]
@@ -233,6 +270,106 @@ def test_a_document_is_shown_with_who_must_look_at_it_and_what_it_says(
     assert wattvend(monkeypatch, vending, "document", "withdraw", "D1", *reason).exit_code == 0
     versions = wattvend(monkeypatch, vending, "policy", "versions", "homes")
     assert "superseded" in versions.stdout
+
+
+ADJUST = ("tariff", "adjust", "shops", "3", "--from", "2027-01-01T00:00+08:00")
+
+
+def test_an_adjustment_run_is_shown_and_drafted_as_one_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vending = Vending(**RUN)
+    shown = wattvend(monkeypatch, vending, *ADJUST, "--dry-run")
+    said = re.sub(r"\s+", " ", shown.stdout)
+    assert "credited 1.20, taken back 0.07 CNY" in said
+    assert "1 are left out" in said
+    assert "CreateBatch" not in dict(vending.asked)
+    assert wattvend(monkeypatch, vending, *ADJUST).exit_code == 0
+    asked = dict(vending.asked)
+    assert asked["PreviewAdjustment"].from_ms == 1_798_732_800_000
+    batch = asked["CreateBatch"]
+    assert (batch.kind, batch.reason) == ("adjustment", "document D1 from 1798732800000")
+    assert [(t.name, t.amount_minor) for t in batch.list.targets] == [
+        ("accounts/A1", 120),
+        ("accounts/A2", -7),
+    ]
+    known = b.Batch(name="batches/B1", status="running", reason=batch.reason, currency="CNY")
+    again = Vending(**(RUN | {"ListBatches": b.ListBatchesResponse(batches=[known])}))
+    assert wattvend(monkeypatch, again, *ADJUST).exit_code == 0
+    assert "CreateBatch" not in dict(again.asked), "another person has drafted it"
+
+
+def test_a_run_of_a_version_that_has_not_begun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = d.Version(number=3, state="scheduled")
+    vending = Vending(**(RUN | {"ListVersions": d.ListVersionsResponse(versions=[waits])}))
+    result = wattvend(monkeypatch, vending, *ADJUST)
+    assert result.exit_code == 1
+    assert "has no version 3 that has begun" in re.sub(r"\s+", " ", result.stderr)
+
+
+def test_who_is_affected_by_a_price_is_summed_by_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        r.PreviewedAccount(
+            account=f"accounts/A{n}",
+            site=f"sites/S{n % 2}",
+            charged_nano=str(10**10),
+            draft_nano=str(10**10 + change),
+            difference_nano=str(change),
+        )
+        for n, change in enumerate((10**9, -(10**9), 2 * 10**9))
+    ]
+    tariff = v.PublishTariffRequest(name="tariffs/shops", price_micro=900_000)
+    vending = Vending(
+        GetDocument=d.Document(name="documents/D1", tariff=tariff),
+        PreviewTariff=r.TariffPreview(accounts=lines, currency="CNY", minor_decimals=2),
+    )
+    shown = wattvend(monkeypatch, vending, "document", "preview", "D1")
+    assert re.search(r"S0 +2 +2 +0 +20.00 +23.00 +3.00", shown.stdout)
+    assert re.search(r"S1 +1 +0 +1 +10.00 +9.00 +-1.00", shown.stdout)
+    asked = dict(vending.asked)["PreviewTariff"]
+    assert (asked.tariff, asked.price_micro) == ("tariffs/shops", 900_000)
+    assert 28 <= (asked.to_ms - asked.from_ms) // 86_400_000 <= 31
+
+
+def test_the_last_month_is_that_of_the_wall_clock() -> None:
+    now = datetime(2027, 1, 1, 0, 30, tzinfo=ZoneInfo("Asia/Shanghai"))
+    begins_ms, ends_ms = last_month(now)
+    assert (begins_ms, ends_ms) == (1_796_054_400_000, 1_798_732_800_000)
+
+
+def test_who_is_affected_by_a_policy_is_shown_with_what_keeps_him_on_power(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def state(number: int, now: str, then: str, **more: Any) -> p.PreviewedState:
+        return p.PreviewedState(
+            account=f"accounts/A{number}", level_now=now, level_then=then, **more
+        )
+
+    preview = p.PolicyPreview(
+        accounts=[
+            state(1, "normal", "alarm-1"),
+            state(2, "alarm-2", "alarm-2", due_then=True),
+            state(3, "alarm-2", "alarm-2", due_then=True, kept_by="promised"),
+            state(4, "alarm-2", "normal", due_now=True),
+        ],
+        accounts_count=90,
+        unknown_count=2,
+        also_asked=["grace", "notice"],
+        currency="CNY",
+        minor_decimals=2,
+    )
+    vending = Vending(GetDocument=PAPER, PreviewPolicy=preview)
+    shown = wattvend(monkeypatch, vending, "document", "preview", "D1")
+    said = re.sub(r"\s+", " ", shown.stdout)
+    for part in (
+        "due to be cut",
+        "nothing left, kept by promised",
+        "not due any more",
+        "90 accounts are under it; 4 would be in another state at once, 2 of them due",
+        "nobody is cut before the grace period passes, a notice goes out first",
+        "of 2 more nobody can say",
+    ):
+        assert part in said
 
 
 def test_what_is_wrong_with_a_policy_is_said_with_its_place(

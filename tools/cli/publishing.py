@@ -10,7 +10,7 @@ import typer
 
 from services.common.kernel import names
 from services.common.kernel.units import CURRENCIES
-from tools.cli import documents, explained, plans, policies, show
+from tools.cli import affected, documents, explained, plans, policies, show
 from tools.cli.asking import RequestId, instant_ms, out, run, say_refused
 from tools.client import Clients, Refused
 from wattvend.reporting.v1 import reporting_pb2 as r
@@ -127,6 +127,9 @@ async def _drafted(
 def tariff_versions(tariff: TariffId) -> None:
     """List the versions of a tariff: which is in force, which is scheduled."""
     documents.list_versions(names.TARIFF.name(tariff))
+
+
+tariff_app.command("adjust")(affected.adjust)
 
 
 @tariff_app.command("what-if")

@@ -43,8 +43,9 @@ def id_of(name: str) -> str:
     return unquote(name.rpartition("/")[2])
 
 
-def _level(level: str) -> str:
-    return f"[{LEVELS.get(level, 'white')}]{level}[/]" if level else "-"
+def level(name: str) -> str:
+    """Return a level in its colour."""
+    return f"[{LEVELS.get(name, 'white')}]{name}[/]" if name else "-"
 
 
 def fields(title: str, rows: list[tuple[str, str]]) -> Table:
@@ -83,7 +84,7 @@ def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableTy
         rows += [
             ("used in all", money(balance.charged_nano, answer.currency, exact=True)),
             ("available", money(balance.available_nano, answer.currency, exact=True)),
-            ("level", _level(balance.level) + (" [magenta]frozen[/]" if balance.frozen else "")),
+            ("level", level(balance.level) + (" [magenta]frozen[/]" if balance.frozen else "")),
             ("as of", f"sequence {balance.account_sequence}, {moment(balance.as_of_ms)}"),
         ]
     for m in answer.meters:
@@ -410,7 +411,7 @@ def meters(answer: r.ListMetersResponse) -> RenderableType:
             id_of(m.account) or "[dim]house[/]",
             f"[{colour}]{m.status}[/]",
             format_scaled(m.register_milli, 3, 2) if m.HasField("register_milli") else "-",
-            _level(m.level),
+            level(m.level),
             m.wanted or "-",
             (m.reported or "-") if same else f"[red]{m.reported or '-'}[/]",
         )

@@ -5,12 +5,12 @@ where the meter's registers of rates do not tell it (services/metering/README.md
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from services.common.kernel.units import fits_int64
 from services.common.kernel.values import value_class
-from services.common.tariffs.calendar import segments
+from services.common.tariffs.calendar import Segment, segments
 from services.common.tariffs.plan import Plan, rate_index
 
 RATES_APART_MILLI_MAX = 50
@@ -35,21 +35,34 @@ class End(NamedTuple):
 
 @value_class
 class Share:
-    """Energy of an interval in one rate (its number) and period."""
+    """Energy of an interval in one rate (its number) and period; `part`: behind so many edges."""
 
     rate: int
     period: int
     energy_milli: int
+    part: int = 0
 
 
 class Timeline:
     """The segments of a plan in a span of time, worked out once for many intervals."""
 
-    def __init__(self, plan: Plan, from_ms: int, to_ms: int) -> None:
-        """Work out [from_ms, to_ms]. What lies before or behind counts as its first or last."""
+    def __init__(self, plan: Plan, from_ms: int, to_ms: int, edges_ms: Sequence[int] = ()) -> None:
+        """Work out [from_ms, to_ms]. What lies before or behind counts as its first or last.
+
+        `edges_ms`: instants in it, ascending, at which intervals are split too, as where a version
+        begins.
+        """
         self._rates = sorted(map(rate_index, plan.rates_micro)) if plan.seasons else []
         self._segments = segments(plan, from_ms, to_ms + 1)
-        self._begins_ms = [segment.begins_ms for segment in self._segments]
+        begins_ms = [segment.begins_ms for segment in self._segments]
+        for edge_ms in edges_ms:
+            at = bisect_right(begins_ms, edge_ms)
+            if at and begins_ms[at - 1] != edge_ms:
+                before = self._segments[at - 1]
+                self._segments.insert(at, Segment(edge_ms, before.rate, before.period))
+                begins_ms.insert(at, edge_ms)
+        self._begins_ms = begins_ms
+        self._parts = [bisect_right(edges_ms, at_ms) for at_ms in begins_ms]
 
     def shares(self, begin: End, end: End, energy_milli: int, ratio: int) -> Iterator[Share]:
         """Yield the shares of an interval; two may be of one rate and period.
@@ -61,18 +74,22 @@ class Timeline:
         first = max(0, bisect_right(self._begins_ms, begins_ms) - 1)
         # The segment of its last instant; without a duration that of its instant.
         last = max(first, bisect_right(self._begins_ms, ends_ms - 1) - 1)
-        period = self._segments[first].period
-        if period == self._segments[last].period and _tell(begin, end, self._rates, ratio):
-            yield from self._told(begin, end, energy_milli, ratio, period)
+        period, part = self._segments[first].period, self._parts[first]
+        is_one = (period, part) == (self._segments[last].period, self._parts[last])
+        if is_one and _tell(begin, end, self._rates, ratio):
+            for share in self._told(begin, end, energy_milli, ratio, period):
+                yield Share(share.rate, period, share.energy_milli, part)
             return
         used_milli = 0
         for at in range(first, last):
             segment, elapsed_ms = self._segments[at], self._begins_ms[at + 1] - begins_ms
             until_milli = energy_milli * elapsed_ms // (ends_ms - begins_ms)
-            yield Share(segment.rate, segment.period, until_milli - used_milli)
+            part = self._parts[at]
+            yield Share(segment.rate, segment.period, until_milli - used_milli, part)
             used_milli = until_milli
         segment = self._segments[last]
-        yield Share(segment.rate, segment.period, energy_milli - used_milli)
+        left_milli = energy_milli - used_milli
+        yield Share(segment.rate, segment.period, left_milli, self._parts[last])
 
     def _told(
         self, begin: End, end: End, energy_milli: int, ratio: int, period: int

@@ -11,6 +11,7 @@ import numpy as np
 from services.common.kernel.frames import ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
+from services.common.policies.levels import CUT
 from services.metering.domain.closings import close_meter, let_wait, must_wait, resolve_closing
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
@@ -22,7 +23,6 @@ from services.metering.domain.outbox import Cause, Outbox, freeze
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
     ABSORB_VERSION,
-    CUT,
     LAYOUT_VERSION,
     METERS_MAX,
     Fact,

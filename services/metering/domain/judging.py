@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from services.common.kernel.frames import RELAY_PHASES, RELAY_REPORTED
+from services.common.policies.levels import ALARM_1, CUT, LEVEL_NAMES, asked
 from services.common.policies.rules import Rules
 from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.charging import Intervals
@@ -19,13 +20,8 @@ from services.metering.domain.outbox import (
     set_level,
 )
 from services.metering.domain.rows import (
-    ALARM_1,
-    ALARM_2,
-    CUT,
     FORCED,
-    LEVEL_NAMES,
     NEVER_MS,
-    NORMAL,
     RELAY_CLOSED,
     RELAY_TRIPPED,
     RELAY_UNKNOWN,
@@ -126,14 +122,7 @@ def _moves(
     if is_plenty.all() and not levels.any():  # normal, and they were
         return None
     policies = state.policies.rows.take(slots_of_policies)
-    targets = np.where(available <= policies["alarm_1_nano"], ALARM_1, NORMAL)
-    targets[available <= policies["alarm_2_nano"]] = ALARM_2
-    targets[available <= policies["floor_nano"]] = CUT
-    # What stands is cleared only above its threshold and the policy's hysteresis.
-    standing = np.where(available <= policies["alarm_1_clear_nano"], ALARM_1, NORMAL)
-    standing[available <= policies["alarm_2_clear_nano"]] = ALARM_2
-    counted = np.maximum(np.minimum(targets, ALARM_2), np.minimum(standing, levels))
-    in_arrears = targets == CUT
+    counted, in_arrears = asked(available, levels, policies)
     were_in_arrears = accounts["arrears_since_ms"] != NEVER_MS
     acts = np.where(
         levels == CUT,

@@ -11,9 +11,10 @@ import numpy as np
 from services.common.kernel.frames import BASIS_CLOSED, CHARGE_KINDS, Table, columns_of_charges
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
+from services.common.policies.levels import LEVEL_NAMES, NORMAL
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
-from services.metering.domain.rows import LEVEL_NAMES, NEVER_MS, NORMAL, NOT_DUE_MS, Fact
+from services.metering.domain.rows import NEVER_MS, NOT_DUE_MS, Fact
 from services.metering.domain.shard import ShardState
 
 _BALANCE_COLUMNS = (

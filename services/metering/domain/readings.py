@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE, Entries, Table
+from services.common.policies.levels import CUT
 from services.metering.domain.charging import (
     Bill,
     Intervals,
@@ -22,7 +23,6 @@ from services.metering.domain.holds import are_newly_held, changed_flags, count_
 from services.metering.domain.judging import judge, may_decide, relays_seen, renew
 from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
-from services.metering.domain.rows import CUT
 from services.metering.domain.shard import ShardState
 from services.metering.domain.validation import (
     CHARGED,

@@ -58,8 +58,6 @@ NOT_DUE_MS = INT64_MAX
 NO_POWER = INT64_MIN
 """The meter has no physical bound."""
 
-NORMAL, ALARM_1, ALARM_2, CUT = range(4)
-LEVEL_NAMES = ("normal", "alarm-1", "alarm-2", "cut")
 
 HEADER_KEY = b"h"
 FACT_PREFIX = b"f/"

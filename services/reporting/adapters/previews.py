@@ -35,32 +35,49 @@ async def preview(
             field="account_ids",
         )
     commodity, currency = next(iter(units), ("", ""))
-    total, count = Sums(), 0
-    timelines: dict[int, Timeline] = {}
+    total, sampler = Sums(), Sampler(queries, draft)
     told = pb.TariffPreview(
         currency=currency,
         commodity=commodity,
         minor_decimals=messages.minor_decimals(currency),
     )
     for account in accounts:
-        key = account.account_key
-        begins_ms = await queries.first_begin_ms(key, draft.from_ms, draft.to_ms)
+        sums = await sampler.sums(account)
+        total.add(sums)
+        told.accounts.append(_line(account, sums))
+    told.total.CopyFrom(_line(None, total))
+    told.charges = sampler.count
+    return told
+
+
+class Sampler:
+    """Tries a draft on accounts; those whose intervals begin about the same time share a timeline.
+
+    `count`: of the charges that were read.
+    """
+
+    def __init__(self, queries: Queries, draft: Draft) -> None:
+        self.count = 0
+        self._queries = queries
+        self._draft = draft
+        self._timelines: dict[int, Timeline] = {}
+
+    async def sums(self, account: AccountRow) -> Sums:
+        """Return what an account used and paid, and would have paid."""
+        queries, draft, key = self._queries, self._draft, account.account_key
+        begins_ms = await queries.first_begin_ms(key, draft.from_ms, draft.to_ms, cuts=draft.cuts)
         begins_ms = draft.from_ms if begins_ms is None else begins_ms
         reads_from_ms = draft.reads_from_ms(begins_ms)
         step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
-        if step not in timelines:
-            timelines[step] = Timeline(draft.plan, step * _TIMELINE_STEP_MS, draft.to_ms)
-        of_account = Preview(draft, timelines[step], *await _owners(queries, draft, account))
-        async for charges in queries.recorded(key, reads_from_ms, draft.to_ms):
+        if step not in self._timelines:
+            self._timelines[step] = draft.timeline(step * _TIMELINE_STEP_MS)
+        owners = await _owners(queries, draft, account)
+        of_account = Preview(draft, self._timelines[step], *owners)
+        async for charges in queries.recorded(key, reads_from_ms, draft.to_ms, cuts=draft.cuts):
             for charge in charges:
                 of_account.add(charge)
-            count += len(charges)
-        sums = of_account.sums(await _fees(queries, draft, account))
-        total.add(sums)
-        told.accounts.append(_line(account.account_id, sums))
-    told.total.CopyFrom(_line("", total))
-    told.charges = count
-    return told
+            self.count += len(charges)
+        return of_account.sums(await _fees(queries, draft, account))
 
 
 async def _owners(
@@ -84,9 +101,10 @@ async def _fees(queries: Queries, draft: Draft, account: AccountRow) -> tuple[in
     return fees_owed(draft, *await queries.lived_ms(account.account_id))
 
 
-def _line(account_id: str, sums: Sums) -> pb.PreviewedAccount:
+def _line(account: AccountRow | None, sums: Sums) -> pb.PreviewedAccount:
     return pb.PreviewedAccount(
-        account=names.ACCOUNT.name_if(account_id),
+        account=names.ACCOUNT.name(account.account_id) if account else "",
+        site=names.SITE.name(account.site_id) if account else "",
         energy_milli=str(sums.energy_milli),
         charged_nano=str(sums.charged_nano),
         draft_nano=str(sums.draft_nano),

@@ -353,15 +353,22 @@ class Queries:
         )
         return [AccountRow(*line) for line in found]
 
-    async def first_begin_ms(self, account_key: int, from_ms: int, to_ms: int) -> int | None:
-        """Return when the first interval begins that ends in [from, to); None: there is none."""
+    async def first_begin_ms(
+        self, account_key: int, from_ms: int, to_ms: int, *, cuts: bool = False
+    ) -> int | None:
+        """Return when the first interval begins that ends in [from, to); None: there is none.
+
+        `cuts`: one that begins before `to` counts too.
+        """
         found = await self._one(
             "SELECT min(CASE from_time_ms WHEN 0 THEN to_time_ms ELSE from_time_ms END) AS at_ms "
-            "FROM charges WHERE account_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3 "
+            "FROM charges WHERE account_key = $1 AND to_time_ms >= $2 "
+            "AND (to_time_ms < $3 OR ($4 AND from_time_ms > 0 AND from_time_ms < $3)) "
             "AND kind <> 'fee'",
             account_key,
             from_ms,
             to_ms,
+            cuts,
         )
         return None if found is None else found["at_ms"]
 
@@ -399,21 +406,24 @@ class Queries:
         return {(line["meter_key"], line["epoch"]): (line["came"], line["at_ms"]) for line in found}
 
     async def recorded(
-        self, account_key: int, reads_from_ms: int, to_ms: int
+        self, account_key: int, reads_from_ms: int, to_ms: int, *, cuts: bool = False
     ) -> AsyncIterator[Sequence[Recorded]]:
         """Yield an account's charges that end in [reads_from, to), and every re-split before.
 
-        In the order in which a preview adds them up, some at a time: there may be millions.
+        `cuts`: also those that begin before `to`. In the order in which a preview adds them up,
+        some at a time: there may be millions.
         """
         async with self._connection() as connection, connection.transaction():
             cursor = await connection.cursor(
                 f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
-                "WHERE account_key = $1 AND account_revision <> -1 AND to_time_ms < $3 "
+                "WHERE account_key = $1 AND account_revision <> -1 "
+                "AND (to_time_ms < $3 OR ($4 AND from_time_ms > 0 AND from_time_ms < $3)) "
                 "AND (to_time_ms >= $2 OR kind = 're-split') "
                 "ORDER BY meter_key, epoch, to_time_ms, sequence",
                 account_key,
                 reads_from_ms,
                 to_ms,
+                cuts,
             )
             while lines := await cursor.fetch(RECORDED_AT_ONCE):
                 yield [Recorded(*line) for line in lines]

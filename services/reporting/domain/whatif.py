@@ -36,6 +36,8 @@ _NO_RATES = (ABSENT_REGISTER,) * RATES
 ACCOUNT = (0, 0)
 """The owner of a ladder of the account; of a meter's: (meter_key, the epoch in which it came)."""
 NANO_PER_MICRO = 1000
+WITHIN = 1
+"""The part of a cut draft's timeline that lies in its time: behind one of its two ends."""
 
 Owner = tuple[int, int]
 Step = tuple[Owner, int, int]
@@ -75,11 +77,21 @@ def _registers(text: str | None) -> tuple[int, ...]:
 
 @value_class
 class Draft:
-    """A plan, and the time [from_ms, to_ms) for which it is tried."""
+    """A plan, and the time [from_ms, to_ms) for which it is tried.
+
+    `cuts`: an interval over an end of it is split there by time, as where a version begins, and
+    what of it lies within counts; else it belongs to the time in which it ends.
+    """
 
     plan: Plan
     from_ms: int
     to_ms: int
+    cuts: bool = False
+
+    def timeline(self, from_ms: int) -> Timeline:
+        """Return what splits intervals that begin at `from_ms` or later."""
+        edges_ms = (self.from_ms, self.to_ms) if self.cuts else ()
+        return Timeline(self.plan, from_ms, self.to_ms, edges_ms)
 
     def reads_from_ms(self, begins_ms: int) -> int:
         """Return from where on charges must be read, where intervals begin at `begins_ms`.
@@ -190,7 +202,7 @@ class Preview:
         late = [each for each in self._late if _lies_in(each, charge)]
         self._late.clear()
         within = charge.to_time_ms >= self.draft.from_ms
-        if within:
+        if within and not self.draft.cuts:
             self._sums.energy_milli += charge.energy_milli
             self._sums.charged_nano += charge.amount_nano + sum(each.amount_nano for each in late)
         begin, left_milli = charge.begin, charge.energy_milli
@@ -207,6 +219,11 @@ class Preview:
         ladders = self._terms.ladders
         owner = self._owner(charge)
         for share in self.timeline.shares(begin, end, energy_milli, charge.ratio):
+            if self.draft.cuts:
+                if share.part > WITHIN:
+                    continue
+                within = share.part == WITHIN
+                self._sums.energy_milli += share.energy_milli if within else 0
             if within:
                 self._rates[share.rate] += share.energy_milli
             rate = TOTAL if TOTAL in ladders else share.rate

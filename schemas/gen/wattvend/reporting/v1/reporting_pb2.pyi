@@ -1994,6 +1994,7 @@ class PreviewedAccount(_message.Message):
     LADDER_NANO_FIELD_NUMBER: _builtins.int
     TAX_NANO_FIELD_NUMBER: _builtins.int
     FEE_NANO_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """Empty: the total."""
     energy_milli: _builtins.str
@@ -2008,6 +2009,7 @@ class PreviewedAccount(_message.Message):
     ladder_nano: _builtins.str
     tax_nano: _builtins.str
     fee_nano: _builtins.str
+    site: _builtins.str
     def __init__(
         self,
         *,
@@ -2021,10 +2023,11 @@ class PreviewedAccount(_message.Message):
         ladder_nano: _builtins.str = ...,
         tax_nano: _builtins.str = ...,
         fee_nano: _builtins.str = ...,
+        site: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "fee_nano", b"fee_nano", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "charged_nano", b"charged_nano", "difference_nano", b"difference_nano", "draft_nano", b"draft_nano", "energy_milli", b"energy_milli", "fee_nano", b"fee_nano", "ladder_nano", b"ladder_nano", "rate_nano", b"rate_nano", "site", b"site", "surcharge_nano", b"surcharge_nano", "tax_nano", b"tax_nano"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
