@@ -79,7 +79,7 @@ class _Vending:
             runtime.spawn(self._follow("echoes", settle), "echoes")
             runtime.spawn(self.statements.run(runtime.log), "usage")
             runtime.spawn(self._complete(), "half-done")
-            runtime.spawn(self.office.batches.run(), "batches")
+            runtime.spawn(self.office.batches.run(runtime.log), "batches")
         self.stack.push_async_callback(self._drain)
         await self._start_grpc()
         grpc.spare_the_collector()

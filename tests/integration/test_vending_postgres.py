@@ -29,9 +29,12 @@ from services.common.kernel.reasons import Reason
 from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
 from services.vending.adapters.tables import event_of
+from services.vending.application.batches import Draft
 from services.vending.application.numbering import Numbering
 from services.vending.domain.approval import Approve, approval_id_of
 from services.vending.domain.authority import PublishAuthority
+from services.vending.domain.batch import Batch, Kind, Terms
+from services.vending.domain.batching import BeginRound, CancelBatch, SubmitBatch, decide
 from services.vending.domain.closing import LASTS_MS_DEFAULT, closing_id_of
 from services.vending.domain.closings import CloseAccount, CloseMeters
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
@@ -81,6 +84,7 @@ async def a_day(world: World) -> None:
     with pytest.raises(InvalidInput) as taken:
         await world.meter("M3", serial="serial-M1")
     assert taken.value.reason is Reason.SERIAL_TAKEN
+    await batches(world)
     await proposals_and_payments(world)
     await world.account("A3")
     await world.office.closings.begin(CloseAccount(world.ask("A3"), "A3"))
@@ -105,6 +109,26 @@ async def a_day(world: World) -> None:
     )
     await kept.keep_answer(asks[0].account_id, "ask-0", is_last=True)
     await kept.raise_book_epoch(4, await world.store.head())
+
+
+async def batches(world: World) -> None:
+    """Leave a batch that is finished, one with an open round, one cancelled, one a draft."""
+    alone = '{"authority": null, "batch": null}'
+    await world.office.publish_authority(PublishAuthority(world.ask(), "LE1", "CNY", alone, 0))
+    terms = Terms(Kind.SALE, "subsidy", "cash")
+    made = []
+    for number in range(4):
+        draft = Draft(world.ask(number), terms, "", (("A1", None), ("A2", None)), 100 + number)
+        made.append((await world.office.batches.create(draft)).batch_id)
+    for batch_id in made[:3]:
+        await world.office.batches.submit(SubmitBatch(world.ask(batch_id), batch_id))
+    await world.office.batches.move(CancelBatch(world.ask("no"), made[2], "wrong list"))
+    assert await world.office.batches.turn()
+    begin = BeginRound(world.ask("begin"), (0,))
+    draft = Draft(world.ask("open"), terms, "", (("A1", None),), 7)
+    open_id = (await world.office.batches.create(draft)).batch_id
+    await world.office.batches.submit(SubmitBatch(world.ask(open_id), open_id))
+    await world.book.submit(Batch, open_id, lambda state: decide(state, begin))
 
 
 async def proposals_and_payments(world: World) -> None:
@@ -142,6 +166,10 @@ async def said(world: World) -> list[object]:
         await kept.waiting("approval", "LE2", 0, 10),
         await kept.waiting("payment", "LE1", 0, 1),
         await kept.overdue("payment", 2**60),
+        await kept.open_batches(0),
+        await kept.open_batches(2**60),
+        await kept.batches(0, 10),
+        await kept.batches((await kept.batches(0, 10))[1].position, 1),
         await kept.numbered_until(),
         await kept.last_numbers(),
         [await kept.document(e.receipt_id) for e in map(event_of, events) if is_sale(e)],

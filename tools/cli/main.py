@@ -42,9 +42,6 @@ from tools.client import Clients
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
-COUNTED = ("keep-power", "batch")
-"""Actions whose size is told in days, or in targets, not in money."""
-
 
 class CutoffByDefault(TyperGroup):
     """`explain ACCOUNT` is `explain cutoff ACCOUNT`: what is asked most, in a hurry."""
@@ -486,7 +483,7 @@ def _rule(text: str, currency: str) -> tuple[str, int | None]:
     action, is_limited, limit = text.partition("=")
     if not is_limited:
         return action, None
-    if action in COUNTED:
+    if action in show.COUNTED:
         return action, int(_amount(limit))
     known = CURRENCIES.get(currency)
     if known is None:

@@ -16,6 +16,8 @@ from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import vending_pb2 as v
 
+COUNTED = {"keep-power": "days", "batch": "targets"}
+"""Actions whose size is no money → in what it is told."""
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
 KINDS = {"cut": "red", "restored": "green", "frozen": "magenta", "alarm-1": "yellow"}
 
@@ -298,8 +300,8 @@ def authority(answer: v.Authority) -> RenderableType:
             alone = "[yellow]one person is enough[/]"
         elif not above:
             alone = "always a second person"
-        elif action == "keep-power":
-            alone = f"a second person above {above} days"
+        elif action in COUNTED:
+            alone = f"a second person above {above} {COUNTED[action]}"
         else:
             alone = f"a second person above {format_scaled(above, decimals)} {answer.currency}"
         rows.append((action, alone))

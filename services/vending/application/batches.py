@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import structlog
+
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
@@ -35,6 +37,7 @@ from services.vending.domain.tables import BatchRow, Tables
 
 LOOK_AGAIN_S = 0.5
 """How soon a batch begins that was submitted, or goes on that waited."""
+TARGETS_AT_A_STRETCH = 20
 BATCH = "batch"
 ROWS_AT_ONCE = 1_000
 FAR_MS = checks.TIME_MS_MAX
@@ -177,6 +180,7 @@ class Batches:
         reasons: Counter[str] = Counter()
         states: Counter[str] = Counter()
         for number in range(len(state.targets)):
+            await _let_others(number)
             result, entity = await self._tried(state, number)
             outcomes[result.outcome] += 1
             states[_state_of(entity)] += 1
@@ -216,10 +220,15 @@ class Batches:
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Give rounds for as long as the service runs."""
+    async def run(self, log: structlog.stdlib.BoundLogger) -> None:
+        """Give rounds for as long as the service runs, also after a failure of the store."""
         while True:
-            if not await self.turn():
+            moved = False
+            try:
+                moved = await self.turn()
+            except Retriable as away:
+                log.warning("batches stand still", why=str(away))
+            if not moved:
                 await asyncio.sleep(LOOK_AGAIN_S)
 
     async def turn(self) -> bool:
@@ -354,7 +363,8 @@ class Batches:
                 raise checks.invalid("filter", f"it finds no {of}; nothing is to do")
         checks.check_between("targets", len(listed), 1, batch.TARGETS_MAX)
         targets, entities, currencies = [], set(), set()
-        for id_, amount_minor in listed:
+        for number, (id_, amount_minor) in enumerate(listed):
+            await _let_others(number)
             entity = await self._entity(of, id_)
             amount = draft.amount_minor if amount_minor is None else amount_minor
             targets.append(Target(id_, entity.site_id, amount))
@@ -412,6 +422,12 @@ class Batches:
         return await self._book.submit(
             Batch, batch_id, lambda state: batching.decide(state, command)
         )
+
+
+async def _let_others(number: int) -> None:
+    """Let other calls go on now and then: what is in memory is read without a pause."""
+    if number % TARGETS_AT_A_STRETCH == 0:
+        await asyncio.sleep(0)
 
 
 def _refused(number: int, reason: Reason, message: str) -> Result:
