@@ -439,6 +439,7 @@ async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
             (0, 5_000, 200_000),
         ),
         ((0, 6), "debt-set", {"debt_minor": 0, "share_ppm": 0}, (0, 0, 0)),
+        ((0, 7), "account-settled", {"due_minor": 70, "debt_left_minor": 70}, (0, 70, 10**6)),
         # The store was restored to revision 2: what it had told beyond is forgotten.
         ((1, 3), "power-kept", {}, (300, 5_000, 200_000)),
         ((1, 4), "credit-sold", {"emergency_left_minor": None}, (0, 0, 200_000)),
@@ -455,6 +456,9 @@ async def test_what_an_account_owes_is_what_the_standing_events_of_its_book_say(
             if kind == "sale-reversed":
                 (corrected,) = await connection.fetch("SELECT * FROM corrections")
                 assert (corrected["kind"], corrected["amount_minor"]) == (kind, 1_000)
+            if kind == "account-settled":
+                (settled,) = await connection.fetch("SELECT * FROM settlements")
+                assert (settled["due_minor"], settled["debt_left_minor"]) == (70, 70)
             assert (line["account_id"], line["site_id"]) == (story.account, story.site)
         (grant,) = await connection.fetch("SELECT * FROM grants")
         assert (grant["amount_minor"], grant["policy_version"]) == (300, 2)

@@ -52,6 +52,7 @@ from services.vending.domain.events import (
     MoneyEvent,
 )
 from services.vending.domain.meter import ForceRelay
+from services.vending.domain.orders import KeepPower
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
 from services.vending.domain.postings import Usage
@@ -296,6 +297,24 @@ async def test_power_that_is_not_to_be_cut_stays_and_any_reading_since_is_the_la
     assert (meter.is_house, meter.forced) == (True, None)
 
 
+async def test_whose_power_a_person_keeps_is_not_cut(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_two(world)
+        on = ForceRelay(world.ask("on"), "M2", "on", "fire brigade")
+        await world.office.order(on)
+        await close(world)
+        await world.office.complete()
+        forced = [(await world.office.meter(meter_id)).forced for meter_id in ("M1", "M2")]
+        assert forced == ["off", "on"]
+        await world.office.closings.cancel(cancelling(world, await under_way(world)))
+        kept = KeepPower(world.ask("keep"), "A1", T0_MS + HOUR_MS, "a lift")
+        await publish(world, world.ask("document"), **(ALONE | {"keep-power": None}))
+        await world.office.order_for(kept)
+        await close(world, request=by_alice(world, 44))
+        assert (await world.office.meter("M1")).forced is None
+        assert (await under_way(world)).without_cut
+
+
 async def test_who_has_used_more_than_he_paid_owes_it_and_pays_it_when_all_is_closed(
     mall: World,
 ) -> None:
@@ -469,6 +488,37 @@ async def test_an_estimate_goes_on_from_the_last_charged_register_as_it_was_used
     assert await mall.office.closings.estimate("A1", closing.closing_id, "M1") == 4_000
     assert estimated_milli(3_000, 5, 1_000, 5, 9) == 3_000, "no habit in no time"
     assert estimated_milli(3_000, 9, 1_000, 5, 7) == 3_000, "never below what was charged"
+
+
+async def test_an_estimate_is_proposed_as_the_figure_it_came_to(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_a_meter(world, alone_but("register"))
+        meter = await world.office.meter("M1")
+        charged = Charged(meter.meter_key, meter.epoch, 1, 1_600, T0_MS + HOUR_MS)
+        await world.tables.keep_charged([charged], [])
+        began_ms = world.clock.at_ms = T0_MS + 2 * HOUR_MS
+        await close(world, request=by_alice(world, at_ms=began_ms))
+        closing = await under_way(world)
+        world.clock.at_ms += LASTS_MS_DEFAULT
+        desk = Desk(
+            world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, echo_wait_s=1.0
+        )
+        give = pb.GiveRegisterRequest(
+            name=f"accounts/A1/closings/{closing.closing_id}",
+            request_id=str(ids(8)),
+            meter="meters/M1",
+            reason="the cellar is flooded",
+        )
+        call: Any = Call("desk-1", "u-alice", "10.0.0.7", None)
+        api = ClosingApi(desk)
+        assert await refused(api.GiveRegister(give, call)) is Reason.APPROVAL_REQUIRED
+        (proposed,) = await of_type(world, "command-proposed")
+        assert '"register_milli":2200' in proposed.record()["content"]
+        assert '"source":"estimated"' in proposed.record()["content"]
+        await approve(world, proposed.record()["approval_id"])
+        await world.office.complete()
+        left = await world.office.meter("M1")
+        assert (left.is_house, left.closing_register_milli) == (True, 2_200)
 
 
 # --- cancelled -----------------------------------------------------------------------------------

@@ -195,9 +195,10 @@ class Closings:
     async def _cut(self, closing: Closing, meter: Meter) -> int | None:
         """Order the cut, where it is asked for; return since when a reading is the last one.
 
-        None: the cut waits for a second person. Where he declines it, nobody is cut.
+        None: the cut waits for a second person. Where he declines it, nobody is cut; nor where a
+        person has ordered that power is on.
         """
-        if not closing.without_cut and meter.forced != OFF:
+        if not closing.without_cut and meter.forced is None:
             try:
                 await self._approvals.ask(self._force_off(closing, meter.meter_id))
             except InvalidInput as refused:

@@ -216,7 +216,7 @@ def _close(state: Account, command: CloseAccount) -> Decision:
         hold_id="" if state.meters else hold_id,
         closing_id=closing_id_of(*request.key),
         meters=[meter.meter_id for meter in state.meters],
-        without_cut=command.without_cut,
+        without_cut=_cuts_nobody(state, command),
         deadline_ms=request.at_ms + (command.lasts_ms or LASTS_MS_DEFAULT),
         method=command.method,
         reason=command.reason,
@@ -243,12 +243,18 @@ def _close_meters(state: Account, command: CloseMeters) -> Decision:
         account_id=state.account_id,
         closing_id=closing_id_of(*command.request.key),
         meters=list(command.meters),
-        without_cut=command.without_cut,
+        without_cut=_cuts_nobody(state, command),
         deadline_ms=command.request.at_ms + (command.lasts_ms or LASTS_MS_DEFAULT),
         reason=command.reason,
         legal_entity=state.legal_entity,
     )
     return Accepted((closing,))
+
+
+def _cuts_nobody(state: Account, command: CloseAccount | CloseMeters) -> bool:
+    """Say whether power stays on: as is asked, or because a person keeps it for the account."""
+    kept_until_ms = state.orders.keep_power_until_ms or 0
+    return command.without_cut or kept_until_ms > command.request.at_ms
 
 
 # --- on the way -------------------------------------------------------------------------------
