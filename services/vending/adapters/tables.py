@@ -1,12 +1,12 @@
 """services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
 
-`unique_name`, `todo`, `batch`, `waiting` (proposals, payments), `pending` (holds, transfers),
-`draft` (documents, also those long published) and `scheduled` (versions of policies) are derived
-from events (`changes`) within the transaction that stores them. `charged` and `consumer_offset`
-come from the topics that vending reads; `usage_ask` says when metering was asked last what an
-account was charged. `book` holds the book epoch, `raised` the position after which each began;
-`link` what the hash chain over the store is made of, `checkpoint` what the relay vouched for.
-`root` is of earlier releases.
+`unique_name`, `todo`, `batch`, `closing`, `waiting` (proposals, payments), `pending` (holds,
+transfers, openings), `draft` (documents, also those long published) and `scheduled` (versions of
+policies) are derived from events (`changes`) within the transaction that stores them. `charged` and
+`consumer_offset` come from the topics that vending reads; `usage_ask` says when metering was asked
+last what an account was charged. `book` holds the book epoch, `raised` the position after which
+each began; `link` what the hash chain over the store is made of, `checkpoint` what the relay
+vouched for. `root` is of earlier releases.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -46,6 +46,11 @@ from services.vending.domain.events import (
     MeterReplaced,
     MetersClosed,
     MetersClosing,
+    OpeningCancelled,
+    OpeningCompleted,
+    OpeningPrepared,
+    OpeningRefused,
+    OpeningStarted,
     PaymentConfirmed,
     PaymentRefused,
     PaymentSold,
@@ -73,6 +78,8 @@ from services.vending.domain.tables import (
     GATEWAY_ADDRESS,
     HOLD,
     METER_KEY,
+    OPENING,
+    OPENING_PREPARED,
     PAYMENT,
     SERIAL,
     TRANSFER,
@@ -308,6 +315,11 @@ _PROJECTED = {
         AccountCloseRefused,
         MetersClosed,
         ClosingUndone,
+        OpeningPrepared,
+        OpeningStarted,
+        OpeningCompleted,
+        OpeningRefused,
+        OpeningCancelled,
         RefundHeld,
         CreditRefunded,
         RefundRefused,
@@ -453,6 +465,19 @@ class SqlTables:
             due_by_ms,
         )
         return [row[0] for row in rows]
+
+    async def pending_page(
+        self, kinds: tuple[str, str], after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of what is pending, oldest first: at most `limit` above one."""
+        rows = await self._database.rows(
+            "SELECT position, id FROM pending WHERE kind IN ($1, $2) AND position > $3 "
+            "ORDER BY position LIMIT $4",
+            *kinds,
+            after,
+            limit,
+        )
+        return [(position, id_) for position, id_ in rows]
 
     async def numbered_until(self) -> int:
         """Return the position up to which receipts have their numbers."""
@@ -769,6 +794,11 @@ def _told(event: AccountMeterJoined | AccountMeterLeft) -> Statement:
 
 
 _PENDING_AFTER: dict[str, str | None] = {
+    OpeningPrepared.SUBJECT: OPENING_PREPARED,
+    OpeningStarted.SUBJECT: OPENING,
+    OpeningCompleted.SUBJECT: None,
+    OpeningRefused.SUBJECT: None,
+    OpeningCancelled.SUBJECT: None,
     RefundHeld.SUBJECT: HOLD,
     CreditRefunded.SUBJECT: None,
     RefundRefused.SUBJECT: None,
@@ -776,20 +806,23 @@ _PENDING_AFTER: dict[str, str | None] = {
     TransferArrived.SUBJECT: None,
     TransferReturned.SUBJECT: None,
 }
-"""What of an account is pending after an event, of which one thing is at most; None: nothing."""
+"""What of an account, or of its opening, is pending after an event: one thing; None: nothing."""
+_OPENING = "opening-"
 
 
 def _pending(event: Event, position: int) -> Statement:
-    """Keep what of an account is pending. A hold of an earlier release has no deadline."""
-    account_id: str = event.account_id  # type: ignore[attr-defined] # each of these has it
+    """Keep what is pending. A hold of an earlier release has no deadline."""
+    id_: str = event.account_id  # type: ignore[attr-defined] # each of these has it
+    if event.SUBJECT.startswith(_OPENING):
+        id_ = f"{_OPENING}{id_}"
     kind = _PENDING_AFTER[event.SUBJECT]
     if kind is None:
-        return Statement("DELETE FROM pending WHERE id = $1", [(account_id,)])
+        return Statement("DELETE FROM pending WHERE id = $1", [(id_,)])
     due_ms = event.deadline_ms if isinstance(event, RefundHeld) else 0
     return Statement(
         "INSERT INTO pending(id, kind, due_ms, position) VALUES($1, $2, $3, $4) "
         "ON CONFLICT(id) DO UPDATE SET kind = $2, due_ms = $3",
-        [(account_id, kind, NEVER_MS if due_ms is None else due_ms, position)],
+        [(id_, kind, NEVER_MS if due_ms is None else due_ms, position)],
     )
 
 

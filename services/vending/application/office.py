@@ -26,6 +26,7 @@ from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
 from services.vending.application.closings import Closings
 from services.vending.application.documents import Documents
+from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, each, step
 from services.vending.application.receipts import Receipts
@@ -178,6 +179,7 @@ class Office:
             account.grant_named,
             said=("at_most_minor",),
         )
+        self.openings = Openings(book, tables, clock, self)
         self.transfers = Transfers(book, tables, clock, terms.hold_lasts_ms)
         commands = {
             "reverse-sale": reverse,
@@ -609,7 +611,7 @@ class Office:
         Return how many steps.
         """
         done = await self.approvals.complete() + await self.payments.complete()
-        done += await self.documents.complete()
+        done += await self.documents.complete() + await self.openings.complete()
         if ended := await self.transfers.complete():
             self._wake()
         done += ended

@@ -334,11 +334,7 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
         return earlier
     if isinstance(command, OpenAccount):
         if state:
-            return Rejection(
-                Reason.ALREADY_EXISTS,
-                f"account {command.account_id} exists already; choose another account_id",
-                "account_id",
-            )
+            return account_exists(command.account_id)
         return _open(command)
     if state is None:
         return account_not_found(command.account_id)
@@ -367,7 +363,24 @@ def _open(command: OpenAccount) -> Decision:
         return policy_not_found(command.policy_id)
     if problem := unfit(site, command.commodity, tariff, policy):
         return problem
-    opened = AccountOpened(
+    opening = opened(command, site)
+    if not command.first_sale_minor:
+        return Accepted((opening,))
+    state = evolve(None, opening)
+    first = Sell(
+        command.request,
+        command.account_id,
+        command.first_sale_minor,
+        command.method,
+        policy=command.policy,
+    )
+    sale = _sale(state, first)
+    return sale if isinstance(sale, Rejection) else Accepted((opening, sale))
+
+
+def opened(command: OpenAccount, site: Site) -> AccountOpened:
+    """Return the event of an account that opens at a site."""
+    return AccountOpened(
         **stamp(command.request),
         account_id=command.account_id,
         account_key=column_key("account", command.account_id),
@@ -382,18 +395,12 @@ def _open(command: OpenAccount) -> Decision:
         tariff_id=command.tariff_id,
         policy_id=command.policy_id,
     )
-    if not command.first_sale_minor:
-        return Accepted((opened,))
-    state = evolve(None, opened)
-    first = Sell(
-        command.request,
-        command.account_id,
-        command.first_sale_minor,
-        command.method,
-        policy=command.policy,
-    )
-    sale = _sale(state, first)
-    return sale if isinstance(sale, Rejection) else Accepted((opened, sale))
+
+
+def account_exists(account_id: str) -> Rejection:
+    """Return the refusal to open an account that is there."""
+    text = f"account {account_id} exists already; choose another account_id"
+    return Rejection(Reason.ALREADY_EXISTS, text, "account_id")
 
 
 def tariff_not_found(tariff_id: str) -> Rejection:
@@ -410,6 +417,11 @@ def policy_not_found(policy_id: str) -> Rejection:
 
 def unfit(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> Rejection | None:
     """Return why an account at a site cannot have a tariff and a policy; None where it can."""
+    return first_problem(*misfits(site, commodity, tariff, policy))
+
+
+def misfits(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> list[Rejection]:
+    """Return all that keeps an account at a site from having a tariff and a policy."""
 
     def same(reason: Reason, what: str, is_: str, wanted: str) -> Rejection | None:
         if is_ == wanted:
@@ -417,7 +429,7 @@ def unfit(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> Rejecti
         text = f"{what} is {is_}, the account's is {wanted}: choose one of {wanted}"
         return Rejection(reason, text, what.partition(" ")[0] + "_id")
 
-    return first_problem(
+    problems = (
         same(Reason.CURRENCY_MISMATCH, "tariff currency", tariff.currency, site.currency),
         same(Reason.CURRENCY_MISMATCH, "policy currency", policy.currency, site.currency),
         same(Reason.COMMODITY_MISMATCH, "tariff commodity", tariff.commodity, commodity),
@@ -437,6 +449,7 @@ def unfit(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> Rejecti
         if is_constant(tariff.charged_by) and not tariff.charged_by.fees
         else same(Reason.INVALID_ARGUMENT, "tariff zone", tariff.charged_by.zone, site.zone),
     )
+    return [problem for problem in problems if problem]
 
 
 def _sale(state: Account, command: Sell) -> CreditSold | Rejection:

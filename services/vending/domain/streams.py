@@ -12,6 +12,7 @@ from services.vending.domain import (
     document,
     gateway,
     meter,
+    opening,
     payment,
     policy,
     site,
@@ -26,6 +27,7 @@ from services.vending.domain.event_store import StreamId
 from services.vending.domain.events import Event
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
+from services.vending.domain.opening import Opening
 from services.vending.domain.payment import Payment
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
@@ -43,6 +45,7 @@ State = (
     | Proposal
     | Payment
     | Batch
+    | Opening
 )
 Evolve = Callable[[Any, Event], State]
 
@@ -51,6 +54,7 @@ _EVOLVE: dict[str, Evolve] = {
     "gateway": gateway.evolve,
     "meter": meter.evolve,
     "account": account.evolve,
+    "opening": opening.evolve,
     "tariff": tariff.evolve,
     "policy": policy.evolve,
     "document": document.evolve,
@@ -64,6 +68,7 @@ _KINDS: dict[type, str] = {
     Gateway: "gateway",
     Meter: "meter",
     Account: "account",
+    Opening: "opening",
     Tariff: "tariff",
     Policy: "policy",
     Document: "document",

@@ -27,6 +27,9 @@ HOLD = "hold"
 """What is pending: holds that metering shall echo, by their accounts."""
 TRANSFER = "transfer"
 """And credit in transit, by the accounts that it left."""
+OPENING_PREPARED = "opening-prepared"
+OPENING = "opening"
+"""And openings, by their streams: those that wait to be started, and those that are."""
 
 CHECKPOINTS_KEPT = 100
 """The newest; of those before them the last of each day (UTC) stays for good."""
@@ -218,8 +221,14 @@ class Tables(Protocol):
     async def pending(self, kind: str, due_by_ms: int) -> list[str]:
         """Return the ids of what is pending and due by an instant, oldest first.
 
-        `kind`: HOLD, due at its deadline, or TRANSFER, due at once.
+        `kind`: HOLD, due at its deadline; TRANSFER, OPENING, due at once.
         """
+        ...
+
+    async def pending_page(
+        self, kinds: tuple[str, str], after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of what is pending, oldest first: at most `limit` above one."""
         ...
 
     async def numbered_until(self) -> int:
