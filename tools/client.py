@@ -17,6 +17,7 @@ from wattvend.vending.v1 import (
     batches_pb2_grpc,
     closings_pb2_grpc,
     documents_pb2_grpc,
+    openings_pb2_grpc,
     vending_pb2_grpc,
 )
 
@@ -70,8 +71,8 @@ class _Calls:
 class Clients:
     """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
 
-    `accounts`: the life of accounts, which is vending's too, as `documents`, `batches`, `closings`
-    and `operations` are; `fleet` and `previews` are reporting's.
+    `accounts`: the life of accounts, which is vending's too, as `documents`, `batches`, `closings`,
+    `openings` and `operations` are; `fleet` and `previews` are reporting's.
     """
 
     vending: _Calls
@@ -80,6 +81,7 @@ class Clients:
     operations: _Calls
     documents: _Calls
     closings: _Calls
+    openings: _Calls
     reporting: _Calls
     fleet: _Calls
     previews: _Calls
@@ -110,6 +112,7 @@ async def connect(
             _Calls(operations_grpc_pb2.OperationsStub(to_vending), vending, caller, actor),
             _Calls(documents_pb2_grpc.DocumentServiceStub(to_vending), vending, caller, actor),
             _Calls(closings_pb2_grpc.ClosingServiceStub(to_vending), vending, caller, actor),
+            _Calls(openings_pb2_grpc.OpeningServiceStub(to_vending), vending, caller, actor),
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
             _Calls(fleet_pb2_grpc.FleetServiceStub(to_reporting), reporting, caller, actor),
             _Calls(previews_pb2_grpc.PreviewServiceStub(to_reporting), reporting, caller, actor),

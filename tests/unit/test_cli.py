@@ -36,11 +36,15 @@ from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import batches_pb2 as b
 from wattvend.vending.v1 import closings_pb2 as c
 from wattvend.vending.v1 import documents_pb2 as d
+from wattvend.vending.v1 import openings_pb2 as o
 from wattvend.vending.v1 import vending_pb2 as v
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/commercial-time-of-use.yaml"
 ACCOUNT = v.Account(name="accounts/A1", currency="CNY", minor_decimals=2)
+OPENED = o.Opening(
+    account="accounts/A1", status="open", left_out=[o.LeftOutMeter(meter="meters/M2")]
+)
 BALANCE = r.Balance(name=names.BALANCE.name("A1"), currency="CNY")
 
 
@@ -94,7 +98,7 @@ class Vending:
     """Answers by method name; an exception is raised instead."""
 
     def __init__(self, **answers: Any) -> None:
-        self.answers = {"GetAccount": ACCOUNT, "OpenAccount": ACCOUNT, **answers}
+        self.answers = {"GetAccount": ACCOUNT, **answers}
         self.asked: list[tuple[str, Any]] = []
 
     async def __call__(self, method: str, request: Any, **_: float) -> Any:
@@ -161,19 +165,88 @@ def test_a_sale_that_was_refused_is_not_to_be_repeated(monkeypatch: pytest.Monke
     assert "--request-id" not in result.stderr
 
 
-def test_an_account_that_was_opened_by_half_is_completed_with_the_same_id(
+def test_an_account_opens_in_one_command_and_is_repeated_with_the_same_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refused = Refused("FAILED_PRECONDITION", "NO_READING_YET", "no reading yet")
-    vending = Vending(AssignMeter=refused)
-    result = wattvend(monkeypatch, vending, *opening("--meter", "M1"))
+    vending = Vending(CreateOpening=Refused("UNAVAILABLE", "", "no answer"))
+    result = wattvend(monkeypatch, vending, *opening("--meter", "M1=7.5", "--sale", "10"))
     (told,) = re.findall(r"--request-id (\S+):", result.stderr)
-    first = {method: request.request_id for method, request in vending.asked}
-    again = Vending(AssignMeter=v.Meter(name="meters/M1"))
-    done = wattvend(monkeypatch, again, *opening("--meter", "M1", "--request-id", told))
+    ((_, first),) = vending.asked
+    again = Vending(CreateOpening=OPENED)
+    more = ("--meter", "M1=7.5", "--sale", "10", "--request-id", told)
+    done = wattvend(monkeypatch, again, *opening(*more))
     assert done.exit_code == 0, done.output
-    second = {method: getattr(request, "request_id", "") for method, request in again.asked}
-    assert {name: second[name] for name in first} == first
+    assert again.asked[0][1] == first
+    (meter,) = first.opening.meters
+    assert (meter.meter, meter.register_milli) == ("meters/M1", 7_500)
+    assert (first.opening.first_sale.amount_minor, first.opening.first_sale.currency) == (
+        1000,
+        "CNY",
+    )
+    assert "without M2" in done.output
+
+
+def test_what_is_wrong_with_a_file_is_told_line_by_line_and_no_such_line_is_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shops.csv").write_text(
+        "account,site,tariff,policy,meters,sale\n"
+        "A1,S,T,P,M1=1 M2,10\n"
+        "A2,S,T,,M3,ten\n"
+        "A3,S,T,P,M2,\n"
+        "A4,S,T,P,M4=x,1.005\n"
+        "A5,S,T,P,,\n"
+    )
+    vending = Vending(CreateOpening=OPENED)
+    path = str(tmp_path / "shops.csv")
+    result = wattvend(monkeypatch, vending, "--json", "opening", "batch", path)
+    assert result.exit_code == 1
+    told = [
+        [each["message"] for each in line["problems"]]
+        for line in json.loads(result.stdout)["openings"]
+    ]
+    assert told == [
+        ["meter M2 is in more than one line"],
+        ["policy is empty", "'ten' is no amount; write e.g. 99.90"],
+        ["meter M2 is in more than one line"],
+        [
+            "'x' is no register; write e.g. 1234.56",
+            "1.005 has more than 2 decimals, those of the currency",
+        ],
+        [],
+    ]
+    assert [request.opening_id for _, request in vending.asked] == ["A5"]
+    first = vending.asked[0][1]
+    again = Vending(CreateOpening=OPENED)
+    wattvend(monkeypatch, again, "opening", "batch", path)
+    assert again.asked[0][1] == first, "run again, it is the same request"
+
+
+def test_a_dry_run_asks_for_every_line_and_opens_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "shops.csv").write_text("account,site,tariff,policy\nA1,S,T,P\nA2,S,T,P\n")
+    wrong = o.Opening(account="accounts/A1", problems=[o.OpeningProblem(reason="SITE_NOT_FOUND")])
+    vending = Vending(CreateOpening=wrong)
+    path = str(tmp_path / "shops.csv")
+    result = wattvend(monkeypatch, vending, "opening", "batch", path, "--dry-run")
+    assert (result.exit_code, len(vending.asked)) == (1, 2)
+    assert all(request.validate_only for _, request in vending.asked)
+    assert "0 of 2 lines are right" in result.stdout
+    assert result.stdout.count("SITE_NOT_FOUND") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("account,site\nA1,S\n", "is missing"), ("account,site,tariff,policy,x\n", "unknown")],
+)
+def test_a_file_with_other_columns_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "shops.csv").write_text(text)
+    result = wattvend(monkeypatch, Vending(), "opening", "batch", str(tmp_path / "shops.csv"))
+    assert result.exit_code == 2
+    assert says in result.stderr
 
 
 def test_a_plan_is_shown_all_in_and_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,12 +469,17 @@ def test_the_commands_of_the_page_on_accounts_work(
     site = "site: {id: mall-1, name: Mall, zone: UTC, currency: CNY, legal_entity: prop-co}\n"
     (tmp_path / "site.yaml").write_text(site + policy)
     monkeypatch.chdir(tmp_path)
-    of_others = ("RegisterSite", "PublishPolicy", "AssignMeter")
+    (file,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "shops.csv").write_text(file)
+    of_others = ("RegisterSite", "PublishPolicy")
     kinds = ("GrantEmergencyCredit", "SetDebt", "ChangeTerms", "ChangeTenant", "WriteOff")
     vending = Vending(
         **dict.fromkeys((*of_others, *kinds, "ForceRelay"), ACCOUNT),
         CreateClosing=lro.Operation(),
         ListClosings=c.ListClosingsResponse(),
+        **dict.fromkeys(("StartOpening", "GetOpening", "CancelOpening"), o.Opening(status="open")),
+        CreateOpening=o.Opening(account="accounts/shop-001", status="open"),
+        ListOpenings=o.ListOpeningsResponse(),
         Sell=v.SellResponse(),
         GetBalance=BALANCE,
         TransferCredit=a.TransferCreditResponse(amount_minor=5_000, currency="CNY"),
@@ -427,11 +505,14 @@ def test_the_commands_of_the_page_on_accounts_work(
         ("accounts/shop-002", 5_000),
         ("accounts/shop-002", 0),
     ]
-    assert [request.name for what, request in vending.asked if what == "AssignMeter"] == [
-        "meters/meter-001",
-        "meters/meter-001",
-        "meters/meter-002",
+    openings = [request for what, request in vending.asked if what == "CreateOpening"]
+    assert [(each.opening_id, len(each.opening.meters)) for each in openings[:3]] == [
+        ("shop-001", 1),
+        ("shop-002", 2),
+        ("shop-003", 1),
     ]
+    assert [each.validate_only for each in openings[3:]] == [True, True, False, False]
+    assert [each.prepare_only for each in openings] == [False, False, True, *[False] * 4]
 
 
 def test_the_commands_of_the_page_on_closings_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,7 +553,6 @@ def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch
             assert result.exit_code == 0, result.output
     assert {method for method, _ in vending.asked} == vending.answers.keys() - {
         "GetAccount",
-        "OpenAccount",
     }
     replaced, ran_over = [r for method, r in vending.asked if method == "ReplaceMeter"][::2]
     assert (replaced.closing_register_milli, replaced.opening_register_milli) == (48_210_370, 120)
@@ -503,7 +583,7 @@ def test_the_commands_of_the_page_on_sales_work(
         for flags in (("--json",), ()):
             result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
             assert result.exit_code == 0, result.output
-    assert {method for method, _ in vending.asked} == vending.answers.keys() - {"OpenAccount"}
+    assert {method for method, _ in vending.asked} == vending.answers.keys()
     adjusted = [request for method, request in vending.asked if method == "AdjustCredit"][::2]
     assert [request.amount_minor for request in adjusted] == [1250, -1250]
     refunds = [request for method, request in vending.asked if method == "RefundCredit"][::2]
@@ -534,7 +614,7 @@ def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPa
             result = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
             assert result.exit_code == 0, result.output
     asked = dict(vending.asked)
-    assert asked.keys() == vending.answers.keys() - {"GetAccount", "OpenAccount"}
+    assert asked.keys() == vending.answers.keys() - {"GetAccount"}
     assert json.loads(asked["PublishAuthority"].rules) == {"keep-power": 7, "force-off": None}
     assert asked["Approve"].reason
 
@@ -575,7 +655,7 @@ def test_the_commands_of_the_page_on_batches_work(
             result_ = wattvend(monkeypatch, vending, *flags, *shlex.split(command))
             assert result_.exit_code == 0, result_.output
     asked = dict(vending.asked)
-    assert asked.keys() == vending.answers.keys() - {"OpenAccount"}
+    assert asked.keys() == vending.answers.keys()
     made = [request for method, request in vending.asked if method == "CreateBatch"]
     assert {request.filter for request in made} == {
         "",

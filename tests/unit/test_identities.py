@@ -231,7 +231,10 @@ def test_no_schema_has_a_field_for_what_tells_who_somebody_is() -> None:
 
 def test_a_person_is_an_optional_opaque_id_and_stands_nowhere_else() -> None:
     having = {subject for subject, names in FIELDS.items() if "subject_id" in names}
-    assert having == {"account-opened", "account-tenant-changed", "account-fact"}
+    assert having == {
+        *("account-opened", "account-tenant-changed", "account-fact"),
+        *("opening-prepared", "opening-started"),
+    }
     for subject in having:
         (field,) = (f for f in SCHEMAS[subject]["fields"] if f["name"] == "subject_id")
         assert (field["type"], field["default"]) == (["null", "string"], None)

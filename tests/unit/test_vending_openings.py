@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters.api.desk import Desk
+from services.vending.adapters.api.openings import OpeningApi
 from services.vending.domain.account import METERS_MAX
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import CreditSold, MeterAssigned
@@ -26,11 +30,13 @@ from services.vending.domain.opening import (
     Status,
 )
 from services.vending.domain.origin import Origin
+from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import ids, of_type
 from tests.unit.test_vending_office import refused
 from tests.unit.vending_crashing import at_every_step
 from tests.unit.vending_world import World
+from wattvend.vending.v1 import openings_pb2 as pb
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
@@ -301,3 +307,43 @@ async def test_a_process_that_dies_anywhere_leaves_a_meter_with_whom_it_is(tmp_p
         assert held_by == [owner]
 
     await at_every_step(tmp_path, setting, story, judge)
+
+
+# --- the API -------------------------------------------------------------------------------------
+
+
+async def test_the_api_tells_all_that_is_wrong_and_opens_what_is_right(mall: World) -> None:
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api, call = OpeningApi(desk), Call("desk", "u-alice", "10.0.0.7", 9.0)
+    asked = pb.CreateOpeningRequest(
+        request_id=str(ids(1)),
+        opening_id="B1",
+        opening=pb.Opening(
+            site="sites/S1",
+            commodity="electricity",
+            tariff="tariffs/T1",
+            policy="P1",
+            meters=[pb.OpeningMeter(meter="meters/M1", register_milli=7)],
+            first_sale=pb.FirstSale(amount_minor=1_000, method="cash", currency="USD"),
+        ),
+        validate_only=True,
+    )
+    assert [each.field for each in (await api.CreateOpening(asked, call)).problems] == ["policy"]
+    asked.opening.policy = "policies/P1"
+    (problem,) = (await api.CreateOpening(asked, call)).problems
+    assert problem.reason == "CURRENCY_MISMATCH"
+    asked.opening.first_sale.currency = "CNY"
+    assert not (await api.CreateOpening(asked, call)).problems
+    assert await refused(mall.office.account("B1")) is Reason.ACCOUNT_NOT_FOUND
+    asked.validate_only = False
+    opened = await api.CreateOpening(asked, call)
+    assert (opened.status, opened.name, opened.first_sale.currency) == (
+        "open",
+        "openings/B1",
+        "CNY",
+    )
+    assert await api.GetOpening(pb.GetOpeningRequest(name="openings/B1"), call) == opened
+    asked.opening.site = "sites/S9"
+    asked.request_id = str(ids(2))
+    with pytest.raises(InvalidInput, match="open already"):
+        await api.CreateOpening(asked, call)

@@ -36,6 +36,7 @@ from tools.cli.asking import run as _run
 from tools.cli.batches import batch_app
 from tools.cli.closings import closing_app
 from tools.cli.documents import document_app
+from tools.cli.openings import opening_app
 from tools.cli.publishing import policy_app, tariff_app
 from tools.cli.readings import batch_export_readings
 from tools.client import Clients
@@ -71,6 +72,7 @@ explain_app = typer.Typer(
     help="Explain a cut-off (explain ACCOUNT), a charge, a balance.",
 )
 app.add_typer(account_app, name="account")
+app.add_typer(opening_app, name="opening")
 batch_app.command("export-readings")(batch_export_readings)
 account_app.command("list")(lists.account_list)
 receipt_app.command("list")(lists.receipt_list)
@@ -141,60 +143,6 @@ def _energy_milli(text: str) -> int:
     if not REGISTER.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is no energy; write e.g. 100 or 12.5")
     return int(Decimal(text) * 1000)
-
-
-@account_app.command("open")
-def account_open(  # noqa: PLR0917 - a command line is parsed by name
-    account: Annotated[str, typer.Argument(help="id of the new account")],
-    site: Annotated[str, typer.Option(help="site id")],
-    tariff: Annotated[str, typer.Option(help="tariff id")],
-    policy: Annotated[str, typer.Option(help="policy id")],
-    meter: Annotated[list[str], typer.Option(help="a meter to give to it; may be repeated")] = [],  # noqa: B006
-    sale: Annotated[str, typer.Option(help="first sale, e.g. 100.00")] = "",
-    method: Annotated[str, typer.Option(help="cash, pos, transfer, qr")] = "cash",
-    subject: Annotated[str, typer.Option(help="opaque id of the person, never a name")] = "",
-    commodity: str = "electricity",
-    request_id: RequestId = "",
-) -> None:
-    """Open an account, sell its first credit, give it its meters."""
-    request = request_id or str(uuid4())
-    amount = _amount(sale) if sale else None
-
-    async def work(clients: Clients) -> v.Account:
-        opened: v.Account = await clients.vending(
-            "OpenAccount",
-            v.OpenAccountRequest(
-                request_id=request,
-                account_id=account,
-                site=names.SITE.name(site),
-                subject_id=subject,
-                commodity=commodity,
-                tariff=names.TARIFF.name(tariff),
-                policy=names.POLICY.name(policy),
-            ),
-        )
-        if amount is not None:
-            await clients.vending(
-                "Sell",
-                v.SellRequest(
-                    request_id=sitefile.request_id(request, "sale"),
-                    name=names.ACCOUNT.name(account),
-                    amount_minor=_minor(amount, opened.minor_decimals),
-                    method=method,
-                ),
-            )
-        for meter_id in meter:
-            await clients.vending(
-                "AssignMeter",
-                v.AssignMeterRequest(
-                    request_id=sitefile.request_id(request, "meter", meter_id),
-                    name=names.METER.name(meter_id),
-                    account=names.ACCOUNT.name(account),
-                ),
-            )
-        return await _account(clients, account)
-
-    _run(work, show.account, request, in_steps=True)
 
 
 @account_app.command("show")

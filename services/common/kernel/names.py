@@ -94,6 +94,8 @@ METER = Pattern("meters/{meter}")
 ACCOUNT = Pattern("accounts/{account}", _ACCOUNT_ID)
 """Also a meter's house account, `accounts/house:{meter}`."""
 BALANCE = Pattern("accounts/{account}/balance", _ACCOUNT_ID)
+OPENING = Pattern("openings/{opening}")
+"""{opening} is the id of the account that opens."""
 TARIFF = Pattern("tariffs/{tariff}")
 POLICY = Pattern("policies/{policy}")
 RECEIPT = Pattern("receipts/{receipt}", _UUID)

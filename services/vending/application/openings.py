@@ -105,7 +105,8 @@ class Openings:
     async def complete(self) -> int:
         """Carry out what is started; return how many."""
         started = await self._tables.pending(OPENING, self._clock.now_ms())
-        return await each(OPENING, map(_account_of, started), self.carry_out)
+        ids = map(_account_of, started)
+        return await each(self._book.failing, OPENING, ids, self.carry_out)
 
     async def carry_out(self, account_id: str) -> Opening:
         """Do what is started, where it is not done yet; return the opening after it.

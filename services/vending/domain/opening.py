@@ -73,10 +73,14 @@ class Plan:
 
 @value_class
 class FirstSale:
-    """What is sold when the account opens; `amount_minor` 0: nothing."""
+    """What is sold when the account opens; `amount_minor` 0: nothing.
+
+    `currency`: of the amount, as its payer was told; "": the site's.
+    """
 
     amount_minor: int
     method: str
+    currency: str = ""
 
 
 NO_SALE = FirstSale(0, "")
@@ -230,6 +234,9 @@ def _unfit(plan: Plan, sale: FirstSale, seen: Seen, request: Request) -> Iterato
         yield account.account_exists(plan.account_id)
     if site is None:
         yield site_not_found(plan.site_id)
+    elif sale.amount_minor and sale.currency not in {"", site.currency}:
+        text = f"the site sells in {site.currency}, the first sale is in {sale.currency}"
+        yield Rejection(Reason.CURRENCY_MISMATCH, text, "first_sale")
     if tariff is None:
         yield account.tariff_not_found(plan.tariff_id)
     if policy is None:
@@ -394,7 +401,7 @@ def evolve(state: Opening | None, event: Event) -> Opening:
                 answers=answers,
                 plan=changed(state.plan, subject_id=event.subject_id),
                 status=Status.STARTED,
-                sale=FirstSale(event.first_sale_minor, event.method),
+                sale=FirstSale(event.first_sale_minor, event.method, event.currency),
                 starter=event.origin,
                 started_by=event.key,
             )

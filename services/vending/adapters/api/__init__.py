@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from services.common.kernel.values import value_class
-from services.vending.adapters.api import batches, closings, operations
+from services.vending.adapters.api import batches, closings, openings, operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.changes import AccountApi
@@ -29,6 +29,7 @@ from wattvend.vending.v1 import (
     closings_pb2_grpc,
     documents_pb2,
     documents_pb2_grpc,
+    openings_pb2_grpc,
     vending_pb2_grpc,
 )
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -78,6 +79,11 @@ SERVICES = (
         closings.SERVICE_NAME,
         closings.ClosingApi,
         closings_pb2_grpc.add_ClosingServiceServicer_to_server,
+    ),
+    Service(
+        openings.SERVICE_NAME,
+        openings.OpeningApi,
+        openings_pb2_grpc.add_OpeningServiceServicer_to_server,
     ),
     Service(
         operations.SERVICE_NAME,
