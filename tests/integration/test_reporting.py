@@ -686,7 +686,11 @@ async def assert_who_is_affected(
     assert int(line.would_nano) - int(line.charged_nano) == 5_750 * 100_000
     assert (line.amount_minor, line.left_out) == (-57, "")
     assert (comes_to.credit_minor, comes_to.debit_minor) == (0, 57)
-    run.from_ms = T0 + 2_500
+    await publish(stack, [story.tariff_published(3, PRICE_MICRO, T0 + 3_500)])
+    run.version, run.from_ms = 3, T0 + 2_500
+    (unread,) = (await eventually(told)).accounts
+    assert (unread.energy_milli, unread.left_out) == ("5000", "not-read")
+    run.version = 2
     code, reason = await refusal(reporting.ask("PreviewAdjustment", run, previews))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
 

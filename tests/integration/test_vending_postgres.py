@@ -40,14 +40,16 @@ from services.vending.domain.closings import CloseAccount, CloseMeters
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.events import CreditSold, Event
 from services.vending.domain.meter import ForceRelay
+from services.vending.domain.orders import DAY_MS
 from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root
+from services.vending.domain.tariff import PublishTariff
 from services.vending.main import main
 from tests.conftest import RunService
 from tests.contract.databases import fresh_database
 from tests.property.test_vending_ledger import Town
 from tests.unit import vending_world
-from tests.unit.vending_world import T0_MS, World, world_at
+from tests.unit.vending_world import LEAD_MS, T0_MS, World, world_at
 from tools.stack.background import BackgroundStack
 from tools.stack.ports import free_ports
 from wattvend.vending.v1 import vending_pb2 as pb
@@ -86,6 +88,10 @@ async def a_day(world: World) -> None:
     assert taken.value.reason is Reason.SERIAL_TAKEN
     await batches(world)
     await proposals_and_payments(world)
+    drafted = PublishTariff(world.ask(), "T9", "water", "CNY", "LE1", 5, None, 0, LEAD_MS)
+    await world.office.documents.draft(drafted.request, drafted, "")
+    for days in (3, 2, 4):  # the second comes before the first, and takes its place
+        await world.policy(alarm_1_minor=2_000 + days, effective_at_ms=T0_MS + days * DAY_MS)
     await world.account("A3")
     await world.office.closings.begin(CloseAccount(world.ask("A3"), "A3"))
     await world.office.closings.begin(CloseMeters(world.ask(), "A2", ("M1",), True, 0, "is let"))
@@ -185,6 +191,9 @@ async def said(world: World) -> list[object]:
         await kept.closings("A2", False, 0, 1),
         await kept.closing(closing_id_of("till", "none")),
         await kept.closings_open(T0_MS + LASTS_MS_DEFAULT),
+        [id_ for _, id_ in await kept.documents(0, 10)],
+        await kept.scheduled_until(T0_MS + 3 * DAY_MS),
+        await kept.scheduled_until(T0_MS + 4 * DAY_MS),
         await kept.offsets("charges"),
         await kept.book_epoch(),
         await kept.raised_at(),

@@ -30,6 +30,7 @@ SHOWN_MAX = 20
 """Of accounts; --json has all of them."""
 WHY_LEFT_OUT = {
     "closed": "it is closed",
+    "other-tenant": "it was another person's for part of the time",
     "other-tariff": "it was not under this tariff all the time",
     "not-read": "a meter has not been read since the version began",
     "moved": "energy was moved between periods",

@@ -12,6 +12,7 @@ from services.reporting.domain.adjusting import (
     MOVED,
     NOT_READ,
     OTHER_TARIFF,
+    OTHER_TENANT,
     Run,
     amount_minor,
     run_of,
@@ -88,7 +89,9 @@ async def _left_out(queries: Queries, account: AccountRow, tariff_id: str, run: 
         "bool_or(EXISTS (SELECT 1 FROM price_lines p WHERE p.meter_key = c.meter_key "
         "AND p.epoch = c.epoch AND p.sequence = c.sequence AND p.basis & $5 <> 0)) AS moved, "
         "(SELECT bool_or($4 > coalesce((SELECT max(r.to_time_ms) FROM charges r "
-        "WHERE r.meter_key = m.meter_key), 0)) FROM meters m WHERE m.account_id = $6) AS unread "
+        "WHERE r.meter_key = m.meter_key), 0)) FROM meters m WHERE m.account_id = $6) AS unread, "
+        "EXISTS (SELECT 1 FROM ledger l WHERE l.stream = 'account-' || $6 "
+        "AND l.type = 'account-tenant-changed' AND l.occurred_at_ms > $3) AS tenant "
         "FROM charges c WHERE c.account_key = $1 AND c.account_revision <> -1 "
         "AND c.to_time_ms > $3 AND c.from_time_ms < $4 AND c.kind <> 'fee'",
         account.account_key,
@@ -98,7 +101,10 @@ async def _left_out(queries: Queries, account: AccountRow, tariff_id: str, run: 
         BASIS_CLOSED,
         account.account_id,
     )
-    reasons = {OTHER_TARIFF: found["other"], MOVED: found["moved"], NOT_READ: found["unread"]}
-    if account.tariff_id != tariff_id:
-        reasons[OTHER_TARIFF] = True
+    reasons = {
+        OTHER_TENANT: found["tenant"],
+        OTHER_TARIFF: found["other"] or account.tariff_id != tariff_id,
+        MOVED: found["moved"],
+        NOT_READ: found["unread"],
+    }
     return next((reason for reason, holds in reasons.items() if holds), "")

@@ -10,9 +10,11 @@ from services.common.tariffs.plan import Plan
 from services.reporting.domain.rows import TariffVersionRow
 from services.reporting.domain.whatif import Draft
 
-CLOSED, OTHER_TARIFF, NOT_READ, MOVED = "closed", "other-tariff", "not-read", "moved"
-"""Why an account is left to a person: nothing can be adjusted; it was not under the tariff all the
-time; a meter has not been read since the version began; energy was moved between periods."""
+CLOSED, OTHER_TENANT, OTHER_TARIFF = "closed", "other-tenant", "other-tariff"
+NOT_READ, MOVED = "not-read", "moved"
+"""Why an account is left to a person: nothing can be adjusted; it was another person's, or not
+under the tariff, for part of the time; a meter has not been read since the version began; energy
+was moved between periods."""
 
 
 @value_class

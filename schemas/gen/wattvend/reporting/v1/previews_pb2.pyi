@@ -71,7 +71,9 @@ class AdjustedAccount(_message.Message):
     amount_minor: _builtins.int
     """To be credited; below 0: to be taken back. Rounded to the minor unit in the account's favour."""
     left_out: _builtins.str
-    """Why a person has to look at it instead: closed, other-tariff, not-read, moved. Empty: nothing."""
+    """Why a person has to look at it instead: closed, other-tenant, other-tariff, not-read,
+    moved. Empty: nothing.
+    """
     def __init__(
         self,
         *,
