@@ -853,6 +853,9 @@ def test_the_commands_of_the_page_on_filters_list(monkeypatch: pytest.MonkeyPatc
         ListPolicies=r.ListPoliciesResponse(
             policies=[r.PolicyVersion(policy="policies/P1", currency="CNY", alarm_1_nano=10**9)]
         ),
+        GetSite=v.Site(name="sites/mall"),
+        GetTariff=v.Tariff(name="tariffs/shops", currency="CNY"),
+        GetPolicy=v.Policy(name="policies/homes", currency="CNY"),
     )
     shown = ""
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):

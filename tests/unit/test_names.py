@@ -1,13 +1,29 @@
 """Resource names: what is built is read back, and what cannot be read says what to write."""
 
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
 import pytest
+from google.api import resource_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
+import wattvend.reporting.v1
+import wattvend.vending.v1
 from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import ID_PATTERN
+from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters.api import VendingApi
+from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.names import of_stream
+from services.vending.metrics import Metrics
+from tests.unit import vending_world
+from wattvend.vending.v1 import vending_pb2 as pb
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 UUID = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
@@ -62,3 +78,44 @@ def test_a_name_that_cannot_be_read_says_what_to_write(
         kind.ids("account", name)
     assert says in refused.value.message
     assert refused.value.field == "account"
+
+
+def test_the_names_that_protos_tell_machines_are_those_that_are_read() -> None:
+    declared: Any = resource_pb2.resource
+    defined: Any = resource_pb2.resource_definition
+    modules = (
+        importlib.import_module(module.name)
+        for package in (wattvend.vending.v1, wattvend.reporting.v1)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        if module.name.endswith("_pb2")
+    )
+    told: dict[str, str] = {}
+    for file in (module.DESCRIPTOR for module in modules):
+        resources = list(file.GetOptions().Extensions[defined])
+        resources += [
+            message.GetOptions().Extensions[declared]
+            for message in file.message_types_by_name.values()
+        ]
+        told |= {each.type: each.pattern[0] for each in resources if each.type}
+    read = {each.pattern for each in vars(names).values() if isinstance(each, names.Pattern)}
+    assert set(told.values()) == read
+
+
+async def test_what_has_a_name_can_be_looked_at(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as opened:
+        await opened.mall()
+        desk = Desk(opened.office, opened.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+        api, call = VendingApi(desk), Call("till", "", "10.0.3.7", None)
+        for ask, kind, name, reason in (
+            (api.GetSite, pb.GetSiteRequest, "sites/S1", Reason.SITE_NOT_FOUND),
+            (api.GetGateway, pb.GetGatewayRequest, "gateways/G1", Reason.GATEWAY_NOT_FOUND),
+            (api.GetMeter, pb.GetMeterRequest, "meters/M1", Reason.METER_NOT_FOUND),
+            (api.GetTariff, pb.GetTariffRequest, "tariffs/T1", Reason.TARIFF_NOT_FOUND),
+            (api.GetPolicy, pb.GetPolicyRequest, "policies/P1", Reason.POLICY_NOT_FOUND),
+            (api.GetAccount, pb.GetAccountRequest, "accounts/A1", Reason.ACCOUNT_NOT_FOUND),
+        ):
+            asked: Any = ask
+            assert (await asked(kind(name=name), call)).name == name
+            with pytest.raises(InvalidInput) as refused:
+                await asked(kind(name=f"{name}-other"), call)
+            assert refused.value.reason is reason

@@ -803,6 +803,13 @@ def site_place(
     _run(lambda clients: clients.vending("PlaceSite", request), show.site, request.request_id)
 
 
+@site_app.command("show")
+def site_show(site: Annotated[str, typer.Argument(help="site id")]) -> None:
+    """Show what the book says of a site."""
+    request = v.GetSiteRequest(name=names.SITE.name(site))
+    _run(lambda clients: clients.vending("GetSite", request), show.site)
+
+
 @site_app.command("hold-cuts")
 def site_hold(
     site: Annotated[str, typer.Argument(help="site id")],

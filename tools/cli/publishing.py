@@ -123,6 +123,13 @@ async def _drafted(
     return answer
 
 
+@tariff_app.command("show")
+def tariff_show(tariff: Annotated[str, typer.Argument(help="id of the tariff")]) -> None:
+    """Show the newest version of a tariff."""
+    request = v.GetTariffRequest(name=names.TARIFF.name(tariff))
+    run(lambda clients: clients.vending("GetTariff", request), show.tariff)
+
+
 @tariff_app.command("versions")
 def tariff_versions(tariff: TariffId) -> None:
     """List the versions of a tariff: which is in force, which is scheduled."""
@@ -222,6 +229,13 @@ def policy_draft(  # noqa: PLR0917 - a command line is parsed by name
         return await _drafted(clients, request, d.Document(policy=said), replaces)
 
     run(work, documents.show_document, request)
+
+
+@policy_app.command("show")
+def policy_show(policy: Annotated[str, typer.Argument(help="id of the policy")]) -> None:
+    """Show the newest version of a policy."""
+    request = v.GetPolicyRequest(name=names.POLICY.name(policy))
+    run(lambda clients: clients.vending("GetPolicy", request), show.policy)
 
 
 @policy_app.command("versions")

@@ -66,6 +66,7 @@ from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
 from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.site import Site
+from services.vending.domain.streams import State
 from services.vending.domain.tables import Tables, Todo
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.terms import Quote
@@ -117,6 +118,7 @@ GUARDED = {
 }
 """What may need a second person, by the names that stand in proposals for good."""
 T = TypeVar("T")
+S = TypeVar("S", bound=State)
 OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, account.GrantEmergencyCredit)
 
 
@@ -699,17 +701,18 @@ class Office:
     async def account(self, account_id: str) -> Account:
         """Return an account. Raises InvalidInput(ACCOUNT_NOT_FOUND)."""
         checks.check_id("account_id", account_id)
-        found = await self._book.state_of(Account, account_id)
-        if found is None:
-            raise account.account_not_found(account_id).as_error()
-        return found
+        return await self.known(Account, account_id, account.account_not_found)
 
     async def meter(self, meter_id: str) -> Meter:
         """Return a meter. Raises InvalidInput(METER_NOT_FOUND)."""
         checks.check_id("meter_id", meter_id)
-        found = await self._book.state_of(Meter, meter_id)
+        return await self.known(Meter, meter_id, meter.meter_not_found)
+
+    async def known(self, kind: type[S], entity_id: str, missing: Callable[[str], Rejection]) -> S:
+        """Return what stands under an id. Raises what `missing` says where nothing does."""
+        found = await self._book.state_of(kind, entity_id)
         if found is None:
-            raise meter.meter_not_found(meter_id).as_error()
+            raise missing(entity_id).as_error()
         return found
 
 

@@ -54,6 +54,12 @@ class RegisterGateway:
             checks.check_host_port(self.address)
 
 
+def gateway_not_found(gateway_id: str) -> Rejection:
+    """Return the refusal of what names a gateway that is not there."""
+    text = f"there is no gateway {gateway_id!r}; register it first"
+    return Rejection(Reason.GATEWAY_NOT_FOUND, text, "gateway_id")
+
+
 def decide(state: Gateway | None, command: RegisterGateway) -> Decision:
     """Return what registering does, or why nothing may happen."""
     if state:

@@ -34,7 +34,7 @@ from services.vending.domain.events import (
     MeterReplaced,
     RelayForced,
 )
-from services.vending.domain.gateway import MQTT, Gateway
+from services.vending.domain.gateway import MQTT, Gateway, gateway_not_found
 from services.vending.domain.site import Site
 
 FIRST_EPOCH = 1
@@ -320,11 +320,7 @@ def _obey(state: Meter, order: Order) -> Decision:
 def _register(command: RegisterMeter) -> Decision:
     gateway, site = command.gateway, command.site
     if gateway is None or site is None:
-        return Rejection(
-            Reason.GATEWAY_NOT_FOUND,
-            f"there is no gateway {command.gateway_id!r}; register it first",
-            "gateway_id",
-        )
+        return gateway_not_found(command.gateway_id)
     if problem := _cannot_speak(command.profile, gateway.protocol == MQTT, command.unit):
         return problem
     return Accepted(

@@ -1,15 +1,16 @@
 """Tariffs and policies."""
 
-# ruff: noqa: N802 - names and parameters are those of the generated servicer
+# ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
 
 from typing import Any
 
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
+from services.vending.domain.account import policy_not_found, tariff_not_found
 from services.vending.domain.decisions import Request
-from services.vending.domain.policy import PublishPolicy
-from services.vending.domain.tariff import PublishTariff
+from services.vending.domain.policy import Policy, PublishPolicy
+from services.vending.domain.tariff import PublishTariff, Tariff
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -26,6 +27,20 @@ class Prices(Handlers):
         """Publish a version of a policy."""
         command = policy_of(request, await self._desk.request(request, context))
         return self._desk.told(messages.policy, (await self._office.publish_policy(command)).state)
+
+    async def GetTariff(self, request: pb.GetTariffRequest, context: Any) -> pb.Tariff:
+        """Return the newest version of a tariff."""
+        tariff_id = names.TARIFF.id("name", request.name)
+        return self._desk.told(
+            messages.tariff, await self._office.known(Tariff, tariff_id, tariff_not_found)
+        )
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.Policy:
+        """Return the newest version of a policy."""
+        policy_id = names.POLICY.id("name", request.name)
+        return self._desk.told(
+            messages.policy, await self._office.known(Policy, policy_id, policy_not_found)
+        )
 
 
 def tariff_of(message: pb.PublishTariffRequest, request: Request, lead_ms: int) -> PublishTariff:

@@ -1,13 +1,21 @@
 """Sites and gateways."""
 
-# ruff: noqa: N802 - names and parameters are those of the generated servicer
+# ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
 
 from typing import Any
 
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
-from services.vending.domain.site import HoldCuts, PlaceSite, RegisterSite, ReleaseCuts
+from services.vending.domain.gateway import Gateway, gateway_not_found
+from services.vending.domain.site import (
+    HoldCuts,
+    PlaceSite,
+    RegisterSite,
+    ReleaseCuts,
+    Site,
+    site_not_found,
+)
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
@@ -65,3 +73,17 @@ class Sites(Handlers):
             request.address,
         )
         return self._desk.told(messages.gateway, outcome.state)
+
+    async def GetSite(self, request: pb.GetSiteRequest, context: Any) -> pb.Site:
+        """Return a site as the book has it now."""
+        site_id = names.SITE.id("name", request.name)
+        return self._desk.told(
+            messages.site, await self._office.known(Site, site_id, site_not_found)
+        )
+
+    async def GetGateway(self, request: pb.GetGatewayRequest, context: Any) -> pb.Gateway:
+        """Return a gateway as the book has it now."""
+        gateway_id = names.GATEWAY.id("name", request.name)
+        return self._desk.told(
+            messages.gateway, await self._office.known(Gateway, gateway_id, gateway_not_found)
+        )

@@ -260,6 +260,26 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetMeterRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
                 _registered_method=True)
+        self.GetSite = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetSite',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetSiteRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
+                _registered_method=True)
+        self.GetGateway = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetGateway',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetGatewayRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Gateway.FromString,
+                _registered_method=True)
+        self.GetTariff = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetTariff',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetTariffRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Tariff.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/GetPolicy',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Policy.FromString,
+                _registered_method=True)
 
 
 class VendingServiceServicer:
@@ -566,6 +586,31 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSite(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGateway(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTariff(self, request, context):
+        """The newest version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VendingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -778,6 +823,26 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.GetMeter,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetMeterRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
+            ),
+            'GetSite': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSite,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetSiteRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.SerializeToString,
+            ),
+            'GetGateway': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGateway,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetGatewayRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Gateway.SerializeToString,
+            ),
+            'GetTariff': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTariff,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetTariffRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Tariff.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPolicyRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Policy.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1930,6 +1995,114 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/GetMeter',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.GetMeterRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetSite',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetSiteRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Site.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGateway(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetGateway',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetGatewayRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Gateway.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTariff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetTariff',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetTariffRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Tariff.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/GetPolicy',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPolicyRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Policy.FromString,
             options,
             channel_credentials,
             insecure,

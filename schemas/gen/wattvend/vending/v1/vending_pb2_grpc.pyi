@@ -130,6 +130,11 @@ class VendingServiceStub:
     """What waits for a second person, the oldest first."""
     GetAccount: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]
     GetMeter: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetMeterRequest, _vending_pb2.Meter]
+    GetSite: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetSiteRequest, _vending_pb2.Site]
+    GetGateway: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetGatewayRequest, _vending_pb2.Gateway]
+    GetTariff: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetTariffRequest, _vending_pb2.Tariff]
+    """The newest version."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetPolicyRequest, _vending_pb2.Policy]
 
 @_typing.type_check_only
 class VendingServiceAsyncStub(VendingServiceStub):
@@ -233,6 +238,11 @@ class VendingServiceAsyncStub(VendingServiceStub):
     """What waits for a second person, the oldest first."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetAccountRequest, _vending_pb2.Account]  # type: ignore[assignment]
     GetMeter: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
+    GetSite: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetSiteRequest, _vending_pb2.Site]  # type: ignore[assignment]
+    GetGateway: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetGatewayRequest, _vending_pb2.Gateway]  # type: ignore[assignment]
+    GetTariff: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetTariffRequest, _vending_pb2.Tariff]  # type: ignore[assignment]
+    """The newest version."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetPolicyRequest, _vending_pb2.Policy]  # type: ignore[assignment]
 
 class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
     """The book of record: what exists, whose it is, and every movement of money.
@@ -585,5 +595,34 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.GetMeterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]: ...
+
+    @_abc_1.abstractmethod
+    def GetSite(
+        self,
+        request: _vending_pb2.GetSiteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Site, _abc.Awaitable[_vending_pb2.Site]]: ...
+
+    @_abc_1.abstractmethod
+    def GetGateway(
+        self,
+        request: _vending_pb2.GetGatewayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Gateway, _abc.Awaitable[_vending_pb2.Gateway]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTariff(
+        self,
+        request: _vending_pb2.GetTariffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Tariff, _abc.Awaitable[_vending_pb2.Tariff]]:
+        """The newest version."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _vending_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Policy, _abc.Awaitable[_vending_pb2.Policy]]: ...
 
 def add_VendingServiceServicer_to_server(servicer: VendingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
