@@ -71,7 +71,9 @@ class Operator:
     def wait_until_read(self, *meters: str) -> None:
         def are_read() -> bool:
             fleet = self.wattvend("fleet --site mall-1")["meters"]
-            return set(meters) <= {m["meter"] for m in fleet if "register_milli" in m}
+            return set(meters) <= {
+                m["meter"].removeprefix("meters/") for m in fleet if "register_milli" in m
+            }
 
         self.wait_until(are_read, f"{meters} are read")
 
