@@ -11,11 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from google.rpc import error_details_pb2
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
-from services.common.runtime.grpc import Call
+from services.common.runtime.grpc import Call, status_of
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.documents import DocumentApi
 from services.vending.application.documents import Paper
@@ -33,7 +34,6 @@ from tests.unit.test_vending_approvals import (
     BOB,
     approve,
     decline,
-    message_of,
     of_type,
     publish,
 )
@@ -206,8 +206,16 @@ async def test_whatever_publishing_would_refuse_is_told_when_it_is_drafted(mall:
 
 
 async def test_a_past_instant_is_refused_and_an_adjustment_run_is_offered(mall: World) -> None:
-    said = await message_of(mall.tariff(price_micro=1, effective_at_ms=T0_MS - DAY_MS))
-    assert f"adjustment run from {T0_MS - DAY_MS} on (wattvend tariff adjust)" in said
+    with pytest.raises(InvalidInput) as past:
+        await mall.tariff(price_micro=1, effective_at_ms=T0_MS - DAY_MS)
+    refused_as = past.value
+    assert f"adjustment run from {T0_MS - DAY_MS} on (wattvend tariff adjust)" in refused_as.message
+    offers = {"earliest_ms": str(T0_MS + LEAD_MS), "adjust_from_ms": str(T0_MS - DAY_MS)}
+    assert refused_as.offers == offers
+    status = status_of(refused_as.reason, refused_as.message, refused_as.field, refused_as.offers)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert dict(info.metadata) == offers | {"field": "effective_at_ms"}
 
 
 async def test_a_draft_whose_base_has_moved_on_is_neither_submitted_nor_published(

@@ -6,6 +6,8 @@ WattvendError
 └── Bug            an invariant broke: stop this partition, tell a person, lose nothing
 """
 
+from collections.abc import Iterable
+
 from services.common.kernel.reasons import Reason
 
 SHOWN_SIZE_MAX = 64
@@ -23,14 +25,23 @@ class WattvendError(Exception):
 class InvalidInput(WattvendError):  # noqa: N818 - reads as what it is: the input is invalid
     """The caller must change something.
 
-    `message` says what is wrong and what to do; `field` names the offending input.
+    `message` says what is wrong and what to do; `field` names the offending input; `offers` says
+    for machines what could be asked for instead.
     """
 
-    def __init__(self, reason: Reason, message: str, *, field: str = "") -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        offers: Iterable[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.field = field
+        self.offers = dict(offers)
 
 
 class Retriable(WattvendError):  # noqa: N818 - an adjective for what to do about it

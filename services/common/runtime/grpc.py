@@ -10,7 +10,7 @@ import gc
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Protocol
@@ -164,15 +164,14 @@ def code_of(reason: Reason) -> grpc.StatusCode:
     return _CODE_OF.get(reason, _OTHER_CODE)
 
 
-def status_of(reason: Reason, message: str, field: str = "") -> status_pb2.Status:
-    """Return the google.rpc.Status of an error: code, message, ErrorInfo."""
+def status_of(
+    reason: Reason, message: str, field: str = "", offers: Mapping[str, str] | None = None
+) -> status_pb2.Status:
+    """Return the google.rpc.Status of an error: code, message, ErrorInfo with field and offers."""
     message = message[:ERROR_CHARACTERS_MAX]
     info = any_pb2.Any()
-    info.Pack(
-        error_details_pb2.ErrorInfo(
-            reason=reason.value, domain=DOMAIN, metadata={"field": field} if field else {}
-        )
-    )
+    metadata = {**(offers or {}), **({"field": field} if field else {})}
+    info.Pack(error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN, metadata=metadata))
     return status_pb2.Status(code=code_of(reason).value[0], message=message, details=[info])
 
 
@@ -233,7 +232,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     return await inner(request, call)
             except InvalidInput as wrong:
                 field = field_of(request, wrong.field)
-                status = status_of(wrong.reason, wrong.message, field)
+                status = status_of(wrong.reason, wrong.message, field, wrong.offers)
             except Retriable as later:
                 status = status_of(Reason.UNAVAILABLE, str(later))
             except TimeoutError:

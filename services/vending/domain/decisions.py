@@ -59,15 +59,16 @@ class Repeat:
 
 @value_class
 class Rejection:
-    """Nothing happens. `message` says what is wrong and what to do."""
+    """Nothing happens. `message` says what is wrong and what to do, `offers` for machines."""
 
     reason: Reason
     message: str
     field: str = ""
+    offers: tuple[tuple[str, str], ...] = ()
 
     def as_error(self) -> InvalidInput:
         """Return what a caller is told."""
-        return InvalidInput(self.reason, self.message, field=self.field)
+        return InvalidInput(self.reason, self.message, field=self.field, offers=self.offers)
 
 
 Decision = Accepted | Repeat | Rejection

@@ -125,7 +125,7 @@ def decide(state: Tariff | None, command: PublishTariff) -> Decision:
     problem = (
         _other_kind(state, command)
         or _other_shape(state, command)
-        or _past(command)
+        or _past(command, earliest_ms)
         or _too_early(state, command, earliest_ms)
         or needs_another(command.authority, Action.PRICE_CHANGE, 1, state.currency, command.request)
     )
@@ -167,7 +167,7 @@ def _too_early(state: Tariff, command: PublishTariff, earliest_ms: int) -> Rejec
     )
 
 
-def _past(command: PublishTariff) -> Rejection | None:
+def _past(command: PublishTariff, earliest_ms: int) -> Rejection | None:
     """Return why nothing is charged anew from a past instant on, and what can be done instead."""
     if not 0 < command.effective_at_ms < command.request.at_ms:
         return None
@@ -178,6 +178,7 @@ def _past(command: PublishTariff) -> Rejection | None:
         f"what lies between by an adjustment run from {command.effective_at_ms} on "
         "(wattvend tariff adjust)",
         "effective_at_ms",
+        (("earliest_ms", str(earliest_ms)), ("adjust_from_ms", str(command.effective_at_ms))),
     )
 
 
