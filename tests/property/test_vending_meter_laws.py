@@ -1,7 +1,8 @@
 """Goal: a meter has one owner, whatever is ordered, refused, crashed and repeated.
 
 Method: Hypothesis draws histories of two meters and two accounts: assignments (some cut off by a
-crash after the meter's stream has decided), releases, replacements, new ratios, orders, restarts.
+crash after the meter's stream has decided), moves from account to account, releases, replacements,
+new ratios, orders, restarts; and two accounts that ask for one meter at once.
 A clerk's card of each meter says what every answer must be; the office on a real file must give it,
 and after each step no account has what the card does not say.
 """
@@ -17,7 +18,14 @@ from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput
 from services.vending.adapters.tables import event_of
-from services.vending.domain.events import MeterAssigned, MeterRatioChanged, MeterReplaced
+from services.vending.domain.account import Account
+from services.vending.domain.events import (
+    AccountMeterJoined,
+    AccountMeterLeft,
+    MeterAssigned,
+    MeterRatioChanged,
+    MeterReplaced,
+)
 from services.vending.domain.facts import fact_of
 from services.vending.domain.meter import Meter
 from services.vending.domain.streams import evolve_of, stream_of
@@ -33,7 +41,11 @@ NEXT_EPOCH = (MeterAssigned, MeterReplaced, MeterRatioChanged)
 
 @dataclass(frozen=True)
 class Step:
-    """`what`: assign, crash (after deciding to assign), release, replace, ratio, force, restart."""
+    """`what` happens to a meter.
+
+    assign, crash (after deciding to assign), move (from `account`), both (accounts ask at once),
+    release, replace, ratio, force, restart.
+    """
 
     what: str
     meter: str = "M1"
@@ -53,13 +65,22 @@ class Card:
     ratio: int = 1
     forced: str = "prepaid"
 
-    def answer(self, step: Step, others: list["Card"]) -> str:
+    def answer(self, step: Step, others: list["Card"]) -> str:  # noqa: C901 - one a case
         """Say what is wrong with a step, or do it and say nothing."""
         match step.what:
             case "assign" | "crash":
                 if self.owner:
                     return "METER_ALREADY_ASSIGNED"
                 self.owner = step.account
+            case "move":
+                if self.owner != step.account:
+                    return "METER_ALREADY_ASSIGNED" if self.owner else "METER_NOT_ASSIGNED"
+                self.owner = other_than(step.account)
+            case "both":
+                if self.owner:
+                    return "METER_ALREADY_ASSIGNED METER_ALREADY_ASSIGNED"
+                self.owner, self.epoch = step.account, self.epoch + 1
+                return " METER_ALREADY_ASSIGNED"
             case "release":
                 if not self.owner:
                     return "METER_NOT_ASSIGNED"
@@ -81,11 +102,22 @@ class Card:
         return ""
 
 
+def other_than(account: str) -> str:
+    return next(name for name in ACCOUNTS if name != account)
+
+
 async def said_to(desk: Desk, step: Step) -> str:
     try:
         match step.what:
             case "assign":
                 await desk.assign(step.meter, step.account)
+            case "move":
+                to, request = other_than(step.account), desk.ask(step)
+                await desk.office.assign_meter(request, step.meter, to, 3_000, step.account)
+            case "both":
+                first = Step("assign", step.meter, step.account)
+                second = Step("assign", step.meter, other_than(step.account))
+                return " ".join(await asyncio.gather(said_to(desk, first), said_to(desk, second)))
             case "crash":
                 await assign_and_crash(desk, desk.ask(), step.account, step.meter)
             case "release":
@@ -134,6 +166,33 @@ async def check_stream(desk: Desk, name: str) -> None:
         before = after
 
 
+async def check_registers(desk: Desk, name: str) -> None:
+    """Follow a meter's moves: one register ends it in one account and begins it in the other."""
+    told = [
+        event
+        for account in ACCOUNTS
+        for event in map(event_of, await desk.store.read(stream_of(Account, account)))
+        if isinstance(event, AccountMeterJoined | AccountMeterLeft) and event.meter_id == name
+    ]
+    before: Meter | None = None
+    for event in map(event_of, await desk.store.read(stream_of(Meter, name))):
+        after = evolve_of(stream_of(Meter, name))(before, event)
+        assert isinstance(after, Meter)
+        if isinstance(event, MeterAssigned):
+            register = event.register_milli
+            assert (after.closing_register_milli, after.opening_register_milli) == (register,) * 2
+            left = (event.previous_account_id, event.epoch - 1)
+            came = (event.account_id, event.epoch)
+            heard = {
+                (each.account_id, each.epoch): each.register_milli
+                for each in told
+                if isinstance(each, AccountMeterJoined) == ((each.account_id, each.epoch) == came)
+            }
+            for who in (left, came):
+                assert who[0] not in ACCOUNTS or heard[who] == register, "what is told is the same"
+        before = after
+
+
 async def follow(history: list[Step], path: Path) -> None:
     cards = {name: Card(f"serial-{name}") for name in METERS}
     async with vending_world.world(path) as opened:
@@ -154,10 +213,11 @@ async def follow(history: list[Step], path: Path) -> None:
             await check(desk, cards, told=True)
             for name in METERS:
                 await check_stream(desk, name)
+                await check_registers(desk, name)
 
 
 def any_step() -> st.SearchStrategy[Step]:
-    moves = ["assign", "assign", "crash", "release", "restart"]
+    moves = ["assign", "assign", "crash", "move", "move", "both", "release", "restart"]
     orders = ["replace", "replace", "replace", "ratio", "force"]
     return st.builds(
         Step,
@@ -172,6 +232,8 @@ def any_step() -> st.SearchStrategy[Step]:
 
 @given(st.lists(any_step(), min_size=1, max_size=12))
 @examples(60)
-def test_a_meter_has_one_owner_and_dense_epochs_whatever_is_ordered(history: list[Step]) -> None:
+def test_a_meter_has_one_owner_dense_epochs_and_registers_that_meet_whatever_is_ordered(
+    history: list[Step],
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(follow(history, Path(directory) / "events.sqlite"))

@@ -472,9 +472,11 @@ def test_the_commands_of_the_page_on_accounts_work(
     (file,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
     (tmp_path / "shops.csv").write_text(file)
     of_others = ("RegisterSite", "PublishPolicy")
+    of_meters = ("AssignMeter", "MoveMeter", "ReleaseMeter")
     kinds = ("GrantEmergencyCredit", "SetDebt", "ChangeTerms", "ChangeTenant", "WriteOff")
     vending = Vending(
         **dict.fromkeys((*of_others, *kinds, "ForceRelay"), ACCOUNT),
+        **dict.fromkeys(of_meters, v.Meter()),
         CreateClosing=lro.Operation(),
         ListClosings=c.ListClosingsResponse(),
         **dict.fromkeys(("StartOpening", "GetOpening", "CancelOpening"), o.Opening(status="open")),

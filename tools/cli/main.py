@@ -41,6 +41,7 @@ from tools.cli.publishing import policy_app, tariff_app
 from tools.cli.readings import batch_export_readings
 from tools.client import Clients
 from wattvend.reporting.v1 import reporting_pb2 as r
+from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import vending_pb2 as v
 
 
@@ -55,7 +56,8 @@ class CutoffByDefault(TyperGroup):
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 meter_app = typer.Typer(
-    no_args_is_help=True, help="Meters: assign, release, replace; orders about relay and readings."
+    no_args_is_help=True,
+    help="Meters: assign, move, release, replace; orders about relay and readings.",
 )
 notice_app = typer.Typer(no_args_is_help=True, help="Notices: record what became of them.")
 approval_app = typer.Typer(
@@ -669,6 +671,25 @@ def meter_release(meter: MeterId, register: Register = "", request_id: RequestId
         register_milli=_register_milli(register) if register else None,
     )
     _run(lambda clients: clients.vending("ReleaseMeter", request), show.meter, request.request_id)
+
+
+@meter_app.command("move")
+def meter_move(
+    meter: MeterId,
+    from_account: Annotated[str, typer.Argument(help="id of the account that has it")],
+    to_account: Annotated[str, typer.Argument(help="id of the account that gets it")],
+    register: Register = "",
+    request_id: RequestId = "",
+) -> None:
+    """Give a meter of an account to another one, at one register."""
+    request = a.MoveMeterRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.METER.name(meter),
+        from_account=names.ACCOUNT.name(from_account),
+        to_account=names.ACCOUNT.name(to_account),
+        register_milli=_register_milli(register) if register else None,
+    )
+    _run(lambda clients: clients.accounts("MoveMeter", request), show.meter, request.request_id)
 
 
 @meter_app.command("show")

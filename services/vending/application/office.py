@@ -499,9 +499,17 @@ class Office:
     # --- assignment -------------------------------------------------------------------------------
 
     async def assign_meter(
-        self, request: Request, meter_id: str, account_id: str, register_milli: int | None
+        self,
+        request: Request,
+        meter_id: str,
+        account_id: str,
+        register_milli: int | None,
+        from_account_id: str = "",
     ) -> Outcome[Meter]:
-        """Give a house's meter to an account, in the meter's stream first."""
+        """Give a meter to an account, in the meter's stream first: its house's, or another one's.
+
+        A move is one decision, so one register ends it there and begins it here.
+        """
 
         async def decide() -> Outcome[Meter]:
             command = meter.AssignMeter(
@@ -511,6 +519,7 @@ class Office:
                 register_milli,
                 await self._charged(meter_id),
                 await self._book.state_of(Account, account_id),
+                from_account_id,
             )
             return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
 

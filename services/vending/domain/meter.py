@@ -143,8 +143,9 @@ class RegisterMeter:
 class AssignMeter:
     """The account shall own the meter's energy from a register on.
 
-    `account`: what `account_id` stands for. `register_milli` as the caller said, else
-    `charged_register_milli`: the last one charged in the meter's epoch, None where none is known.
+    `from_account_id`: who has it now, "": its house. `account`: what `account_id` stands for.
+    `register_milli` as the caller said, else `charged_register_milli`: the last one charged in the
+    meter's epoch, None where none is known.
     """
 
     request: Request
@@ -153,11 +154,14 @@ class AssignMeter:
     register_milli: int | None
     charged_register_milli: int | None
     account: Account | None
+    from_account_id: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
         checks.check_id("meter_id", self.meter_id)
         checks.check_id("account_id", self.account_id)
+        if self.from_account_id:
+            checks.check_id("from_account_id", self.from_account_id)
         checks.check_register(self.register_milli)
 
 
@@ -381,12 +385,8 @@ def _assign(state: Meter, command: AssignMeter) -> Decision:
     account = command.account
     if account is None:
         return account_not_found(command.account_id)
-    if not state.is_house:
-        return Rejection(
-            Reason.METER_ALREADY_ASSIGNED,
-            f"meter {state.meter_id} belongs to account {state.account_id}; release it first",
-            "meter_id",
-        )
+    if problem := _not_there(state, command):
+        return problem
     for reason, field, is_, wanted in (
         (Reason.SITE_MISMATCH, "site", state.site_id, account.site_id),
         (Reason.COMMODITY_MISMATCH, "commodity", state.commodity, account.commodity),
@@ -402,6 +402,22 @@ def _assign(state: Meter, command: AssignMeter) -> Decision:
     if problem := not_open(account) or no_room(account):
         return problem
     return _moved(state, command, account.account_id, account.shard)
+
+
+def _not_there(state: Meter, command: AssignMeter) -> Rejection | None:
+    """Return why a meter does not come from where the caller says; None where it does."""
+    owner = "" if state.is_house else state.account_id
+    if owner and owner == command.from_account_id == command.account_id:
+        return _nothing_changes(f"meter {state.meter_id} belongs to account {owner}", "account_id")
+    if owner == command.from_account_id:
+        return None
+    if owner:
+        text = f"belongs to account {owner}; release it first, or move it from there"
+        return Rejection(
+            Reason.METER_ALREADY_ASSIGNED, f"meter {state.meter_id} {text}", "meter_id"
+        )
+    text = f"meter {state.meter_id} belongs to no customer; assign it"
+    return Rejection(Reason.METER_NOT_ASSIGNED, text, "meter_id")
 
 
 def _release(state: Meter, command: ReleaseMeter) -> Decision:

@@ -7,7 +7,7 @@ from typing import Any
 from services.common.kernel.errors import Bug
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
-from services.vending.adapters.api.desk import Handlers
+from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.events import TransferArrived
@@ -43,6 +43,17 @@ class AccountApi(Handlers, accounts_pb2_grpc.AccountServiceServicer):
             request.reason,
         )
         return self._desk.told(messages.account, (await self._office.change(command)).state)
+
+    async def MoveMeter(self, request: pb.MoveMeterRequest, context: Any) -> vending_pb2.Meter:
+        """Give a meter of an account to another one."""
+        outcome = await self._office.assign_meter(
+            await self._desk.request(request, context),
+            names.METER.id("name", request.name),
+            names.ACCOUNT.id("to_account", request.to_account),
+            said(request, "register_milli"),
+            names.ACCOUNT.id("from_account", request.from_account),
+        )
+        return self._desk.told(messages.meter, outcome.state)
 
     async def TransferCredit(
         self, request: pb.TransferCreditRequest, context: Any

@@ -149,3 +149,37 @@ class TransferCreditResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferCreditResponse: _TypeAlias = TransferCreditResponse  # noqa: Y015
+
+@_typing.final
+class MoveMeterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_ACCOUNT_FIELD_NUMBER: _builtins.int
+    TO_ACCOUNT_FIELD_NUMBER: _builtins.int
+    REGISTER_MILLI_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    name: _builtins.str
+    from_account: _builtins.str
+    to_account: _builtins.str
+    register_milli: _builtins.int
+    """None: the last register charged."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        from_account: _builtins.str = ...,
+        to_account: _builtins.str = ...,
+        register_milli: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "register_milli", b"register_milli"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli", "from_account", b"from_account", "name", b"name", "register_milli", b"register_milli", "request_id", b"request_id", "to_account", b"to_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__register_milli: _TypeAlias = _typing.Literal["register_milli"]  # noqa: Y015
+    _WhichOneofArgType__register_milli: _TypeAlias = _typing.Literal["_register_milli", b"_register_milli"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__register_milli) -> _WhichOneofReturnType__register_milli | None: ...
+
+Global___MoveMeterRequest: _TypeAlias = MoveMeterRequest  # noqa: Y015

@@ -46,6 +46,11 @@ class AccountServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.MoveMeter = channel.unary_unary(
+                '/wattvend.vending.v1.AccountService/MoveMeter',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.MoveMeterRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
+                _registered_method=True)
         self.TransferCredit = channel.unary_unary(
                 '/wattvend.vending.v1.AccountService/TransferCredit',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.TransferCreditRequest.SerializeToString,
@@ -73,6 +78,14 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveMeter(self, request, context):
+        """A meter goes from one account to another at one register, in one step: no interval of its energy
+        is the house's. Where the other account cannot take it in after all, it is its house's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TransferCredit(self, request, context):
         """Gives credit to another account of the legal entity, never more than metering's echo of the hold
         shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
@@ -94,6 +107,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.ChangeTenant,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'MoveMeter': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveMeter,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.MoveMeterRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.SerializeToString,
             ),
             'TransferCredit': grpc.unary_unary_rpc_method_handler(
                     servicer.TransferCredit,
@@ -156,6 +174,33 @@ class AccountService:
             '/wattvend.vending.v1.AccountService/ChangeTenant',
             wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveMeter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.AccountService/MoveMeter',
+            wattvend_dot_vending_dot_v1_dot_accounts__pb2.MoveMeterRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Meter.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class AccountServiceStub:
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
     """
+    MoveMeter: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.MoveMeterRequest, _vending_pb2.Meter]
+    """A meter goes from one account to another at one register, in one step: no interval of its energy
+    is the house's. Where the other account cannot take it in after all, it is its house's.
+    """
     TransferCredit: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.TransferCreditRequest, _accounts_pb2.TransferCreditResponse]
     """Gives credit to another account of the legal entity, never more than metering's echo of the hold
     shows to be left. The call waits for the echo until its deadline, then UNAVAILABLE: the same
@@ -60,6 +64,10 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ChangeTenant: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ChangeTenantRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
+    """
+    MoveMeter: _aio.UnaryUnaryMultiCallable[_accounts_pb2.MoveMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
+    """A meter goes from one account to another at one register, in one step: no interval of its energy
+    is the house's. Where the other account cannot take it in after all, it is its house's.
     """
     TransferCredit: _aio.UnaryUnaryMultiCallable[_accounts_pb2.TransferCreditRequest, _accounts_pb2.TransferCreditResponse]  # type: ignore[assignment]
     """Gives credit to another account of the legal entity, never more than metering's echo of the hold
@@ -88,6 +96,16 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
         """The account becomes another person's, with its credit and its meters. What is owed goes along
         only where that is said.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveMeter(
+        self,
+        request: _accounts_pb2.MoveMeterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Meter, _abc.Awaitable[_vending_pb2.Meter]]:
+        """A meter goes from one account to another at one register, in one step: no interval of its energy
+        is the house's. Where the other account cannot take it in after all, it is its house's.
         """
 
     @_abc_1.abstractmethod

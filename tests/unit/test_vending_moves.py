@@ -1,0 +1,127 @@
+"""Goal: a meter moves from account to account in one step, and every watt-hour has one owner.
+
+Method: the office on a real SQLite file; the story of a move dies at each of its appends. Whose
+energy it is, metering's own code says, as in test_orders_reach_metering.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.common.kernel.reasons import Reason
+from services.vending.application.book import Outcome
+from services.vending.domain.decisions import Request
+from services.vending.domain.meter import Meter
+from tests.unit import vending_world
+from tests.unit.metering_log import charges, frame, reading
+from tests.unit.test_orders_reach_metering import MINUTE_MS, Shards
+from tests.unit.test_vending_approvals import ids, of_type
+from tests.unit.test_vending_office import refused
+from tests.unit.test_vending_orders import Desk
+from tests.unit.test_vending_relay import relaying
+from tests.unit.vending_crashing import at_every_step
+from tests.unit.vending_world import World
+
+
+async def move(
+    world: World,
+    register_milli: int | None = 5_000,
+    to: str = "A2",
+    of: str = "A1",
+    request: Request | None = None,
+) -> Outcome[Meter]:
+    asked = request or world.ask(register_milli, to, of)
+    return await world.office.assign_meter(asked, "M1", to, register_milli, of)
+
+
+async def set_up(world: World) -> None:
+    await world.mall()
+    await world.account("A2")
+    await world.assign()
+
+
+@pytest.fixture
+async def mall(tmp_path: Path) -> AsyncIterator[World]:
+    async with vending_world.world(tmp_path / "events.sqlite") as opened:
+        await set_up(opened)
+        yield opened
+
+
+async def test_a_move_is_one_epoch_of_one_register_and_both_accounts_hear_of_it(
+    mall: World,
+) -> None:
+    request = mall.ask("move")
+    outcome = await move(mall, request=request)
+    state = outcome.state
+    assert (state.account_id, state.epoch) == ("A2", 3)
+    assert (state.closing_register_milli, state.opening_register_milli) == (5_000, 5_000)
+    assert state.previous is not None
+    assert state.previous.account_id == "A1"
+    assert not (await mall.office.account("A1")).has("M1")
+    (joined,) = (await mall.office.account("A2")).meters
+    assert (joined.epoch, joined.opening_register_milli) == (3, 5_000)
+    assert await move(mall, request=request) == outcome
+    assert len(await of_type(mall, "account-meter-left")) == 1
+
+
+async def test_a_move_names_who_has_the_meter(mall: World) -> None:
+    await mall.account("A3")
+    assert await refused(move(mall, of="A3")) is Reason.METER_ALREADY_ASSIGNED
+    assert await refused(move(mall, to="A1")) is Reason.NOTHING_CHANGES
+    assert await refused(move(mall, to="A9")) is Reason.ACCOUNT_NOT_FOUND
+    assert await refused(mall.assign(account_id="A2")) is Reason.METER_ALREADY_ASSIGNED
+    assert await refused(move(mall, None)) is Reason.NO_READING_YET
+    await mall.release()
+    assert await refused(move(mall)) is Reason.METER_NOT_ASSIGNED
+
+
+async def test_what_is_used_before_the_register_is_the_one_s_and_after_it_the_other_s(
+    tmp_path: Path,
+) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        desk, shards = Desk(**vars(world)), Shards()
+        async with relaying(world, shards) as relay:
+            await desk.mall()
+            await desk.account("A2")
+            for name in ("A1", "A2"):
+                await desk.sell(1_000_000, name)
+            await desk.assign(register_milli=0)
+            await relay.caught_up()
+            keys = {(await desk.office.account(name)).account_key: name for name in ("A1", "A2")}
+            used: dict[str, int] = dict.fromkeys(keys.values(), 0)
+
+            async def read(register_milli: int) -> None:
+                meter = await desk.office.meter("M1")
+                log = shards.logs[meter.shard]
+                at_ms, serial = log.later(MINUTE_MS).now_ms, meter.serial.encode()
+                told = reading(register_milli, at_ms=at_ms, epoch=meter.epoch, serial=serial)
+                shards.absorbed.append(log.append("reading-frame", frame([told], meter.shard)))
+
+            await read(1_000)
+            await move(desk, 1_300)  # read by hand, above what was charged
+            await relay.caught_up()
+            await read(2_000)
+            await move(desk, 2_000, to="A1", of="A2")
+            await relay.caught_up()
+            await read(2_100)
+            for done in shards.absorbed:
+                for one in charges(done):
+                    used[keys[int(one["account_key"])]] += int(one["energy_milli"])
+            assert used == {"A1": 1_300 + 100, "A2": 700}
+
+
+async def test_a_move_that_dies_anywhere_is_whole_and_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await move(world, request=world.ask("move", request_id=ids(1)))
+
+    async def judge(world: World) -> None:
+        has = [n for n in ("A1", "A2") if (await world.office.account(n)).has("M1")]
+        assert has == ["A2"]
+        meter = await world.office.meter("M1")
+        assert (meter.account_id, meter.epoch, meter.opening_register_milli) == ("A2", 3, 5_000)
+        assert await world.tables.todos() == []
+        assert await world.office.complete() == 0
+
+    # meter-assigned, account-meter-left, account-meter-joined: before and after each
+    assert await at_every_step(tmp_path, set_up, story, judge) == 6
