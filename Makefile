@@ -104,7 +104,7 @@ soak: $(DEV_STAMP) ## the same faults ROUNDS times as often, and long property r
 	  $(BIN)/python -m pytest tests/recovery tests/property --timeout 7200 $(ARGS)
 
 .PHONY: bench
-bench: $(DEV_STAMP) ## measure speed on this machine (ONLY=metering|curves|pipeline|vending)
+bench: $(DEV_STAMP) ## measure speed on this machine (ONLY=metering|curves|pipeline|vending|restart)
 	@$(BIN)/python -m tools.bench $(ONLY)
 
 .PHONY: clean

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tools.bench import curves, metering, pipeline, vending
+from tools.bench import curves, metering, pipeline, restart, vending
 from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
 from tools.bench.screen import Screen
@@ -75,6 +75,8 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "sale_ms.p99": "ms",
         "sales_to_empty_call": "ratio",
         "sale_to_empty_call.p99": "ratio",
+        "sale_cpu_us": "µs",
+        "empty_call_to_sale_cpu": "ratio",
         "sales_to_fsyncs": "ratio",
         "inserts_per_second": "inserts/s",
         "sales_to_inserts": "ratio",
@@ -84,9 +86,25 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "vending.empty_call_per_second": "calls/s",
         "vending.empty_call_ms.p50": "ms",
         "vending.empty_call_ms.p99": "ms",
+        "vending.empty_call_cpu_us": "µs",
         "vending.fsyncs_per_second": "fsyncs/s",
         **{f"vending.{name}": unit for name, unit in of_a_store.items()},
         **{f"vending.postgres.{name}": unit for name, unit in of_a_store.items()},
+    }
+
+
+def test_restarts_are_measured(tmp_path: Path) -> None:
+    few = restart.Plan(accounts=(20, 40), starts=1)
+
+    async def all_of_it() -> list[Figure]:
+        async with running(tmp_path / "stack", UNPINNED) as stand:
+            return await restart.measure(stand, quiet(), few)
+
+    kinds = {"ready_s": "s", "first_sale_ms": "ms", "memory_mb": "MB", "book_mb": "MB"}
+    assert kept(tmp_path / "restart.json", asyncio.run(all_of_it())) == {
+        f"restart.{kind}.accounts.{accounts}": unit
+        for accounts in few.accounts
+        for kind, unit in kinds.items()
     }
 
 

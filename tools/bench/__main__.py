@@ -1,4 +1,4 @@
-"""`python -m tools.bench [metering|curves|pipeline|vending]`: measure, show a table, keep it."""
+"""`python -m tools.bench [NAME]`: measure all, or one of Bench; show a table, keep it."""
 
 import asyncio
 from enum import StrEnum
@@ -9,7 +9,7 @@ import typer
 from aiokafka.errors import KafkaError
 
 from services.common.kernel.errors import WattvendError
-from tools.bench import curves, machine, metering, pipeline, vending
+from tools.bench import curves, machine, metering, pipeline, restart, vending
 from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
 from tools.bench.screen import Screen, console
@@ -27,6 +27,7 @@ class Bench(StrEnum):
     CURVES = "curves"
     PIPELINE = "pipeline"
     VENDING = "vending"
+    RESTART = "restart"
 
 
 async def _metering(screen: Screen, cores: Cores) -> list[Figure]:
@@ -49,6 +50,11 @@ async def _vending(screen: Screen, cores: Cores) -> list[Figure]:
         return await vending.measure(stand, screen, vending.Plan())
 
 
+async def _restart(screen: Screen, cores: Cores) -> list[Figure]:
+    async with running(STACK, cores) as stand:
+        return await restart.measure(stand, screen, restart.Plan())
+
+
 def _place(screen: Screen) -> Path:
     """Return where Kafka keeps what metering writes: where a disk that is busy holds nobody up."""
     place = machine.in_memory("wattvend-bench", metering.ROOM_BYTES)
@@ -64,12 +70,14 @@ ABOUT = {
     Bench.CURVES: "metering's work alone: {cores}",
     Bench.PIPELINE: "the whole product; no process is bound to a core",
     Bench.VENDING: "the service and the empty server: {cores}",
+    Bench.RESTART: "the service: {cores}",
 }
 MEASURES = {
     Bench.METERING: _metering,
     Bench.CURVES: _curves,
     Bench.PIPELINE: _pipeline,
     Bench.VENDING: _vending,
+    Bench.RESTART: _restart,
 }
 
 

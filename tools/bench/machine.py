@@ -95,3 +95,16 @@ def busy() -> str:
     if load <= BUSY_SHARE * (os.cpu_count() or 1):
         return ""
     return f"the machine is busy (load average {load:.1f}): the figures measure its other work too"
+
+
+def memory_bytes(pid: int) -> int:
+    """Return what a process holds in memory now (Linux)."""
+    _, resident, *_ = Path(f"/proc/{pid}/statm").read_text("ascii").split()
+    return int(resident) * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process took so far, all its threads' (Linux)."""
+    _, _, fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")
+    user, system = fields.split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

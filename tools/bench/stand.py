@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
+from tools.bench import machine
 from tools.bench.machine import Cores
 from tools.stack.ports import LOOPBACK, Ports, free_ports
 from tools.stack.process import READERS_NICENESS, ProcessSpec, always_ready
@@ -96,6 +97,19 @@ class Stand:
             ready=http_ready(http_port),
         )
         return http_port
+
+    def memory_bytes(self, name: str) -> int:
+        """Return what a process holds in memory now."""
+        return machine.memory_bytes(self._pid(name))
+
+    def processor_s(self, name: str) -> float:
+        """Return the processor time that a process took so far, all its threads'."""
+        return machine.processor_s(self._pid(name))
+
+    def _pid(self, name: str) -> int:
+        pid = self._local.status(name).pid
+        assert pid is not None, f"{name} runs"
+        return pid
 
     async def stop(self, name: str) -> None:
         """Stop a process by SIGTERM."""

@@ -11,7 +11,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import uuid4
 
 import grpc.aio
@@ -50,14 +52,27 @@ class Plan:
     seconds: float = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run of calls: answered in all, a second, and how long they took."""
+class Called(NamedTuple):
+    """What the clients found: answered in all, a second, and how long they took."""
 
     calls: int
     per_second: float
     p50_ms: float
     p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of calls: answered in all, a second, and how long they took.
+
+    `cpu_us`: processor time that the server's process took for a call, what followed it included.
+    """
+
+    calls: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +83,7 @@ class Book:
     """
 
     name: str
+    process: str
     address: str
     http_port: int
     sales: list[Run] = field(default_factory=list)
@@ -104,11 +120,9 @@ async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
     alone = Alone([], {book.name: [] for book in books})
     for number in range(plan.runs):
         screen.say(f"vending: {plan.clients} clients, run {number + 1} of {plan.runs}")
-        empties.append(await _called(nothing, empty.METHOD, plan))
+        empties.append(await _run_of(stand, "empty", _called(nothing, empty.METHOD, plan)))
         for book in books:
-            book.sales.append(await _called(book.address, SELL, plan))
-            book.behind.append(await _unpublished(book.http_port))
-            await _published(book)
+            book.sales.append(await _run_of(stand, book.process, _sold(book, plan)))
         await _measure_alone(stand, alone, number)
     for book in books:
         async with connect(book.address, book.address, CALLER) as clients:
@@ -120,7 +134,24 @@ async def _started(stand: Stand, number: int, name: str, settings: dict[str, str
     (grpc_port,) = free_ports(1)
     given = {"GRPC_PORT": str(grpc_port), **settings}
     http_port = await stand.start_service("vending", given, instance=number)
-    return Book(name, f"{LOOPBACK}:{grpc_port}", http_port)
+    process = f"vending-{number}" if number else "vending"
+    return Book(name, process, f"{LOOPBACK}:{grpc_port}", http_port)
+
+
+async def _run_of(stand: Stand, process: str, calls: Awaitable[Called]) -> Run:
+    """Return a run with what it took of a process."""
+    before_s = stand.processor_s(process)
+    called = await calls
+    cpu_us = (stand.processor_s(process) - before_s) * 1e6 / called.calls
+    return Run(*called, cpu_us)
+
+
+async def _sold(book: Book, plan: Plan) -> Called:
+    """Let the clients buy; return when all of it is published."""
+    called = await _called(book.address, SELL, plan)
+    book.behind.append(await _unpublished(book.http_port))
+    await _published(book)
+    return called
 
 
 async def _published(book: Book) -> None:
@@ -149,6 +180,7 @@ def _figures(books: list[Book], empties: list[Run], alone: Alone) -> list[Figure
         median_of("vending.empty_call_per_second", "calls/s", [run.per_second for run in empties]),
         median_of("vending.empty_call_ms.p50", "ms", [run.p50_ms for run in empties]),
         median_of("vending.empty_call_ms.p99", "ms", [run.p99_ms for run in empties]),
+        median_of("vending.empty_call_cpu_us", "µs", [run.cpu_us for run in empties]),
         median_of("vending.fsyncs_per_second", "fsyncs/s", alone.fsyncs),
     ]
     for book in books:
@@ -176,6 +208,12 @@ def _figures_of(
             "ratio",
             [sale.p99_ms / nothing.p99_ms for sale, nothing in pairs],
         ),
+        median_of(f"{name}sale_cpu_us", "µs", [run.cpu_us for run in book.sales]),
+        median_of(
+            f"{name}empty_call_to_sale_cpu",
+            "ratio",
+            [nothing.cpu_us / sale.cpu_us for sale, nothing in pairs],
+        ),
         median_of(f"{name}sales_to_fsyncs", "ratio", to(fsyncs)),
         median_of(f"{name}inserts_per_second", "inserts/s", inserts),
         median_of(f"{name}sales_to_inserts", "ratio", to(inserts)),
@@ -200,7 +238,7 @@ async def _open(clients: Clients, accounts: int) -> None:
     await sitefile.each(range(accounts), one)
 
 
-async def _called(address: str, method: str, plan: Plan) -> Run:
+async def _called(address: str, method: str, plan: Plan) -> Called:
     """Let the clients call, from a process of their own."""
     async with grpc.aio.insecure_channel(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), ANSWERED_WITHIN_S)
@@ -224,7 +262,7 @@ async def _called(address: str, method: str, plan: Plan) -> Run:
     assert process.returncode == 0, "the clients failed"
     found = json.loads(said)
     durations_ms = found["durations_ms"]
-    return Run(
+    return Called(
         found["calls"],
         len(durations_ms) / plan.seconds,
         quantile(durations_ms, P50),

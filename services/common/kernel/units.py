@@ -18,6 +18,9 @@ INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
 
+_TO_THE = tuple(int(10**power) for power in range(19))
+
+
 @value_class
 class Currency:
     """A currency: how many decimals a person sees and how many the ledger keeps."""
@@ -29,7 +32,7 @@ class Currency:
     @property
     def nano_per_minor(self) -> int:
         """Ledger units in one minor unit; 10^7 for a fen."""
-        return int(10 ** (self.ledger_decimals - self.minor_decimals))
+        return _TO_THE[self.ledger_decimals - self.minor_decimals]
 
     @property
     def price_decimals(self) -> int:

@@ -36,6 +36,17 @@ def _today(subject: str) -> Any:
 
 
 @cache
+def _arrays(subject: str) -> tuple[str, ...]:
+    """Return the fields of a subject that are an array or null."""
+    return tuple(
+        field["name"]
+        for field in _today(subject)["fields"]
+        if isinstance(field["type"], list)
+        and any(isinstance(kind, dict) and kind["type"] == "array" for kind in field["type"])
+    )
+
+
+@cache
 def _published(subject: str, version: int) -> Any:
     path = _ROOT / "baseline" / subject / f"{version}.avsc"
     if not path.exists():
@@ -55,6 +66,10 @@ def schema_header(subject: str) -> str:
 def encode(subject: str, record: dict[str, Any]) -> bytes:
     """Return the value of `record`. Raises InvalidInput where it does not fit the schema."""
     out = io.BytesIO()
+    for name in _arrays(subject):
+        if isinstance(items := record.get(name), list):
+            # Named, or fastavro would try all of it to find out that it is the array.
+            record = record | {name: ("array", items)}
     try:
         fastavro.schemaless_writer(out, _today(subject), record, strict=True)
     except (ValueError, TypeError, KeyError, OverflowError) as odd:

@@ -10,7 +10,15 @@ import gc
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Protocol
@@ -193,32 +201,20 @@ class Call:
 Handler = Callable[[Any, Call], Awaitable[Any]]
 
 
-class Guard(grpc.aio.ServerInterceptor):
-    """Around every unary method of the product: a caller, a deadline, errors with a reason.
-
-    Others (health, reflection) pass untouched.
-    """
+class Guard:
+    """Around every unary method of the product: a caller, a deadline, errors with a reason."""
 
     def __init__(self, log: structlog.stdlib.BoundLogger, timeout_s: float) -> None:
         self._log = log
         self._timeout_s = timeout_s
-        self._guarded: dict[str, Any] = {}
 
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Return the guarded handler of a method; made once a method."""
-        method = handler_call_details.method
-        if (known := self._guarded.get(method)) is not None:
-            return known
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith(GUARDED):
-            return handler
-        guarded = grpc.unary_unary_rpc_method_handler(
+    def around(self, handler: Any, method: str) -> Any:
+        """Return the guarded handler of a method."""
+        return grpc.unary_unary_rpc_method_handler(
             self._around(handler.unary_unary, handler.request_deserializer, method),
             None,  # decoded inside, where what fails gets a reason
             handler.response_serializer,
         )
-        self._guarded[method] = guarded
-        return guarded
 
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
@@ -276,18 +272,39 @@ def _request(decoded: Callable[[bytes], Any], sent: bytes) -> Any:
         ) from garbage
 
 
-class _ByName:
-    """A server as generated code wants it. It looks methods up by name, and that alone.
+class _Methods(grpc.GenericRpcHandler):
+    """A server as generated code wants it, and the one handler of the real one: methods by name.
 
-    For each call grpc.aio would wait on every method that generated code registers beside, one by
-    one: with vending's eighteen that costs as much as deciding a sale.
+    Others than the product's (health, reflection) pass unguarded. Neither an interceptor, which
+    is two more coroutines a call; nor the methods that generated code registers beside: for each
+    call grpc.aio waits on all of them, one by one, which costs as much as deciding a sale.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._handlers: list[Any] = []
+        self._known: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        """Take what generated code adds."""
+        self._handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Register nothing: the same handlers came by name already."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the handler of a method, made once; None where there is none."""
+        method = handler_call_details.method
+        if (known := self._known.get(method)) is not None:
+            return known
+        asked = (handler.service(handler_call_details) for handler in self._handlers)
+        found = next((handler for handler in asked if handler is not None), None)
+        if found is None:
+            return None
+        if found.unary_unary is not None and method.startswith(GUARDED):
+            found = self._guard.around(found, method)
+        self._known[method] = found
+        return found
 
 
 def _address(host: str, port: int) -> str:
@@ -384,19 +401,19 @@ async def serving(
     """
     with yielding_threads():
         server = grpc.aio.server(
-            interceptors=[Guard(log, settings.grpc_timeout_s)],
             options=[
                 ("grpc.so_reuseport", 0),  # two processes on one port would share its calls
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ],
             maximum_concurrent_rpcs=settings.grpc_concurrent_max,
         )
-    by_name: Any = _ByName(server)
-    register(by_name)
+    methods: Any = _Methods(Guard(log, settings.grpc_timeout_s))
+    register(methods)
     servicer = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, by_name)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, methods)
     names = [*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], by_name)
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], methods)
+    server.add_generic_rpc_handlers((methods,))
     port = _listen(server, settings)
     await server.start()
     mirror = asyncio.create_task(_mirror(health, servicer, names), name="grpc-health")

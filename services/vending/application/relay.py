@@ -354,25 +354,7 @@ class Relay:
         checkpoint = self._signed(Checkpoint(self._book_epoch, root, written_at_ms))
         await self._tables.keep_checkpoint(checkpoint)
         points.point("root-kept")
-        record = {
-            "book_epoch": self._book_epoch,
-            "position": root.position,
-            "count": root.count,
-            "root": root.root,
-            "written_at_ms": written_at_ms,
-            "key_id": checkpoint.key_id or None,
-            "signature": checkpoint.signature or None,
-        }
-        outgoing = Outgoing(
-            "ledger",
-            "ledger-checkpoint",
-            record,
-            key=CHECKPOINT_KEY,
-            event_id=name_uuid("checkpoint", self._book_epoch, root.position, root.root.hex()),
-            occurred_at_ms=written_at_ms,
-            partition=CHECKPOINT_PARTITION,
-        )
-        await self._publisher.publish([outgoing])
+        await self._publisher.publish([checkpoint_record(checkpoint)])
         points.point("checkpointed")
         self._told = root
 
@@ -387,6 +369,29 @@ class Relay:
         while await self._store.read_all(self.position, 1):
             moved = self._moved
             await moved.wait()
+
+
+def checkpoint_record(checkpoint: Checkpoint) -> Outgoing:
+    """Return what `ledger` is told of a checkpoint."""
+    root = checkpoint.root
+    record = {
+        "book_epoch": checkpoint.book_epoch,
+        "position": root.position,
+        "count": root.count,
+        "root": root.root,
+        "written_at_ms": checkpoint.written_at_ms,
+        "key_id": checkpoint.key_id or None,
+        "signature": checkpoint.signature or None,
+    }
+    return Outgoing(
+        "ledger",
+        "ledger-checkpoint",
+        record,
+        key=CHECKPOINT_KEY,
+        event_id=name_uuid("checkpoint", checkpoint.book_epoch, root.position, root.root.hex()),
+        occurred_at_ms=checkpoint.written_at_ms,
+        partition=CHECKPOINT_PARTITION,
+    )
 
 
 def _to_shards(cause: Outgoing, fact: Fact, encoded: bytes) -> Iterable[Outgoing]:
