@@ -167,7 +167,7 @@ async def _open(rows: _Rows, accounts: int, deadline_s: float, say: Callable[[st
         PublishTariff(ask("tariff"), NAME, "electricity", "CNY", NAME, 500_000, None, 0, 0)
     )
     await office.publish_policy(
-        PublishPolicy(ask("policy"), NAME, "CNY", 3, 2, 0, 1, 0, 0, 0, None, 0, 0, 0, NAME)
+        PublishPolicy(ask("policy"), NAME, "CNY", 3, 2, 0, 1, 0, 0, 0, None, 0, 0, 0, NAME, "")
     )
     for number in range(accounts):
         if number % EVENTS_AT_ONCE == 0:
