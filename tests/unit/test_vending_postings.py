@@ -120,3 +120,8 @@ def test_the_chart_in_the_documents_is_the_code_s() -> None:
     named |= {postings.money_account(method) for method in METHODS}
     components = [name for name in postings.COMPONENTS if name != "tax"]
     assert listed == named | {f"income:<commodity>:{name}" for name in components}
+
+
+def test_postings_are_integers() -> None:
+    with pytest.raises(Bug, match="do not sum to zero"):
+        postings.check_balanced(postings.posted(("income:rounding", 1), ("assets:cash", -1.0)))  # type: ignore[arg-type] # the point

@@ -70,8 +70,9 @@ COMPONENTS = tuple(field.name.removesuffix("_nano") for field in fields(Usage))
 
 
 def check_balanced(postings: Postings) -> None:
-    """Raise Bug where postings do not sum to zero."""
-    if sum([posting.amount_nano for posting in postings]):
+    """Raise Bug where postings do not sum to zero, as integers: no schema would refuse a float."""
+    total_nano = sum([posting.amount_nano for posting in postings])
+    if total_nano or type(total_nano) is not int:
         raise Bug(f"these postings do not sum to zero: {postings}")
 
 
