@@ -10,7 +10,7 @@ to zero, and what stands on the accounts of the chart is what the clerk would co
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -36,7 +36,7 @@ from services.vending.domain.account import (
 )
 from services.vending.domain.checks import METHODS
 from services.vending.domain.closings import CloseAccount
-from services.vending.domain.decisions import Answers, Request, changed, fingerprint
+from services.vending.domain.decisions import Answers, Request, fingerprint
 from services.vending.domain.event_store import FROM_START, StoredEvent
 from services.vending.domain.events import (
     CreditSold,
@@ -309,7 +309,7 @@ def add_up(stored: list[StoredEvent]) -> None:  # noqa: C901 - one a kind of eve
         if isinstance(event, MoneyEvent):
             # Postings are what an event of before there were any is read as.
             had_none = isinstance(event, CreditSold | EmergencyGranted | DebtSet)
-            old = changed(event, postings=None) if had_none else event
+            old = replace(event, postings=None) if had_none else event
             assert before.postings_of(old) == today.postings_of(event) == event.postings
             before.add(old)
             today.add(event)
