@@ -21,7 +21,7 @@ from wattvend.vending.v1 import vending_pb2 as v
 
 DAY_MS = 86_400_000
 ClosingName = Annotated[
-    str, typer.Argument(help="its name: accounts/…/closings/…, as `closing list` tells it")
+    str, typer.Argument(help="its id, or name: accounts/…/closings/…, as `closing list` tells it")
 ]
 closing_app = typer.Typer(
     no_args_is_help=True, help="Closings: see how far they are, give registers, cancel."
@@ -76,10 +76,15 @@ def account_close(  # noqa: PLR0917 - a command line is parsed by name
     run(work, shown, asked)
 
 
+def _named(name: str) -> str:
+    """Return the name of a closing of which perhaps the id alone is known, as a log has it."""
+    return name if "/" in name else f"accounts/-/closings/{name}"
+
+
 @closing_app.command("show")
 def closing_show(name: ClosingName) -> None:
     """Show a closing: what it waits for, or what it came to."""
-    request = c.GetClosingRequest(name=name)
+    request = c.GetClosingRequest(name=_named(name))
     run(lambda clients: clients.closings("GetClosing", request), shown)
 
 
@@ -99,7 +104,7 @@ def closing_list(
 def closing_cancel(name: ClosingName, reason: Reason, request_id: RequestId = "") -> None:
     """Let a closing not go on: the account is open again, its relays go back."""
     asked = request_id or str(uuid4())
-    request = c.CancelClosingRequest(name=name, request_id=asked, reason=reason)
+    request = c.CancelClosingRequest(name=_named(name), request_id=asked, reason=reason)
     run(lambda clients: clients.closings("CancelClosing", request), shown, asked)
 
 
@@ -116,7 +121,7 @@ def closing_register(
     """Let a meter leave at a register, where no reading came before the deadline."""
     asked = request_id or str(uuid4())
     request = c.GiveRegisterRequest(
-        name=name,
+        name=_named(name),
         request_id=asked,
         meter=names.METER.name(meter),
         register_milli=register_milli(register) if register else None,
@@ -129,7 +134,7 @@ def closing_register(
 def closing_settle(name: ClosingName, request_id: RequestId = "") -> None:
     """Ask anew for the second person that what is paid out needs."""
     asked = request_id or str(uuid4())
-    request = c.SettleClosingRequest(name=name, request_id=asked)
+    request = c.SettleClosingRequest(name=_named(name), request_id=asked)
     run(lambda clients: clients.closings("SettleClosing", request), shown, asked)
 
 

@@ -32,6 +32,7 @@ from wattvend.vending.v1 import closings_pb2_grpc
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ClosingService"].full_name
 COLLECTION = "closings"
 ALL = "accounts/-"
+ANYBODYS = f"{ALL}/{COLLECTION}/"
 RUNNING, CLOSED, REFUSED, CANCELLED = "running", "closed", "refused", "cancelled"
 
 
@@ -89,14 +90,14 @@ class ClosingApi(Handlers, closings_pb2_grpc.ClosingServiceServicer):
     async def CancelClosing(self, request: pb.CancelClosingRequest, context: Any) -> pb.Closing:
         """Let a closing not go on."""
         asked = await self._desk.request(request, context)
-        ids = _ids(request.name)
+        ids = await self._ids(request.name)
         await self._office.closings.cancel(CancelClosing(asked, *ids, request.reason))
         return closing(await self._look(request.name))
 
     async def GiveRegister(self, request: pb.GiveRegisterRequest, context: Any) -> pb.Closing:
         """Let a meter leave at a register that persons give."""
         asked = await self._desk.request(request, context)
-        account_id, closing_id = _ids(request.name)
+        account_id, closing_id = await self._ids(request.name)
         meter_id = names.METER.id("meter", request.meter)
         register_milli, source = said(request, "register_milli"), Source.MANUAL
         if register_milli is None:
@@ -114,12 +115,21 @@ class ClosingApi(Handlers, closings_pb2_grpc.ClosingServiceServicer):
         asked = await self._desk.request(request, context)
         look = await self._look(request.name)
         told = look.closing.told
-        command = SettleAccount(asked, *_ids(request.name), told.refund_minor if told else 0)
+        ids = look.row.account_id, look.row.closing_id
+        command = SettleAccount(asked, *ids, told.refund_minor if told else 0)
         await self._office.closings.settle(command)
         return closing(await self._look(request.name))
 
+    async def _ids(self, name: str) -> tuple[str, str]:
+        """Return account and closing of a name, which may leave the account open (AIP-159)."""
+        if name.startswith(ANYBODYS):
+            found = await self._office.closings.look(name.removeprefix(ANYBODYS))
+            return found.row.account_id, found.row.closing_id
+        account_id, closing_id = names.CLOSING.ids("name", name)
+        return account_id, closing_id
+
     async def _look(self, name: str) -> Look:
-        account_id, closing_id = _ids(name)
+        account_id, closing_id = await self._ids(name)
         look = await self._office.closings.look(closing_id)
         if look.row.account_id != account_id:
             raise settling.closing_not_found(account_id, closing_id).as_error()
@@ -158,11 +168,6 @@ class ClosingOperations:
             if refused.reason is Reason.CLOSING_NOT_FOUND:
                 raise operations.not_found(f"operations/{COLLECTION}/{id_}") from None
             raise
-
-
-def _ids(name: str) -> tuple[str, str]:
-    account_id, closing_id = names.CLOSING.ids("name", name)
-    return account_id, closing_id
 
 
 def view_of(look: Look) -> operations.View:

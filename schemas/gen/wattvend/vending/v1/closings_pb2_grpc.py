@@ -73,7 +73,9 @@ class ClosingServiceServicer:
     """
 
     def CreateClosing(self, request, context):
-        """Begins a closing, which goes on by itself: the operation's metadata and response is Closing.
+        """A closing may be named without its account, accounts/-/closings/{closing}.
+
+        Begins a closing, which goes on by itself: the operation's metadata and response is Closing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

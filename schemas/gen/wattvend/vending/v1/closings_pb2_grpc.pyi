@@ -35,7 +35,10 @@ class ClosingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClosingServiceAsyncStub: ...
     CreateClosing: _grpc.UnaryUnaryMultiCallable[_closings_pb2.CreateClosingRequest, _operations_pb2.Operation]
-    """Begins a closing, which goes on by itself: the operation's metadata and response is Closing."""
+    """A closing may be named without its account, accounts/-/closings/{closing}.
+
+    Begins a closing, which goes on by itself: the operation's metadata and response is Closing.
+    """
     GetClosing: _grpc.UnaryUnaryMultiCallable[_closings_pb2.GetClosingRequest, _closings_pb2.Closing]
     ListClosings: _grpc.UnaryUnaryMultiCallable[_closings_pb2.ListClosingsRequest, _closings_pb2.ListClosingsResponse]
     """The oldest first."""
@@ -54,7 +57,10 @@ class ClosingServiceAsyncStub(ClosingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateClosing: _aio.UnaryUnaryMultiCallable[_closings_pb2.CreateClosingRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Begins a closing, which goes on by itself: the operation's metadata and response is Closing."""
+    """A closing may be named without its account, accounts/-/closings/{closing}.
+
+    Begins a closing, which goes on by itself: the operation's metadata and response is Closing.
+    """
     GetClosing: _aio.UnaryUnaryMultiCallable[_closings_pb2.GetClosingRequest, _closings_pb2.Closing]  # type: ignore[assignment]
     ListClosings: _aio.UnaryUnaryMultiCallable[_closings_pb2.ListClosingsRequest, _closings_pb2.ListClosingsResponse]  # type: ignore[assignment]
     """The oldest first."""
@@ -76,7 +82,10 @@ class ClosingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _closings_pb2.CreateClosingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Begins a closing, which goes on by itself: the operation's metadata and response is Closing."""
+        """A closing may be named without its account, accounts/-/closings/{closing}.
+
+        Begins a closing, which goes on by itself: the operation's metadata and response is Closing.
+        """
 
     @_abc_1.abstractmethod
     def GetClosing(
