@@ -1,10 +1,10 @@
 """Goal: whatever sellers, cashiers and approvers do, and repeat, the money is where a clerk says.
 
 Method: Hypothesis plays them on the office over a real SQLite file: sales at the desk, and by
-outside sellers that reserve, confirm, cancel or forget; grants, debts, refunds that metering
-answers sooner or later, and corrections of any size, by persons who may or may not do them
-alone; others approve or decline. Metering tells what was used, late and twice. Requests are
-repeated at any later time; tenants change. The process dies before or after any of its appends,
+outside sellers that reserve, confirm, cancel or forget; grants, debts, refunds and transfers that
+metering answers sooner or later, or never, and corrections of any size, by persons who may or may
+not do them alone; others approve or decline. Metering tells what was used, late and twice. Requests
+are repeated at any later time; tenants change. The process dies before or after any of its appends,
 is started again, completes what is half done, and gets the request that had no answer once more.
 A clerk with a ledger on paper says what each answer is (vending_paper.py); after each step every
 account of the chart must stand, of each customer, as in that ledger, and all of them sum to zero.
@@ -30,7 +30,13 @@ from services.vending.domain.account import Sell, SetDebt
 from services.vending.domain.approval import Approve, Decline, approval_id_of
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.changes import ChangeTenant
-from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
+from services.vending.domain.corrections import (
+    AdjustCredit,
+    RefundCredit,
+    ReverseSale,
+    TransferCredit,
+    WriteOff,
+)
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.events import MoneyEvent
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
@@ -44,6 +50,7 @@ from tests.property.vending_paper import (
     CHART,
     FEE,
     FEE_PPM,
+    HOLDS,
     LENT,
     SHARE_PPM,
     Ask,
@@ -100,9 +107,13 @@ class Town(RuleBasedStateMachine):
         """Ask as callers do: again after the process died, until there is an answer."""
         while True:
             try:
-                return await asked()
+                answer = await asked()
             except Died:
                 await self.restart()
+                continue
+            if self.store.dead:  # while it did what nobody waits for
+                await self.restart()
+            return answer
 
     def teardown(self) -> None:
         self.run(self.stack.aclose())
@@ -140,7 +151,7 @@ class Town(RuleBasedStateMachine):
         refusal = self.clerk.refusal(ask)
         if not refusal and self.clerk.needs_two(ask):
             self.waiting[ask] = "APPROVAL_REQUIRED"
-            if ask.what == "refund":
+            if ask.what in HOLDS:
                 self.clerk.named[ask] = self.clerk.left(ask.account)
             return "APPROVAL_REQUIRED"
         return self.happens(ask, refusal, ask.request)
@@ -148,7 +159,7 @@ class Town(RuleBasedStateMachine):
     def happens(self, ask: Ask, refusal: str, request: Request) -> str:
         if not refusal:
             self.clerk.write(ask, str(name_uuid("receipt", *request.key)))
-        held = ask.what == "refund" and not refusal
+        held = ask.what in HOLDS and not refusal
         if held:
             self.deadlines[ask.account] = self.now_ms + LASTS_MS_DEFAULT
         self.said[ask] = refusal or ("UNAVAILABLE" if held else "done")
@@ -174,6 +185,10 @@ class Town(RuleBasedStateMachine):
                 case "refund":
                     await office.refund(
                         RefundCredit(request, ask.account, ask.amount, "cash", reason), 0.0
+                    )
+                case "transfer":
+                    await office.transfer(
+                        TransferCredit(request, ask.account, ask.about, ask.amount, reason), 0.0
                     )
                 case "reserve":
                     await office.payments.reserve(
@@ -267,11 +282,19 @@ class Town(RuleBasedStateMachine):
         person=persons,
         amount=st.sampled_from([0, 60, 700, 900]),
         used=st.sampled_from([0, 1, 1_500]),
+        what=st.sampled_from(HOLDS),
         again=st.booleans(),
     )
-    def refund(self, account: str, person: str, amount: int, used: int, again: bool) -> None:
-        """Pay out; `used`: meanwhile, which the echo alone tells; `again`: it is not told yet."""
-        self.ask(self.new("refund", account, person, amount))
+    def pay_out(
+        self, account: str, person: str, amount: int, used: int, what: str, again: bool
+    ) -> None:
+        """To who asks, or to the other account; `used`: meanwhile, which the echo alone tells.
+
+        `again`: it is not told yet.
+        """
+        (other,) = {*ACCOUNTS} - {account}
+        about = other if what == "transfer" else ""
+        self.ask(self.new(what, account, person, amount, about))
         self.clerk.unsaid[account] += used
         if account in self.clerk.holding and not again:
             self.answer_hold(account)
@@ -298,6 +321,7 @@ class Town(RuleBasedStateMachine):
             hold_id = state.refunding.hold_id if state.refunding else "an old one"
             echo = SettleClosing(name, hold_id, used * NANO, sequence - lost, 0, self.now_ms)
             await self.world.office.settle(echo)
+            await self.world.office.complete()  # what was sent arrives
 
         for _ in range(times):
             self.run(self.until_answered(told))

@@ -23,7 +23,10 @@ CHART = {
     "given": "income:adjustment",
     "energy": "income:electricity:energy",
     "tax": "liabilities:tax",
+    "transit": "liabilities:transit",
 }
+HOLDS = ("refund", "transfer")
+"""What waits for metering to say what is left."""
 LENT, SHARE_PPM = 300, 200_000
 FEE_PPM, FEE = 15_000, 2
 LIMITS = {"reversal": 500, "refund": 800, "adjustment": 100, "transfer": 1_000}
@@ -85,7 +88,10 @@ def receipt_of_payment(transaction_id: str) -> str:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request of a person. `about`: a receipt, what is given up, or an outside transaction."""
+    """A request of a person.
+
+    `about`: a receipt, what is given up, an outside transaction, or where a transfer goes.
+    """
 
     what: str
     account: str
@@ -134,8 +140,8 @@ class Clerk:
         match ask.what:
             case "reverse":
                 return self.ledger.sales[ask.about][1]["cash"] > LIMITS["reversal"]
-            case "refund":
-                return (ask.amount or self.left(ask.account)) > LIMITS["refund"]
+            case "refund" | "transfer":
+                return (ask.amount or self.left(ask.account)) > LIMITS[ask.what]
             case "adjust":
                 return abs(ask.amount) > LIMITS["adjustment"]
             case "move in":
@@ -156,11 +162,11 @@ class Clerk:
                 return (
                     "ALREADY_REVERSED" if ask.about in self.back else self.kept.get(ask.about, "")
                 )
-            case "refund" | "move in" if name in self.holding:
+            case "refund" | "transfer" | "move in" if name in self.holding:
                 return "REFUND_UNDER_WAY"
-            case "refund" if owes:
+            case "refund" | "transfer" if owes:
                 return "ACCOUNT_HAS_DEBT"
-            case "refund" if not 0 < self.to_hold(ask) <= self.left(name):
+            case "refund" | "transfer" if not 0 < self.to_hold(ask) <= self.left(name):
                 return "BALANCE_TOO_LOW"
             case "move in" if owes and ask.about == "owing nothing":
                 return "ACCOUNT_HAS_DEBT"
@@ -184,23 +190,28 @@ class Clerk:
         self.kept = sales | self.kept if why == "TENANT_CHANGED_SINCE" else self.kept | sales
 
     def echo(self, name: str, lost: int) -> str:
-        """Settle the refund that waits: the book has learnt what was used from the echo alone."""
+        """Settle what waits: the book has learnt what was used from the echo alone."""
         left = max(self.left(name) - self.unsaid[name], 0)
-        amount = self.holding.pop(name).amount or min(left, self.held[name])
+        ask = self.holding.pop(name)
+        amount = ask.amount or min(left, self.held[name])
         if lost:
             return "EVIDENCE_TOO_OLD"
         if self.owed(name, "emergency") or self.owed(name, "debt"):
             return "ACCOUNT_HAS_DEBT"
         if not 0 < amount <= left:
             return "BALANCE_TOO_LOW"
-        self.ledger.move(name, prepaid=amount, cash=-amount)
+        if ask.what == "transfer":
+            self.ledger.move(name, prepaid=amount, transit=-amount)
+            self.ledger.move(ask.about, transit=amount, prepaid=-amount)
+        else:
+            self.ledger.move(name, prepaid=amount, cash=-amount)
         self.keep(name, "REFUNDED_SINCE")
         return "done"
 
     def write(self, ask: Ask, receipt: str, promised: int | None = None) -> None:  # noqa: C901 - one a case
         name, amount, ledger = ask.account, ask.amount, self.ledger
         match ask.what:
-            case "refund":
+            case "refund" | "transfer":
                 self.holding[name], self.held[name] = ask, self.to_hold(ask)
             case "reserve":
                 self.reserved[ask.about] = ask, ledger.share[name]
