@@ -26,7 +26,7 @@ from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Book
-from services.vending.domain import account, chain, closings
+from services.vending.domain import account, closings
 from services.vending.domain.account import (
     Account,
     GrantEmergencyCredit,
@@ -56,6 +56,7 @@ from services.vending.domain.tariff import Tariff
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.domain.usage import PostUsage, Used
 from services.vending.metrics import Metrics
+from tests.unit.vending_chain import check_stream_chain
 
 NANO = 10**7
 SITE = Site(Answers(), "S1", "Mall", "UTC", "CNY", 9, 2, "LE1", 10)
@@ -293,7 +294,7 @@ async def follow(history: list[Step]) -> None:
             assert state.owed == owed
             assert state.used == ledger.used[name]
     stored = await store.read_all(FROM_START, 10**6)
-    chain.check_stream_chain({}, stored)
+    check_stream_chain(stored)
     add_up(stored)
 
 

@@ -33,6 +33,7 @@ from services.vending.domain.streams import entity_of, evolve_of
 from tests.recovery import bus
 from tests.recovery.vending_shop import NANO_PER_MINOR, Sale, Till
 from tests.recovery.verdict import Verdict
+from tests.unit.vending_chain import BrokenChain, check_stream_chain
 
 LEDGER, SHARDS, REGISTRY = "ledger", "shard-log", "registry"
 TOPICS = (REGISTRY, SHARDS, LEDGER)
@@ -121,8 +122,8 @@ def _judge_chains(verdict: Verdict, events: Sequence[StoredEvent]) -> None:
     positions = [event.position for event in events]
     verdict.expect(positions == list(range(1, len(events) + 1)), "positions are not dense")
     try:
-        chain.check_stream_chain({}, events)
-    except chain.BrokenChain as broken:
+        check_stream_chain(events)
+    except BrokenChain as broken:
         verdict.expect(False, str(broken))
 
 

@@ -24,7 +24,7 @@ from services.common.runtime.topics import catalogue
 from services.vending.adapters.api.desk import fingerprint_of
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.application.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
-from services.vending.domain import chain, site
+from services.vending.domain import site
 from services.vending.domain.decisions import Answers, Decision, Request, fingerprint
 from services.vending.domain.event_store import (
     FROM_START,
@@ -37,6 +37,7 @@ from services.vending.domain.event_store import (
 from services.vending.domain.events import EVENTS, CutsHeld
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.metrics import Metrics
+from tests.unit.vending_chain import BrokenChain, check_stream_chain
 
 CLIENTS = 64
 
@@ -221,7 +222,7 @@ async def test_an_altered_event_breaks_the_chain_of_its_stream(book: Book, store
     for number in range(2, 6):
         await toggle(book, number)
     events = await store.read_all(FROM_START, 10)
-    chain.check_stream_chain({}, events)
+    check_stream_chain(events)
     for index, event in enumerate(events[:-1]):
         altered = type(event)(
             event.position,
@@ -232,8 +233,8 @@ async def test_an_altered_event_breaks_the_chain_of_its_stream(book: Book, store
             event.data[:-1] + b"?",
             event.meta,
         )
-        with pytest.raises(chain.BrokenChain, match=f"revision {index + 1}"):
-            chain.check_stream_chain({}, [*events[:index], altered, *events[index + 1 :]])
+        with pytest.raises(BrokenChain, match=f"revision {index + 1}"):
+            check_stream_chain([*events[:index], altered, *events[index + 1 :]])
 
 
 def test_old_answers_stay_as_they_were_when_successors_part() -> None:

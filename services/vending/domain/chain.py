@@ -5,13 +5,11 @@ of the event before it (`prev`), sealed by the writer, which knows the stream. O
 the relay, which alone sees the total order, folds the events' hashes into a root.
 """
 
-from collections.abc import Iterable
 from hashlib import sha256
 from uuid import UUID
 
 import orjson
 
-from services.common.kernel.errors import Bug
 from services.common.kernel.values import value_class
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.origin import NOBODY, Origin
@@ -82,25 +80,3 @@ def stored_hash(event: StoredEvent) -> bytes:
 def next_root(root: bytes, event_id: UUID, hash_: bytes) -> bytes:
     """Return the root of the chain over the store after an event of that id and hash."""
     return _digest(root, event_id.bytes, hash_)
-
-
-class BrokenChain(Bug):
-    """A stored event is not what was written."""
-
-
-def check_stream_chain(
-    last: dict[StreamId, tuple[int, bytes]], events: Iterable[StoredEvent]
-) -> None:
-    """Follow the chains of the streams through `events`; `last`: stream → (revision, hash).
-
-    Raises BrokenChain at the first event that does not continue its stream.
-    """
-    for event in events:
-        revision, prev = last.get(event.stream, (-1, GENESIS))
-        if event.revision != revision + 1 or prev_of(event.meta) != prev:
-            raise BrokenChain(
-                f"{event.stream} at revision {event.revision} (position {event.position}) does "
-                "not continue its chain: the store was altered or damaged. Restore a backup, or "
-                "compare it with the topic `ledger`"
-            )
-        last[event.stream] = (event.revision, stored_hash(event))
