@@ -19,8 +19,12 @@ from services.common.runtime import codec, kafka
 from services.common.runtime.kafka import Outgoing
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.application import book as book_module
+from services.vending.application.book import Book
 from services.vending.application.gathering import GATHERED_ENOUGH, STEP_S, Gathering
 from services.vending.application.relay import START, Relay
+from services.vending.domain.account import Account
+from services.vending.domain.event_store import StoredEvent
+from services.vending.domain.streams import stream_of
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_relay import Notebook, identity
@@ -236,3 +240,35 @@ async def test_a_batch_that_is_not_acknowledged_fails_all() -> None:
     producer = cast("AIOKafkaProducer", Producer(ConnectionError("away")))
     with pytest.raises(ConnectionError):
         await kafka.send_all(producer, [wake(0, 1)])
+
+
+# --- a long stream holds nobody up ----------------------------------------------------------------
+
+
+async def test_others_have_their_turn_while_a_long_stream_is_folded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book_module, "FOLDED_IN_A_ROW", 10)
+    await world.mall()
+    for _ in range(SALES):
+        await world.sell(100)
+    stored = await world.store.read(stream_of(Account, "A1"))
+    turns = 0
+
+    async def read(*_: object) -> list[StoredEvent]:
+        return stored  # at once: what is counted is the fold
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(world.store, "read", read)
+    book = Book(world.store, Metrics(CollectorRegistry()))
+    others = asyncio.create_task(take_turns())
+    folded = await book.state_of(Account, "A1")
+    others.cancel()
+    assert folded is not None
+    assert folded.answers.revision == SALES
+    assert turns >= SALES // 10

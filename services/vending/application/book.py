@@ -55,6 +55,8 @@ COMMANDS_PER_APPEND_MAX = 256
 ATTEMPTS_MAX = 4
 STATES_CACHED_MAX = 20_000
 DECIDED_KEPT_MAX = 10_000
+FOLDED_IN_A_ROW = 32
+"""Events of a long stream between two turns of the loop: a ms, or 16 where each has 256 meters."""
 REFUSALS = (SaleRefused, EmergencyRefused, CorrectionRefused, RefundRefused, TransferReturned)
 """Events that say why something did not come about."""
 
@@ -350,9 +352,11 @@ class Book:
             return cached
         evolve = evolve_of(stream)
         folded = _Folded()
-        for stored in await self._store.read(stream):
+        for number, stored in enumerate(await self._store.read(stream), 1):
             state = evolve(folded.state, event_of(stored))
             folded = _Folded(state, stored.revision, chain.stored_hash(stored))
+            if number % FOLDED_IN_A_ROW == 0:
+                await asyncio.sleep(0)  # others are answered on this loop too
         return folded
 
     def _keep(self, stream: StreamId, folded: _Folded) -> None:
