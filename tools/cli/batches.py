@@ -343,18 +343,17 @@ def _paces(answer: b.Batch) -> Table:
 def listed(answer: b.ListBatchesResponse) -> RenderableType:
     """Show batches."""
     table = Table(header_style="bold")
-    for name in ("created", "kind", "status", "targets", "done", "waiting", "by", "id"):
-        table.add_column(name)
+    table.add_column("id", no_wrap=True)  # it is typed, or copied, whole
+    for name in ("created", "kind", "status", "done", "by"):
+        table.add_column(name, overflow="fold")
     for each in answer.batches:
         table.add_row(
+            show.id_of(each.name),
             show.moment(each.created_at_ms),
             each.kind,
             _colored(each.status),
-            str(each.summary.targets_count),
-            str(each.summary.done_count),
-            str(each.summary.waiting_count),
+            f"{each.summary.done_count}/{each.summary.targets_count}",
             escape(each.created_by),
-            show.id_of(each.name),
         )
     if answer.next_page_token:
         table.caption = f"more: --page {answer.next_page_token}"
