@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from google.api import resource_pb2
+from google.protobuf.descriptor import FileDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -80,17 +81,20 @@ def test_a_name_that_cannot_be_read_says_what_to_write(
     assert refused.value.field == "account"
 
 
-def test_the_names_that_protos_tell_machines_are_those_that_are_read() -> None:
-    declared: Any = resource_pb2.resource
-    defined: Any = resource_pb2.resource_definition
-    modules = (
-        importlib.import_module(module.name)
+def files_of_ours() -> list[FileDescriptor]:
+    return [
+        importlib.import_module(module.name).DESCRIPTOR
         for package in (wattvend.vending.v1, wattvend.reporting.v1)
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         if module.name.endswith("_pb2")
-    )
+    ]
+
+
+def test_the_names_that_protos_tell_machines_are_those_that_are_read() -> None:
+    declared: Any = resource_pb2.resource
+    defined: Any = resource_pb2.resource_definition
     told: dict[str, str] = {}
-    for file in (module.DESCRIPTOR for module in modules):
+    for file in files_of_ours():
         resources = list(file.GetOptions().Extensions[defined])
         resources += [
             message.GetOptions().Extensions[declared]
@@ -119,3 +123,16 @@ async def test_what_has_a_name_can_be_looked_at(tmp_path: Path) -> None:
             with pytest.raises(InvalidInput) as refused:
                 await asked(kind(name=f"{name}-other"), call)
             assert refused.value.reason is reason
+
+
+def test_what_is_asked_for_a_thing_says_to_machines_which_kind_it_is() -> None:
+    refers: Any = resource_pb2.resource_reference
+    silent = [
+        f"{method.input_type.name}.{field.name}"
+        for file in files_of_ours()
+        for service in file.services_by_name.values()
+        for method in service.methods
+        for field in method.input_type.fields
+        if field.name in ("name", "parent") and not field.GetOptions().Extensions[refers].type
+    ]
+    assert silent == []

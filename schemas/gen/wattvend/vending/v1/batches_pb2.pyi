@@ -46,7 +46,7 @@ class Batch(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """batches/{batch}; empty: validate_only"""
+    """empty: validate_only"""
     kind: _builtins.str
     """force-off, force-on, restore-prepaid, sale, adjustment, price, policy"""
     status: _builtins.str
@@ -57,9 +57,9 @@ class Batch(_message.Message):
     method: _builtins.str
     """of a sale: cash, pos, transfer, qr"""
     tariff: _builtins.str
-    """of a price: tariffs/{tariff}"""
+    """Of a price."""
     policy: _builtins.str
-    """of a policy: policies/{policy}"""
+    """Of a policy."""
     filter: _builtins.str
     """what chose the targets; empty: a list did"""
     as_of_ms: _builtins.int
@@ -198,7 +198,7 @@ class BatchTarget(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """meters/{meter} or accounts/{account}, as the kind is of"""
+    """Of a meter or of an account, as the kind is of."""
     amount_minor: _builtins.int
     """of a sale, an adjustment; absent: that of the batch"""
     def __init__(
@@ -570,7 +570,7 @@ class BatchResult(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """meters/{meter} or accounts/{account}"""
+    """Of a meter, or of an account."""
     site: _builtins.str
     amount_minor: _builtins.int
     outcome: _builtins.str
@@ -615,7 +615,6 @@ class ListBatchResultsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """batches/{batch}"""
     filter: _builtins.str
     """of outcome, e.g. outcome = "refused" """
     page_size: _builtins.int

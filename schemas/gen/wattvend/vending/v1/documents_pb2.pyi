@@ -305,7 +305,7 @@ class ListVersionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """tariffs/{tariff}, policies/{policy}"""
+    """Of a tariff or a policy."""
     page_size: _builtins.int
     page_token: _builtins.str
     def __init__(
