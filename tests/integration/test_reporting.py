@@ -496,6 +496,42 @@ async def test_the_credit_of_an_account_is_what_its_book_added_and_took(
     ]
 
 
+async def test_what_an_account_was_under_and_whose_and_what_it_gave_stands_in_views(
+    stack: BackgroundStack, schema: str, story: Story
+) -> None:
+    told: list[tuple[str, dict[str, Any]]] = [
+        ("account-opened", {"tariff_id": "T1", "policy_id": "P1", "subject_id": None}),
+        ("account-terms-changed", {"tariff_id": "T2", "policy_id": "P1", "reason": "night"}),
+        ("account-tenant-changed", {"subject_id": "tenant-7", "reason": "let anew"}),
+        ("credit-transferred", {"to_account_id": "A2", "amount_minor": 40, "hold_id": "h"}),
+        ("transfer-returned", {"to_account_id": "A2", "amount_minor": 40, "hold_id": "h"}),
+    ]
+    rows = [
+        LedgerRow(
+            f"account-{story.account}", 0, revision, revision, uuid4(), kind,
+            Json(json.dumps({"account_id": story.account} | data)), T0 + revision, "test", "r",
+        )
+        for revision, (kind, data) in enumerate(told)
+    ]  # fmt: skip
+    async with migrated(stack, schema) as connection:
+        await put(connection, rows)
+        terms = await connection.fetch("SELECT * FROM account_terms ORDER BY since_ms")
+        tenants = await connection.fetch("SELECT * FROM account_tenants ORDER BY since_ms")
+        moved = await connection.fetch("SELECT * FROM transfers ORDER BY moved_at_ms")
+    assert [(each["tariff_id"], each["since_ms"], each["until_ms"]) for each in terms] == [
+        ("T1", T0, T0 + 1),
+        ("T2", T0 + 1, None),
+    ]
+    assert [(each["subject_id"], each["until_ms"]) for each in tenants] == [
+        (None, T0 + 2),
+        ("tenant-7", None),
+    ]
+    assert [(each["kind"], each["other_account_id"], each["amount_minor"]) for each in moved] == [
+        ("credit-transferred", "A2", 40),
+        ("transfer-returned", "A2", 40),
+    ]
+
+
 async def put(connection: asyncpg.Connection, rows: Iterable[Row]) -> None:
     for table, standing in newest(rows).items():
         columns = (list(column) for column in zip(*standing, strict=True))
