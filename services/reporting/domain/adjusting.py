@@ -33,6 +33,11 @@ def run_of(versions: Sequence[TariffVersionRow], number: int, from_ms: int) -> R
 
     `versions`: those of the tariff up to `number`, ascending.
     """
+    if number < 1:
+        text = (
+            f"version: {number} is none; write that of the tariff which begins, or began, too late"
+        )
+        raise InvalidInput(Reason.INVALID_ARGUMENT, text, field="version")
     version = next((each for each in versions if each.version == number), None)
     before = [each for each in versions if each.version < number]
     if version is None or not before:
