@@ -43,6 +43,9 @@ SECRETS: Secrets = {
     "wattvend-signing": {"signing.pem": "a private key"},
 }
 TLS_SECRET = "wattvend-tls"
+TLS_KEYS = {"tls.crt", "tls.key", "ca.crt"}
+"""As cert-manager names them."""
+CLIENT = {"wattvend-client": "true"}
 STOP_MARGIN_S = 5
 
 
@@ -163,7 +166,7 @@ def test_every_file_that_a_setting_names_lies_on_a_volume(
         assert path.parent in mounts, f"{service}: {name} is {path}, which is on no volume"
         assert mounts[path.parent].get("readOnly", False) == (name != "store_path")
     assert paths == {"tls_certificate", "tls_key"} | (
-        {"store_path", "signing_key"} if service == "vending" else set()
+        {"store_path", "signing_key", "reporting_ca"} if service == "vending" else set()
     )
 
 
@@ -347,6 +350,20 @@ def test_the_network_policy_opens_ports_that_pods_have() -> None:
     assert opened["grpc"], "callers are not authenticated: not everyone reaches gRPC"
 
 
+def test_vending_may_ask_reporting_where_it_is_by_a_name_of_its_certificate(
+    everything: dict[manifests.Key, Manifest],
+) -> None:
+    said = everything["ConfigMap", "vending"]["data"]
+    name, _, port = said["WATTVEND_VENDING_REPORTING"].partition(":")
+    ports = everything["Service", name]["spec"]["ports"]
+    assert port == str({each["name"]: each["port"] for each in ports}["grpc"])
+    allowed = everything["NetworkPolicy", "wattvend"]["spec"]["ingress"][-1]["from"]
+    assert allowed == [{"podSelector": {"matchLabels": CLIENT}}]
+    template = stateful("vending", everything)["spec"]["template"]
+    assert CLIENT.items() <= template["metadata"]["labels"].items()
+    assert name in SERVICES, "deploy/certificates.sh makes one for these names"
+
+
 def test_a_cluster_holds_no_secret_that_stands_in_these_files() -> None:
     assert not [kind for kind, _ in built(EXAMPLE) if kind == "Secret"]
 
@@ -360,17 +377,16 @@ def test_the_page_makes_every_secret_that_a_pod_needs_with_its_keys() -> None:
                     wanted.setdefault(ref["name"], set()).add(ref["key"])
         for volume in (pod_of(manifest) or {}).get("volumes", []):
             if secret := volume.get("secret"):
-                keys = {item["key"] for item in secret.get("items", [])} or {"tls.crt", "tls.key"}
+                keys = {item["key"] for item in secret.get("items", [])} or TLS_KEYS
                 wanted.setdefault(secret["secretName"], set()).update(keys)
     known = {name: set(keys) for name, keys in SECRETS.items()}
-    assert wanted == known | {TLS_SECRET: {"tls.crt", "tls.key"}}
+    assert wanted == known | {TLS_SECRET: TLS_KEYS}
     made: dict[str, set[str]] = {}
     for command in commands():
         words = shlex.split(command)
         if words[:1] == ["kubectl"] and "secret" in words:
-            kind, name, *options = words[words.index("secret") + 1 :]
-            literals = {o.split("=")[0] for o in options if "=" in o}
-            made[name] = {"tls.crt", "tls.key"} if kind == "tls" else literals
+            name, *options = words[words.index("generic") + 1 :]
+            made[name] = {o.split("=")[0] for o in options if "=" in o}
     assert made == wanted
 
 

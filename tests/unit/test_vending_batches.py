@@ -16,6 +16,8 @@ import pytest
 
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
+from services.common.runtime.settings import WrongSettings
+from services.vending.adapters import selection
 from services.vending.adapters.tables import event_of
 from services.vending.application.batches import Draft, Selected
 from services.vending.domain import batch as batches
@@ -483,6 +485,14 @@ async def test_a_filter_is_resolved_once_and_its_instant_is_kept(mall: World) ->
     assert (first.filter, first.as_of_ms) == ("status = open", 1_234)
     assert await mall.office.batches.create(asked) == first
     assert Finding.asked == [(Of.ACCOUNTS, "status = open")]
+
+
+async def test_an_authority_of_reporting_that_is_not_there_is_a_wrong_setting(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(WrongSettings, match=r"WATTVEND_VENDING_REPORTING_CA=.*ca\.crt"):
+        async with selection.opened("reporting:27002", tmp_path / "ca.crt"):
+            pass
 
 
 async def test_ten_thousand_targets_are_events_of_bounded_size(mall: World) -> None:

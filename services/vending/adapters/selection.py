@@ -12,6 +12,7 @@ from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.paging import PAGE_SIZE_MAX
 from services.common.kernel.reasons import Reason
+from services.common.runtime.settings import WrongSettings
 from services.vending.application.batches import Selected
 from services.vending.domain.batch import Of
 from wattvend.reporting.v1 import fleet_pb2 as pb
@@ -69,7 +70,13 @@ class ReportingSelection:
 def _channel(address: str, authority: Path | None) -> grpc.aio.Channel:
     if authority is None:
         return grpc.aio.insecure_channel(address)
-    credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    try:
+        credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    except OSError as odd:
+        raise WrongSettings(
+            f"WATTVEND_VENDING_REPORTING_CA={authority} cannot be read ({odd}): name the PEM file "
+            "of the authority that reporting's certificate is from"
+        ) from odd
     return grpc.aio.secure_channel(address, credentials)
 
 
