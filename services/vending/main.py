@@ -153,6 +153,7 @@ class _Vending:
                 self.metrics.half_done.set(len(await self.tables.todos()))
                 await self._measure_closings()
                 await self.office.complete()
+                await self._measure_waiting()
                 self._measure_stuck()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
@@ -175,6 +176,19 @@ class _Vending:
         self.metrics.closings_overdue.set(open_.overdue)
         began_ms = open_.oldest_began_at_ms or now_ms
         self.metrics.closings_oldest.set((now_ms - began_ms) / 1000)
+
+    async def _measure_waiting(self) -> None:
+        now_ms, metrics = self.runtime.clock.now_ms(), self.metrics
+        batches = await self.office.batches.under_way()
+        metrics.batches_running.set(batches.running)
+        metrics.batches_paused.set(batches.paused)
+        metrics.batches_oldest.set((now_ms - (batches.submitted_at_ms or now_ms)) / 1000)
+        metrics.batch_targets_paced.set(batches.paced)
+        undecided = await self.tables.undecided()
+        metrics.approvals_waiting.set(undecided.proposals)
+        metrics.policies_scheduled.set(undecided.scheduled)
+        due_ms = undecided.scheduled_next_ms or now_ms
+        metrics.policies_late.set(max(0, now_ms - due_ms) / 1000)
 
     async def _start_grpc(self) -> None:
         desk = Desk(

@@ -64,6 +64,41 @@ class Metrics:
             "how long ago the oldest closing under way began; 0: there is none",
             registry=registry,
         )
+        self.batches_running = Gauge(
+            "wattvend_vending_batches_running_count",
+            "batches that are carried out",
+            registry=registry,
+        )
+        self.batches_paused = Gauge(
+            "wattvend_vending_batches_paused_count",
+            "batches that a person paused, and nobody resumed or cancelled yet",
+            registry=registry,
+        )
+        self.batches_oldest = Gauge(
+            "wattvend_vending_batches_oldest_seconds",
+            "how long ago the oldest batch that runs or is paused was submitted; 0: there is none",
+            registry=registry,
+        )
+        self.batch_targets_paced = Gauge(
+            "wattvend_vending_batch_targets_paced_count",
+            "targets of running batches that wait for the budget of their site",
+            registry=registry,
+        )
+        self.approvals_waiting = Gauge(
+            "wattvend_vending_approvals_waiting_count",
+            "proposals, submitted documents among them, that wait for a second person",
+            registry=registry,
+        )
+        self.policies_scheduled = Gauge(
+            "wattvend_vending_policies_scheduled_count",
+            "published versions of policies that do not apply yet",
+            registry=registry,
+        )
+        self.policies_late = Gauge(
+            "wattvend_vending_policies_late_seconds",
+            "for how long the first of them should have applied; 0: none should",
+            registry=registry,
+        )
         self.stuck = Gauge(
             "wattvend_vending_stuck_count",
             "processes whose next step fails and is tried again, by process",

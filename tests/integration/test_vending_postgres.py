@@ -174,6 +174,8 @@ async def said(world: World) -> list[object]:
         await kept.overdue("payment", 2**60),
         await kept.open_batches(0),
         await kept.open_batches(2**60),
+        await kept.paused_batches(),
+        await kept.undecided(),
         await kept.batches(0, 10),
         await kept.batches((await kept.batches(0, 10))[1].position, 1),
         await kept.numbered_until(),

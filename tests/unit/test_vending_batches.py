@@ -19,7 +19,7 @@ from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import selection
 from services.vending.adapters.tables import event_of
-from services.vending.application.batches import Draft, Selected
+from services.vending.application.batches import Draft, Selected, UnderWay
 from services.vending.domain import batch as batches
 from services.vending.domain import batching
 from services.vending.domain.approval import Approve
@@ -401,6 +401,27 @@ async def test_what_waits_is_told_with_the_minute_in_which_it_is_asked(mall: Wor
     assert (pace.waiting, pace.per_minute) == (15, BUDGET)
     assert pace.next_at_ms == began_ms + MINUTE_MS
     assert pace.last_at_ms == began_ms + 2 * MINUTE_MS
+
+
+async def test_what_goes_on_is_counted_and_what_waits_for_a_budget(mall: World) -> None:
+    await alone(mall, **EVERYTHING)
+    under_way = mall.office.batches.under_way
+    assert await under_way() == UnderWay(0, 0, 0, 0)
+    first = await created(mall, Kind.FORCE_OFF, 25)
+    assert await under_way() == UnderWay(0, 0, 0, 0), "a draft does nothing"
+    await submitted(mall, first.batch_id)
+    began_ms = (await mall.office.batches.of(first.batch_id)).submitted_at_ms
+    assert began_ms
+    assert await under_way() == UnderWay(1, 0, began_ms, 0), "its first round comes at once"
+    await mall.office.batches.turn()
+    assert await under_way() == UnderWay(1, 0, began_ms, 25 - BUDGET)
+    await moved(mall, PauseBatch, first.batch_id, 70)
+    second = await created(mall, Kind.SALE, 3, 1)
+    await submitted(mall, second.batch_id, 51)
+    assert await under_way() == UnderWay(1, 1, began_ms, 0), "what is paused waits for a person"
+    await to_its_end(mall, second.batch_id)
+    await moved(mall, CancelBatch, first.batch_id, 71)
+    assert await under_way() == UnderWay(0, 0, 0, 0)
 
 
 async def test_two_batches_of_one_site_share_its_budget(mall: World) -> None:

@@ -26,6 +26,7 @@ from services.vending.domain.document import Document, Kind, State, Withdraw
 from services.vending.domain.orders import DAY_MS
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy, PublishPolicy
+from services.vending.domain.tables import Undecided
 from services.vending.domain.tariff import PublishTariff
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -312,6 +313,19 @@ async def test_a_policy_applies_from_its_instant_on_and_not_before(mall: World) 
     assert await state(mall, document_id) is State.IN_FORCE
     *_, published = await of_type(mall, "policy-published")
     assert published.origin == ALICE, "who wanted it stands behind it"
+
+
+async def test_what_waits_for_a_person_or_its_instant_is_counted(mall: World) -> None:
+    assert await mall.tables.undecided() == Undecided(0, 0, 0)
+    await scheduled(mall, 1, 3_000)
+    await scheduled(mall, 2, 4_000)
+    assert await mall.tables.undecided() == Undecided(0, 2, T0_MS + DAY_MS)
+    await publish(mall, **NOBODY_ALONE)
+    await submit(mall, await draft(mall))
+    assert await mall.tables.undecided() == Undecided(1, 2, T0_MS + DAY_MS)
+    mall.clock.at_ms = T0_MS + DAY_MS
+    await mall.office.complete()
+    assert await mall.tables.undecided() == Undecided(1, 1, T0_MS + 2 * DAY_MS)
 
 
 async def test_of_two_that_are_scheduled_each_has_its_time(mall: World) -> None:

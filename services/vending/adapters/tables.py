@@ -94,6 +94,7 @@ from services.vending.domain.tables import (
     Offset,
     Root,
     Todo,
+    Undecided,
 )
 
 SCHEMA = """
@@ -132,6 +133,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS batch_position ON batch(position);
 CREATE INDEX IF NOT EXISTS batch_changed ON batch(changed_at_ms);
 CREATE INDEX IF NOT EXISTS batch_open ON batch(position)
   WHERE status = 'running' OR round_is_open = 1;
+CREATE INDEX IF NOT EXISTS batch_paused ON batch(position) WHERE status = 'paused';
 CREATE TABLE IF NOT EXISTS draft(
   document_id text PRIMARY KEY, position bigint NOT NULL UNIQUE
 );
@@ -425,6 +427,13 @@ class SqlTables:
         )
         return [batch_id for batch_id, _ in rows]
 
+    async def paused_batches(self) -> list[str]:
+        """Return the ids of batches that are paused, the oldest first."""
+        rows = await self._database.rows(
+            "SELECT batch_id FROM batch WHERE status = 'paused' ORDER BY position"
+        )
+        return [row[0] for row in rows]
+
     async def batches(self, after: int, limit: int) -> list[BatchRow]:
         """Return at most `limit` batches above a position, the oldest first."""
         rows = await self._database.rows(
@@ -456,6 +465,16 @@ class SqlTables:
             now_ms,
         )
         return [(policy_id, int(version)) for policy_id, version in rows]
+
+    async def undecided(self) -> Undecided:
+        """Return what waits for a person, or for its instant."""
+        rows = await self._database.rows(
+            "SELECT (SELECT count(*) FROM waiting WHERE kind = $1 AND is_decided = 0), "
+            "(SELECT count(*) FROM scheduled), "
+            "(SELECT coalesce(min(effective_at_ms), 0) FROM scheduled)",
+            APPROVAL,
+        )
+        return Undecided(*map(int, rows[0]))
 
     async def pending(self, kind: str, due_by_ms: int) -> list[str]:
         """Return the ids of what is pending and due by an instant, oldest first."""

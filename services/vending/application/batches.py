@@ -101,6 +101,20 @@ class Preview:
     needs_two: str
 
 
+@value_class
+class UnderWay:
+    """What goes on: how many batches run and are paused, when the oldest of both was submitted.
+
+    `submitted_at_ms`: 0 where there is none; `paced`: targets of those that run which wait for the
+    budget of their site.
+    """
+
+    running: int
+    paused: int
+    submitted_at_ms: int
+    paced: int
+
+
 class Batches:
     """Batches: drafts, their previews, and the rounds of those that run."""
 
@@ -207,7 +221,9 @@ class Batches:
         if not state.terms.rule.position or state.is_over:
             return []
         now_ms = self._clock.now_ms()
-        asked = await self._asked(now_ms)
+        return await self._paces(state, await self._asked(now_ms), now_ms)
+
+    async def _paces(self, state: Batch, asked: Sequence[Asked], now_ms: int) -> list[Pace]:
         waiting = Counter(target.site_id for _, target in state.waiting())
         budgets = await self._budgets(waiting)
         paces = []
@@ -217,6 +233,22 @@ class Batches:
             last_ms = begin_ms + (count - 1) // budget * MINUTE_MS
             paces.append(Pace(site_id, count, budget, begin_ms, last_ms))
         return paces
+
+    async def under_way(self) -> UnderWay:
+        """Return what goes on."""
+        now_ms = self._clock.now_ms()
+        open_ = [await self.of(batch_id) for batch_id in await self._tables.open_batches(FAR_MS)]
+        running = [state for state in open_ if state.status is Status.RUNNING]
+        paused = [await self.of(batch_id) for batch_id in await self._tables.paused_batches()]
+        paced = [state for state in running if state.terms.rule.position]
+        asked = await self._asked(now_ms) if paced else []
+        paces = [pace for state in paced for pace in await self._paces(state, asked, now_ms)]
+        return UnderWay(
+            len(running),
+            len(paused),
+            min((state.submitted_at_ms or now_ms for state in (*running, *paused)), default=0),
+            sum(pace.waiting for pace in paces if pace.next_at_ms > now_ms),
+        )
 
     # --- rounds -----------------------------------------------------------------------------------
 

@@ -72,6 +72,18 @@ class BatchRow:
 
 
 @value_class
+class Undecided:
+    """How many proposals wait for a second person, and how many versions of policies for theirs.
+
+    `scheduled_next_ms`: the instant of the first of these; 0: there is none.
+    """
+
+    proposals: int
+    scheduled: int
+    scheduled_next_ms: int
+
+
+@value_class
 class Charged:
     """The newest charge of a meter: where it ended."""
 
@@ -206,6 +218,10 @@ class Tables(Protocol):
         """
         ...
 
+    async def paused_batches(self) -> list[str]:
+        """Return the ids of batches that are paused, the oldest first."""
+        ...
+
     async def batches(self, after: int, limit: int) -> list[BatchRow]:
         """Return at most `limit` batches above a position, the oldest first."""
         ...
@@ -216,6 +232,10 @@ class Tables(Protocol):
 
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:
         """Return (policy, version) of those whose instant has come and that do not apply yet."""
+        ...
+
+    async def undecided(self) -> Undecided:
+        """Return what waits for a person, or for its instant."""
         ...
 
     async def pending(self, kind: str, due_by_ms: int) -> list[str]:
