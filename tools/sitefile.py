@@ -1,21 +1,25 @@
 """A site as a file: what stands where and what it costs. Applied through gRPC, any number of times.
 
-Every request id derives from the file's content for that part, so applying the same file again
-changes nothing and gets the first answers.
+Applying the same file again changes nothing, whoever does and by whatever release: what stands as
+the file says is left alone. A version of a tariff or a policy is published where the newest one
+says something else, by a request id that derives from what is said and what it follows.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import UUID, uuid5
 
 import yaml
+from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from services.common.kernel import names
+from services.common.policies import rules as policy_rules
 from services.common.policies.rules import Rules
 from services.common.policies.windows import why_nobody_is_cut
+from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import Plan
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
@@ -23,6 +27,29 @@ from wattvend.vending.v1 import vending_pb2 as v
 AT_ONCE_MAX = 16
 REQUESTS = UUID("3d2c5b7e-9a41-5c7b-8f7e-2f6c0f6f7a11")
 """Namespace of the request ids of files."""
+
+LEFT_OUT: dict[str, Any] = {
+    "lease_ms": 300_000,
+    "max_evidence_age_ms": 900_000,
+    "rounding": "down",
+}
+"""What vending makes of what a policy leaves out."""
+NORMAL: dict[str, Callable[[str], str]] = {
+    "plan": lambda text: plans.read(text).text(),
+    "rules": lambda text: policy_rules.read(text).text(),
+}
+"""Documents that may be written in several ways, and are the same."""
+GET = {
+    "Site": v.GetSiteRequest,
+    "Gateway": v.GetGatewayRequest,
+    "Meter": v.GetMeterRequest,
+    "Tariff": v.GetTariffRequest,
+    "Policy": v.GetPolicyRequest,
+}
+WHEN = "effective_at_ms"
+"""A file does not say it."""
+STANDS = {"ALREADY_EXISTS", "REQUEST_ID_REUSED"}
+"""Why something is not registered that may well stand as the file says."""
 
 Progress = Callable[[str], None]
 Item = TypeVar("Item")
@@ -33,7 +60,7 @@ class _Part(BaseModel):
 
 
 class Site(_Part):
-    """The site itself."""
+    """The site itself. `parent`: the site that it lies within, "": none; None: as it stands."""
 
     id: str
     name: str
@@ -41,6 +68,7 @@ class Site(_Part):
     currency: str
     legal_entity: str
     cuts_per_minute: int = 30
+    parent: str | None = None
 
 
 class Gateway(_Part):
@@ -162,23 +190,98 @@ def read(path: Path) -> SiteFile:
 
 async def apply(clients: Clients, file: SiteFile, said: Progress) -> None:
     """Register everything, and say what is done. Raises Refused with the part's name."""
-    call = clients.vending
-    site = file.site
-    await _named(f"site {site.id}", call("RegisterSite", _site(site)))
+    book, site, new = _Book(clients.vending), file.site, []
+
+    async def publish(kind: str, id_: str, request: Any) -> None:
+        if await _named(f"{kind.lower()} {id_}", book.published(kind, request, site)):
+            new.append(id_)
+
+    await _named(f"site {site.id}", book.registered("Site", names.SITE.name(site.id), _site(site)))
+    if site.parent is not None:
+        await _named(f"site {site.id}", book.placed(site, site.parent))
     await each(
         file.gateways,
-        lambda g: _named(f"gateway {g.id}", call("RegisterGateway", _gateway(g, site.id))),
+        lambda g: _named(
+            f"gateway {g.id}",
+            book.registered("Gateway", names.GATEWAY.name(g.id), _gateway(g, site.id)),
+        ),
     )
     said(f"site {site.id} with {len(file.gateways)} gateways")
-    await each(
-        file.tariffs, lambda t: _named(f"tariff {t.id}", call("PublishTariff", _tariff(t, site)))
+    await each(file.tariffs, lambda t: publish("Tariff", t.id, _tariff(t, site)))
+    await each(file.policies, lambda p: publish("Policy", p.id, _policy(p, site)))
+    said(
+        f"{len(file.tariffs)} tariffs and {len(file.policies)} policies, new versions of {len(new)}"
     )
     await each(
-        file.policies, lambda p: _named(f"policy {p.id}", call("PublishPolicy", _policy(p, site)))
+        file.meters,
+        lambda m: _named(
+            f"meter {m.id}", book.registered("Meter", names.METER.name(m.id), _meter(m))
+        ),
     )
-    said(f"{len(file.tariffs)} tariffs and {len(file.policies)} policies")
-    await each(file.meters, lambda m: _named(f"meter {m.id}", call("RegisterMeter", _meter(m))))
     said(f"{len(file.meters)} meters")
+
+
+class _Book:
+    """What is done to vending, where it does not stand so already."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def registered(self, kind: str, name: str, request: Message) -> None:
+        """Let a thing be registered, unless it is, by whatever request, as it is wanted."""
+        try:
+            await self._call(f"Register{kind}", request)
+        except Refused as refused:
+            if refused.reason not in STANDS:
+                raise
+            wanted = [field.name for field, _ in request.ListFields()]
+            stands = await self._call(f"Get{kind}", GET[kind](name=name))
+            if other := _other(wanted, request, stands):
+                text = f"it is registered with another {', '.join(other)}; a file changes none"
+                raise Refused(refused.code, "ALREADY_EXISTS", text) from refused
+
+    async def placed(self, site: Site, parent: str) -> None:
+        """Let a site lie within another one or, "", within none."""
+        stands = await self._call("GetSite", v.GetSiteRequest(name=names.SITE.name(site.id)))
+        within = names.SITE.name_if(parent)
+        if stands.parent == within:
+            return
+        request = v.PlaceSiteRequest(
+            request_id=request_id("place", site.id, parent, stands.version.revision),
+            name=stands.name,
+            parent=within,
+            reason="site file",
+        )
+        await self._call("PlaceSite", request)
+
+    async def published(self, kind: str, request: Any, site: Site) -> bool:
+        """Let a version be published, unless the newest one says the same; return whether."""
+        revision = -1
+        try:
+            stands = await self._call(f"Get{kind}", GET[kind](name=request.name))
+        except Refused as refused:
+            if refused.reason != f"{kind.upper()}_NOT_FOUND":
+                raise
+        else:
+            wanted = [field.name for field in request.DESCRIPTOR.fields]
+            if not _other(wanted, request, stands):
+                return False
+            revision = stands.version.revision
+        content = request.SerializeToString(deterministic=True).hex()
+        request.request_id = request_id(kind, site.id, content, revision)
+        await self._call(f"Publish{kind}", request)
+        return True
+
+
+def _other(wanted: Sequence[str], request: Message, stands: Message) -> list[str]:
+    """Return the fields, of those that both have, in which a thing is not as a request wants it."""
+
+    def of(message: Message, name: str) -> Any:
+        value = getattr(message, name) or LEFT_OUT.get(name)
+        return NORMAL[name](value) if value and name in NORMAL else value
+
+    both = [name for name in wanted if name in stands.DESCRIPTOR.fields_by_name and name != WHEN]
+    return [name for name in both if of(request, name) != of(stands, name)]
 
 
 def request_id(*parts: object) -> str:
@@ -188,7 +291,7 @@ def request_id(*parts: object) -> str:
 
 def _site(site: Site) -> v.RegisterSiteRequest:
     return v.RegisterSiteRequest(
-        request_id=request_id("site", site.model_dump_json()),
+        request_id=request_id("site", site.model_dump_json(exclude={"parent"})),
         site_id=site.id,
         display_name=site.name,
         zone=site.zone,
@@ -224,7 +327,6 @@ def _meter(meter: Meter) -> v.RegisterMeterRequest:
 
 def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
     return v.PublishTariffRequest(
-        request_id=request_id("tariff", site.id, tariff.model_dump_json(exclude_none=True)),
         name=names.TARIFF.name(tariff.id),
         commodity=tariff.commodity,
         currency=site.currency,
@@ -235,14 +337,12 @@ def _tariff(tariff: Tariff, site: Site) -> v.PublishTariffRequest:
 
 
 def _policy(policy: Policy, site: Site) -> v.PublishPolicyRequest:
-    content = policy.model_dump_json(exclude_none=True)
-    request = request_id("policy", site.id, site.legal_entity, content)
-    return policy.request(request, policy.id, site.currency, site.legal_entity)
+    return policy.request("", policy.id, site.currency, site.legal_entity)
 
 
-async def _named(what: str, answer: Awaitable[object]) -> None:
+async def _named(what: str, answer: Awaitable[Item]) -> Item:
     try:
-        await answer
+        return await answer
     except Refused as refused:
         raise Refused(refused.code, refused.reason, f"{what}: {refused.message}") from refused
 

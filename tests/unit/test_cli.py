@@ -477,6 +477,7 @@ def test_the_commands_of_the_page_on_accounts_work(
     vending = Vending(
         **dict.fromkeys((*of_others, *kinds, "ForceRelay"), ACCOUNT),
         **dict.fromkeys(of_meters, v.Meter()),
+        GetPolicy=Refused("NOT_FOUND", "POLICY_NOT_FOUND", "there is no policy"),
         CreateClosing=lro.Operation(),
         ListClosings=c.ListClosingsResponse(),
         **dict.fromkeys(("StartOpening", "GetOpening", "CancelOpening"), o.Opening(status="open")),
