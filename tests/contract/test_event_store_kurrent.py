@@ -55,6 +55,7 @@ from tests.contract.kurrent_server import (
     LATE_S,
     MAX_APPEND_BYTES,
     PASSWORD,
+    USER,
     Fault,
     KurrentServer,
 )
@@ -462,6 +463,28 @@ async def test_a_book_moves_to_the_server_and_back(
 
 
 # --- the connection -------------------------------------------------------------------------------
+
+
+async def test_a_book_is_kept_over_tls_with_credentials_and_not_in_plain(
+    server: KurrentServer, url: str, tmp_path: Path
+) -> None:
+    """The double takes no call without its user's password, and none without TLS."""
+    assert f"//{USER}:{PASSWORD}@" in url
+    assert "tlsCaFile=" in url
+    async with opened(url, tmp_path / "index.sqlite") as (store, _):
+        await store.append(A, NO_EVENTS, [new(b"1")])
+        assert [event.data for event in await store.read(A)] == [b"1"]
+        assert [event.data for event in await take(store, FROM_START, 1)] == [b"1"]
+    asked = server.appends
+    with pytest.raises(StoreUnavailable):
+        async with opened(f"{plain(url)}?tls=false", tmp_path / "plain.sqlite"):
+            pass
+    assert server.appends == asked
+
+
+def plain(url: str) -> str:
+    """Return an address without what TLS needs."""
+    return url.partition("?")[0]
 
 
 async def test_a_subscription_that_is_lost_goes_on_where_it_was(
