@@ -30,6 +30,7 @@ from tools.stack.stack import LocalStack
 
 DIRECTORY = Path("build/demo").absolute()
 CALLER = "demo-operator"
+SECOND_CALLER = "demo-manager"
 
 EXPECTED = (StackError, WattvendError, Refused, TimeoutError, OSError, KafkaError)
 
@@ -87,12 +88,13 @@ async def _play(console: Console, *, kills: bool) -> bool:
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
         )
         clients = await stack.enter_async_context(connect(at.vending, at.reporting, CALLER))
+        second = await stack.enter_async_context(connect(at.vending, at.reporting, SECOND_CALLER))
         observer = Observer()
         following = asyncio.create_task(observer.follow(at.kafka_bootstrap))
         stack.callback(following.cancel)
         fleet = Fleet(session, f"http://127.0.0.1:{at.ports.fleet_http}")
         kill = local.kill9 if kills else None
-        return await Story(clients, fleet, observer, screen, plan, uuid4(), kill).run()
+        return await Story(clients, second, fleet, observer, screen, plan, uuid4(), kill).run()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

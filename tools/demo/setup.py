@@ -27,7 +27,8 @@ class Desk:
         self._run_id = run_id
         self.receipts: list[v.Sale] = []
 
-    def _id(self, *name: str) -> str:
+    def request_id(self, *name: str) -> str:
+        """Return the request id of a step by its name: in one run always the same."""
         return str(uuid5(self._run_id, "/".join(name)))
 
     async def open_accounts(self, sales_minor: dict[DemoMeter, int], timeout_s: float) -> None:
@@ -38,7 +39,7 @@ class Desk:
             await self._clients.vending(
                 "OpenAccount",
                 v.OpenAccountRequest(
-                    request_id=self._id("open", account),
+                    request_id=self.request_id("open", account),
                     account_id=account,
                     site=names.SITE.name(mall.SITE),
                     subject_id=f"subject-{account}",
@@ -55,7 +56,7 @@ class Desk:
     async def _assign(self, meter: DemoMeter, timeout_s: float) -> None:
         """Assign; ask again while the book says that the first reading is still on its way."""
         request = v.AssignMeterRequest(
-            request_id=self._id("assign", meter.meter_id),
+            request_id=self.request_id("assign", meter.meter_id),
             name=names.METER.name(meter.meter_id),
             account=names.ACCOUNT.name(meter.account_id),
         )
@@ -67,7 +68,7 @@ class Desk:
         While nobody answers it is asked again with the same request id: sold once all the same.
         """
         request = v.SellRequest(
-            request_id=self._id("sale", account_id, name),
+            request_id=self.request_id("sale", account_id, name),
             name=names.ACCOUNT.name(account_id),
             amount_minor=amount_minor,
             method="qr",

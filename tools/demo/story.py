@@ -14,6 +14,7 @@ from tools import mall, sitefile
 from tools.client import Clients, Refused
 from tools.demo import judge, plan
 from tools.demo.fleet import Fleet, TrueMeter
+from tools.demo.leaving import Leaving
 from tools.demo.observe import Observer, Spread
 from tools.demo.plan import DemoMeter, Plan
 from tools.demo.screen import Screen, money
@@ -45,9 +46,13 @@ class Payment:
 
 @dataclass
 class Story:
-    """One run. `kill` (tests only) ends a service by SIGKILL at the story's turns."""
+    """One run. `kill` (tests only) ends a service by SIGKILL at the story's turns.
+
+    `second`: another person than who stands behind `clients`.
+    """
 
     clients: Clients
+    second: Clients
     fleet: Fleet
     observer: Observer
     screen: Screen
@@ -252,8 +257,13 @@ class Story:
         except TimeoutError as late:
             self.screen.say(str(late), "bold red")
         self.screen.verdicts(rows)
+        self.screen.chapter("A tenant moves out")
+        leaving = Leaving(
+            self.clients, self.second, desk.request_id, self.screen, lambda: self._kill("vending")
+        )
+        left = await leaving.run(next(r for r in rows if r.meter == self.plan.cast.absent))
         self.screen.spreads(self._spreads(after))
-        checks = self._checks(rows, after)
+        checks = [*self._checks(rows, after), *left]
         self.screen.checks(checks)
         return all(holds for _, holds, _ in checks)
 
