@@ -79,15 +79,18 @@ class Leaving:
 
     async def _approve(self, account_id: str) -> None:
         """Let the second person approve what the operator may not pay out alone."""
-        waiting: v.ListApprovalsResponse = await self.second.vending(
-            "ListApprovals", v.ListApprovalsRequest()
-        )
         target = names.ACCOUNT.name(account_id)
-        proposed = next(one for one in waiting.approvals if one.target == target)
+        proposed: list[v.Approval] = []
+        while not proposed:  # it is there a moment after the closing waits for it
+            await asyncio.sleep(POLL_S)
+            waiting: v.ListApprovalsResponse = await self.second.vending(
+                "ListApprovals", v.ListApprovalsRequest()
+            )
+            proposed = [one for one in waiting.approvals if one.target == target]
         await self.second.vending(
             "Approve",
             v.ApproveRequest(
-                request_id=self.request_id("approve"), name=proposed.name, reason="seen"
+                request_id=self.request_id("approve"), name=proposed[0].name, reason="seen"
             ),
         )
         self.screen.say(f"{account_id}: a second person approved what is paid out", "green")
