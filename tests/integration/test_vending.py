@@ -497,6 +497,8 @@ def echo(hold: dict[str, Any], charged_nano: int) -> dict[str, Any]:
         **dict.fromkeys(NOT_USED, 0),
         "meters": [],
         "row": b"its row",
+        "frozen": False,
+        "waiting": [],
     }
 
 

@@ -469,6 +469,15 @@ class ScalarShard:
             "last_reading_received_at_ms": account.last_received,
             "decided_at_ms": self.now,
             "log_offset": self.work.offset,
+            "frozen": account.frozen,
+            "waiting": [
+                {
+                    "meter_id": meter.fact["meter_id"],
+                    "reading_id": str(UUID(bytes=meter.waiting[1]["reading_id"])),
+                }
+                for _, meter in sorted(account.meters.items())
+                if meter.waiting
+            ],
             **{name: account.fact[name] for name in ("currency", "legal_entity", "commodity")},
         }
         self.work.others.append(Sent("echoes", account.account_id, record))

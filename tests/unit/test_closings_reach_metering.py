@@ -19,6 +19,7 @@ from services.vending.domain.account import Status
 from services.vending.domain.closing import HOUR_MS
 from services.vending.domain.closings import CloseAccount, CloseMeters, GiveRegister
 from services.vending.domain.events import MoneyEvent
+from services.vending.domain.meter import ResolveReading
 from services.vending.domain.trial_balance import TrialBalance
 from tests.unit.metering_log import frame, of, reading
 from tests.unit.test_usage_comes_from_metering import HALF_HOUR_MS, Platform, platform
@@ -146,6 +147,48 @@ async def test_a_silent_meter_leaves_at_the_register_that_is_given_and_pays_to_i
     before = shop.charged_nano
     await shop.reads(1_320)  # it stood lower than that
     assert (shop.charged_nano, await shop.prepayment_nano()) == (before, 0)
+
+
+async def test_what_a_frozen_account_used_is_not_known_so_it_is_not_closed(shop: Shop) -> None:
+    account = await shop.world.office.account("A1")
+    log = shop.shards.logs[account.shard]
+    log.state.accounts["frozen"][log.state.account_slot(account.account_key)] = True
+    closing_id = await close(shop, lasts_ms=HOUR_MS)
+    await shop.reads(50_000)
+    shop.world.clock.at_ms += 2 * HOUR_MS
+    given = GiveRegister(shop.world.ask("give"), "A1", closing_id, "M1", 2_000, "manual", "read")
+    await shop.world.office.closings.give(given)
+    await shop.told()
+    state = await shop.world.office.account("A1")
+    assert (state.status, state.meters) == (Status.OPEN, ())
+    assert await of_type(shop.world, "credit-refunded") == []
+
+
+@pytest.mark.parametrize(("resolution", "energy_milli"), [("accept", 898_800), ("reject", 0)])
+async def test_what_waits_of_a_device_before_is_judged_before_the_meter_leaves(
+    shop: Shop, resolution: str, energy_milli: int
+) -> None:
+    world = shop.world
+    await world.office.replace_meter(
+        world.ask("new"), meter_id="M1", closing_register_milli=900_000, opening_register_milli=0,
+        serial="serial-2", unit=None, profile=None, ratio=None, max_power_w=None, reason="burnt",
+    )  # fmt: skip
+    await shop.told()
+    await close(shop)
+    await shop.reads(10)
+    await shop.reads(20)
+    closing = (await world.office.account("A1")).closing
+    assert closing is not None
+    (told,) = closing.told_meters
+    assert told.waits_for is not None
+    before = shop.charged["energy"]
+    request = world.ask(resolution)
+    await world.office.order(ResolveReading(request, "M1", told.waits_for, resolution, "seen"))
+    await shop.told()
+    state = await world.office.account("A1")
+    assert (state.status, state.credited_nano) == (Status.CLOSED, shop.charged_nano)
+    assert shop.charged["energy"] - before == energy_milli * 800_000
+    assert await shop.prepayment_nano() == 0
 
 
 async def test_a_part_is_charged_to_its_registers_and_the_rest_goes_on(shop: Shop) -> None:

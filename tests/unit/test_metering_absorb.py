@@ -393,6 +393,15 @@ def test_a_hold_is_echoed_once() -> None:
     assert echo["last_reading_received_at_ms"] == log.now_ms
     assert of(log.fact({**held, "revision": 2}), "echo") == []
     assert len(of(log.fact({**held, "hold_id": "H2", "revision": 3}), "echo")) == 1
+    assert (echo["frozen"], echo["waiting"]) == (False, [])
+
+
+def test_an_echo_says_that_its_account_is_frozen() -> None:
+    log = standing_log()
+    log.fact(tariff(version=2, price_micro=INT64_MAX, effective_at_ms=START_MS))
+    log.later(1_000).use(10**12)
+    (echo,) = of(log.fact(account(hold_id="H1", revision=1)), "echo")
+    assert echo["frozen"]
 
 
 # Rule 2: facts, and meters that move

@@ -249,6 +249,16 @@ def closing_held() -> tuple[Log, dict[str, Any]]:
     return log, {"resolves_reading_id": alarm["to_reading_id"]}
 
 
+@pytest.mark.parametrize("resolution", ["accept", "reject"])
+def test_an_echo_names_the_meters_whose_closing_register_waits(resolution: str) -> None:
+    log, said = closing_held()
+    (echo,) = of(log.fact(account(hold_id="H1", revision=1)), "echo")
+    assert echo["waiting"] == [{"meter_id": "M1", "reading_id": said["resolves_reading_id"]}]
+    log.fact(replaced(0, **said, resolution=resolution, revision=2))
+    (echo,) = of(log.fact(account(hold_id="H2", revision=2)), "echo")
+    assert echo["waiting"] == []
+
+
 def test_a_closing_register_that_is_rejected_charges_nothing_beyond_the_last_reading() -> None:
     log, said = closing_held()
     done = log.fact(replaced(0, **said, resolution="reject", revision=2))

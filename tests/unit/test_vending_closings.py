@@ -127,7 +127,14 @@ async def read(
     await world.office.complete()
 
 
-async def echo(world: World, charged_nano: int, sequence: int = 7, open_meters: int = 0) -> None:
+async def echo(
+    world: World,
+    charged_nano: int,
+    sequence: int = 7,
+    open_meters: int = 0,
+    *,
+    frozen: bool = False,
+) -> None:
     """Answer the hold, where there is one, as metering would; with what it was charged."""
     closing = (await world.office.account("A1")).closing
     if closing is None or not closing.hold_id:
@@ -138,7 +145,9 @@ async def echo(world: World, charged_nano: int, sequence: int = 7, open_meters: 
     )
     told = PostUsage(asked, "A1", sequence, usage, 0, 1, 1, [], b"row", 9, at_ms)
     await world.office.settle(
-        SettleClosing("A1", closing.hold_id, charged_nano, sequence, open_meters, at_ms, told)
+        SettleClosing(
+            "A1", closing.hold_id, charged_nano, sequence, open_meters, at_ms, told, frozen=frozen
+        )
     )
     await world.office.complete()
 
@@ -421,7 +430,31 @@ async def test_a_hold_that_nobody_echoes_is_made_anew_and_the_old_echo_settles_n
     assert (await mall.office.account("A1")).status is Status.CLOSED
 
 
+async def test_an_account_that_cannot_be_charged_is_not_settled(mall: World) -> None:
+    await close(mall)
+    closing_id = (await under_way(mall)).closing_id
+    await read(mall, 1_500)
+    await echo(mall, 400 * NANO, frozen=True)
+    state = await mall.office.account("A1")
+    assert (state.status, state.closing) == (Status.OPEN, None)
+    (ended,) = await of_type(mall, "account-close-refused")
+    assert ended.record()["reason"] == Reason.ACCOUNT_FROZEN
+    assert (await mall.office.closings.look(closing_id)).step == ""
+
+
 # --- in part -------------------------------------------------------------------------------------
+
+
+async def test_a_part_of_an_account_that_cannot_be_charged_says_so(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_two(world)
+        await close_part(world, "M2")
+        await read(world, 90, meter_id="M2")
+        await echo(world, 40 * NANO, open_meters=1, frozen=True)
+        assert (await world.office.account("A1")).closing is None
+        assert await of_type(world, "meters-closed") == []
+        (ended,) = await of_type(world, "account-close-refused")
+        assert ended.record()["reason"] == Reason.ACCOUNT_FROZEN
 
 
 async def test_some_meters_leave_and_the_account_goes_on_with_the_others(tmp_path: Path) -> None:
@@ -454,6 +487,22 @@ def giving(world: World, closing: Closing, register_milli: int = 1_700) -> GiveR
         by_alice(world, 8, world.clock.now_ms()), "A1", closing.closing_id, "M1", register_milli,
         "manual", "read at the meter",
     )  # fmt: skip
+
+
+async def test_a_register_that_cannot_be_is_not_taken_whoever_gives_it(mall: World) -> None:
+    await close(mall, lasts_ms=HOUR_MS)
+    closing, give = await under_way(mall), mall.office.closings.give
+    mall.clock.at_ms += HOUR_MS
+    assert await refused(give(giving(mall, closing, 999))) is Reason.REGISTER_IMPLAUSIBLE
+    await read(mall, 9_000, T0_MS - HOUR_MS)
+    meter = await mall.office.meter("M1")
+    assert meter.max_power_w is not None
+    most_milli = 9_000 + meter.max_power_w * 2 * HOUR_MS // 3_000_000 + 100
+    for register_milli in (8_999, most_milli + 1, 10**15):
+        given = giving(mall, closing, register_milli)
+        assert await refused(give(given)) is Reason.REGISTER_IMPLAUSIBLE
+    await give(giving(mall, closing, most_milli))
+    assert (await mall.office.meter("M1")).closing_register_milli == most_milli
 
 
 async def test_after_the_deadline_a_register_that_two_give_decides(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ async def echo(
     read_at_ms: int | None = None,
     sequence: int = 7,
     account_id: str = "A1",
+    frozen: bool = False,
+    waiting: tuple[tuple[str, str], ...] = (),
 ) -> None:
     """Answer the hold of an account, if there is one, as metering would."""
     state = await world.office.account(account_id)
@@ -70,7 +72,7 @@ async def echo(
     if hold_id:
         settle = SettleClosing(
             account_id, hold_id, charged_nano, sequence, open_meters, T0_MS + 5, None, read_at_ms,
-            T0_MS,
+            T0_MS, frozen, waiting,
         )  # fmt: skip
         await world.office.settle(settle)
 
@@ -174,6 +176,24 @@ async def test_what_a_silent_meter_used_is_not_known_so_nothing_is_paid_out(mall
     assert await refused(refund(mall, 0, request)) is Reason.EVIDENCE_TOO_OLD
     read_at_ms = T0_MS - EVIDENCE_AGE_MS_DEFAULT
     assert await paid(mall, 0, open_meters=1, read_at_ms=read_at_ms) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        (Reason.ACCOUNT_FROZEN, {"frozen": True}),
+        (Reason.EVIDENCE_TOO_OLD, {"waiting": (("M1", str(ids(8))),)}),
+    ],
+)
+async def test_nothing_is_paid_out_while_metering_has_read_what_it_has_not_charged(
+    mall: World, reason: Reason, says: dict[str, Any]
+) -> None:
+    request = mall.ask("not charged")
+    with pytest.raises(Retriable):
+        await refund(mall, 0, request)
+    await echo(mall, 0, **says)
+    assert await refused(refund(mall, 0, request)) is reason
+    assert (await mall.office.account("A1")).held_nano == 0
 
 
 async def test_an_echo_that_knows_less_than_the_book_settles_nothing(mall: World) -> None:

@@ -75,6 +75,8 @@ class Metering:
             **usage,
             "meters": [],
             "row": b"row of " + account_id.encode(),
+            "frozen": False,
+            "waiting": [],
             **answers,
         }
 

@@ -264,6 +264,8 @@ class Outbox:
             **{f"{name}_nano": amount_nano for name, amount_nano in divided_nano.items()},
             "meters": [self._stand(meter_slot) for meter_slot in self.state.meters_of(slot)],
             "row": b"",
+            "frozen": bool(account["frozen"]),
+            "waiting": self._waiting(slot),
         }
         event_id = self._event_id("echo", identity["account_id"], hold_id or ask_id or "")
         output = Output(
@@ -271,6 +273,16 @@ class Outbox:
         )
         self._decisions.append((0, output))
         self._echoes.append((slot, record))
+
+    def _waiting(self, slot: int) -> list[dict[str, Any]]:
+        """Return which meters of an account have a closing register that waits for a person."""
+        found = []
+        for meter_slot in self.state.meters_of(slot):
+            if waiting := self.state.waiting_of(meter_slot):
+                fact = self.state.meter_fact(int(self.state.meters["key"][meter_slot]))
+                reading_id = str(UUID(bytes=waiting.held.reading_id))
+                found.append({"meter_id": fact["meter_id"], "reading_id": reading_id})
+        return found
 
     def _stand(self, meter_slot: int) -> dict[str, Any]:
         """Return where a meter of an account stands."""

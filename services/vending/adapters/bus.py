@@ -252,6 +252,8 @@ def _settlement(echo: Mapping[str, Any], at_ms: int) -> SettleClosing:
         None if echo["row"] is None else usage_told(echo, at_ms),
         echo["last_reading_received_at_ms"],
         echo["decided_at_ms"],
+        bool(echo["frozen"]),
+        tuple((each["meter_id"], each["reading_id"]) for each in echo["waiting"] or ()),
     )
 
 

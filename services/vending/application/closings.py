@@ -25,7 +25,13 @@ from services.vending.domain.authority import Authority
 from services.vending.domain.closing import ASK_AGAIN_MS, READ_AFTER_CUT_MS, Closing, closing_id_of
 from services.vending.domain.decisions import Request
 from services.vending.domain.event_store import FROM_START
-from services.vending.domain.events import AccountMeterLeft, Event, MeterAssigned, RelayForced
+from services.vending.domain.events import (
+    AccountMeterLeft,
+    Event,
+    MeterAssigned,
+    MeterHoldResolved,
+    RelayForced,
+)
 from services.vending.domain.meter import OFF, PREPAID, ForceRelay, Meter
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy
@@ -44,7 +50,8 @@ class MeterStep:
     """Where a meter of a closing is: `step` says what it waits for, `since_ms` since when.
 
     cut-approval: a second person for the cut; reading: one that was taken after `since_ms`;
-    register: that two persons give one; leaving: told to its account; left, at `register_milli`.
+    register: that two persons give one; former-register: that a person accepts or rejects the one
+    at which the device before ended; leaving: told to its account; left, at `register_milli`.
     """
 
     meter_id: str
@@ -175,12 +182,29 @@ class Closings:
         register_milli = closing.given_milli(meter_id)
         if register_milli is None:
             register_milli = await self._read_milli(closing, meter)
-        if register_milli is None:
+        if register_milli is None or await self._waits(account_id, closing, meter):
             return
         points.point("meter-leaves")
         await self._withdraw_cut(closing, meter_id)
         request = self._step(closing, "closing-leave", meter_id)
         await self._release(request, meter_id, register_milli)
+
+    async def _waits(self, account_id: str, closing: Closing, meter: Meter) -> bool:
+        """Say whether the register at which the device before ended waits for a person.
+
+        It would be forgotten if the meter left. Metering knows, and is asked where that can be.
+        """
+        if meter.previous is None or meter.previous.account_id != account_id:
+            return False
+        told = closing.told_of(meter.meter_id, meter.epoch)
+        if told is None:
+            await self._ask_metering(account_id, closing, before_leaving=True)
+            return True
+        return told.waits_for is not None and not await self._is_resolved(meter, told.waits_for)
+
+    async def _is_resolved(self, meter: Meter, reading_id: str) -> bool:
+        said = await self._book.events_of(Meter, meter.meter_id, MeterHoldResolved)
+        return any(event.reading_id == reading_id for event in said)
 
     async def _read_milli(self, closing: Closing, meter: Meter) -> int | None:
         """Return the register of a reading that was taken after the cut, where one was charged."""
@@ -229,12 +253,19 @@ class Closings:
                 if not waits.reason.startswith("APPROVAL_"):
                     raise
             return
-        now_ms = self._clock.now_ms()
-        if not closing.hold_id or now_ms >= closing.asked_at_ms + ASK_AGAIN_MS:
-            points.point("metering-asked")
-            request = self._step(closing, "closing-ask", closing.asked)
-            epoch = await self._tables.book_epoch()
-            await self._submit(closings.AskMetering(request, account_id, closing.closing_id, epoch))
+        await self._ask_metering(account_id, closing, before_leaving=False)
+
+    async def _ask_metering(
+        self, account_id: str, closing: Closing, *, before_leaving: bool
+    ) -> None:
+        if closing.hold_id and self._clock.now_ms() < closing.asked_at_ms + ASK_AGAIN_MS:
+            return
+        points.point("metering-asked")
+        request = self._step(closing, "closing-ask", closing.asked)
+        epoch = await self._tables.book_epoch()
+        await self._submit(
+            closings.AskMetering(request, account_id, closing.closing_id, epoch, before_leaving)
+        )
 
     async def _undo(self, account_id: str, closing: Closing) -> None:
         """Let relays that a cancelled closing has cut be as the balance says."""
@@ -309,7 +340,7 @@ class Closings:
             step_ = "undoing"
         elif closing.told is not None:
             step_, since_ms = "approval", closing.asked_at_ms
-        elif closing.hold_id:
+        elif closing.hold_id and not closing.before_leaving:
             step_, since_ms = "echo", closing.asked_at_ms
         return Look(row, closing, state, step_, since_ms, tuple(meters))
 
@@ -324,6 +355,9 @@ class Closings:
                 closing.began_at_ms,
                 meter.closing_register_milli,
             )
+        told = closing.told_of(meter_id, meter.epoch)
+        if told and told.waits_for and not await self._is_resolved(meter, told.waits_for):
+            return MeterStep(meter_id, "former-register", closing.asked_at_ms)
         if given_milli is not None:
             return MeterStep(meter_id, "leaving", closing.began_at_ms, given_milli)
         proposal_id = approval_id_of(self._force_off(closing, meter_id).request)

@@ -30,6 +30,7 @@ from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, each, step
 from services.vending.application.receipts import Receipts
+from services.vending.application.registers import Registers
 from services.vending.application.transfers import Transfers
 from services.vending.domain import (
     account,
@@ -106,9 +107,6 @@ GUARDED = {
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
     ),
     "submit-batch": Guarded(batching.SubmitBatch, Action.BATCH, Batch, "batch_id", batching.decide),
-    "give-register": Guarded(
-        closings.GiveRegister, Action.REGISTER, Account, "account_id", closings.decide
-    ),
     "settle-account": Guarded(
         settling.SettleAccount, Action.REFUND, Account, "account_id", closings.decide
     ),
@@ -189,6 +187,7 @@ class Office:
             "grant-emergency": grant,
             **self.transfers.commands,
             **Changing(book).commands,
+            **Registers(book, tables).commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)

@@ -44,6 +44,7 @@ from services.vending.domain.events import (
     AccountTermsChanged,
     ClosingAsked,
     ClosingCancelled,
+    ClosingMetersTold,
     ClosingRegisterGiven,
     ClosingTold,
     ClosingUndone,
@@ -863,7 +864,13 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case AccountClosing() | MetersClosing():
             status = state.status if isinstance(event, MetersClosing) else Status.CLOSING
             return changed(state, answers=answers, status=status, closing=begun(event))
-        case ClosingRegisterGiven() | ClosingAsked() | ClosingTold() | ClosingCancelled():
+        case (
+            ClosingRegisterGiven()
+            | ClosingAsked()
+            | ClosingMetersTold()
+            | ClosingTold()
+            | ClosingCancelled()
+        ):
             status = Status.OPEN if isinstance(event, ClosingCancelled) else state.status
             closing = state.closing.after(event) if state.closing else None
             return changed(state, answers=answers, status=status, closing=closing)

@@ -17,6 +17,7 @@ from services.vending.domain.events import (
     AccountSettled,
     ClosingAsked,
     ClosingCancelled,
+    ClosingMetersTold,
     ClosingRegisterGiven,
     ClosingTold,
     CreditRefunded,
@@ -62,6 +63,19 @@ class Given:
 
 
 @value_class
+class ToldMeter:
+    """What metering said of a meter in an epoch, before it leaves.
+
+    `waits_for`: the register at which the device before ended, by the id by which a person accepts
+    or rejects it; None: none waits. It is never one that did not wait when it was told.
+    """
+
+    meter_id: str
+    epoch: int
+    waits_for: str | None
+
+
+@value_class
 class ToldTotals:
     """What metering's echo came to, where a second person has to approve what is paid out."""
 
@@ -76,7 +90,8 @@ class Closing:
     """What is under way, and the request that asked for it.
 
     `meters`: that leave first; `is_part`: the account stays, with the others. `hold_id` "": there
-    is nothing yet that metering must echo; `asked_at_ms`: when that was asked last, and `asked`:
+    is nothing yet that metering must echo; `before_leaving`: it is asked of the meters, and then of
+    `told_meters` what it said; `asked_at_ms`: when that was asked last, and `asked`:
     how often. `method` "": nothing may be left. `cancelled`: relays have still to go back.
     """
 
@@ -97,12 +112,19 @@ class Closing:
     asked: int = 0
     given: tuple[Given, ...] = ()
     told: ToldTotals | None = None
+    before_leaving: bool = False
+    told_meters: tuple[ToldMeter, ...] = ()
     cancelled: bool = False
 
     def given_milli(self, meter_id: str) -> int | None:
         """Return the register that two persons gave for a meter, where they did."""
         registers = {given.meter_id: given.register_milli for given in self.given}
         return registers.get(meter_id)
+
+    def told_of(self, meter_id: str, epoch: int) -> ToldMeter | None:
+        """Return what metering said of a meter in an epoch; None where it was not asked."""
+        told = {(each.meter_id, each.epoch): each for each in self.told_meters}
+        return told.get((meter_id, epoch))
 
     def after(self, event: Event) -> "Closing":
         """Return it after an event of the account's stream."""
@@ -116,7 +138,11 @@ class Closing:
                     hold_id=event.hold_id,
                     asked_at_ms=event.occurred_at_ms,
                     asked=self.asked + 1,
+                    before_leaving=event.before_leaving,
                 )
+            case ClosingMetersTold():
+                told_meters = tuple(ToldMeter(**each) for each in event.meters)
+                return changed(self, hold_id="", told_meters=told_meters)
             case ClosingTold():
                 told = ToldTotals(
                     event.charged_nano, event.account_sequence, event.rounding, event.refund_minor

@@ -1,6 +1,7 @@
 """What is done with an account's closing until it is settled: it begins, waits, is cancelled."""
 
 from services.common.kernel.reasons import Reason
+from services.common.kernel.units import format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import checks, settling
 from services.vending.domain.account import (
@@ -36,6 +37,7 @@ from services.vending.domain.events import (
     ClosingUndone,
     MetersClosing,
 )
+from services.vending.domain.meter import Meter
 from services.vending.domain.settling import (
     METERS_TOLD_MAX,
     SettleAccount,
@@ -43,6 +45,11 @@ from services.vending.domain.settling import (
     closing_of,
     not_now,
 )
+from services.vending.domain.tables import Charged
+
+NOISE_MILLI = 100
+W_MS_PER_MILLI = 3_000_000
+"""A thousandth for each 3,600,000 W·ms, and a fifth more: as metering judges readings."""
 
 
 @value_class
@@ -93,11 +100,19 @@ class CloseMeters:
 
 
 @value_class
+class Bounds:
+    """Between which registers a meter stands; `most_milli` None: nobody knows its load."""
+
+    least_milli: int
+    most_milli: int | None
+
+
+@value_class
 class GiveRegister:
     """A meter shall leave at a register: the deadline has passed without a reading.
 
-    `source`: read by a person at the meter, or estimated; `authority`: what one person may do
-    alone at the legal entity.
+    `source`: read by a person at the meter, or estimated; `bounds`: what it may be, None: anything;
+    `authority`: what one person may do alone at the legal entity.
     """
 
     request: Request
@@ -107,6 +122,7 @@ class GiveRegister:
     register_milli: int
     source: str
     reason: str
+    bounds: Bounds | None = None
     authority: Authority | None = None
 
     def __post_init__(self) -> None:
@@ -137,12 +153,16 @@ class CancelClosing:
 
 @value_class
 class AskMetering:
-    """A step: no meter is to leave any more, so metering is asked, under the epoch of the book."""
+    """A step: no meter is to leave any more, so metering is asked, under the epoch of the book.
+
+    `before_leaving`: one is, and metering is asked whether something waits for a person with it.
+    """
 
     request: Request
     account_id: str
     closing_id: str
     book_epoch: int
+    before_leaving: bool
 
 
 @value_class
@@ -273,7 +293,9 @@ def _give(state: Account, command: GiveRegister) -> Decision:
     if command.request.at_ms < closing.deadline_ms:
         text = "a reading decides until the deadline of the closing; read the meter"
         return not_now(f"{text}, or wait for that", "meter")
-    problem = needs_another(command.authority, Action.REGISTER, 1, state.currency, command.request)
+    problem = _implausible(command) or needs_another(
+        command.authority, Action.REGISTER, 1, state.currency, command.request
+    )
     if problem:
         return problem
     given = ClosingRegisterGiven(
@@ -286,6 +308,38 @@ def _give(state: Account, command: GiveRegister) -> Decision:
         reason=command.reason,
     )
     return Accepted((given,))
+
+
+def _implausible(command: GiveRegister) -> Rejection | None:
+    """Return why a meter does not stand at a register; None where it may."""
+    bounds = command.bounds
+    if bounds is None:
+        return None
+    least_milli, most_milli = bounds.least_milli, bounds.most_milli
+    if least_milli <= command.register_milli <= (most_milli or command.register_milli):
+        return None
+    text = f"meter {command.meter_id} was charged up to {format_scaled(least_milli, 3)}"
+    if most_milli is not None:
+        text += f", and its load lets it stand at {format_scaled(most_milli, 3)} at most"
+    register = format_scaled(command.register_milli, 3)
+    text += f"; {register} cannot be: read it again, or give what was charged"
+    return Rejection(Reason.REGISTER_IMPLAUSIBLE, text, "register_milli")
+
+
+def bounds_of(meter: Meter, charged: Charged | None, at_ms: int) -> Bounds:
+    """Return between which registers a meter stands, charged as it was told last.
+
+    Not below that: where its register fell it is another device, or is replaced. Not above what its
+    load uses until then, metering's rule for a reading, however long nobody read it.
+    """
+    if charged is None:
+        return Bounds(meter.opening_register_milli or 0, None)
+    least_milli = charged.register_milli
+    if meter.max_power_w is None or charged.to_time_ms <= 0:
+        return Bounds(least_milli, None)
+    lasted_ms = max(at_ms - charged.to_time_ms, 0)
+    used_milli = meter.max_power_w * lasted_ms // W_MS_PER_MILLI + NOISE_MILLI * meter.ratio
+    return Bounds(least_milli, least_milli + used_milli // meter.ratio)
 
 
 def _cancel(state: Account, command: CancelClosing) -> Decision:
@@ -312,7 +366,9 @@ def _cancel(state: Account, command: CancelClosing) -> Decision:
 def _ask(state: Account, command: AskMetering) -> Decision:
     """Hold; where it was done since, or need not be any more, nothing."""
     closing = closing_of(state, command.closing_id)
-    if isinstance(closing, Rejection) or still_in(state, closing) or closing.told:
+    if isinstance(closing, Rejection) or closing.told:
+        return Accepted(())
+    if command.before_leaving != bool(still_in(state, closing)):
         return Accepted(())
     if closing.hold_id and command.request.at_ms < closing.asked_at_ms + ASK_AGAIN_MS:
         return Accepted(())
@@ -321,6 +377,7 @@ def _ask(state: Account, command: AskMetering) -> Decision:
         account_id=state.account_id,
         closing_id=closing.closing_id,
         hold_id=hold_id_of(state.account_id, command.request, command.book_epoch),
+        before_leaving=command.before_leaving,
     )
     return Accepted((asked,))
 

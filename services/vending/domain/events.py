@@ -699,6 +699,17 @@ class ClosingAsked(Event):
     account_id: str
     closing_id: str
     hold_id: str
+    before_leaving: bool
+
+
+@named_value_class
+class ClosingMetersTold(Event):
+    SUBJECT: ClassVar[str] = "closing-meters-told"
+
+    account_id: str
+    closing_id: str
+    hold_id: str
+    meters: list[dict[str, Any]]
 
 
 @named_value_class
@@ -1091,6 +1102,7 @@ EVENTS: dict[str, type[Event]] = {
         MetersClosing,
         ClosingRegisterGiven,
         ClosingAsked,
+        ClosingMetersTold,
         ClosingTold,
         AccountSettled,
         RemainderRounded,

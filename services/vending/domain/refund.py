@@ -35,6 +35,8 @@ class Told:
     `last_reading_at_ms`: when metering received the account's last one, None: none yet. `charged`:
     each meter and the device time up to which it is charged, None: it was not read yet; empty where
     an earlier metering did not tell. Of a meter that is held for a person that time stands still.
+    `frozen`: what was used since is not charged, for it could not be; `waiting`: the meters whose
+    former device's closing register waits for a person.
     """
 
     charged_nano: int
@@ -43,6 +45,8 @@ class Told:
     last_reading_at_ms: int | None
     decided_at_ms: int
     charged: tuple[tuple[str, int | None], ...] = ()
+    frozen: bool = False
+    waiting: tuple[str, ...] = ()
 
 
 @value_class
@@ -97,6 +101,7 @@ class Refunding:
         amount_nano = amount_minor * currency.nano_per_minor
         problem = (
             behind(told.account_sequence, posted_sequence)
+            or _not_charged(told)
             or self._too_old(told)
             or owes(owed)
             or too_little(amount_minor, left_minor, currency)
@@ -196,6 +201,18 @@ def behind(account_sequence: int, posted_sequence: int) -> Rejection | None:
         return None
     text = "metering knows less than the book has posted: let what it lost be brought back, and ask"
     return Rejection(Reason.EVIDENCE_TOO_OLD, f"{text} again then")
+
+
+def _not_charged(told: Told) -> Rejection | None:
+    """Return why an echo says too little: not all that was read is charged."""
+    if told.frozen:
+        text = "metering cannot charge the account, so nobody knows what is left: it is frozen"
+        return Rejection(Reason.ACCOUNT_FROZEN, text, "account_id")
+    if told.waiting:
+        meters = ", ".join(told.waiting[:METERS_TOLD_MAX])
+        text = f"the register at which the device before ended waits for a person at {meters}"
+        return Rejection(Reason.EVIDENCE_TOO_OLD, f"{text}: accept or reject it, and refund then")
+    return None
 
 
 def owes(owed: Owed) -> Rejection | None:

@@ -24,6 +24,7 @@ from services.vending.domain.decisions import Accepted, Decision, Rejection, Req
 from services.vending.domain.events import (
     AccountClosed,
     AccountCloseRefused,
+    ClosingMetersTold,
     ClosingTold,
     Event,
     MetersClosed,
@@ -56,7 +57,8 @@ class SettleClosing:
 
     Of a closing, or of a refund, which asks besides when metering received the last reading, and
     when it decided. `usage`: the same by component; None where an earlier metering did not tell.
-    `authority`, `rounding`: of legal entity and policy.
+    `frozen`, `waiting` (meter, id of the closing register that waits for a person): what is not
+    charged. `authority`, `rounding`: of legal entity and policy.
     """
 
     account_id: str
@@ -68,6 +70,8 @@ class SettleClosing:
     usage: PostUsage | None = None
     last_reading_at_ms: int | None = None
     decided_at_ms: int = 0
+    frozen: bool = False
+    waiting: tuple[tuple[str, str], ...] = ()
     authority: Authority | None = None
     rounding: str = Rounding.DOWN.value
 
@@ -100,6 +104,11 @@ def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejectio
             "cannot be closed: metering knows less than the book has posted; let what it lost be "
             "brought back, and close it then"
         )
+    elif reason is Reason.ACCOUNT_FROZEN:
+        text = (
+            "is frozen: metering cannot charge it, so nobody knows what it used; settle with the "
+            "customer by an adjustment, and open another account"
+        )
     elif reason is Reason.AMOUNT_TOO_LARGE:
         text = "would owe more than its ledger holds; write off before"
     else:
@@ -128,6 +137,8 @@ def answer(state: Account | None, echo: SettleClosing) -> Decision:
     closing = state.closing
     if closing is None or closing.hold_id != echo.hold_id or closing.cancelled or closing.told:
         return Accepted(())
+    if closing.before_leaving:
+        return Accepted(_meters_told(state, closing, echo))
     used = () if echo.usage is None else usage_news(state, echo.usage)
     ended = _part_ended if closing.is_part else _ended
     return Accepted((*used, *ended(state, closing, echo)))
@@ -144,9 +155,32 @@ def _said(closing: Closing, at_ms: int) -> dict[str, Any]:
     }
 
 
+def _meters_told(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event, ...]:
+    if echo.usage is None:
+        return ()  # a metering of before: it is asked again, when there is a newer one
+    waiting = dict(echo.waiting)
+    told = ClosingMetersTold(
+        **_said(closing, echo.at_ms),
+        account_id=state.account_id,
+        closing_id=closing.closing_id,
+        hold_id=closing.hold_id,
+        meters=[
+            {
+                "meter_id": stand["meter_id"],
+                "epoch": stand["epoch"],
+                "waits_for": waiting.get(stand["meter_id"]),
+            }
+            for stand in echo.usage.meters
+        ],
+    )
+    return (*usage_news(state, echo.usage), told)
+
+
 def _part_ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event, ...]:
     if behind(echo.account_sequence, state.used.account_sequence):
         return ()  # it is asked again
+    if echo.frozen:
+        return (_refused(state, closing, echo, Reason.ACCOUNT_FROZEN),)
     return (
         MetersClosed(
             **_said(closing, echo.at_ms),
@@ -171,8 +205,7 @@ def _ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event
         "account_sequence": echo.account_sequence,
     }
     if reason := _unfinished(state, closing, echo, comes_to):
-        of_account: dict[str, Any] = {"account_id": state.account_id, **of_what(state)}
-        return (AccountCloseRefused(**said, **of_echo, **of_account, reason=reason.value),)
+        return (_refused(state, closing, echo, reason),)
     assert comes_to is not None, "what the ledger cannot hold is a reason"
     request = Request(
         closing.caller, closing.request_id, closing.fingerprint, echo.at_ms, origin=closing.origin
@@ -195,12 +228,28 @@ def _ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event
     return _settled(state, closing, totals, comes_to, request)
 
 
+def _refused(
+    state: Account, closing: Closing, echo: SettleClosing, reason: Reason
+) -> AccountCloseRefused:
+    return AccountCloseRefused(
+        **_said(closing, echo.at_ms),
+        account_id=state.account_id,
+        hold_id=closing.hold_id,
+        charged_nano=echo.charged_nano,
+        account_sequence=echo.account_sequence,
+        **of_what(state),
+        reason=reason.value,
+    )
+
+
 def _unfinished(
     state: Account, closing: Closing, echo: SettleClosing, comes_to: Settlement | None
 ) -> Reason | None:
     """Return why an account is not closed on an echo; None where it is."""
     if behind(echo.account_sequence, state.used.account_sequence):
         return Reason.EVIDENCE_TOO_OLD
+    if echo.frozen:
+        return Reason.ACCOUNT_FROZEN
     if echo.open_meters or state.meters:
         return Reason.ACCOUNT_HAS_METERS
     if comes_to is None:
@@ -275,6 +324,8 @@ def _refund(state: Account, refund: Refunding, echo: SettleClosing) -> Decision:
             (meter["meter_id"], meter["time_ms"])
             for meter in (echo.usage.meters if echo.usage else ())
         ),
+        echo.frozen,
+        tuple(meter_id for meter_id, _ in echo.waiting),
     )
     settled = refund.settled(
         told,

@@ -104,7 +104,8 @@ class ClosingMeter(_message.Message):
     meter: _builtins.str
     step: _builtins.str
     """What it waits for: cut-approval (a second person), reading (one taken after waits_since_ms),
-    register (that two persons give one), leaving; or left, stayed (cancelled before).
+    register (that two persons give one), former-register (that a person accepts or rejects the one
+    at which the device before ended), leaving; or left, stayed (cancelled before).
     """
     waits_since_ms: _builtins.int
     register_milli: _builtins.int
