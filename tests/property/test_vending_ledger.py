@@ -151,6 +151,7 @@ class Town(RuleBasedStateMachine):
         refusal = self.clerk.refusal(ask)
         if not refusal and self.clerk.needs_two(ask):
             self.waiting[ask] = "APPROVAL_REQUIRED"
+            self.clerk.seen[ask] = self.clerk.sight(ask)
             if ask.what in HOLDS:
                 self.clerk.named[ask] = self.clerk.left(ask.account)
             return "APPROVAL_REQUIRED"
@@ -238,6 +239,7 @@ class Town(RuleBasedStateMachine):
                 ("write-off", 300, "emergency"),
                 ("write-off", 77, "debt"),
                 ("write-off", 300, "arrears"),
+                ("write-off", 1, "arrears"),
             ]
         ),
     )
@@ -397,7 +399,7 @@ class Town(RuleBasedStateMachine):
         elif person == ask.person:
             assert answer == "SAME_PERSON"
         else:
-            refusal = self.clerk.refusal(ask)
+            refusal = self.clerk.has_changed(ask) or self.clerk.refusal(ask)
             self.waiting[ask] = self.happens(ask, refusal, ask.request)
             assert answer == ("failed" if refusal else "executed")
 

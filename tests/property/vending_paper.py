@@ -121,8 +121,14 @@ class Clerk:
     kept: dict[str, str] = field(default_factory=dict)
     holding: dict[str, Ask] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    sent_to: dict[str, int] = field(default_factory=dict)
+    """How many tenants the other account had when it was held."""
     named: dict[Ask, int] = field(default_factory=dict)
     """What a refund of all came to when it was proposed."""
+    tenants: Counter[str] = field(default_factory=Counter)
+    """How many an account had."""
+    seen: dict[Ask, tuple[int, int, int]] = field(default_factory=dict)
+    """What an approver sees: tenants here and where it goes, and the most that changes hands."""
     reserved: dict[str, tuple[Ask, int]] = field(default_factory=dict)
     """With the share of then."""
     cancelled: set[str] = field(default_factory=set)
@@ -132,11 +138,26 @@ class Clerk:
         """Return what the book knows to be left: less than nothing is nothing."""
         return max(-self.ledger.stands["prepaid", name], 0)
 
+    def arrears(self, name: str) -> int:
+        return max(self.ledger.stands["prepaid", name], 0)
+
+    def sight(self, ask: Ask) -> tuple[int, int, int]:
+        there = self.tenants[ask.about] if ask.what == "transfer" else 0
+        hands = self.changes_hands(ask.account) if ask.what == "move in" else 0
+        return self.tenants[ask.account], there, hands
+
+    def has_changed(self, ask: Ask) -> str:
+        (here, there, hands), was = self.sight(ask), self.seen[ask]
+        return "" if (here, there) == was[:2] and hands <= was[2] else "CHANGED_SINCE"
+
+    def changes_hands(self, name: str) -> int:
+        owed = self.owed(name, "emergency") + self.owed(name, "debt")
+        return self.left(name) + self.arrears(name) + owed
+
     def owed(self, name: str, what: str) -> int:
         return self.ledger.stands[what, name]
 
     def needs_two(self, ask: Ask) -> bool:
-        owed = self.owed(ask.account, "emergency") + self.owed(ask.account, "debt")
         match ask.what:
             case "reverse":
                 return self.ledger.sales[ask.about][1]["cash"] > LIMITS["reversal"]
@@ -145,7 +166,7 @@ class Clerk:
             case "adjust":
                 return abs(ask.amount) > LIMITS["adjustment"]
             case "move in":
-                return self.left(ask.account) + owed > LIMITS["transfer"]
+                return self.changes_hands(ask.account) > LIMITS["transfer"]
         return ask.what == "write-off"
 
     def refusal(self, ask: Ask) -> str:  # noqa: C901 - one a case
@@ -168,7 +189,7 @@ class Clerk:
                 return "ACCOUNT_HAS_DEBT"
             case "refund" | "transfer" if not 0 < self.to_hold(ask) <= self.left(name):
                 return "BALANCE_TOO_LOW"
-            case "move in" if owes and ask.about == "owing nothing":
+            case "move in" if (owes or self.arrears(name)) and ask.about == "owing nothing":
                 return "ACCOUNT_HAS_DEBT"
             case "confirm" | "cancel" if ask.about not in self.reserved:
                 return "PAYMENT_NOT_FOUND"
@@ -176,7 +197,9 @@ class Clerk:
                 return "PAYMENT_TO_RETURN"
             case "cancel" if ask.about in self.paid:
                 return "PAYMENT_CONFIRMED"
-            case "write-off" if ask.about != "arrears" and self.owed(name, ask.about) < ask.amount:
+            case "write-off" if ask.about == "arrears":
+                return "NOT_OWED" if self.arrears(name) < ask.amount else ""
+            case "write-off" if self.owed(name, ask.about) < ask.amount:
                 return "NOT_OWED"
         return ""
 
@@ -201,8 +224,13 @@ class Clerk:
         if not 0 < amount <= left:
             return "BALANCE_TOO_LOW"
         if ask.what == "transfer":
+            was_let = self.tenants[ask.about] != self.sent_to[name]
+            to = name if was_let else ask.about
             self.ledger.move(name, prepaid=amount, transit=-amount)
-            self.ledger.move(ask.about, transit=amount, prepaid=-amount)
+            self.ledger.move(to, transit=amount, prepaid=-amount)
+            if was_let:
+                self.keep(name, "REFUNDED_SINCE")
+                return "TENANT_CHANGED_SINCE"
         else:
             self.ledger.move(name, prepaid=amount, cash=-amount)
         self.keep(name, "REFUNDED_SINCE")
@@ -213,6 +241,7 @@ class Clerk:
         match ask.what:
             case "refund" | "transfer":
                 self.holding[name], self.held[name] = ask, self.to_hold(ask)
+                self.sent_to[name] = self.tenants[ask.about]
             case "reserve":
                 self.reserved[ask.about] = ask, ledger.share[name]
             case "cancel":
@@ -239,3 +268,4 @@ class Clerk:
                 ledger.give_up(name, what, amount)
             case "move in":
                 self.keep(name, "TENANT_CHANGED_SINCE")
+                self.tenants[name] += 1

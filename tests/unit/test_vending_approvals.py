@@ -381,7 +381,12 @@ async def test_the_api_tells_what_waits_and_who_let_it_happen(mall: World) -> No
         "web u-alice",
         "meters/M1",
     )
-    assert json.loads(waits.content) == {"meter_id": "M1", "position": "off", "reason": "works"}
+    assert json.loads(waits.content) == {
+        "meter_id": "M1",
+        "position": "off",
+        "reason": "works",
+        "seen": {"account_id": "house:M1", "tenancy": 0},
+    }
     yes = pb.ApproveRequest(request_id=str(uuid4()), name=waits.name, reason="seen")
     done = await asked(api.Approve, bob, yes)
     assert (done.status, done.decided_by, done.reason) == ("executed", "web u-bob", "seen")

@@ -33,6 +33,7 @@ from services.vending.domain.batch import (
     Terms,
 )
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
+from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.events import BatchTargets, Event
 from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.origin import Origin
@@ -322,6 +323,27 @@ async def test_a_document_that_grew_stricter_refuses_what_was_not_approved(mall:
     _, results = await mall.office.batches.results(drafted.batch_id)
     assert {result.reason for result in results.values()} == {Reason.APPROVAL_REQUIRED.value}
     assert await all_proposals(mall) == []  # a batch makes no proposal a target
+
+
+@pytest.mark.parametrize("kind", [Kind.FORCE_OFF, Kind.SALE, Kind.ADJUSTMENT, Kind.PRICE])
+async def test_what_has_become_anothers_since_the_draft_is_skipped(mall: World, kind: Kind) -> None:
+    await alone(mall, **EVERYTHING, authority=None, transfer=None)
+    for number in (1, 2, 3):
+        await mall.assign(f"M{number}", f"A{number}")
+    drafted = await created(mall, kind)
+    await submitted(mall, drafted.batch_id)
+    await moved(mall, PauseBatch, drafted.batch_id, 51)
+    await mall.office.change(ChangeTenant(mall.ask(), "A1", "t-new", False, "let anew"))
+    await mall.release("M2")
+    await mall.assign("M2", "A4", 2_000)
+    await moved(mall, ResumeBatch, drafted.batch_id, 52)
+    await to_its_end(mall, drafted.batch_id)
+    _, results = await mall.office.batches.results(drafted.batch_id)
+    gone = {0, 1} if kind is Kind.FORCE_OFF else {0}
+    for number, result in results.items():
+        wanted = (Outcome.SKIPPED, "CHANGED_SINCE") if number in gone else (Outcome.DONE, "")
+        assert (result.outcome, result.reason) == wanted
+    assert len(results) == 3
 
 
 # --- results, previews, the life of a batch ------------------------------------------------------

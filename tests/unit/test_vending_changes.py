@@ -31,6 +31,7 @@ from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_receipts import number, sold
 from tests.unit.test_vending_relay import relaying
+from tests.unit.test_vending_usage import Metering, told
 from tests.unit.vending_crashing import at_every_step
 from tests.unit.vending_world import World
 
@@ -216,6 +217,18 @@ async def test_what_is_owed_stays_with_nobody_unless_it_goes_along(mall: World) 
     assert isinstance(event, AccountTenantChanged)
     assert event.debt_minor == 5_000
     assert (await mall.office.account("A1")).owed.debt_minor == 5_000
+
+
+async def test_arrears_go_along_with_what_is_owed_and_are_as_much_as_they_are(mall: World) -> None:
+    await mall.sell(1_000)
+    metering = Metering()
+    metering.uses(energy=1_500 * NANO)
+    await told(mall, metering)
+    assert await refused(let_to(mall, "u-new")) is Reason.ACCOUNT_HAS_DEBT
+    await publish(mall, transfer=499, authority=None)
+    assert await refused(let_to(mall, "u-new", with_owed=True)) is Reason.APPROVAL_REQUIRED
+    await publish(mall, transfer=500, authority=None)
+    await let_to(mall, "u-new", with_owed=True)
 
 
 async def test_a_receipt_names_whom_it_was_sold_to_and_is_not_taken_back_from_another(

@@ -30,6 +30,7 @@ from tests.unit.test_vending_approvals import approve, ids, of_type, publish
 from tests.unit.test_vending_office import closing, refused, settle
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_relay import relaying
+from tests.unit.test_vending_usage import Metering, told
 from tests.unit.vending_crashing import at_every_step
 from tests.unit.vending_world import T0_MS, World
 
@@ -199,6 +200,9 @@ async def test_without_a_document_money_goes_back_by_two(tmp_path: Path) -> None
         sale = await sold(world, 1)
         assert await refused(reverse(world, sale.receipt_id)) is Reason.APPROVAL_REQUIRED
         assert await refused(adjust(world, -1)) is Reason.APPROVAL_REQUIRED
+        metering = Metering()
+        metering.uses(energy=2 * NANO)
+        await told(world, metering)
         assert await refused(write_off(world, "arrears", 1)) is Reason.APPROVAL_REQUIRED
         await world.owe(500, 1_000)  # as in releases before
 
@@ -242,6 +246,11 @@ async def test_no_more_is_given_up_than_is_owed(mall: World) -> None:
     assert isinstance(outcome.event, OwedWrittenOff)
     assert outcome.state.owed == Owed(0, 500, 1_000)
     assert (await write_off(mall, "debt", 200)).state.owed == Owed(0, 300, 1_000)
+    assert await refused(write_off(mall, "arrears", 1)) is Reason.NOT_OWED, "it has 3.00"
+    metering = Metering()
+    metering.uses(energy=370 * NANO)
+    await told(mall, metering)
+    assert await refused(write_off(mall, "arrears", 71)) is Reason.NOT_OWED
     assert (await write_off(mall, "arrears", 70)).state.credited_nano == 370 * NANO
 
 

@@ -17,6 +17,7 @@ from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
+from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import (
@@ -164,6 +165,17 @@ async def test_what_cannot_arrive_any_more_comes_back_and_the_answer_says_why(ma
     assert back.amount_minor == 400
     assert await in_transit(mall) == 0
     assert (await mall.office.account("A1")).refunding is None
+
+
+async def test_what_is_sent_to_a_tenant_who_has_left_meanwhile_comes_back(mall: World) -> None:
+    request = mall.ask("late")
+    with suppress(Retriable):
+        await transfer(mall, 400, request)
+    await mall.office.change(ChangeTenant(mall.ask(), "A2", "t-new", False, "let anew"))
+    await echo(mall, 0)
+    assert await refused(transfer(mall, 400, request)) is Reason.TENANT_CHANGED_SINCE
+    assert await credited(mall) == (1_000, 0)
+    assert await in_transit(mall) == 0
 
 
 async def test_while_credit_is_in_transit_nothing_else_is_paid_out_and_nothing_closes(

@@ -25,8 +25,12 @@ from services.vending.domain.approval import Failure, Proposal, Status
 from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action, Authority
 from services.vending.domain.decisions import Decision, Repeat, Request, answered
 from services.vending.domain.origin import NOBODY
+from services.vending.domain.seen import Seen, changed_since, seen
 from services.vending.domain.streams import stream_of
 from services.vending.domain.tables import APPROVAL, Tables
+
+SEEN = "seen"
+"""Where in a proposal it stands what the command depends on; no command has such a field."""
 
 
 @value_class
@@ -57,6 +61,24 @@ class Prepared:
     kind: type[Any]
     entity_id: str
     decide: Callable[[Any], Decision]
+
+
+def prepared_for(
+    kind: type[Any],
+    entity_id: str,
+    decide: Callable[[Any, Any], Decision],
+    command: Any,
+    was: Seen | None,
+) -> Prepared:
+    """Return a command that is done only where all that it depends on is as it `was`."""
+
+    def as_it_was(state: Any) -> Decision:
+        decision = decide(state, command)
+        if not was or state is None or isinstance(decision, Repeat):
+            return decision
+        return changed_since(was, seen(state, command)) or decision
+
+    return Prepared(kind, entity_id, as_it_was)
 
 
 class Approvals:
@@ -155,7 +177,7 @@ class Approvals:
         points.point("approved")
         revision, failure = -1, None
         try:
-            revision = (await self.do(self._command_of(proposal))).revision
+            revision = (await self.do(*self._proposed(proposal))).revision
         except InvalidInput as refused:
             failure = Failure(refused.reason.value, refused.message)
         points.point("carried-out")
@@ -168,7 +190,7 @@ class Approvals:
         proposal = await self.carry_out(proposal.approval_id)
         match proposal.status:
             case Status.EXECUTED:
-                return await self.do(self._command_of(proposal))  # a repeat
+                return await self.do(*self._proposed(proposal))  # a repeat
             case Status.FAILED if proposal.failure:
                 raise InvalidInput(Reason(proposal.failure.reason), proposal.failure.message)
             case Status.DECLINED:
@@ -185,23 +207,24 @@ class Approvals:
                 raise approval.expired(proposal).as_error()
         raise Bug(f"proposal {proposal.approval_id} is {proposal.status} and has no answer")
 
-    async def do(self, command: Any) -> Outcome[Any]:
+    async def do(self, command: Any, was: Seen | None = None) -> Outcome[Any]:
         """Do a command that one person may do alone, or that carries its approval.
 
-        Raises InvalidInput(APPROVAL_REQUIRED) for another; no proposal comes of it.
+        Raises InvalidInput: APPROVAL_REQUIRED for another, no proposal comes of it; CHANGED_SINCE
+        where what it was judged on is not as it `was`.
         """
-        ready = await self.prepared(command)
+        ready = await self.prepared(command, was)
         return accepted(await self._book.submit(ready.kind, ready.entity_id, ready.decide))
 
-    async def prepared(self, command: Any) -> Prepared:
-        """Return a command with what the book knows besides."""
+    async def prepared(self, command: Any, was: Seen | None = None) -> Prepared:
+        """Return a command with what the book knows besides; done where all is as it `was`."""
         guarded = self._guarded(command)
         entity_id = getattr(command, guarded.of)
         if guarded.completed is not None:
             command = await guarded.completed(command)
         if guarded.kind is not Authority:  # which is its own
             command = replace(command, authority=await self._authority(command))
-        return Prepared(guarded.kind, entity_id, lambda state: guarded.decide(state, command))
+        return prepared_for(guarded.kind, entity_id, guarded.decide, command, was)
 
     async def _authority(self, command: Any) -> Authority | None:
         """Return what one person may do alone where a command would happen."""
@@ -226,7 +249,7 @@ class Approvals:
             guarded.action,
             stream_of(guarded.kind, entity_id),
             self._names[type(command)],
-            _content_of(named, guarded.said),
+            _content_of(named, guarded.said, seen(target, command)),
             authority.proposals_last_ms if authority else PROPOSALS_LAST_MS_DEFAULT,
         )
         approval_id = approval.approval_id_of(command.request)
@@ -235,8 +258,8 @@ class Approvals:
     def _guarded(self, command: Any) -> Guarded:
         return self._commands[self._names[type(command)]]
 
-    def _command_of(self, proposal: Proposal) -> Any:
-        """Return the command that was proposed, by a request of its own."""
+    def _proposed(self, proposal: Proposal) -> tuple[Any, Seen]:
+        """Return the command that was proposed, by a request of its own, and what was seen."""
         approver = proposal.decider
         assert approver is not None, "only what was approved is carried out"
         content = proposal.content
@@ -247,7 +270,9 @@ class Approvals:
             "approved",
             proposal.approval_id,
         )
-        return self._commands[proposal.command].made(request, **orjson.loads(content))
+        said = orjson.loads(content)
+        was = said.pop(SEEN, {})
+        return self._commands[proposal.command].made(request, **said), was
 
     async def _submit(self, approval_id: str, command: approval.Command) -> Outcome[Proposal]:
         return await self._book.submit(
@@ -261,10 +286,11 @@ def _entity_of(target: Any, command: Any) -> str:
     return entity
 
 
-def _content_of(command: Any, besides: tuple[str, ...]) -> str:
+def _content_of(command: Any, besides: tuple[str, ...], depends_on: Seen) -> str:
     """Return the JSON of what a caller said; what has a default was added to it here.
 
-    Of that only `besides` are proposed, where they are not as by default.
+    Of that only `besides` are proposed, where they are not as by default. What it `depends_on`
+    stands beside it.
     """
     said = {
         field.name: value
@@ -273,4 +299,6 @@ def _content_of(command: Any, besides: tuple[str, ...]) -> str:
         and (field.default is MISSING or field.name in besides)
         and (value := getattr(command, field.name)) != field.default
     }
+    if depends_on:
+        said[SEEN] = depends_on
     return orjson.dumps(said, option=orjson.OPT_SORT_KEYS).decode()

@@ -19,7 +19,7 @@ from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
-from services.vending.application.approvals import Approvals, Prepared
+from services.vending.application.approvals import Approvals, Prepared, prepared_for
 from services.vending.application.book import Book, Outcome, accepted, check_accepted
 from services.vending.application.process import each, step
 from services.vending.domain import account, batch, batching, checks, pacing
@@ -355,16 +355,16 @@ class Batches:
         match terms.kind:
             case Kind.FORCE_OFF | Kind.FORCE_ON | Kind.RESTORE_PREPAID:
                 order = ForceRelay(request, target.target_id, terms.rule.position, reason)
-                return await self._approvals.prepared(order)
+                return await self._approvals.prepared(order, target.seen)
             case Kind.PRICE | Kind.POLICY:
                 change = ChangeTerms(
                     request, target.target_id, terms.tariff_id, terms.policy_id, reason
                 )
-                return await self._approvals.prepared(change)
+                return await self._approvals.prepared(change, target.seen)
             case Kind.ADJUSTMENT:
                 assert target.amount_minor is not None, "each target of an adjustment has one"
                 adjustment = AdjustCredit(request, target.target_id, target.amount_minor, reason)
-                return await self._approvals.prepared(adjustment)
+                return await self._approvals.prepared(adjustment, target.seen)
             case Kind.SALE:
                 return await self._sale(request, state, target)
 
@@ -376,7 +376,7 @@ class Batches:
         command = account.Sell(
             request, target.target_id, target.amount_minor, state.terms.method, policy=by
         )
-        return Prepared(Account, target.target_id, lambda before: account.decide(before, command))
+        return prepared_for(Account, target.target_id, account.decide, command, target.seen)
 
     # --- what they need ---------------------------------------------------------------------------
 
@@ -399,7 +399,9 @@ class Batches:
             await _let_others(number)
             entity = await self._entity(of, id_)
             amount = draft.amount_minor if amount_minor is None else amount_minor
-            targets.append(Target(id_, entity.site_id, amount))
+            of_meter = entity.account_id if isinstance(entity, Meter) else None
+            tenancy = await self._tenancy(entity)
+            targets.append(Target(id_, entity.site_id, amount, of_meter, tenancy))
             entities.add(entity.legal_entity)
             currencies.add(entity.currency)
         if len(entities) > 1:
@@ -427,6 +429,13 @@ class Batches:
         if found is None:
             raise missing.as_error()
         return found
+
+    async def _tenancy(self, of: Meter | Account) -> int:
+        """Return how many tenants an account had, or that of a meter; a house has none."""
+        whose: Meter | Account | None = of
+        if isinstance(of, Meter):
+            whose = await self._book.state_of(Account, of.account_id)
+        return len(whose.tenancies) if isinstance(whose, Account) else 0
 
     async def _asked(self, now_ms: int) -> list[Asked]:
         """Return which relays batches asked in the minute before, or may be asking now."""
@@ -463,8 +472,8 @@ async def _let_others(number: int) -> None:
 
 
 def _refused(number: int, reason: Reason, message: str) -> Result:
-    is_so = reason is Reason.NOTHING_CHANGES
-    outcome = batch.Outcome.SKIPPED if is_so else batch.Outcome.REFUSED
+    is_skipped = reason in (Reason.NOTHING_CHANGES, Reason.CHANGED_SINCE)
+    outcome = batch.Outcome.SKIPPED if is_skipped else batch.Outcome.REFUSED
     return Result(number, outcome, None, reason.value, message)
 
 

@@ -1,20 +1,21 @@
-"""Changes of accounts: what their deciders need beside the account's stream."""
+"""Commands about accounts and meters: what their deciders need beside the one stream."""
 
 from dataclasses import replace
 
 from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
-from services.vending.domain import changes
+from services.vending.domain import changes, meter
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
+from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
 
 
 class Changing:
-    """Commands that change an account; each may need a second person."""
+    """Such commands; each may need a second person."""
 
     def __init__(self, book: Book) -> None:
         """Use `book`."""
@@ -29,7 +30,16 @@ class Changing:
                 ChangeTerms, Action.ACCOUNT_TERMS, *of_account, self._with_terms
             ),
             "change-tenant": Guarded(ChangeTenant, Action.TRANSFER, *of_account),
+            "force-relay": Guarded(
+                ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide, self._with_account
+            ),
         }
+
+    async def _with_account(self, command: ForceRelay) -> ForceRelay:
+        of = await self._book.state_of(Meter, command.meter_id)
+        return replace(
+            command, of=await self._book.state_of(Account, of.account_id) if of else None
+        )
 
     async def _with_terms(self, command: ChangeTerms) -> ChangeTerms:
         of = await self._book.state_of(Account, command.account_id)

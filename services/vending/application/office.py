@@ -87,7 +87,6 @@ GUARDED = {
         tariff.decide,
         said=OF_A_DRAFT,
     ),
-    "force-relay": Guarded(meter.ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide),
     "keep-power": Guarded(
         orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account.decide
     ),

@@ -33,4 +33,5 @@ class Registers:
         if meter is None:
             return command
         charged = await self._tables.charged(meter.meter_key, meter.epoch)
-        return replace(command, bounds=closings.bounds_of(meter, charged, command.request.at_ms))
+        bounds = closings.bounds_of(meter, charged, command.request.at_ms)
+        return replace(command, bounds=bounds, epoch=meter.epoch)

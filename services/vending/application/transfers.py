@@ -88,7 +88,7 @@ class Transfers:
             points.point("credit-left")
             content = (sent.to_account_id, account_id, sent.sent_as, sent.sent_minor)
             request = step(self._clock.now_ms(), content, sent.origin, "receive", sent.sent_as)
-            receive = transfer.ReceiveTransfer(request, *content, sent.reason)
+            receive = transfer.ReceiveTransfer(request, *content, sent.reason, sent.to_tenancy)
             failure: Rejection | None = None
             try:
                 await self._submit(sent.to_account_id, receive)

@@ -689,11 +689,12 @@ def _set_debt(state: Account, command: SetDebt) -> Decision:
         more_nano = nano_from_minor(more_minor, checks.currency_named(state.currency))
     except InvalidInput as too_large:
         return Rejection(too_large.reason, too_large.message, "debt_minor")
-    size_minor = abs(more_minor)
-    if command.share_ppm != state.owed.debt_share_ppm:  # of next to nothing, it is never paid
-        size_minor = max(size_minor, state.owed.debt_minor)
     if problem := needs_another(
-        command.authority, Action.DEBT, size_minor, state.currency, command.request
+        command.authority,
+        Action.DEBT,
+        debt_size_minor(state, command),
+        state.currency,
+        command.request,
     ):
         return problem
     owed = DebtSet(
@@ -706,6 +707,14 @@ def _set_debt(state: Account, command: SetDebt) -> Decision:
         postings=postings.of_debt(more_nano),
     )
     return Accepted((owed,))
+
+
+def debt_size_minor(state: Account, command: SetDebt) -> int:
+    """Return how much a new debt is about: what is more or less of it, or all by another share."""
+    size_minor = abs(command.debt_minor - state.owed.debt_minor)
+    if command.share_ppm != state.owed.debt_share_ppm:  # of next to nothing, it is never paid
+        size_minor = max(size_minor, state.owed.debt_minor)
+    return size_minor
 
 
 def _obey(state: Account, order: Order) -> Decision:

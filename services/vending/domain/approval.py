@@ -1,7 +1,7 @@
 """A proposal: a command that one person may not give alone, until another approves or declines.
 
 pending → approved → executed or failed; or pending → declined or expired. What was proposed is
-kept word for word, and that is what is carried out.
+kept word for word with what it depended on, and that is what is carried out, or nothing is.
 """
 
 from enum import StrEnum
@@ -57,8 +57,9 @@ class Failure:
 class Proposal:
     """The folded stream of a proposal.
 
-    `content`: the JSON of the command's fields. `decider` and `reason`: who approved or declined,
-    and why. `revision`: of the command's last event in `target`, None before.
+    `content`: the JSON of the command's fields, and under `seen` of what it depended on. `decider`
+    and `reason`: who approved or declined, and why. `revision`: of the command's last event in
+    `target`, None before.
     """
 
     answers: Answers

@@ -98,7 +98,10 @@ class Status(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What came of a target. SKIPPED: it was so already, or the batch was cancelled before it."""
+    """What came of a target.
+
+    SKIPPED: it was so already, it is another tenant's by now, or the batch was cancelled before it.
+    """
 
     WAITING = "waiting"
     DONE = "done"
@@ -112,11 +115,23 @@ _CODES = (Outcome.WAITING, Outcome.DONE, Outcome.REFUSED, Outcome.SKIPPED)
 
 @value_class
 class Target:
-    """A meter or an account, where it stands, and its amount where the kind has amounts."""
+    """A meter or an account, where it stands, and its amount where the kind has amounts.
+
+    `account_id`: who had the meter, None: it is an account itself; `tenancy`: how many tenants that
+    account had before the one of then. For another one nothing is done.
+    """
 
     target_id: str
     site_id: str
     amount_minor: int | None = None
+    account_id: str | None = None
+    tenancy: int | None = None
+
+    @property
+    def seen(self) -> dict[str, int | str | None]:
+        """Return whose it was; of a batch of before that was kept, nothing."""
+        of_meter = {} if self.account_id is None else {"account_id": self.account_id}
+        return {} if self.tenancy is None else {**of_meter, "tenancy": self.tenancy}
 
 
 @value_class

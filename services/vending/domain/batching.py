@@ -234,6 +234,8 @@ def _created(command: CreateBatch) -> Iterator[Event]:
                 "target_id": target.target_id,
                 "site_id": target.site_id,
                 "amount_minor": target.amount_minor,
+                "account_id": target.account_id,
+                "tenancy": target.tenancy,
             }
             for target in some
         ]

@@ -5,6 +5,7 @@ what is used, metering says: it prices by the account's newest fact.
 """
 
 from services.common.kernel.reasons import Reason
+from services.common.kernel.units import format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.account import (
@@ -18,7 +19,7 @@ from services.vending.domain.account import (
     unfit,
 )
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.corrections import left_minor
+from services.vending.domain.corrections import arrears_minor, left_minor
 from services.vending.domain.decisions import (
     Accepted,
     Decision,
@@ -141,12 +142,15 @@ def _other_tenant(state: Account, command: ChangeTenant) -> AccountTenantChanged
         return Rejection(Reason.NOTHING_CHANGES, text, "subject_id")
     if state.refunding:
         return refund_under_way(state)
-    if not command.with_owed and (problem := owes(state.owed)):
+    if not command.with_owed and (problem := owes(state.owed) or _in_arrears(state)):
         return problem
     # What the one had, and what the other takes over, changes hands: that may need two.
-    size_minor = left_minor(state) + state.owed.emergency_minor + state.owed.debt_minor
     problem = needs_another(
-        command.authority, Action.TRANSFER, size_minor, state.currency, command.request
+        command.authority,
+        Action.TRANSFER,
+        changes_hands_minor(state),
+        state.currency,
+        command.request,
     )
     return problem or AccountTenantChanged(
         **stamp(command.request),
@@ -160,3 +164,22 @@ def _other_tenant(state: Account, command: ChangeTenant) -> AccountTenantChanged
         reason=command.reason,
         **of_what(state),
     )
+
+
+def changes_hands_minor(state: Account) -> int:
+    """Return what another tenant takes over: what is left, or used beyond it, and what is owed."""
+    owed = state.owed
+    return left_minor(state) + arrears_minor(state) + owed.emergency_minor + owed.debt_minor
+
+
+def _in_arrears(state: Account) -> Rejection | None:
+    """Return why an account does not change hands: more was used than is paid; None where not."""
+    minor = arrears_minor(state)
+    if not minor:
+        return None
+    arrears = format_scaled(minor, state.minor_decimals)
+    text = (
+        f"account {state.account_id} is {arrears} in arrears: sell what covers them, write them "
+        "off, or say that they go along"
+    )
+    return Rejection(Reason.ACCOUNT_HAS_DEBT, text, "account_id")

@@ -112,7 +112,8 @@ class GiveRegister:
     """A meter shall leave at a register: the deadline has passed without a reading.
 
     `source`: read by a person at the meter, or estimated; `bounds`: what it may be, None: anything;
-    `authority`: what one person may do alone at the legal entity.
+    `epoch`: which one of the meter's it is a register of; `authority`: what one person may do alone
+    at the legal entity.
     """
 
     request: Request
@@ -123,6 +124,7 @@ class GiveRegister:
     source: str
     reason: str
     bounds: Bounds | None = None
+    epoch: int | None = None
     authority: Authority | None = None
 
     def __post_init__(self) -> None:

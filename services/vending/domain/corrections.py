@@ -111,7 +111,7 @@ class AdjustCredit:
 class WriteOff:
     """`amount_minor` of what is owed shall be given up: emergency credit, debt, or arrears.
 
-    Arrears are what was used beyond the credit: they are credited, as much as the person says.
+    Arrears are what was used beyond the credit, as the book knows it: they are credited.
     """
 
     request: Request
@@ -376,7 +376,7 @@ def _written_off(state: Account, command: WriteOff) -> OwedWrittenOff | Rejectio
             owed = changed(owed, debt_minor=owed.debt_minor - command.amount_minor)
     credit_nano = amount_nano if command.kind == Kind.ARREARS else 0
     problem = (
-        _not_owed(state, owed, command, currency)
+        _not_owed(state, command, currency)
         or _no_room(state, credit_nano, owed, currency)
         or needs_another(
             command.authority,
@@ -453,13 +453,26 @@ def _held(
         **of_what(state),
         deadline_ms=command.request.at_ms + command.lasts_ms,
         to_account_id=to_account_id,
+        to_tenancy=_tenancy_of(command),
     )
+
+
+def _tenancy_of(command: RefundCredit | TransferCredit) -> int | None:
+    """Return how many tenants the receiver had before the one who is to have the credit."""
+    to = command.to if isinstance(command, TransferCredit) else None
+    return len(to.tenancies) if to else None
 
 
 def left_minor(state: Account) -> int:
     """Return what is left as far as the book knows: what was used since, metering's echo tells."""
     left_nano = max(state.credited_nano - state.used.usage.charged_nano, 0)
     return left_nano // checks.currency_named(state.currency).nano_per_minor
+
+
+def arrears_minor(state: Account) -> int:
+    """Return what was used beyond the credit as far as the book knows, rounded up."""
+    beyond_nano = max(state.used.usage.charged_nano - state.credited_nano, 0)
+    return -(-beyond_nano // checks.currency_named(state.currency).nano_per_minor)
 
 
 Paying = TypeVar("Paying", RefundCredit, TransferCredit)
@@ -472,15 +485,17 @@ def named(state: Account, command: Paying) -> Paying:
     return replace(command, at_most_minor=left_minor(state))
 
 
-def _not_owed(
-    state: Account, left: Owed, command: WriteOff, currency: Currency
-) -> Rejection | None:
+def _not_owed(state: Account, command: WriteOff, currency: Currency) -> Rejection | None:
     """Return why so much cannot be given up: it is not owed."""
-    if left.emergency_minor >= 0 and left.debt_minor >= 0:
-        return None
     before = state.owed
-    owed_minor = {Kind.EMERGENCY: before.emergency_minor, Kind.DEBT: before.debt_minor}
-    owed = format_scaled(owed_minor[Kind(command.kind)], currency.minor_decimals)
+    owed_minor = {
+        Kind.EMERGENCY: before.emergency_minor,
+        Kind.DEBT: before.debt_minor,
+        Kind.ARREARS: arrears_minor(state),
+    }[Kind(command.kind)]
+    if command.amount_minor <= owed_minor:
+        return None
+    owed = format_scaled(owed_minor, currency.minor_decimals)
     return Rejection(
         Reason.NOT_OWED,
         f"account {state.account_id} owes {owed} of {command.kind}; write off that at most",

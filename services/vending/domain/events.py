@@ -501,6 +501,7 @@ class RefundHeld(Event):
     commodity: str
     deadline_ms: int | None
     to_account_id: str | None
+    to_tenancy: int | None
 
 
 @named_value_class

@@ -256,13 +256,15 @@ class ResolveReading:
 class ForceRelay:
     """The relay shall be off or on whatever the balance, or prepaid: as the balance says.
 
-    `authority`: what one person may do alone at the meter's legal entity.
+    `of`: the account that has the meter, None: its house; `authority`: what one person may do alone
+    at the meter's legal entity.
     """
 
     request: Request
     meter_id: str
     position: str
     reason: str
+    of: Account | None = None
     authority: Authority | None = None
 
     def __post_init__(self) -> None:

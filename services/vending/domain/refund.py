@@ -55,7 +55,8 @@ class Refunding:
 
     `held_nano`: the most that is paid out, for of so much it was judged who may. `deadline_ms`:
     when it is let go, None: never, as one of an earlier release. `to_account_id`: of a transfer,
-    "": it is paid out; `sent_minor`: what of it is in transit, under `sent_as`, its hold_id before.
+    "": it is paid out; `to_tenancy`: which of that account's it is for, None: any; `sent_minor`:
+    what of it is in transit, under `sent_as`, its hold_id before.
     """
 
     hold_id: str
@@ -70,6 +71,7 @@ class Refunding:
     origin: Origin
     deadline_ms: int | None
     to_account_id: str
+    to_tenancy: int | None = None
     sent_minor: int = 0
     sent_as: str = ""
 
@@ -192,6 +194,7 @@ def refunding(event: RefundHeld) -> Refunding:
         event.origin,
         event.deadline_ms,
         event.to_account_id or "",
+        event.to_tenancy,
     )
 
 

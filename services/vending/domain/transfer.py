@@ -6,6 +6,7 @@ other cannot take it in, and it comes back (transfer-returned). Until then it is
 account that it left neither closes nor pays anything else out.
 """
 
+from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks, postings
 from services.vending.domain.account import Account, no_more, not_open, of_what
@@ -22,7 +23,10 @@ from services.vending.domain.events import TransferArrived, TransferReceived, Tr
 
 @value_class
 class ReceiveTransfer:
-    """Credit that has left another account shall be the account's."""
+    """Credit that has left another account shall be the account's.
+
+    `tenancy`: how many tenants the account had before the one whom it is for, None: any's.
+    """
 
     request: Request
     account_id: str
@@ -30,6 +34,7 @@ class ReceiveTransfer:
     hold_id: str
     amount_minor: int
     reason: str
+    tenancy: int | None
 
 
 @value_class
@@ -67,7 +72,7 @@ def decide(state: Account | None, command: Step) -> Decision:
 def _received(state: Account, command: ReceiveTransfer) -> Decision:
     currency = checks.currency_named(state.currency)
     amount_nano = command.amount_minor * currency.nano_per_minor
-    problem = not_open(state) or no_more(state, amount_nano, currency)
+    problem = not_open(state) or _let_since(state, command) or no_more(state, amount_nano, currency)
     return problem or Accepted(
         (
             TransferReceived(
@@ -84,6 +89,14 @@ def _received(state: Account, command: ReceiveTransfer) -> Decision:
             ),
         )
     )
+
+
+def _let_since(state: Account, command: ReceiveTransfer) -> Rejection | None:
+    """Return why credit does not arrive: whom it is for has left the account."""
+    if command.tenancy in (None, len(state.tenancies)):
+        return None
+    text = f"account {state.account_id} has got another tenant since the transfer was asked for"
+    return Rejection(Reason.TENANT_CHANGED_SINCE, f"{text}; agree with that one, and ask anew")
 
 
 def _ended(state: Account, command: EndTransfer) -> Decision:
