@@ -341,6 +341,7 @@ def a_request(method: str) -> dict[str, Any]:
         "PublishTariff": {"name": names.TARIFF.name(fresh), "price_micro": 1},
         "PublishPolicy": {
             "name": names.POLICY.name(fresh),
+            "legal_entity": "legalEntities/LE1",
             "alarm_1_minor": 2,
             "restore_minor": 1,
         },

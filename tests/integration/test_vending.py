@@ -191,6 +191,7 @@ async def site_with_account(stub: Any, vending: Vending, first_sale_minor: int =
         pb.PublishPolicyRequest(
             name=names.POLICY.name(name("P")),
             currency="CNY",
+            legal_entity="legalEntities/LE1",
             alarm_1_minor=1000,
             alarm_2_minor=500,
             restore_minor=100,

@@ -224,6 +224,7 @@ def _terms(meter: str) -> list[tuple[str, Any]]:
         request_id=request_id("policy"),
         name="policies/P1",
         currency="CNY",
+        legal_entity="legalEntities/LE1",
         alarm_1_minor=1000,
         alarm_2_minor=500,
         restore_minor=100,

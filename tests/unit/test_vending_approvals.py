@@ -22,6 +22,7 @@ from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
+from services.vending.domain import policy
 from services.vending.domain.approval import Approve, Decline, Proposal, Status, approval_id_of
 from services.vending.domain.authority import (
     Action,
@@ -30,11 +31,12 @@ from services.vending.domain.authority import (
     are_two,
     rules_text,
 )
-from services.vending.domain.decisions import Request
-from services.vending.domain.events import Event
+from services.vending.domain.decisions import Accepted, Rejection, Request
+from services.vending.domain.events import Event, PolicyPublished
 from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.orders import DAY_MS, KeepPower, PromisePayment
 from services.vending.domain.origin import NOBODY, Origin
+from services.vending.domain.policy import PublishPolicy
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_office import refused
@@ -207,18 +209,26 @@ async def test_a_policy_is_changed_as_its_legal_entity_lets_one_person(mall: Wor
     assert (policy.version, policy.fee_ppm, policy.alarm_1_nano) == (2, 10_000, 20_000_000_000)
 
 
-async def test_a_policy_of_nobody_is_one_persons_until_a_legal_entity_takes_it(
-    mall: World,
-) -> None:
-    await publish(mall)
-    await mall.policy(alarm_1_minor=2_000)
-    assert await refused(mall.policy(legal_entity="LE1")) is Reason.APPROVAL_REQUIRED
-    await mall.policy(legal_entity="LE2")
-    for other in ("", "LE1"):
-        assert await refused(mall.policy(legal_entity=other)) is Reason.LEGAL_ENTITY_MISMATCH
-    assert await refused(mall.account("A2")) is Reason.LEGAL_ENTITY_MISMATCH
-    await mall.policy("P2", legal_entity="LE1")
-    assert (await mall.account("A2", policy_id="P2")).state.policy_id == "P2"
+async def test_a_policy_belongs_to_a_legal_entity_from_its_first_version_on(mall: World) -> None:
+    assert await refused(mall.policy("P9", legal_entity="")) is Reason.INVALID_ARGUMENT
+    assert await refused(mall.policy(legal_entity="LE2")) is Reason.LEGAL_ENTITY_MISMATCH
+    await mall.policy("P2", legal_entity="LE2")
+    assert await refused(mall.account("A2", policy_id="P2")) is Reason.LEGAL_ENTITY_MISMATCH
+
+
+async def test_a_policy_of_an_earlier_release_gets_its_legal_entity_by_two(mall: World) -> None:
+    (first,) = await of_type(mall, "policy-published")
+    assert isinstance(first, PolicyPublished)
+    of_nobody = policy.evolve(None, replace(first, legal_entity=None))
+    request = mall.ask("whose")
+    command = PublishPolicy(
+        request, "P1", "CNY", 1_000, 500, 0, 1, 0, 0, 0, None, 0, 0, 0, "LE-NOBODY", ""
+    )
+    alone = policy.decide(of_nobody, command)
+    assert isinstance(alone, Rejection)
+    assert alone.reason is Reason.APPROVAL_REQUIRED
+    approved = replace(request, origin=replace(ALICE, approved_by="web u-bob"))
+    assert isinstance(policy.decide(of_nobody, replace(command, request=approved)), Accepted)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,6 @@ async def test_nobody_approves_in_time_and_the_draft_has_expired(mall: World) ->
 async def scheduled(world: World, days: int, alarm_1_minor: int) -> str:
     content = {
         "alarm_1_minor": alarm_1_minor,
-        "legal_entity": "",
         "effective_at_ms": T0_MS + days * DAY_MS,
     }
     document_id = await draft(world, policy(by_alice(world, days), **content))
@@ -475,7 +474,7 @@ async def test_a_policy_that_is_due_is_brought_into_force_once_whatever_dies(
 ) -> None:
     async def setting(world: World) -> None:
         await world.policy(request=same(world, 1, "P1"))
-        content = {"legal_entity": "", "effective_at_ms": T0_MS + DAY_MS}
+        content = {"effective_at_ms": T0_MS + DAY_MS}
         document_id = await draft(world, policy(same(world, 2, "later"), **content))
         await submit(world, document_id)
 

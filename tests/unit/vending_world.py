@@ -107,7 +107,7 @@ class World:
             "ceiling_minor": 0,
             "fee_ppm": 0,
             "fee_minor": 0,
-            "legal_entity": "",
+            "legal_entity": "LE1",
             "rounding": "",
         }
         request = changed.pop("request", None) or self.ask()

@@ -39,7 +39,8 @@ FEE_PPM_MAX = 500_000
 class Policy:
     """The folded stream of a policy: its version in force.
 
-    `legal_entity`: whose accounts may use it; "": of before policies had one, anybody's.
+    `legal_entity`: whose accounts may use it; "": of before policies had one, anybody's until a
+    version gives it one.
     `scheduled`: versions that are to follow, in the order of their instants; `newest`: the highest
     number of any.
     """
@@ -83,7 +84,7 @@ class PublishPolicy:
     no emergency credit. `rules`: the JSON of services.common.policies.rules, what must hold besides
     before arrears cut; None: nothing. `ceiling_minor`: the most that a sale may let an account have
     at hand, 0: no limit; of a sale's amount, `fee_ppm` and `fee_minor` are the service fee.
-    `legal_entity` "": anybody's, as callers of before say. `rounding`: how a closing comes to the
+    `legal_entity`: whose accounts may use it, "" is refused. `rounding`: how a closing comes to the
     minor unit, "": down. `authority`: what one person may do alone at the legal entity.
     `effective_at_ms`: from when on it is to apply, 0: at once. `document_id`: of the draft that it
     publishes, "": none, and the `base_version` that its drafter saw.
@@ -174,7 +175,8 @@ def decide(state: Policy | None, command: PublishPolicy | BringIntoForce) -> Dec
         return _begun(state, command)
     newest = state.newest if state else 0
     problem = (
-        stale(f"policy {command.policy_id}", newest, command)
+        _of_nobody(command)
+        or stale(f"policy {command.policy_id}", newest, command)
         or _not_then(state, command)
         or (_not_its_next(state, command) if state else None)
     )
@@ -237,6 +239,14 @@ def _said(command: PublishPolicy) -> dict[str, Any]:
     }
 
 
+def _of_nobody(command: PublishPolicy) -> Rejection | None:
+    """Return why nobody would say who may change it: it names no legal entity."""
+    if command.legal_entity:
+        return None
+    text = f"policy {command.policy_id} belongs to nobody: name the legal entity whose it is"
+    return Rejection(Reason.INVALID_ARGUMENT, text, "legal_entity")
+
+
 def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
     """Return why a command publishes no next version of a policy; None where it may."""
     text = f"policy {state.policy_id} is"
@@ -249,10 +259,13 @@ def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
     if state.legal_entity and state.legal_entity != command.legal_entity:
         return Rejection(
             Reason.LEGAL_ENTITY_MISMATCH,
-            f"{text} of {state.legal_entity}, not {command.legal_entity or 'anybody'}: "
-            "use a policy of its own",
+            f"{text} of {state.legal_entity}, not {command.legal_entity}: use a policy of its own",
             "legal_entity",
         )
+    # Whose document counts, nobody has said before: one person does not choose it.
+    if not state.legal_entity and not command.request.origin.approved_by:
+        text = f"{text} of an earlier release and gets its legal entity: that needs a second person"
+        return Rejection(Reason.APPROVAL_REQUIRED, text)
     return needs_another(
         command.authority, Action.POLICY_CHANGE, 1, state.currency, command.request
     )
