@@ -395,7 +395,7 @@ async def test_the_api_tells_what_waits_and_who_let_it_happen(mall: World) -> No
         "meter_id": "M1",
         "position": "off",
         "reason": "works",
-        "seen": {"account_id": "house:M1", "tenancy": 0},
+        "seen": {"account_id": "house:M1", "tenancy": 0, "forced": None},
     }
     yes = pb.ApproveRequest(request_id=str(uuid4()), name=waits.name, reason="seen")
     done = await asked(api.Approve, bob, yes)

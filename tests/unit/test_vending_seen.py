@@ -135,6 +135,24 @@ async def test_a_meter_is_not_forced_off_in_the_next_account_or_at_the_next_tena
     assert (await mall.office.meter("M1")).forced is None
 
 
+async def test_an_order_that_somebody_has_given_since_is_not_undone(mall: World) -> None:
+    off = ForceRelay(asked(mall, "off"), "M1", "off", "works")
+    cut = await proposed(mall, mall.office.order(off))
+    shorter, longer = [
+        await proposed(
+            mall,
+            mall.office.order_for(
+                KeepPower(asked(mall, f"{days}"), "A1", mall.clock.now_ms() + days * DAY_MS, "ill")
+            ),
+        )
+        for days in (10, 20)
+    ]
+    await mall.office.order(ForceRelay(mall.ask("on"), "M1", "on", "the pumps"))
+    assert "forced was None and is on" in await has_changed(mall, cut)
+    assert (await approve(mall, longer)).status is Status.EXECUTED
+    assert "keep_power_until_ms" in await has_changed(mall, shorter)
+
+
 # --- another amount ------------------------------------------------------------------------------
 
 

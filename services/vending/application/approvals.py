@@ -23,7 +23,7 @@ from services.vending.application.process import each, step
 from services.vending.domain import approval, checks
 from services.vending.domain.approval import Failure, Proposal, Status
 from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action, Authority
-from services.vending.domain.decisions import Decision, Repeat, Request, answered
+from services.vending.domain.decisions import Accepted, Decision, Repeat, Request, answered
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.seen import Seen, changed_since, seen
 from services.vending.domain.streams import stream_of
@@ -74,9 +74,9 @@ def prepared_for(
 
     def as_it_was(state: Any) -> Decision:
         decision = decide(state, command)
-        if not was or state is None or isinstance(decision, Repeat):
-            return decision
-        return changed_since(was, seen(state, command)) or decision
+        if was and isinstance(decision, Accepted):
+            return changed_since(was, seen(state, command)) or decision
+        return decision
 
     return Prepared(kind, entity_id, as_it_was)
 

@@ -15,6 +15,7 @@ from services.vending.domain.closings import GiveRegister
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Rejection
 from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.orders import KeepPower, PromisePayment
 from services.vending.domain.policy import Policy
 from services.vending.domain.tariff import Tariff
 
@@ -36,7 +37,11 @@ def _of_state(state: Any, command: Any) -> dict[str, int | str | None]:
             return {"tenancy": len(state.tenancies)}
         case Meter():
             of = command.of if isinstance(command, ForceRelay) else None
-            return {"account_id": state.account_id, "tenancy": len(of.tenancies) if of else 0}
+            return {
+                "account_id": state.account_id,
+                "tenancy": len(of.tenancies) if of else 0,
+                "forced": state.forced,
+            }
         case Policy():
             return {"version": state.newest}
         case Tariff() | Authority():
@@ -44,12 +49,18 @@ def _of_state(state: Any, command: Any) -> dict[str, int | str | None]:
     return {}  # of a batch: whose its targets were, it has itself
 
 
-def _of_command(state: Any, command: Any) -> dict[str, int | str | None]:
+def _of_command(  # noqa: PLR0911 - one a case
+    state: Any, command: Any
+) -> dict[str, int | str | None]:
     match command:
         case ChangeTenant():
             return {AT_MOST + "minor": changes_hands_minor(state)}
         case ChangeTerms():
             return {"tariff_id": state.tariff_id, "policy_id": state.policy_id}
+        case KeepPower():
+            return {"keep_power_until_ms": state.orders.keep_power_until_ms}
+        case PromisePayment():
+            return {"promise_until_ms": state.orders.promise_until_ms}
         case GiveRegister():
             return {"epoch": command.epoch}
         case SetDebt():
