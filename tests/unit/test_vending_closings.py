@@ -75,6 +75,7 @@ ALONE: dict[str, Any] = dict.fromkeys(
     (
         *("refund", "adjustment", "debt", "authority", "force-off", "register", "write-off"),
         "emergency",
+        "policy-change",
     )
 )
 LATER_MS = T0_MS + READ_AFTER_CUT_MS

@@ -37,7 +37,16 @@ from tests.unit.vending_world import T0_MS, World
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
 ALONE = dict.fromkeys(
-    ("reversal", "refund", "adjustment", "write_off", "debt", "emergency", "authority")
+    (
+        "reversal",
+        "refund",
+        "adjustment",
+        "write_off",
+        "debt",
+        "emergency",
+        "policy_change",
+        "authority",
+    )
 )
 
 

@@ -48,7 +48,8 @@ async def mall(tmp_path: Path) -> AsyncIterator[World]:
         await opened.mall()
         await opened.site("S2", entity="商场物业 Ltd")
         await opened.tariff("T2", legal_entity="商场物业 Ltd")
-        await opened.account("A2", site_id="S2", tariff_id="T2")
+        await opened.policy("P2", legal_entity="商场物业 Ltd")
+        await opened.account("A2", site_id="S2", tariff_id="T2", policy_id="P2")
         await publish(opened, **ALONE)
         yield opened
 
@@ -230,7 +231,8 @@ ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
 
 
 async def test_a_paper_says_all_in_two_languages_and_is_the_same_each_time(mall: World) -> None:
-    await mall.policy(fee_ppm=15_000, emergency_minor=300)
+    terms = {"fee_ppm": 15_000, "emergency_minor": 300}
+    await mall.policy("P2", legal_entity="商场物业 Ltd", **terms)
     await mall.grant("A2")
     await mall.owe(5_000, 100_000, "A2")
     sale = await sold(mall, 10_000, "A2")

@@ -131,7 +131,8 @@ async def test_nothing_goes_over_that_is_not_there_or_owed(mall: World) -> None:
 async def test_where_credit_cannot_go_is_said_before_it_is_held(mall: World) -> None:
     await mall.site("S2", entity="LE2")
     await mall.tariff("T2", legal_entity="LE2")
-    await mall.account("B1", site_id="S2", tariff_id="T2")
+    await mall.policy("P2", legal_entity="LE2")
+    await mall.account("B1", site_id="S2", tariff_id="T2", policy_id="P2")
     await mall.account("A3")
     await close(mall, "A3")
     for to, reason in (

@@ -452,7 +452,7 @@ def test_the_command_prints_a_table_of_each_legal_entity(
             await world.sell(1050)
             await world.site("S2", "IDR", "LE2")
             await world.tariff("T2", currency="IDR", legal_entity="LE2")
-            await world.policy("P2", currency="IDR")
+            await world.policy("P2", currency="IDR", legal_entity="LE2")
             await world.account("A2", site_id="S2", tariff_id="T2", policy_id="P2")
             await world.sell(5, "A2")
 
