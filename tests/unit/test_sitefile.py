@@ -4,7 +4,7 @@ Method: the file is applied through the servicers over the office on a real SQLi
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from services.common.runtime.grpc import Call
 from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.tables import event_of
+from services.vending.domain.decisions import Accepted
 from services.vending.domain.events import Event, PolicyPublished, TariffPublished
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
@@ -140,15 +141,21 @@ async def test_a_version_that_a_person_published_gives_way_to_the_file(world: Wo
     assert (now.version, now.lease_ms, now.legal_entity) == (3, 300_000, "LE1")
 
 
-async def test_a_policy_of_nobody_becomes_that_of_the_files_legal_entity(world: World) -> None:
-    await world.policy("homes")
-    before = await world.book.state_of(Policy, "homes")
-    assert before is not None
-    assert before.legal_entity == ""
+async def test_a_policy_of_an_earlier_release_stays_nobodys_until_two_change_it(
+    world: World, tmp_path: Path
+) -> None:
+    async with vending_world.world(tmp_path / "other.sqlite") as other:
+        await apply(other, FILE)
+        published = [each for each in await events(other) if isinstance(each, PolicyPublished)]
+    (of_homes,) = [each for each in published if each.policy_id == "homes"]
+    of_nobody = replace(of_homes, legal_entity=None)
+    await world.book.submit(Policy, "homes", lambda _: Accepted((of_nobody,)))
     await apply(world, FILE)
     now = await world.book.state_of(Policy, "homes")
     assert now is not None
-    assert (now.version, now.legal_entity) == (2, "LE1")
+    assert (now.version, now.legal_entity) == (1, "")
+    with pytest.raises(Refused, match="gets its legal entity"):
+        await apply(world, with_("policies", 0, alarm_1_minor=2000))
 
 
 async def test_a_site_lies_where_the_file_says_and_stays_where_it_says_nothing(
