@@ -140,7 +140,7 @@ class BatchSummary(_message.Message):
     done_count: _builtins.int
     refused_count: _builtins.int
     skipped_count: _builtins.int
-    """it was so already, or the batch was cancelled before them"""
+    """It was so already, another tenant's by then, or the batch was cancelled before them."""
     def __init__(
         self,
         *,

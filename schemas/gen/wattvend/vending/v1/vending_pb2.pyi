@@ -455,7 +455,7 @@ class Policy(_message.Message):
     fee_ppm: _builtins.int
     fee_minor: _builtins.int
     legal_entity: _builtins.str
-    """Whose accounts may use it; empty: anybody's."""
+    """Whose accounts may use it; required."""
     rounding: _builtins.str
     """of a closing to the minor unit: down, up, half-even"""
     @_builtins.property
@@ -2255,7 +2255,7 @@ class Approval(_message.Message):
     """What it happens to."""
     command: _builtins.str
     content: _builtins.str
-    """the command's fields, a JSON object"""
+    """The command's fields, a JSON object; under "seen" what it depended on (docs/operations/approvals.md)."""
     proposed_by: _builtins.str
     """caller and, where it is known, actor"""
     proposed_at_ms: _builtins.int
