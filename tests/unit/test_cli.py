@@ -404,6 +404,27 @@ def test_who_is_affected_by_a_price_is_summed_by_site(monkeypatch: pytest.Monkey
     assert 28 <= (asked.to_ms - asked.from_ms) // 86_400_000 <= 31
 
 
+def test_a_plan_for_accounts_under_another_wall_clock_is_told_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    account = r.PreviewedAccount(
+        account="accounts/A1",
+        site="sites/S1",
+        charged_nano="0",
+        draft_nano="0",
+        difference_nano="0",
+    )
+    for zone, is_told in (("Asia/Jayapura", True), ("Asia/Jakarta", False)):
+        plan = '{"zone":"Asia/Jakarta","rates_micro":{"flat":1}}'
+        vending = Vending(
+            GetDocument=d.Document(tariff=v.PublishTariffRequest(name="tariffs/shops", plan=plan)),
+            PreviewTariff=r.TariffPreview(accounts=[account], currency="CNY", minor_decimals=2),
+            GetSite=v.Site(name="sites/S1", zone=zone),
+        )
+        said = " ".join(wattvend(monkeypatch, vending, "document", "preview", "D1").stdout.split())
+        assert ("S1 is in Asia/Jayapura; its accounts would be charged" in said) == is_told
+
+
 def test_the_last_month_is_that_of_the_wall_clock() -> None:
     now = datetime(2027, 1, 1, 0, 30, tzinfo=ZoneInfo("Asia/Shanghai"))
     begins_ms, ends_ms = last_month(now)

@@ -319,6 +319,19 @@ async def test_a_plan_must_go_on_also_behind_a_version_without_one(
     assert (await world.tariff(plan=plan(period="month"), price_micro=0)).state.version == 3
 
 
+@pytest.mark.parametrize(
+    "newest", [{}, {"plan": '{"zone":"Europe/Berlin","rates_micro":{"flat":1}}'}]
+)
+async def test_an_account_has_the_zone_of_its_tariff_also_while_that_needs_no_clock(
+    mall: World, newest: dict[str, Any]
+) -> None:
+    await mall.tariff("there", plan=plan("Europe/Berlin"), price_micro=0)
+    await mall.tariff("there", price_micro=0, **newest)
+    assert await refused(mall.account("A9", tariff_id="there")) is Reason.INVALID_ARGUMENT
+    await mall.tariff("flat")
+    assert (await mall.account("A9", tariff_id="flat")).state.tariff_id == "flat"
+
+
 async def test_an_account_has_the_days_of_its_tariff(mall: World) -> None:
     await mall.tariff("there", plan=plan("Europe/Berlin"), price_micro=0)
     opening = mall.account("A9", tariff_id="there")

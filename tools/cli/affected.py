@@ -23,6 +23,7 @@ from wattvend.reporting.v1 import previews_pb2 as p
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import batches_pb2 as b
 from wattvend.vending.v1 import documents_pb2 as d
+from wattvend.vending.v1 import vending_pb2 as v
 
 PREVIEW_TIMEOUT_S = 600.0
 """A month of ten thousand accounts takes minutes."""
@@ -47,18 +48,39 @@ ALSO_ASKED = {
 def document_preview(document: documents.DocumentId) -> None:
     """Show who a draft affects: last month's charges under a price, or states under a policy."""
     request = d.GetDocumentRequest(name=names.DOCUMENT.name(document))
+    warnings: list[str] = []
 
     async def work(clients: Clients) -> Message:
         drafted: d.Document = await clients.documents("GetDocument", request)
-        if drafted.WhichOneof("content") == "tariff":
-            return await _of_tariff(clients, drafted)
-        return await _of_policy(clients, drafted)
+        if drafted.WhichOneof("content") != "tariff":
+            return await _of_policy(clients, drafted)
+        answer = await _of_tariff(clients, drafted)
+        if drafted.tariff.HasField("plan"):
+            zone = plans.read(drafted.tariff.plan).zone
+            warnings.extend(await _elsewhere(clients, zone, {a.site for a in answer.accounts}))
+        return answer
 
-    run(work, lambda answer: of_tariff(answer) if _is_priced(answer) else of_policy(answer))
+    def shown(answer: Message) -> RenderableType:
+        if isinstance(answer, r.TariffPreview):
+            return Group(of_tariff(answer), *warnings)
+        assert isinstance(answer, p.PolicyPreview)
+        return of_policy(answer)
+
+    run(work, shown)
 
 
-def _is_priced(answer: Message) -> bool:
-    return isinstance(answer, r.TariffPreview)
+async def _elsewhere(clients: Clients, zone: str, sites: Iterable[str]) -> list[str]:
+    """Return a warning for each site whose wall clock is not the plan's."""
+    found = []
+    for name in sorted(sites):
+        site: v.Site = await clients.vending("GetSite", v.GetSiteRequest(name=name))
+        if site.zone != zone:
+            found.append(
+                f"[red]{show.id_of(name)} is in {site.zone}; its accounts would be charged by the "
+                f"wall clock of {zone}[/]: give them a tariff of their own first (a batch of kind "
+                "price)"
+            )
+    return found
 
 
 async def _of_tariff(clients: Clients, drafted: d.Document) -> r.TariffPreview:

@@ -16,7 +16,6 @@ from services.common.kernel.units import (
     nano_from_minor,
 )
 from services.common.kernel.values import value_class
-from services.common.tariffs.calendar import is_constant
 from services.common.tariffs.plan import ENERGY_MILLI_MAX
 from services.vending.domain import checks, postings, terms
 from services.vending.domain.authority import Action, Authority, needs_another
@@ -446,9 +445,8 @@ def misfits(site: Site, commodity: str, tariff: Tariff, policy: Policy) -> list[
             tariff.legal_entity,
             site.legal_entity,
         ),
-        None
-        if is_constant(tariff.charged_by) and not tariff.charged_by.fees
-        else same(Reason.INVALID_ARGUMENT, "tariff zone", tariff.charged_by.zone, site.zone),
+        # Also where the newest version needs no clock: the next one may.
+        same(Reason.INVALID_ARGUMENT, "tariff zone", tariff.zone or site.zone, site.zone),
     )
     return [problem for problem in problems if problem]
 

@@ -65,6 +65,11 @@ class Tariff:
         """What it charges."""
         return plans.flat(self.price_micro) if self.plan is None else plans.read(self.plan)
 
+    @property
+    def zone(self) -> str | None:
+        """The zone of all its plans, also when a flat price has come behind; None: had no plan."""
+        return None if self.last_plan is None else plans.read(self.last_plan).zone
+
 
 @value_class
 class PublishTariff:
