@@ -185,6 +185,8 @@ async def said(world: World) -> list[object]:
         asks,
         await kept.asks(asks[1], 2),
         await kept.asks_waiting(0),
+        await kept.asked_last(0),
+        await kept.asked_last(2**60),
         await kept.charged_register_milli(meter.meter_key, meter.epoch),
         await kept.charged_register_milli(meter.meter_key, 77),
         await kept.charged(meter.meter_key, meter.epoch),

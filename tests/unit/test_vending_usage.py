@@ -32,6 +32,7 @@ from services.vending.domain.event_store import StoreUnavailable
 from services.vending.domain.events import AccountClosed, UsagePosted
 from services.vending.domain.postings import COMPONENTS, Usage
 from services.vending.domain.settling import SettleClosing
+from services.vending.domain.tables import Ask
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.main import main
 from services.vending.metrics import Metrics
@@ -297,6 +298,46 @@ async def test_a_restart_goes_on_where_the_round_was(path: Path) -> None:
         counts = [await vending.statements.step() for _ in range(4)]
         assert counts == [3, 2, 0, 0]
         assert sorted(first + vending.names) == ["A1", *(f"B{number}" for number in range(7))]
+
+
+class Counting:
+    """Tables that count the pages of asks that are read."""
+
+    def __init__(self, tables: Any) -> None:
+        self.tables = tables
+        self.pages = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tables, name)
+
+    async def asks(self, after: Ask | None, limit: int) -> list[Ask]:
+        self.pages += 1
+        found: list[Ask] = await self.tables.asks(after, limit)
+        return found
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 9, 10, 14])
+async def test_a_restart_looks_at_no_account_again_that_the_round_was_through_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(statements_module, "PAGE_ACCOUNTS", 2)
+    pace = Pace(960, asks_per_s=2)
+    async with rounds(path, pace) as vending:
+        await vending.world.mall()
+        for number in range(19):
+            await vending.world.account(f"B{number}")
+        asked = [await vending.statements.step() for _ in range(steps)]
+        before = vending.names
+        assert asked[:10] == [2] * min(steps, 10)
+    async with rounds(path, pace) as vending:
+        tables: Any = Counting(vending.world.tables)
+        vending.statements._tables = tables
+        while await vending.statements.step():
+            pass
+        assert len(before + vending.names) == len({*before, *vending.names}) == 20
+        assert tables.pages <= 3 + 2 * (10 - min(steps, 10))
+        vending.world.clock.at_ms += DAY_MS + LOST_AFTER_MS
+        assert await vending.statements.step() == 2, "the next round is whole again"
 
 
 async def test_a_round_that_the_next_one_overtakes_leaves_nobody_out(path: Path) -> None:

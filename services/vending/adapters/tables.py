@@ -196,6 +196,7 @@ CREATE TABLE IF NOT EXISTS usage_ask(
   waits_for text,
   is_last bigint NOT NULL CHECK(is_last IN (0, 1))
 );
+CREATE INDEX IF NOT EXISTS usage_ask_at ON usage_ask(asked_at_ms);
 CREATE INDEX IF NOT EXISTS usage_ask_waiting ON usage_ask(asked_at_ms) WHERE waits_for IS NOT NULL;
 CREATE TABLE IF NOT EXISTS book(
   one bigint PRIMARY KEY CHECK(one = 1), book_epoch bigint NOT NULL CHECK(book_epoch >= 1)
@@ -625,6 +626,15 @@ class SqlTables:
             limit,
         )
         return [Ask(owner, int(key), at, waits, bool(last)) for owner, key, at, waits, last in rows]
+
+    async def asked_last(self, since_ms: int) -> list[str]:
+        """Return the accounts of the newest ask; none where that was before an instant."""
+        rows = await self._database.rows(
+            "SELECT account_id FROM usage_ask WHERE asked_at_ms >= $1 "
+            "AND asked_at_ms = (SELECT max(asked_at_ms) FROM usage_ask)",
+            since_ms,
+        )
+        return [row[0] for row in rows]
 
     async def asks_waiting(self, since_ms: int) -> int:
         """Return how many asks since an instant are not answered yet."""

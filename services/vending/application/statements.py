@@ -14,7 +14,7 @@ import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable
-from services.common.kernel.ids import house_account_id, name_uuid
+from services.common.kernel.ids import column_key, house_account_id, name_uuid
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import points
@@ -39,7 +39,7 @@ HOUSE = house_account_id("")
 """How the ids of house accounts begin: what they use costs nothing."""
 PAGE_ACCOUNTS = 500
 PAGES_PER_STEP_MAX = 20
-"""How much of the accounts a step looks through: after a restart most were asked already."""
+"""How much of the accounts a step looks through: where most need not be asked."""
 
 
 @value_class
@@ -83,6 +83,7 @@ class Statements:
         self._asking = asyncio.Lock()
         self._after: Ask | None = None
         """The last account that was looked at; None: all were, or none yet."""
+        self._is_new = True
         self._began_ms = self._done_ms = -DAY_MS
         """The round in which the way through all accounts began; and the last that is through."""
 
@@ -106,6 +107,9 @@ class Statements:
             return 0
         if self._after is None:
             self._began_ms = round_ms
+        if self._is_new:
+            self._after = await self._reached(round_ms, now_ms)
+            self._is_new = False
         due, after = await self._next(round_ms, now_ms, most)
         if due:
             await self._ask([_asked(ask, now_ms) for ask in due])
@@ -113,6 +117,21 @@ class Statements:
         if after is None:
             self._done_ms = self._began_ms
         return len(due)
+
+    async def _reached(self, round_ms: int, now_ms: int) -> Ask | None:
+        """Return the last account that the round had asked about before a restart, if it had.
+
+        It goes through the accounts in their order. Where it began in this round, all of the first
+        page were looked at in it, and the newest ask is how far it was.
+        """
+        first = await self._tables.asks(None, PAGE_ACCOUNTS)
+        if any(_is_due(ask, round_ms, now_ms) for ask in first):
+            return None
+        if not any(ask.asked_at_ms >= round_ms for ask in first):
+            return None
+        ids = await self._tables.asked_last(round_ms)
+        asked = [Ask(account_id, column_key("account", account_id)) for account_id in ids]
+        return max(asked, key=lambda ask: str(ask.account_key), default=None)
 
     async def _next(self, round_ms: int, now_ms: int, most: int) -> tuple[list[Ask], Ask | None]:
         """Return at most so many accounts to ask about, and the last looked at; None: the end."""

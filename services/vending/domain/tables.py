@@ -307,6 +307,10 @@ class Tables(Protocol):
         """
         ...
 
+    async def asked_last(self, since_ms: int) -> list[str]:
+        """Return the accounts of the newest ask; none where that was before an instant."""
+        ...
+
     async def asks_waiting(self, since_ms: int) -> int:
         """Return how many asks since an instant are not answered yet."""
         ...
