@@ -39,7 +39,7 @@ MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 OWING = ACCOUNTS[0]
 """The other one never owes while it is open, so that its credit may be paid out."""
-TO_OPEN = ("B1", "B2")
+TO_OPEN = ("B1", "B2", "B3")
 
 
 def of_town(names: Any) -> st.SearchStrategy[Any]:
@@ -61,7 +61,7 @@ class Town(Beside):
         self.ask(self.new("grant", OWING, PERSONS[0]))
         for account in ACCOUNTS:
             self.ask(self.new("sell", account, PERSONS[0], 2_000))
-        self.open_another(TO_OPEN[0], PERSONS[0], "open", 1_700, METERS[0])
+        self.open_another(TO_OPEN[0], PERSONS[0], "open", 1_700, METERS[0], soon=False)
 
     accounts = of_town(lambda town: [*town.open_ones() * 3, *town.clerk.status])
     persons = st.sampled_from(PERSONS)
@@ -144,20 +144,27 @@ class Town(Beside):
     # --- openings ----------------------------------------------------------------------------
 
     @rule(
-        account=st.sampled_from(TO_OPEN),
+        account=st.sampled_from(TO_OPEN[1:] * 2 + TO_OPEN),
         person=persons,
         what=st.sampled_from(["open", "open", "prepare", "start", "start", "drop"]),
         amount=st.sampled_from([0, 1, 1_700]),
         meter_id=st.sampled_from([*METERS, ""]),
+        soon=st.booleans(),
     )
     def open_another(
-        self, account: str, person: str, what: str, amount: int, meter_id: str
+        self, account: str, person: str, what: str, amount: int, meter_id: str, soon: bool
     ) -> None:
-        """Open an account with a meter and a first sale, at once or prepared before."""
+        """Open an account with a meter and a first sale, at once or prepared before.
+
+        `soon`: what is prepared is started by the next.
+        """
         about = meter_id if what in {"open", "prepare"} else ""
         amount = amount if what in {"open", "start"} else 0
         register_milli = self.registers.get(meter_id, 0)
-        self.ask(self.new(what, account, person, amount, about, register_milli=register_milli))
+        ask = self.new(what, account, person, amount, about, register_milli=register_milli)
+        self.ask(ask)
+        if ask in self.said and what == "prepare" and soon:
+            self.ask(self.new("start", account, another_than(person), 1_700))
 
     # --- closings ----------------------------------------------------------------------------
 
