@@ -159,6 +159,7 @@ def call_of(context: Context) -> "Call":
     )
 
 
+@lru_cache(maxsize=4096)
 def address_of(peer: str) -> str:
     """Return the address of a peer as gRPC writes it, without its port."""
     kind, _, place = peer.partition(":")

@@ -32,8 +32,9 @@ class Following:
     def newest(self, after: int, limit: int) -> list[StoredEvent] | None:
         """Return at most `limit` events above a position; None where only the store knows."""
         if self._newest and self._newest[0].position <= after + 1 <= self._newest[-1].position:
-            begin = after + 1 - self._newest[0].position
-            return list(islice(self._newest, begin, begin + limit))
+            above = self._newest[-1].position - after
+            # From the end: who follows is near it, and a deque is walked to its middle.
+            return list(islice(reversed(self._newest), max(0, above - limit), above))[::-1]
         return None
 
     def wake(self) -> None:

@@ -163,6 +163,10 @@ class Book:
     async def state_of(self, kind: type[S], entity_id: str) -> S | None:
         """Return an entity's newest durable state; None where it does not exist."""
         stream = stream_of(kind, entity_id)
+        if (cached := self._cache.get(stream)) is not None:
+            self._cache.move_to_end(stream)
+            known: S | None = cached.state
+            return known
         folded = await self._load(stream)
         if folded.revision > NO_EVENTS and stream not in self._mailboxes:
             # A mailbox that came and went meanwhile knows better than what was read.

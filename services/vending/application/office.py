@@ -52,7 +52,7 @@ from services.vending.domain import (
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority
 from services.vending.domain.batch import Batch
-from services.vending.domain.decisions import Rejection, Request
+from services.vending.domain.decisions import Rejection, Request, changed
 from services.vending.domain.events import (
     AccountCloseRefused,
     AccountClosing,
@@ -345,7 +345,7 @@ class Office:
             by = await self._book.state_of(Policy, of.policy_id)
             energy = command.energy_milli
             tariff = await self._in_force(of.tariff_id) if energy else None
-            command = replace(command, policy=by, tariff=tariff)
+            command = changed(command, policy=by, tariff=tariff)
         decide = partial(_on, account.decide, command)
         return accepted(await self._book.submit(Account, command.account_id, decide))
 

@@ -19,7 +19,9 @@ GENESIS = bytes(32)
 
 
 def _digest(*fields: bytes) -> bytes:
-    sized = [part for field in fields for part in (len(field).to_bytes(8, "big"), field)]
+    sized: list[bytes] = []
+    for field in fields:
+        sized += (len(field).to_bytes(8, "big"), field)
     return sha256(b"".join(sized)).digest()
 
 

@@ -38,9 +38,11 @@ class Request:
 
 def fingerprint(command: str, *content: object) -> bytes:
     """Return the sha256 of a command's content, as the caller sent it (defaults unresolved)."""
-    texts = [repr(part).encode() for part in content]
-    sized = [part for text in texts for part in (len(text).to_bytes(8, "big"), text)]
-    return sha256(b"".join((command.encode(), *sized))).digest()
+    parts = [command.encode()]
+    for part in content:
+        text = repr(part).encode()
+        parts += (len(text).to_bytes(8, "big"), text)
+    return sha256(b"".join(parts)).digest()
 
 
 @value_class

@@ -19,6 +19,8 @@ ANSWER_MARGIN_S = 0.5
 """What is kept of a call's deadline to send the answer that nothing came."""
 M = TypeVar("M")
 
+_AS_IT_IS = (str, int, bytes)
+
 
 class _State(Protocol):
     """What is folded from a stream."""
@@ -37,7 +39,11 @@ def fingerprint_of(message: Message) -> bytes:
 
     It stays when the message gains a field, so a repeat is one across an upgrade too.
     """
-    content = [part for part in _content_of(message) if part[0] != "request_id"]
+    content = [
+        (field.name, value if type(value) in _AS_IT_IS else _plain(value))
+        for field, value in message.ListFields()
+        if field.name != "request_id"
+    ]
     return fingerprint(message.DESCRIPTOR.name, *content)
 
 
@@ -47,7 +53,7 @@ def _content_of(message: Message) -> list[tuple[str, object]]:
 
 def _plain(value: Any) -> object:
     """Return a field's value as what has the same repr in every release of protobuf."""
-    if isinstance(value, str | int | bytes):
+    if isinstance(value, _AS_IT_IS):
         return value
     if isinstance(value, Message):
         return _content_of(value)
