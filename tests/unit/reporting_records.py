@@ -169,10 +169,12 @@ class Story:
             "fee_minor": 0,
             "rounding": None,
         }
+        placed = {"site_id": self.site, "parent_site_id": "property", "reason": "a building of it"}
         return [
             self.tariff_published(1, PRICE_MICRO, 0),
             self.event(f"policy-{self.policy}", 0, "policy-published", policy),
             self.credit_sold(1, CREDIT_NANO),
+            self.event(f"site-{self.site}", 1, "site-placed", placed),
         ]
 
     def event(self, stream: str, revision: int, kind: str, data: Mapping[str, Any]) -> Sent:
