@@ -74,6 +74,8 @@ class Clerk:
     """How many tenants each target of a batch had."""
     named: dict[Ask, int] = field(default_factory=dict)
     """What a request came to when it was proposed: a refund of all, a grant; the version before."""
+    promised: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """Of a reservation: how many tenants the account had had, and whether it was closed."""
     reserved: dict[str, tuple[Ask, int, int]] = field(default_factory=dict)
     """With the share and the fee of then."""
     cancelled: set[str] = field(default_factory=set)
@@ -238,7 +240,10 @@ class Clerk:
         if ask.what == "cancel":
             return "PAYMENT_CONFIRMED" if ask.about in self.paid else ""
         sold = replace(self.reserved[ask.about][0], what="sell")
-        if ask.about not in self.paid and self.not_open(sold):
+        tenants, was_closed = self.promised[ask.about]
+        is_closed = self.status[sold.account] == "closed"
+        since = tenants != self.tenants[sold.account] or is_closed > was_closed
+        if ask.about not in self.paid and (since or self.not_open(sold)):
             self.cancelled.add(ask.about)
         return "PAYMENT_TO_RETURN" if ask.about in self.cancelled else ""
 
@@ -406,6 +411,7 @@ class Clerk:
                 self.sent_to[name] = self.tenants[ask.about]
             case "reserve":
                 self.reserved[ask.about] = ask, ledger.share[name], self.fee(name, amount)
+                self.promised[ask.about] = self.tenants[name], self.status[name] == "closed"
             case "cancel":
                 self.cancelled.add(ask.about)
             case "confirm" if ask.about not in self.paid:

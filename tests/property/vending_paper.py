@@ -69,6 +69,8 @@ class Ledger:
         self.stands: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
         self.share: Counter[str] = Counter()
         self.sales: dict[str, tuple[str, dict[str, Amount]]] = {}
+        self.ended: Counter[str] = Counter()
+        self.ended_before: dict[str, int] = {}
 
     def owed(self, name: str, what: str) -> int:
         return int(self.stands[what, name])
@@ -83,18 +85,20 @@ class Ledger:
         debt = min(part(amount - fee, share), self.owed(name, "debt"), amount - fee - lent)
         moved: dict[str, Amount] = {"cash": amount, "fees": -fee, "emergency": -lent, "debt": -debt}
         self.sales[receipt] = name, moved | {"prepaid": fee + lent + debt - amount}
+        self.ended_before[receipt] = self.ended[name]
         self.move(name, **self.sales[receipt][1])
 
     def reverse(self, receipt: str) -> None:
         name, moved = self.sales[receipt]
         self.move(name, **{account: -amount for account, amount in moved.items()})
-        if not self.share[name]:  # a person has ended what comes back
-            self.give_up(name, "debt", self.stands["debt", name])
+        if self.ended[name] > self.ended_before[receipt]:  # a person has ended what comes back
+            self.give_up(name, "debt", -moved["debt"])
 
     def owe(self, name: str, debt: int) -> None:
         more = debt - self.stands["debt", name]
         self.move(name, debt=more, **{"brought" if more > 0 else "lost": -more})
         self.share[name] = SHARE_PPM if debt else 0
+        self.ended[name] += not debt
 
     def give_up(self, name: str, what: str, amount: Amount) -> None:
         self.move(name, lost=amount, **{what: -amount})

@@ -370,6 +370,10 @@ def test_an_adjustment_run_is_shown_and_drafted_as_one_batch(
     again = Vending(**(RUN | {"ListBatches": b.ListBatchesResponse(batches=[known])}))
     assert wattvend(monkeypatch, again, *ADJUST).exit_code == 0
     assert "CreateBatch" not in dict(again.asked), "another person has drafted it"
+    known.status = "cancelled"
+    anew = Vending(**(RUN | {"ListBatches": b.ListBatchesResponse(batches=[known])}))
+    assert wattvend(monkeypatch, anew, *ADJUST).exit_code == 0
+    assert dict(anew.asked)["CreateBatch"].request_id != batch.request_id
 
 
 def test_a_run_of_a_version_that_has_not_begun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ from services.vending.domain.meter import ForceRelay
 from services.vending.domain.orders import KeepPower
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
+from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleAccount, SettleClosing
 from services.vending.domain.tables import Charged
@@ -345,6 +346,22 @@ async def test_who_has_used_more_than_he_paid_owes_it_and_pays_it_when_all_is_cl
     told = await stands(mall)
     assert told["assets:cash"] == 1_200 * NANO
     assert not {"assets:receivable", "liabilities:prepayment"} & told.keys()
+
+
+async def test_what_was_reserved_before_an_account_closed_is_paid_back_and_after_it_recovers(
+    mall: World,
+) -> None:
+    payments = mall.office.payments
+    for number, name in ((41, "before"), (43, "after")):
+        await payments.reserve(ReserveSale(mall.ask(number), name, "A1", 200, "qr", 0))
+        if name == "before":
+            await close(mall)
+            await read(mall, 9_000)
+            await echo(mall, 1_250 * NANO)
+            confirm = ConfirmSale(mall.ask("c"), name)
+            assert await refused(payments.confirm(confirm)) is Reason.PAYMENT_TO_RETURN
+    await payments.confirm(ConfirmSale(mall.ask("d"), "after"))
+    assert (await mall.office.account("A1")).owed.debt_minor == 50
 
 
 async def test_what_is_owed_is_netted_before_anything_is_paid_out(mall: World) -> None:

@@ -186,6 +186,20 @@ async def test_a_debt_that_was_ended_stays_ended_after_a_reversal(
     assert (await sold(mall, 10_000)).recovered_debt_minor == 0
 
 
+async def test_a_debt_that_was_ended_stays_ended_where_another_one_was_set_after_it(
+    mall: World,
+) -> None:
+    await mall.owe(5_000, 200_000)
+    sale = await sold(mall, 10_000)  # 20.00 go to the debt
+    await mall.owe(0, 0)
+    await mall.owe(100, 200_000)
+    later = await sold(mall, 500)  # 1.00 goes to the other one
+    event = (await reverse(mall, sale.receipt_id)).event
+    assert isinstance(event, SaleReversed)
+    assert (event.returned_debt_minor, event.given_up_debt_minor) == (0, 2_000)
+    assert (await reverse(mall, later.receipt_id)).state.owed == Owed(0, 100, 200_000)
+
+
 async def test_a_debt_that_sales_have_paid_is_owed_again_with_its_share(mall: World) -> None:
     await mall.owe(500, 500_000)
     sale = await sold(mall, 1_000)

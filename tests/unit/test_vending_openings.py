@@ -119,6 +119,24 @@ async def test_what_was_prepared_opens_with_one_click_at_the_registers_of_then(m
     assert [each.opening_register_milli for each in state.meters] == [7_000, 41_000]
 
 
+async def test_what_was_prepared_does_not_begin_below_what_the_house_has_used_since(
+    mall: World,
+) -> None:
+    meter = await mall.office.meter("M1")
+    await mall.charge(meter.meter_key, 1, 1, 7_000)
+    below = plan(("M1", 6_999))
+    assert await refused(prepare(mall, below, None)) is Reason.REGISTER_IMPLAUSIBLE
+    await prepare(mall, plan(("M1", 7_000)), None)
+    await mall.charge(meter.meter_key, 1, 2, 900_000)
+    assert await refused(start(mall)) is Reason.REGISTER_IMPLAUSIBLE
+    assert (await mall.office.meter("M1")).is_house
+    await mall.office.openings.cancel(Cancel(mall.ask("cancel"), "B1", "stood empty"))
+    await prepare(mall, plan(("M1", None)), None)
+    assert (await start(mall)).status is Status.OPEN
+    (joined,) = (await mall.office.account("B1")).meters
+    assert joined.opening_register_milli == 900_000
+
+
 async def test_what_is_prepared_or_started_is_listed_until_it_is_over(mall: World) -> None:
     async def listed() -> list[tuple[str, Status]]:
         found, more = await mall.office.openings.page(0, 10)

@@ -16,6 +16,7 @@ from services.vending.adapters.api import messages
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import ReverseSale
 from services.vending.domain.decisions import Request
 from services.vending.domain.events import CreditSold, SaleReversed
@@ -132,6 +133,17 @@ async def test_what_could_not_be_sold_is_not_reserved(mall: World) -> None:
     nobody = ReserveSale(asked(mall, 5), PAID, "nobody", 7, "cash", 0)
     assert await refused(mall.office.payments.reserve(nobody)) is Reason.ACCOUNT_NOT_FOUND
     assert await of_type(mall, "sale-reserved") == []
+
+
+async def test_what_was_promised_to_the_tenant_before_is_paid_back(mall: World) -> None:
+    await reserve(mall)
+    change = ChangeTenant(mall.ask("in"), "A1", "t-new", False, "let anew")
+    await mall.office.change(change)
+    assert await refused(confirm(mall)) is Reason.PAYMENT_TO_RETURN
+    assert await credited(mall) == 0
+    await reserve(mall, 5, transaction_id="another")
+    await confirm(mall, 6, "another")
+    assert await credited(mall) == 100
 
 
 async def test_who_has_paid_late_is_sold_to_all_the_same(mall: World) -> None:

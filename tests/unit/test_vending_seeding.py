@@ -49,6 +49,18 @@ async def seeds_of(world: World, shard: int = SHARD) -> Seeds:
     return read(map(orjson.dumps, found.lines()))
 
 
+async def test_a_posting_of_a_fact_that_a_restored_store_lost_is_passed_over(path: Path) -> None:
+    async with vending_world.world(path) as world:
+        metering = Metering()
+        await world.mall()
+        await posted(world, metering, 0, b"first")
+        await posted(world, metering, 99, b"of what was lost")
+        await vouched(world)
+        seeds = await seeds_of(world)
+    (seed,) = seeds.posted
+    assert seed.row == b"first"
+
+
 async def test_of_an_account_it_tells_the_last_posting_and_the_fact_that_metering_had(
     path: Path,
 ) -> None:

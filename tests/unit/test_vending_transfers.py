@@ -35,7 +35,7 @@ from services.vending.domain.tables import HOLD, TRANSFER
 from services.vending.domain.trial_balance import TrialBalance
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import approve, ids, of_type, publish, stored
-from tests.unit.test_vending_corrections import reverse, sold
+from tests.unit.test_vending_corrections import adjust, reverse, sold
 from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_refunds import echo, refund
 from tests.unit.vending_crashing import at_every_step
@@ -43,7 +43,7 @@ from tests.unit.vending_world import World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("transfer", "refund", "reversal", "debt", "authority"))
+ALONE = dict.fromkeys(("transfer", "refund", "reversal", "debt", "adjustment", "authority"))
 TRANSIT = "liabilities:transit"
 
 
@@ -177,6 +177,20 @@ async def test_what_is_sent_to_a_tenant_who_has_left_meanwhile_comes_back(mall: 
     assert await refused(transfer(mall, 400, request)) is Reason.TENANT_CHANGED_SINCE
     assert await credited(mall) == (1_000, 0)
     assert await in_transit(mall) == 0
+
+
+async def test_what_is_in_transit_has_room_to_come_back(mall: World) -> None:
+    most = (2**63 - 1) // NANO - 1_000
+    await mall.sell(most)
+    with suppress(Retriable):
+        await transfer(mall, 400)
+    await close(mall, "A2")
+    await echo(mall, 0)
+    for too_much in (mall.sell(1), adjust(mall, 1)):
+        assert await refused(too_much) is Reason.AMOUNT_TOO_LARGE
+    await mall.office.complete()
+    assert await in_transit(mall) == 0
+    assert (await mall.office.account("A1")).credited_nano == (most + 1_000) * NANO
 
 
 async def test_while_credit_is_in_transit_nothing_else_is_paid_out_and_nothing_closes(

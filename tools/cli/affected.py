@@ -235,13 +235,16 @@ def adjust(
         ]
         if dry_run or not targets:
             return {"preview": preview}
+        cancelled = 0
         async for known in _adjustments(clients):
             if known.reason == reason and known.status != "cancelled":
                 return {"preview": preview, "batch": known}
+            cancelled += known.reason == reason
+        again = (cancelled,) if cancelled else ()  # another request than what was cancelled
         drafted: b.Batch = await clients.batches(
             "CreateBatch",
             b.CreateBatchRequest(
-                request_id=sitefile.request_id("adjust", tariff, version, from_ms, site),
+                request_id=sitefile.request_id("adjust", tariff, version, from_ms, site, *again),
                 kind="adjustment",
                 reason=reason,
                 list=b.BatchTargets(targets=targets),

@@ -120,6 +120,7 @@ class Payments:
             is_paid=True,
             fee_minor=state.fee_minor,
             debt_share_ppm=state.debt_share_ppm,
+            reserved_at=state.account_revision,
         )
         return accepted(
             await self._book.submit(

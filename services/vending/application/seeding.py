@@ -89,7 +89,9 @@ class Seeding:
         """Keep a posting; facts from before the one that metering had then are not needed."""
         facts = self._facts[f"accounts/{event.account_id}"]
         later = [each for each in facts if each[1]["revision"] >= event.account_revision]
-        if later[0][1]["revision"] == event.account_revision:  # else a restored store lost it
+        if (
+            later and later[0][1]["revision"] == event.account_revision
+        ):  # else a restored store lost it
             self._posted[event.account_id] = event
             facts[:] = later
 

@@ -123,7 +123,8 @@ class Account:
     """The folded stream of an account. `credited_nano`: lifetime total.
 
     `reversed_receipts`: (receipt of a sale, that of its reversal); `refunded_at`: the stream's
-    revision at which credit was paid out last, -1: never; `tenancies`: the ones that ended, oldest
+    revision at which credit was paid out last, -1: never; `debt_ended_at`, `closed_at`: the one at
+    which a person ended a debt, and the account's end; `tenancies`: the ones that ended, oldest
     first.
     """
 
@@ -150,6 +151,8 @@ class Account:
     closing: Closing | None = None
     refunding: Refunding | None = None
     refunded_at: int = -1
+    debt_ended_at: int = -1
+    closed_at: int = -1
     used: Used = Used()
     tenancies: tuple[Tenancy, ...] = ()
 
@@ -205,7 +208,8 @@ class Sell:
     With `energy_milli` > 0 it is of what so much energy costs, by the version of the account's
     tariff in force, `tariff`; an amount beside it is what the buyer was told, 0: nothing. `policy`:
     the account's; `is_paid`: the money is there already, so no ceiling keeps it out; `fee_minor`,
-    `debt_share_ppm`: what the buyer was promised before he paid, None: what holds now.
+    `debt_share_ppm`: what the buyer was promised before he paid, None: what holds now;
+    `reserved_at`: at which revision of the stream, None: nothing was.
     """
 
     request: Request
@@ -218,6 +222,7 @@ class Sell:
     is_paid: bool = False
     fee_minor: int | None = None
     debt_share_ppm: int | None = None
+    reserved_at: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no sale can be."""
@@ -562,7 +567,7 @@ def _above_ceiling(
 
 def no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection | None:
     """Return why so much more cannot be credited; None where it can."""
-    if fits_int64(state.credited_nano + credit_nano):
+    if fits_int64(state.credited_nano + in_transit_nano(state) + credit_nano):
         return None
     return Rejection(
         Reason.AMOUNT_TOO_LARGE,
@@ -570,6 +575,12 @@ def no_more(state: Account, credit_nano: int, currency: Currency) -> Rejection |
         f"; {format_nano(credit_nano, currency)} more do not fit its ledger: open another account",
         "amount_minor",
     )
+
+
+def in_transit_nano(state: Account) -> int:
+    """Return what of a transfer has left the account, and may come back yet."""
+    sent_minor = state.refunding.sent_minor if state.refunding else 0
+    return sent_minor * checks.currency_named(state.currency).nano_per_minor
 
 
 def of_what(state: Account) -> dict[str, Any]:
@@ -588,7 +599,16 @@ def why_not_sold(state: Account, command: Sell) -> Rejection | None:
 
 
 def _no_sale(state: Account, command: Sell) -> Rejection | None:
-    """Return why an account is not sold to; a closed one pays what it owes, and no more."""
+    """Return why an account is not sold to; a closed one pays what it owes, and no more.
+
+    What was promised to a tenant before, or before the account closed, is paid back.
+    """
+    promised_at = state.answers.revision if command.reserved_at is None else command.reserved_at
+    if state.tenancies and promised_at < state.tenancies[-1].until_revision:
+        text = f"account {state.account_id} is another tenant's since the sale was reserved"
+        return Rejection(Reason.TENANT_CHANGED_SINCE, text, "account_id")
+    if promised_at < state.closed_at:
+        return not_open(state)
     if state.status is not Status.CLOSED or not state.owed:
         return not_open(state)
     if not command.energy_milli and command.amount_minor <= state.owed.debt_minor:
@@ -802,7 +822,8 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case DebtSet():
             share_ppm = event.share_ppm if event.debt_minor else 0  # a debt of 0 is ended
             owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=share_ppm)
-            return changed(state, answers=answers, owed=owed)
+            ended_at = state.debt_ended_at if event.debt_minor else answers.revision
+            return changed(state, answers=answers, owed=owed, debt_ended_at=ended_at)
         case PowerKept() | PaymentPromised() | NoticeRecorded():
             return changed(state, answers=answers, orders=state.orders.after(event))
         case SaleReversed():
@@ -882,7 +903,13 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             closing = state.closing.after(event) if state.closing else None
             return changed(state, answers=answers, status=status, closing=closing)
         case AccountClosed():
-            return changed(state, answers=answers, status=Status.CLOSED, closing=None)
+            return changed(
+                state,
+                answers=answers,
+                status=Status.CLOSED,
+                closing=None,
+                closed_at=answers.revision,
+            )
         case AccountCloseRefused() | MetersClosed() | ClosingUndone():
             return changed(state, answers=answers, status=Status.OPEN, closing=None)
         case _:

@@ -26,6 +26,7 @@ from services.vending.domain.account import (
     account_not_found,
     at_most,
     hold_id_of,
+    in_transit_nano,
     not_open,
     of_what,
     refund_under_way,
@@ -261,8 +262,8 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
         return problem
     emergency_minor = sale.recovered_emergency_minor or 0
     recovered_minor = sale.recovered_debt_minor or 0
-    # What a person has ended stays ended: with no share of sales nothing would recover it.
-    debt_minor = recovered_minor if state.owed.debt_share_ppm else 0
+    # What a person has ended since stays ended, whatever debt was set after that.
+    debt_minor = 0 if state.debt_ended_at > _revision_of(state, sale) else recovered_minor
     given_up_minor = recovered_minor - debt_minor
     owed = changed(
         state.owed,
@@ -506,7 +507,7 @@ def _not_owed(state: Account, command: WriteOff, currency: Currency) -> Rejectio
 def _no_room(state: Account, more_nano: int, owed: Owed, currency: Currency) -> Rejection | None:
     """Return why the ledger cannot hold what would come of it; None where it can."""
     after = (
-        state.credited_nano + more_nano,
+        state.credited_nano + in_transit_nano(state) + more_nano,
         owed.emergency_minor * currency.nano_per_minor,
         owed.debt_minor * currency.nano_per_minor,
     )

@@ -857,6 +857,7 @@ class SaleReserved(Event):
     commodity: str
     fee_minor: int | None
     debt_share_ppm: int | None
+    account_revision: int | None
 
 
 @named_value_class

@@ -10,6 +10,7 @@ from typing import Any
 
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.units import format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import account, checks, meter
 from services.vending.domain.account import METERS_MAX, Account, OpenAccount
@@ -270,6 +271,22 @@ def _cannot_join(
             yield refused
 
 
+def _used_by_its_house(plan: Plan, seen: Seen) -> list[Rejection]:
+    """Return which meters a plan lets begin below what their houses were charged since."""
+    found = []
+    for planned in plan.meters:
+        _, charged_milli = seen.meters[planned.meter_id]
+        if planned.register_milli is None or planned.register_milli >= (charged_milli or 0):
+            continue
+        text = (
+            f"meter {planned.meter_id} would begin at {format_scaled(planned.register_milli, 3)}, "
+            f"and was charged up to {format_scaled(charged_milli or 0, 3)} by now: prepare it anew "
+            "without a register, or with the one of now"
+        )
+        found.append(Rejection(Reason.REGISTER_IMPLAUSIBLE, text, "meters"))
+    return found
+
+
 def decide(state: Opening | None, command: Command) -> Decision:
     """Return what a command does to an opening, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
@@ -295,7 +312,10 @@ def _prepare(state: Opening | None, command: Prepare) -> Decision:
     if state and state.status not in {Status.REFUSED, Status.CANCELLED}:
         text = f"the opening of account {plan.account_id} is {state.status} already"
         return Rejection(Reason.ALREADY_EXISTS, text, "opening_id")
-    if wrong := problems(plan, command.sale or NO_SALE, command.seen, request):
+    wrong = problems(plan, command.sale or NO_SALE, command.seen, request)
+    if command.sale is None:
+        wrong += _used_by_its_house(plan, command.seen)
+    if wrong:
         return _told(wrong)
     assert command.seen.site is not None, "else it were a problem"
     site = command.seen.site
@@ -324,7 +344,9 @@ def _start(state: Opening, command: Start) -> Decision:
         return problem
     subject_id = command.subject_id or state.plan.subject_id
     plan = changed(state.plan, subject_id=subject_id)
-    if wrong := problems(plan, command.sale, command.seen, command.request):
+    wrong = problems(plan, command.sale, command.seen, command.request)
+    wrong += _used_by_its_house(plan, command.seen)
+    if wrong:
         return _told(wrong)
     assert command.seen.site is not None, "else it were a problem"
     return Accepted((_started(command.request, plan, command.seen.site, command.sale),))

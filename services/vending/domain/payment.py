@@ -57,6 +57,7 @@ class Payment:
     """The folded stream of a payment. `receipt_id`: of its sale, "" before.
 
     `fee_minor`, `debt_share_ppm`: what the sale will go by; None: by what holds then.
+    `account_revision`: of the account's stream, as it stood then.
     """
 
     answers: Answers
@@ -72,6 +73,7 @@ class Payment:
     seller: Origin
     fee_minor: int | None
     debt_share_ppm: int | None
+    account_revision: int | None
     status: Status = Status.RESERVED
     receipt_id: str = ""
     failure: Failure | None = None
@@ -210,6 +212,7 @@ def _reserve(state: Payment | None, command: ReserveSale) -> Decision:
         **of_what(account),
         fee_minor=fee_minor_of(command.policy, command.amount_minor),
         debt_share_ppm=account.owed.debt_share_ppm,
+        account_revision=account.answers.revision,
     )
     return Accepted((reserved,))
 
@@ -292,6 +295,7 @@ def evolve(state: Payment | None, event: Event) -> Payment:
             event.origin if event.origin.caller else Origin(event.caller),
             event.fee_minor,
             event.debt_share_ppm,
+            event.account_revision,
         )
     if state is None:
         raise Bug(f"a payment's stream begins with {event.SUBJECT}")
