@@ -229,11 +229,14 @@ def test_what_is_not_recovered_and_what_is_lacking_is_one_debt() -> None:
     assert (lacking.due_minor, lacking.debt_left_minor, lacking.dropped_nano) == (100, 600, -1)
 
 
+@pytest.mark.parametrize("rounding", sorted(Rounding))
 async def test_an_account_with_a_remainder_is_closed_and_the_remainder_is_an_event(
-    tmp_path: Path,
+    tmp_path: Path, rounding: str
 ) -> None:
     async with vending_world.world(tmp_path / "events.sqlite") as world:
         await world.mall()
+        await publish(world, **ALONE)
+        await world.policy(rounding=rounding)
         await world.sell(100)
         await close(world, "")
         await echo(world, 100 * NANO - 1)

@@ -354,7 +354,9 @@ class Batches:
         )
         match terms.kind:
             case Kind.FORCE_OFF | Kind.FORCE_ON | Kind.RESTORE_PREPAID:
-                order = ForceRelay(request, target.target_id, terms.rule.position, reason)
+                order = ForceRelay(
+                    request, target.target_id, terms.rule.position, reason, is_one_of_many=True
+                )
                 return await self._approvals.prepared(order, target.seen)
             case Kind.PRICE | Kind.POLICY:
                 change = ChangeTerms(

@@ -31,7 +31,13 @@ class Changing:
             ),
             "change-tenant": Guarded(ChangeTenant, Action.TRANSFER, *of_account),
             "force-relay": Guarded(
-                ForceRelay, Action.FORCE_OFF, Meter, "meter_id", meter.decide, self._with_account
+                ForceRelay,
+                Action.FORCE_OFF,
+                Meter,
+                "meter_id",
+                meter.decide,
+                self._with_account,
+                said=("closing_id",),
             ),
         }
 

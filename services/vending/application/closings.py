@@ -178,6 +178,7 @@ class Closings:
         """Give a meter back to its house, where its last register is known."""
         meter = await self._meter(meter_id)
         if meter.account_id != account_id:
+            await self._end_cut(closing, meter_id)
             return
         register_milli = closing.given_milli(meter_id)
         if register_milli is None:
@@ -185,7 +186,7 @@ class Closings:
         if register_milli is None or await self._waits(account_id, closing, meter):
             return
         points.point("meter-leaves")
-        await self._withdraw_cut(closing, meter_id)
+        await self._end_cut(closing, meter_id)
         request = self._step(closing, "closing-leave", meter_id)
         await self._release(request, meter_id, register_milli)
 
@@ -220,9 +221,11 @@ class Closings:
         """Order the cut, where it is asked for; return since when a reading is the last one.
 
         None: the cut waits for a second person. Where he declines it, nobody is cut; nor where a
-        person has ordered that power is on.
+        person keeps power, or has given an order of his own about the relay.
         """
-        if not closing.without_cut and meter.forced is None:
+        if await self._is_as_ordered(closing, meter):
+            await self._end_cut(closing, meter.meter_id)
+        else:
             try:
                 await self._approvals.ask(self._force_off(closing, meter.meter_id))
             except InvalidInput as refused:
@@ -230,11 +233,24 @@ class Closings:
                     return None
         return await self._read_since_ms(closing, meter.meter_id)
 
+    async def _is_as_ordered(self, closing: Closing, meter: Meter) -> bool:
+        """Say whether the relay is, or stays, as a person or the closing has ordered."""
+        if closing.without_cut or meter.forced is not None:
+            return True
+        forced = await self._book.events_of(Meter, meter.meter_id, RelayForced)
+        if forced and forced[-1].occurred_at_ms > closing.began_at_ms:
+            return True
+        account = await self._book.state_of(Account, meter.account_id)
+        return account is not None and closings.is_power_kept(account, self._clock.now_ms())
+
     async def _read_since_ms(self, closing: Closing, meter_id: str) -> int:
-        forced = await self._book.events_of(Meter, meter_id, RelayForced)
-        if closing.without_cut or not forced or forced[-1].position != OFF:
+        cut_at_ms = None
+        for forced in reversed(await self._book.events_of(Meter, meter_id, RelayForced)):
+            if forced.position != OFF:
+                break
+            cut_at_ms = forced.occurred_at_ms
+        if closing.without_cut or cut_at_ms is None:
             return closing.began_at_ms
-        cut_at_ms = forced[-1].occurred_at_ms
         since_ms = cut_at_ms + READ_AFTER_CUT_MS if cut_at_ms >= closing.began_at_ms else 0
         return max(closing.began_at_ms, since_ms)
 
@@ -270,33 +286,33 @@ class Closings:
     async def _undo(self, account_id: str, closing: Closing) -> None:
         """Let relays that a cancelled closing has cut be as the balance says."""
         for meter_id in closing.meters:
-            await self._withdraw_cut(closing, meter_id)
-            meter, cut = await self._meter(meter_id), self._force_off(closing, meter_id)
-            was_cut = meter.answers.get(self._carried_out(cut).key) or meter.answers.get(
-                cut.request.key
-            )
-            if was_cut and meter.forced == OFF:
+            await self._end_cut(closing, meter_id)
+            if (await self._meter(meter_id)).closing_id == closing.closing_id:
                 request = self._step(closing, "closing-uncut", meter_id)
-                await self._approvals.ask(ForceRelay(request, meter_id, PREPAID, cut.reason))
+                await self._approvals.ask(self._force(closing, request, meter_id, PREPAID))
         request = self._step(closing, "closing-undone")
         await self._submit(closings.EndCancelled(request, account_id, closing.closing_id))
 
-    async def _withdraw_cut(self, closing: Closing, meter_id: str) -> None:
-        """Let nobody approve a cut any more that has come too late."""
+    async def _end_cut(self, closing: Closing, meter_id: str) -> None:
+        """Let nobody approve a cut any more; one that is approved happens, before what follows."""
         approval_id = approval_id_of(self._force_off(closing, meter_id).request)
         proposal = await self._book.state_of(Proposal, approval_id)
         if proposal is not None and proposal.status is Status.PENDING:
             request = self._step(closing, "closing-withdraw", meter_id)
             why = "the closing needs it no more"
             await self._approvals.decline(Decline(request, approval_id, why))
+        elif proposal is not None:
+            await self._approvals.carry_out(approval_id)
 
     def _force_off(self, closing: Closing, meter_id: str) -> ForceRelay:
         request = self._step(closing, "closing-cut", meter_id)
-        return ForceRelay(request, meter_id, OFF, f"closing {closing.closing_id}")
+        return self._force(closing, request, meter_id, OFF)
 
-    def _carried_out(self, cut: ForceRelay) -> Request:
-        """Return the request by which an approved cut is carried out."""
-        return step(0, (), cut.request.origin, "approved", approval_id_of(cut.request))
+    def _force(
+        self, closing: Closing, request: Request, meter_id: str, position: str
+    ) -> ForceRelay:
+        why = f"closing {closing.closing_id}"
+        return ForceRelay(request, meter_id, position, why, closing_id=closing.closing_id)
 
     def _step(self, closing: Closing, name: str, *more: object) -> Request:
         origin = closing.origin if closing.origin.caller else Origin(closing.caller)

@@ -19,6 +19,7 @@ from services.vending.domain.account import (
     unfit,
 )
 from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.closings import closing_under_way
 from services.vending.domain.corrections import arrears_minor, left_minor
 from services.vending.domain.decisions import (
     Accepted,
@@ -142,6 +143,8 @@ def _other_tenant(state: Account, command: ChangeTenant) -> AccountTenantChanged
         return Rejection(Reason.NOTHING_CHANGES, text, "subject_id")
     if state.refunding:
         return refund_under_way(state)
+    if closing := closing_under_way(state):  # what its meters used last is the one tenant's
+        return closing
     if not command.with_owed and (problem := owes(state.owed) or _in_arrears(state)):
         return problem
     # What the one had, and what the other takes over, changes hands: that may need two.

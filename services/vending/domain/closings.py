@@ -215,6 +215,13 @@ def closing_under_way(state: Account) -> Rejection | None:
     )
 
 
+def closing_names(state: Account, meter_id: str) -> Rejection | None:
+    """Return why a meter is the closing's alone; None where the account's closing names it not."""
+    if state.closing is None or meter_id not in state.closing.meters:
+        return None
+    return closing_under_way(state)
+
+
 # --- its begin --------------------------------------------------------------------------------
 
 
@@ -275,8 +282,12 @@ def _close_meters(state: Account, command: CloseMeters) -> Decision:
 
 def _cuts_nobody(state: Account, command: CloseAccount | CloseMeters) -> bool:
     """Say whether power stays on: as is asked, or because a person keeps it for the account."""
-    kept_until_ms = state.orders.keep_power_until_ms or 0
-    return command.without_cut or kept_until_ms > command.request.at_ms
+    return command.without_cut or is_power_kept(state, command.request.at_ms)
+
+
+def is_power_kept(state: Account, at_ms: int) -> bool:
+    """Say whether a person keeps power for the account."""
+    return (state.orders.keep_power_until_ms or 0) > at_ms
 
 
 # --- on the way -------------------------------------------------------------------------------

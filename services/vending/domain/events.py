@@ -209,6 +209,7 @@ class RelayForced(Event):
     meter_id: str
     position: str
     reason: str
+    closing_id: str | None
 
 
 @named_value_class

@@ -15,6 +15,7 @@ from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.account import Account, account_not_found, no_room, not_open
 from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.closings import closing_names
 from services.vending.domain.decisions import (
     Accepted,
     Answers,
@@ -65,7 +66,8 @@ class Meter:
     The present epoch begins at `opening_register_milli`, the one before ended at
     `closing_register_milli`: both None at the first epoch, which the first reading opens. Of a
     present epoch are also the last judgement of a held reading, `resolves_reading_id` and
-    `resolution`. `forced`: off or on by a person's order; None: as the balance says.
+    `resolution`. `forced`: off or on by order; None: as the balance says. `closing_id`: the closing
+    that forced it off, "" where a person did, or where somebody has moved in since.
     """
 
     answers: Answers
@@ -95,6 +97,7 @@ class Meter:
     resolves_reading_id: str | None = None
     resolution: str | None = None
     forced: str | None = None
+    closing_id: str = ""
 
     @property
     def is_house(self) -> bool:
@@ -257,7 +260,8 @@ class ForceRelay:
     """The relay shall be off or on whatever the balance, or prepaid: as the balance says.
 
     `of`: the account that has the meter, None: its house; `authority`: what one person may do alone
-    at the meter's legal entity.
+    at the meter's legal entity. `closing_id`: the closing that wants it, "" where a person does;
+    `is_one_of_many`: whether it is of a batch.
     """
 
     request: Request
@@ -266,6 +270,8 @@ class ForceRelay:
     reason: str
     of: Account | None = None
     authority: Authority | None = None
+    closing_id: str = ""
+    is_one_of_many: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -401,9 +407,8 @@ def _assign(state: Meter, command: AssignMeter) -> Decision:
                 f"{wanted}: choose another account"
             )
             return Rejection(reason, text, "account_id")
-    if problem := not_open(account) or no_room(account):
-        return problem
-    return _moved(state, command, account.account_id, account.shard)
+    problem = not_open(account) or no_room(account) or closing_names(account, state.meter_id)
+    return problem or _moved(state, command, account.account_id, account.shard)
 
 
 def _not_there(state: Meter, command: AssignMeter) -> Rejection | None:
@@ -536,9 +541,13 @@ def _resolved(state: Meter, command: ResolveReading) -> MeterHoldResolved:
 
 
 def _force(state: Meter, command: ForceRelay) -> Decision:
-    if command.position == (state.forced or PREPAID):
+    # A person's OFF outlives a closing that has cut before him, so it is an order of its own.
+    is_above_closing = state.closing_id and not command.closing_id
+    if command.position == (state.forced or PREPAID) and not is_above_closing:
         what = f"the relay of meter {state.meter_id} is {command.position} by order"
         return _nothing_changes(what, "position")
+    if command.position != OFF and (problem := _not_to_be_powered(state, command)):
+        return problem
     if command.position == OFF and (
         problem := needs_another(
             command.authority, Action.FORCE_OFF, 1, state.currency, command.request
@@ -550,8 +559,23 @@ def _force(state: Meter, command: ForceRelay) -> Decision:
         meter_id=state.meter_id,
         position=command.position,
         reason=command.reason,
+        closing_id=command.closing_id or None,
     )
     return Accepted((forced,))
+
+
+def _not_to_be_powered(state: Meter, command: ForceRelay) -> Rejection | None:
+    """Return why power does not come back: another has ordered it off, or a closing has cut."""
+    if command.closing_id and command.closing_id != state.closing_id:
+        what = f"meter {state.meter_id} is as somebody has ordered since"
+        return _nothing_changes(what, "position")
+    if command.is_one_of_many and state.closing_id:
+        text = (
+            f"closing {state.closing_id} has cut meter {state.meter_id}, and nobody has moved in "
+            "since: order it by itself"
+        )
+        return Rejection(Reason.CUT_BY_CLOSING, text, "meter_id")
+    return None
 
 
 def _nothing_changes(what: str, field: str) -> Rejection:
@@ -571,6 +595,7 @@ def evolve(state: Meter | None, event: Event) -> Meter:
                 event.register_milli,
                 account_id=event.account_id,
                 shard=event.shard,
+                closing_id=state.closing_id if event.is_house else "",
             )
         case Meter(), MeterReplaced():
             return _next_epoch(
@@ -605,7 +630,12 @@ def evolve(state: Meter | None, event: Event) -> Meter:
             )
         case Meter(), RelayForced():
             forced = None if event.position == PREPAID else event.position
-            return changed(state, answers=state.answers.after(event), forced=forced)
+            return changed(
+                state,
+                answers=state.answers.after(event),
+                forced=forced,
+                closing_id=event.closing_id or "",
+            )
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into a meter's stream here")
 

@@ -197,7 +197,9 @@ def _part_ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[
 def _ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event, ...]:
     currency = checks.currency_named(state.currency)
     left_nano = state.credited_nano - echo.charged_nano
-    comes_to = settlement(left_nano, state.owed, currency, echo.rounding)
+    # Without a method nothing is paid out or claimed: what is less than a minor unit is dropped.
+    rounding = echo.rounding if closing.method else Rounding.DOWN.value
+    comes_to = settlement(left_nano, state.owed, currency, rounding)
     said = _said(closing, echo.at_ms)
     of_echo: dict[str, Any] = {
         "hold_id": closing.hold_id,
@@ -217,14 +219,12 @@ def _ended(state: Account, closing: Closing, echo: SettleClosing) -> tuple[Event
                 **of_echo,
                 account_id=state.account_id,
                 closing_id=closing.closing_id,
-                rounding=echo.rounding,
+                rounding=rounding,
                 refund_minor=comes_to.refund_minor,
                 **of_what(state),
             ),
         )
-    totals = ToldTotals(
-        echo.charged_nano, echo.account_sequence, echo.rounding, comes_to.refund_minor
-    )
+    totals = ToldTotals(echo.charged_nano, echo.account_sequence, rounding, comes_to.refund_minor)
     return _settled(state, closing, totals, comes_to, request)
 
 
