@@ -7,6 +7,7 @@ persons and batches order relays off and on, keep power, approve late, and give 
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,27 @@ async def test_a_cut_that_is_approved_while_its_closing_is_cancelled_is_undone(
         await world.office.complete()
         assert (await world.office.meter("M1")).forced is None
         assert (await approvals.proposal(approval_id)).status == "executed"
+
+
+async def test_no_person_ends_a_closing_by_a_register_of_his_own(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_two(world)
+        await world.account("A2")
+        await close_part(world, "M1")
+        device: dict[str, Any] = dict.fromkeys(
+            ("serial", "unit", "profile", "ratio", "max_power_w")
+        ) | {"closing_register_milli": 1_200, "opening_register_milli": 0, "reason": "dead"}
+        office = world.office
+        for asked in (
+            office.release_meter(world.ask("release"), "M1", 9_000),
+            office.assign_meter(world.ask("move"), "M1", "A2", 9_000, "A1"),
+            office.change_ratio(world.ask("ratio"), "M1", 40, 9_000, "new CTs"),
+            office.replace_meter(world.ask("replace"), meter_id="M1", **device),
+        ):
+            assert await refused(asked) is Reason.CLOSING_UNDER_WAY
+        await office.release_meter(world.ask("the other"), "M2", 60)
+        await read(world, 1_500)
+        assert (await world.office.meter("M1")).closing_register_milli == 1_500
 
 
 async def test_an_account_in_a_closing_in_part_keeps_its_tenant_and_takes_no_meter_of_it(

@@ -4,8 +4,9 @@ Method: the office on a real SQLite file; the story of a move dies at each of it
 energy it is, metering's own code says, as in test_orders_reach_metering.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from services.vending.domain.meter import Meter
 from tests.unit import vending_world
 from tests.unit.metering_log import charges, frame, reading
 from tests.unit.test_orders_reach_metering import MINUTE_MS, Shards
-from tests.unit.test_vending_approvals import ids, of_type
+from tests.unit.test_vending_approvals import approve, ids, of_type
 from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_relay import relaying
@@ -74,6 +75,76 @@ async def test_a_move_names_who_has_the_meter(mall: World) -> None:
     assert await refused(move(mall, None)) is Reason.NO_READING_YET
     await mall.release()
     assert await refused(move(mall)) is Reason.METER_NOT_ASSIGNED
+
+
+async def moved(world: World, register_milli: int, request: Request) -> Outcome[Meter]:
+    return await move(world, register_milli, request=request)
+
+
+async def replaced(world: World, register_milli: int, request: Request) -> Outcome[Meter]:
+    return await world.office.replace_meter(
+        request,
+        meter_id="M1",
+        closing_register_milli=register_milli,
+        opening_register_milli=0,
+        serial=None,
+        unit=None,
+        profile=None,
+        ratio=None,
+        max_power_w=None,
+        reason="display dead",
+    )
+
+
+async def of_ratio(world: World, register_milli: int, request: Request) -> Outcome[Meter]:
+    return await world.office.change_ratio(request, "M1", 40, register_milli, "new CTs")
+
+
+async def released(world: World, register_milli: int, request: Request) -> Outcome[Meter]:
+    return await world.office.release_meter(request, "M1", register_milli)
+
+
+End = Callable[[World, int, Request], Awaitable[Any]]
+
+
+@pytest.mark.parametrize("end", [moved, released, replaced, of_ratio])
+@pytest.mark.parametrize(("charged_milli", "least_milli"), [(None, 1_000), (3_200, 3_200)])
+async def test_a_register_below_what_was_charged_takes_two_and_then_ends_the_epoch(
+    mall: World,
+    end: End,
+    charged_milli: int | None,
+    least_milli: int,
+) -> None:
+    if charged_milli is not None:
+        meter = await mall.office.meter("M1")
+        await mall.charge(meter.meter_key, meter.epoch, 1, charged_milli)
+    request = mall.ask("end", request_id=ids(1))
+    assert await refused(end(mall, least_milli - 1, request)) is Reason.APPROVAL_REQUIRED
+    assert (await mall.office.account("A1")).meters[0].opening_register_milli == 1_000
+    (proposed,) = await of_type(mall, "command-proposed")
+    assert proposed.record()["action"] == "register"
+    await approve(mall, proposed.record()["approval_id"])
+    await mall.office.complete()
+    after = await mall.office.meter("M1")
+    assert (after.epoch, after.closing_register_milli) == (3, least_milli - 1)
+    assert (await mall.office.account("A1")).has("M1") == (end in (replaced, of_ratio))
+    assert (await end(mall, least_milli - 1, request)).state == after, "a repeat gets the answer"
+
+
+@pytest.mark.parametrize("end", [moved, released, replaced, of_ratio])
+async def test_a_register_that_was_charged_ends_the_epoch_by_one_person(
+    mall: World, end: End
+) -> None:
+    meter = await mall.office.meter("M1")
+    await mall.charge(meter.meter_key, meter.epoch, 1, 3_200)
+    await end(mall, 3_200, mall.ask("end"))
+    assert (await mall.office.meter("M1")).closing_register_milli == 3_200
+
+
+async def test_what_a_house_has_used_one_person_gives_back(mall: World) -> None:
+    await mall.release("M1", 5_000)
+    await mall.assign("M1", "A2", 4_000)
+    assert (await mall.office.meter("M1")).opening_register_milli == 4_000
 
 
 async def test_what_is_used_before_the_register_is_the_one_s_and_after_it_the_other_s(

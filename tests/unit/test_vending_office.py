@@ -74,7 +74,7 @@ async def assign_and_crash(
 ) -> None:
     """Decide an assignment in the meter's stream, and tell nobody."""
     state = await world.book.state_of(Account, account_id)
-    command = AssignMeter(request, meter_id, account_id, 1000, None, state)
+    command = AssignMeter(request, meter_id, account_id, 1000, account=state)
     await world.book.submit(Meter, meter_id, lambda state: meter.decide(state, command))
 
 

@@ -235,9 +235,9 @@ async def test_the_bound_of_a_profile_follows_the_ratio_and_that_of_a_person_sta
     desk: Desk,
 ) -> None:
     assert (await desk.told())["max_power_w"] == RATED_W
-    assert (await desk.ratio(80, register_milli=1)).state.max_power_w == 80 * RATED_W
+    assert (await desk.ratio(80, register_milli=7_000)).state.max_power_w == 80 * RATED_W
     assert (await desk.replace(max_power_w=5_000)).state.max_power_w == 5_000
-    assert (await desk.ratio(100, register_milli=1)).state.max_power_w == 5_000
+    assert (await desk.ratio(100, register_milli=30)).state.max_power_w == 5_000
     assert (await desk.replace(ratio=1, profile="acrel-dtsy1352")).state.max_power_w == 5_000
 
 

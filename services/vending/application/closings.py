@@ -41,8 +41,8 @@ from services.vending.domain.tables import ClosingRow, Tables
 CLOSING = "closing"
 PER_STEP_MAX = 200
 """Closings that are looked at in a second: sales are answered on this loop too."""
-Release = Callable[[Request, str, int], Awaitable[object]]
-"""Gives a meter back to its house at a register."""
+Release = Callable[[Request, str, int, str], Awaitable[object]]
+"""Gives a meter back to its house at a register, for a closing."""
 
 
 @value_class
@@ -188,7 +188,7 @@ class Closings:
         points.point("meter-leaves")
         await self._end_cut(closing, meter_id)
         request = self._step(closing, "closing-leave", meter_id)
-        await self._release(request, meter_id, register_milli)
+        await self._release(request, meter_id, register_milli, closing.closing_id)
 
     async def _waits(self, account_id: str, closing: Closing, meter: Meter) -> bool:
         """Say whether the register at which the device before ended waits for a person.

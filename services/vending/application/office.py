@@ -26,6 +26,7 @@ from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
 from services.vending.application.closings import Closings
 from services.vending.application.documents import Documents
+from services.vending.application.moving import Moving
 from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
 from services.vending.application.process import PROCESS, each, step
@@ -187,6 +188,7 @@ class Office:
             **self.transfers.commands,
             **Changing(book).commands,
             **Registers(book, tables).commands,
+            **Moving(book, tables, self._profile).commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
@@ -511,15 +513,9 @@ class Office:
 
         async def decide() -> Outcome[Meter]:
             command = meter.AssignMeter(
-                request,
-                meter_id,
-                account_id,
-                register_milli,
-                await self._charged(meter_id),
-                await self._book.state_of(Account, account_id),
-                from_account_id,
+                request, meter_id, account_id, register_milli, from_account_id
             )
-            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+            return await self.approvals.ask(command)
 
         outcome = await self._unbroken(self._moved(meter_id, decide))
         if await self._undone(outcome.state):
@@ -532,14 +528,13 @@ class Office:
         return outcome
 
     async def release_meter(
-        self, request: Request, meter_id: str, register_milli: int | None
+        self, request: Request, meter_id: str, register_milli: int | None, closing_id: str = ""
     ) -> Outcome[Meter]:
-        """Give a meter back to its house."""
+        """Give a meter back to its house; a closing, where one is named, to end."""
 
         async def decide() -> Outcome[Meter]:
-            charged = await self._charged(meter_id)
-            command = meter.ReleaseMeter(request, meter_id, register_milli, charged)
-            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+            command = meter.ReleaseMeter(request, meter_id, register_milli, closing_id)
+            return await self.approvals.ask(command)
 
         return await self._unbroken(self._moved(meter_id, decide))
 
@@ -569,12 +564,12 @@ class Office:
                 opening_register_milli,
                 serial,
                 unit,
-                self._profile(profile or (await self.meter(meter_id)).profile),
+                profile,
                 ratio,
                 max_power_w,
                 reason,
             )
-            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+            return await self.approvals.ask(command)
 
         return await self._unbroken(self._moved(meter_id, decide))
 
@@ -584,12 +579,8 @@ class Office:
         """Let the register count for another energy, of the same account."""
 
         async def decide() -> Outcome[Meter]:
-            device = self._profile((await self.meter(meter_id)).profile)
-            charged = await self._charged(meter_id)
-            command = meter.ChangeRatio(
-                request, meter_id, ratio, register_milli, charged, device, reason
-            )
-            return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+            command = meter.ChangeRatio(request, meter_id, ratio, register_milli, reason)
+            return await self.approvals.ask(command)
 
         return await self._unbroken(self._moved(meter_id, decide))
 
@@ -681,10 +672,7 @@ class Office:
             if now is None or now.epoch != todo.epoch:
                 return  # released already: the leaving, which is next, settles both
             undo = meter.ReleaseMeter(
-                await self._derived("undo", todo, content),
-                todo.meter_id,
-                todo.register_milli,
-                None,
+                await self._derived("undo", todo, content), todo.meter_id, todo.register_milli
             )
             await self._book.submit(Meter, todo.meter_id, partial(_on, meter.decide, undo))
 
@@ -698,10 +686,6 @@ class Office:
         now = await self._book.state_of(Meter, assigned.meter_id)
         undo = name_uuid("process", "undo", assigned.meter_id, assigned.epoch)
         return now is not None and now.answers.get((PROCESS, str(undo))) is not None
-
-    async def _charged(self, meter_id: str) -> int | None:
-        now = await self._book.state_of(Meter, meter_id)
-        return await self._tables.charged_register_milli(now.meter_key, now.epoch) if now else None
 
     # --- queries ----------------------------------------------------------------------------------
 

@@ -146,18 +146,21 @@ class RegisterMeter:
 class AssignMeter:
     """The account shall own the meter's energy from a register on.
 
-    `from_account_id`: who has it now, "": its house. `account`: what `account_id` stands for.
-    `register_milli` as the caller said, else `charged_register_milli`: the last one charged in the
-    meter's epoch, None where none is known.
+    `from_account_id`: who has it now, "": its house. `account`: what `account_id` stands for,
+    `owner`: the account that has it, None: its house. `register_milli` as the caller said, else
+    `charged_register_milli`: the last one charged in the meter's epoch, None where none is known.
+    `authority`: what one person may do alone at the meter's legal entity.
     """
 
     request: Request
     meter_id: str
     account_id: str
     register_milli: int | None
-    charged_register_milli: int | None
-    account: Account | None
     from_account_id: str = ""
+    charged_register_milli: int | None = None
+    account: Account | None = None
+    owner: Account | None = None
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -170,12 +173,18 @@ class AssignMeter:
 
 @value_class
 class ReleaseMeter:
-    """The meter goes back to its house account, as AssignMeter says of the register."""
+    """The meter goes back to its house account, as AssignMeter says of the register.
+
+    `closing_id`: the closing that lets it go, "" where a person does.
+    """
 
     request: Request
     meter_id: str
     register_milli: int | None
-    charged_register_milli: int | None
+    closing_id: str = ""
+    charged_register_milli: int | None = None
+    owner: Account | None = None
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -187,8 +196,8 @@ class ReleaseMeter:
 class ReplaceMeter:
     """Another device, or a register that began anew: closing and opening are exact.
 
-    `serial`, `unit`, `ratio`, `max_power_w`: None where they stay. `profile`: that of the device
-    that hangs there now.
+    `serial`, `unit`, `profile`, `ratio`, `max_power_w`: None where they stay. `device`: the profile
+    of what hangs there now. The others as AssignMeter says.
     """
 
     request: Request
@@ -197,10 +206,14 @@ class ReplaceMeter:
     opening_register_milli: int
     serial: str | None
     unit: int | None
-    profile: Profile
+    profile: str | None
     ratio: int | None
     max_power_w: int | None
     reason: str
+    device: Profile | None = None
+    charged_register_milli: int | None = None
+    owner: Account | None = None
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no device and no register can be."""
@@ -219,15 +232,20 @@ class ReplaceMeter:
 
 @value_class
 class ChangeRatio:
-    """The register counts for another energy from here on, as AssignMeter says of the register."""
+    """The register counts for another energy from here on, as AssignMeter says of the register.
+
+    `device`: the meter's profile.
+    """
 
     request: Request
     meter_id: str
     ratio: int
     register_milli: int | None
-    charged_register_milli: int | None
-    profile: Profile
     reason: str
+    device: Profile | None = None
+    charged_register_milli: int | None = None
+    owner: Account | None = None
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -280,6 +298,8 @@ class ForceRelay:
         checks.check_text("reason", self.reason)
 
 
+Ending = AssignMeter | ReleaseMeter | ReplaceMeter | ChangeRatio
+"""What ends an epoch of a meter, at a register."""
 Order = AssignMeter | ReleaseMeter | ReplaceMeter | ChangeRatio | ResolveReading | ForceRelay
 """What may happen to a meter that exists."""
 
@@ -443,6 +463,8 @@ def _moved(
     register = _register_of(state, command)
     if isinstance(register, Rejection):
         return register
+    if problem := _not_at(state, command, register["register_milli"]):
+        return problem
     return Accepted(
         (
             MeterAssigned(
@@ -477,9 +499,29 @@ def _register_of(
     )
 
 
+def _not_at(state: Meter, command: Ending, register_milli: int) -> Rejection | None:
+    """Return why one person may not end an epoch at a register; None where he may.
+
+    Where a closing goes on it decides. Below what was charged, or where nothing was, below where
+    the epoch began, a customer would get back what he has used.
+    """
+    if state.is_house or (isinstance(command, ReleaseMeter) and command.closing_id):
+        return None
+    if command.owner and (problem := closing_names(command.owner, state.meter_id)):
+        return problem
+    floor_milli = command.charged_register_milli
+    if floor_milli is None:
+        floor_milli = state.opening_register_milli
+    if floor_milli is None or register_milli >= floor_milli:
+        return None
+    return needs_another(command.authority, Action.REGISTER, 1, state.currency, command.request)
+
+
 def _replace(state: Meter, command: ReplaceMeter) -> Decision:
+    assert command.device is not None, "a meter has a profile"
     unit = state.unit if command.unit is None else command.unit
-    if problem := _cannot_speak(command.profile, state.unit == 0, unit):
+    problem = _cannot_speak(command.device, state.unit == 0, unit)
+    if problem := problem or _not_at(state, command, command.closing_register_milli):
         return problem
     ratio = command.ratio or state.ratio
     said_w = state.said_power_w if command.max_power_w is None else command.max_power_w
@@ -494,13 +536,13 @@ def _replace(state: Meter, command: ReplaceMeter) -> Decision:
                 line_id=state.line_id,
                 unit=unit,
                 previous_unit=state.unit,
-                profile=command.profile.name,
+                profile=command.device.name,
                 ratio=ratio,
-                register_max_milli=command.profile.register_max_milli,
+                register_max_milli=command.device.register_max_milli,
                 closing_register_milli=command.closing_register_milli,
                 opening_register_milli=command.opening_register_milli,
                 reason=command.reason,
-                **_bound(said_w, command.profile, state.commodity, ratio),
+                **_bound(said_w, command.device, state.commodity, ratio),
             ),
         )
     )
@@ -512,6 +554,9 @@ def _change_ratio(state: Meter, command: ChangeRatio) -> Decision:
     register = _register_of(state, command)
     if isinstance(register, Rejection):
         return register
+    if problem := _not_at(state, command, register["register_milli"]):
+        return problem
+    assert command.device is not None, "a meter has a profile"
     return Accepted(
         (
             MeterRatioChanged(
@@ -522,7 +567,7 @@ def _change_ratio(state: Meter, command: ChangeRatio) -> Decision:
                 previous_ratio=state.ratio,
                 reason=command.reason,
                 **register,
-                **_bound(state.said_power_w, command.profile, state.commodity, command.ratio),
+                **_bound(state.said_power_w, command.device, state.commodity, command.ratio),
             ),
         )
     )

@@ -264,8 +264,8 @@ def _cannot_join(
             planned.meter_id,
             would_be.account_id,
             planned.register_milli,
-            charged_milli,
-            would_be,
+            charged_register_milli=charged_milli,
+            account=would_be,
         )
         if isinstance(refused := meter.decide(state, assign), Rejection):
             yield refused

@@ -1,0 +1,69 @@
+"""Where epochs of meters end: what their deciders need beside the meter's stream."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from services.common.kernel.profiles import Profile
+from services.vending.application.approvals import Guarded
+from services.vending.application.book import Book
+from services.vending.domain import meter
+from services.vending.domain.account import Account
+from services.vending.domain.authority import Action
+from services.vending.domain.meter import (
+    AssignMeter,
+    ChangeRatio,
+    Meter,
+    ReleaseMeter,
+    ReplaceMeter,
+)
+from services.vending.domain.tables import Tables
+
+Ending = TypeVar("Ending", AssignMeter, ReleaseMeter, ReplaceMeter, ChangeRatio)
+
+
+class Moving:
+    """Commands that end an epoch of a meter; each may need a second person for its register."""
+
+    def __init__(self, book: Book, tables: Tables, profile: Callable[[str], Profile]) -> None:
+        """Use `book`; `tables` know what was charged, `profile` finds a device profile by name."""
+        self._book = book
+        self._tables = tables
+        self._profile = profile
+
+    @property
+    def commands(self) -> dict[str, Guarded]:
+        """The commands, by the names that stand in proposals for good."""
+        of_meter = (Action.REGISTER, Meter, "meter_id", meter.decide)
+        return {
+            "move-meter": Guarded(
+                AssignMeter, *of_meter, self._with_account, said=("from_account_id",)
+            ),
+            "release-meter": Guarded(ReleaseMeter, *of_meter, self._with_end),
+            "replace-meter": Guarded(ReplaceMeter, *of_meter, self._with_device),
+            "change-ratio": Guarded(ChangeRatio, *of_meter, self._with_device),
+        }
+
+    async def _with_end(self, command: Ending) -> Ending:
+        now = await self._book.state_of(Meter, command.meter_id)
+        if now is None:
+            return command
+        return replace(
+            command,
+            owner=await self._book.state_of(Account, now.account_id),
+            charged_register_milli=await self._tables.charged_register_milli(
+                now.meter_key, now.epoch
+            ),
+        )
+
+    async def _with_account(self, command: AssignMeter) -> AssignMeter:
+        account = await self._book.state_of(Account, command.account_id)
+        return replace(await self._with_end(command), account=account)
+
+    async def _with_device(self, command: ReplaceMeter | ChangeRatio) -> ReplaceMeter | ChangeRatio:
+        now = await self._book.state_of(Meter, command.meter_id)
+        named = command.profile if isinstance(command, ReplaceMeter) else None
+        if named is None and now is not None:
+            named = now.profile
+        device = self._profile(named) if named is not None else None
+        return replace(await self._with_end(command), device=device)
