@@ -20,6 +20,7 @@ from services.vending.domain.meter import (
 from services.vending.domain.tables import Tables
 
 Ending = TypeVar("Ending", AssignMeter, ReleaseMeter, ReplaceMeter, ChangeRatio)
+OfDevice = TypeVar("OfDevice", ReplaceMeter, ChangeRatio)
 
 
 class Moving:
@@ -60,7 +61,7 @@ class Moving:
         account = await self._book.state_of(Account, command.account_id)
         return replace(await self._with_end(command), account=account)
 
-    async def _with_device(self, command: ReplaceMeter | ChangeRatio) -> ReplaceMeter | ChangeRatio:
+    async def _with_device(self, command: OfDevice) -> OfDevice:
         now = await self._book.state_of(Meter, command.meter_id)
         named = command.profile if isinstance(command, ReplaceMeter) else None
         if named is None and now is not None:
