@@ -770,6 +770,23 @@ def hold_id_of(account_id: str, request: Request, book_epoch: int) -> str:
     return str(name_uuid("hold", account_id, *request.key, book_epoch))
 
 
+def closing_under_way(state: Account) -> Rejection | None:
+    """Return the refusal of what has to wait for a closing in part; None where there is none."""
+    if state.closing is None:
+        return None
+    text = f"account {state.account_id} is in closing {state.closing.closing_id}"
+    return Rejection(
+        Reason.CLOSING_UNDER_WAY, f"{text}; wait for its end, or cancel it", "account_id"
+    )
+
+
+def closing_names(state: Account, meter_id: str) -> Rejection | None:
+    """Return why a meter is the closing's alone; None where the account's closing names it not."""
+    if state.closing is None or meter_id not in state.closing.meters:
+        return None
+    return closing_under_way(state)
+
+
 def refund_under_way(state: Account) -> Rejection:
     """Return the refusal of what has to wait for a refund or a transfer."""
     text = (

@@ -11,6 +11,7 @@ from services.vending.domain import checks
 from services.vending.domain.account import (
     Account,
     account_not_found,
+    closing_under_way,
     not_open,
     of_what,
     policy_not_found,
@@ -19,7 +20,6 @@ from services.vending.domain.account import (
     unfit,
 )
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.closings import closing_under_way
 from services.vending.domain.corrections import arrears_minor, left_minor
 from services.vending.domain.decisions import (
     Accepted,

@@ -7,6 +7,7 @@ from services.vending.domain import checks, settling
 from services.vending.domain.account import (
     Account,
     account_not_found,
+    closing_under_way,
     hold_id_of,
     not_open,
     refund_under_way,
@@ -203,23 +204,6 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
             return _ask(state, command)
         case EndCancelled():
             return _end_cancelled(state, command)
-
-
-def closing_under_way(state: Account) -> Rejection | None:
-    """Return the refusal of what has to wait for a closing in part; None where there is none."""
-    if state.closing is None:
-        return None
-    text = f"account {state.account_id} is in closing {state.closing.closing_id}"
-    return Rejection(
-        Reason.CLOSING_UNDER_WAY, f"{text}; wait for its end, or cancel it", "account_id"
-    )
-
-
-def closing_names(state: Account, meter_id: str) -> Rejection | None:
-    """Return why a meter is the closing's alone; None where the account's closing names it not."""
-    if state.closing is None or meter_id not in state.closing.meters:
-        return None
-    return closing_under_way(state)
 
 
 # --- its begin --------------------------------------------------------------------------------

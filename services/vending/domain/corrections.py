@@ -25,6 +25,7 @@ from services.vending.domain.account import (
     Status,
     account_not_found,
     at_most,
+    closing_under_way,
     hold_id_of,
     in_transit_nano,
     not_open,
@@ -32,7 +33,6 @@ from services.vending.domain.account import (
     refund_under_way,
 )
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.closings import closing_under_way
 from services.vending.domain.decisions import (
     Accepted,
     Decision,

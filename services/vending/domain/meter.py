@@ -13,9 +13,14 @@ from services.common.kernel.profiles import MqttProfile, Profile
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
-from services.vending.domain.account import Account, account_not_found, no_room, not_open
+from services.vending.domain.account import (
+    Account,
+    account_not_found,
+    closing_names,
+    no_room,
+    not_open,
+)
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.closings import closing_names
 from services.vending.domain.decisions import (
     Accepted,
     Answers,

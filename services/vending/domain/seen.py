@@ -36,11 +36,12 @@ def _of_state(state: Any, command: Any) -> dict[str, int | str | None]:
         case Account():
             return {"tenancy": len(state.tenancies)}
         case Meter():
-            of = command.of if isinstance(command, ForceRelay) else None
+            is_relay = isinstance(command, ForceRelay)
+            of = command.of if is_relay else command.owner
             return {
                 "account_id": state.account_id,
                 "tenancy": len(of.tenancies) if of else 0,
-                "forced": state.forced,
+                **({"forced": state.forced} if is_relay else {"epoch": state.epoch}),
             }
         case Policy():
             return {"version": state.newest}
