@@ -45,6 +45,7 @@ from services.vending.domain.events import (
     MeterAssigned,
     MoneyEvent,
     RemainderRounded,
+    UsagePosted,
 )
 from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleClosing
@@ -293,9 +294,16 @@ class Street(RuleBasedStateMachine):
                 assert state.credited_nano == self.charged[name] == state.used.usage.charged_nano
                 assert not state.meters
             stands = Counter[str]()
+            used_nano = 0
             for event in own:
                 for posting in event.postings or ():
                     stands[posting.account] += posting.amount_nano
+                if isinstance(event, UsagePosted):
+                    used_nano = event.charged_nano
+                    continue  # it says what metering knew
+                said_nano = getattr(event, "credited_nano", None)
+                if said_nano is not None:  # the total after it, also where others follow at once
+                    assert said_nano == used_nano - stands["liabilities:prepayment"]
             assert stands["liabilities:prepayment"] == (
                 state.used.usage.charged_nano - state.credited_nano
             )

@@ -6,6 +6,7 @@ persons and batches order relays off and on, keep power, approve late, and give 
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import pytest
 from services.common.kernel.errors import Retriable
 from services.common.kernel.reasons import Reason
 from services.vending.application.batches import Draft
+from services.vending.domain import closings
 from services.vending.domain.account import Status
 from services.vending.domain.approval import Proposal
 from services.vending.domain.batch import Kind, Result, Terms
 from services.vending.domain.batching import SubmitBatch
 from services.vending.domain.changes import ChangeTenant
-from services.vending.domain.closing import HOUR_MS
+from services.vending.domain.closing import ASK_AGAIN_MS, HOUR_MS
+from services.vending.domain.closings import AskMetering, Command, EndCancelled
+from services.vending.domain.decisions import Accepted
+from services.vending.domain.events import Event
 from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.orders import KeepPower
 from tests.unit import vending_world
@@ -210,3 +215,35 @@ async def test_an_account_in_a_closing_in_part_keeps_its_tenant_and_takes_no_met
         assert (await world.office.account("A1")).closing is None
         await world.assign("M1", "A1", 1_500)
         await world.office.change(change)
+
+
+# --- what the process takes care of, the account's own rules do too ------------------------------
+
+
+async def decided(world: World, command: Command) -> tuple[Event, ...]:
+    decision = closings.decide(await world.office.account("A1"), command)
+    assert isinstance(decision, Accepted)
+    return decision.events
+
+
+async def test_metering_is_not_asked_before_all_have_left_nor_again_before_a_day(
+    mall: World,
+) -> None:
+    await close(mall)
+    closing_id = (await under_way(mall)).closing_id
+    ask = AskMetering(mall.ask("ask"), "A1", closing_id, 1, before_leaving=False)
+    assert await decided(mall, ask) == ()
+    assert await decided(mall, EndCancelled(mall.ask("undone"), "A1", closing_id)) == ()
+    await read(mall, 1_500)
+    assert (await under_way(mall)).asked == 1
+    assert await decided(mall, ask) == ()
+    later = replace(ask, request=replace(ask.request, at_ms=T0_MS + ASK_AGAIN_MS))
+    assert [event.SUBJECT for event in await decided(mall, later)] == ["closing-asked"]
+
+
+async def test_a_closing_gives_power_back_only_where_its_own_cut_stands(mall: World) -> None:
+    await close(mall)
+    closing_id = (await under_way(mall)).closing_id
+    await force(mall, "fire on the riser", "off")
+    undo = ForceRelay(mall.ask("undo"), "M1", "prepaid", "they stay", closing_id=closing_id)
+    assert await refused(mall.office.order(undo)) is Reason.NOTHING_CHANGES
