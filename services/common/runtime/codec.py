@@ -15,7 +15,6 @@ import fastavro
 import schemas
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
-from services.common.runtime import quick_avro
 
 _ROOT = Path(schemas.__file__).parent
 
@@ -64,27 +63,8 @@ def schema_header(subject: str) -> str:
     return f"{subject}/{version_of(subject)}"
 
 
-@cache
-def _quick(subject: str) -> quick_avro.Write | None:
-    """Return what writes a subject's records; None where fastavro alone can."""
-    try:
-        return quick_avro.writer(_today(subject))
-    except quick_avro.Doubt:
-        return None
-
-
 def encode(subject: str, record: dict[str, Any]) -> bytes:
     """Return the value of `record`. Raises InvalidInput where it does not fit the schema."""
-    if (quick := _quick(subject)) is not None:
-        try:
-            return quick(record)
-        except quick_avro.Doubt:
-            pass
-    return by_fastavro(subject, record)
-
-
-def by_fastavro(subject: str, record: dict[str, Any]) -> bytes:
-    """Do the same without a shortcut: fastavro decides what fits and what is written."""
     out = io.BytesIO()
     for name in _arrays(subject):
         if isinstance(items := record.get(name), list):
