@@ -86,12 +86,12 @@ async def a_day(world: World) -> None:
     with pytest.raises(InvalidInput) as taken:
         await world.meter("M3", serial="serial-M1")
     assert taken.value.reason is Reason.SERIAL_TAKEN
+    for days in (3, 2, 4):  # the second comes before the first, and takes its place
+        await world.policy(alarm_1_minor=2_000 + days, effective_at_ms=T0_MS + days * DAY_MS)
     await batches(world)
     await proposals_and_payments(world)
     drafted = PublishTariff(world.ask(), "T9", "water", "CNY", "LE1", 5, None, 0, LEAD_MS)
     await world.office.documents.draft(drafted.request, drafted, "")
-    for days in (3, 2, 4):  # the second comes before the first, and takes its place
-        await world.policy(alarm_1_minor=2_000 + days, effective_at_ms=T0_MS + days * DAY_MS)
     await world.account("A3")
     await world.office.closings.begin(CloseAccount(world.ask("A3"), "A3"))
     await world.office.closings.begin(CloseMeters(world.ask(), "A2", ("M1",), True, 0, "is let"))
