@@ -1,6 +1,6 @@
 """Filters of lists (services.common.kernel.filters) as conditions of SQL."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.common.kernel.filters import All, AnyOf, Filter, Match, Not
@@ -11,14 +11,23 @@ def where(of: Filter, columns: Mapping[str, str], values: list[Any]) -> str:
 
     `columns`: field → what it is in SQL. What is NULL equals nothing, and has no order.
     """
+
+    def compared(match: Match) -> str:
+        values.append(match.value)
+        comparison = "IS DISTINCT FROM" if match.operator == "!=" else match.operator
+        return f"{columns[match.field]} {comparison} ${len(values)}"
+
+    return joined(of, compared)
+
+
+def joined(of: Filter, compared: Callable[[Match], str]) -> str:
+    """Return a condition whose comparisons are what `compared` makes of them, left to right."""
     match of:
-        case Match(field, sign, value):
-            values.append(value)
-            comparison = "IS DISTINCT FROM" if sign == "!=" else sign
-            return f"{columns[field]} {comparison} ${len(values)}"
+        case Match():
+            return compared(of)
         case All(parts):
-            return " AND ".join(f"({where(part, columns, values)})" for part in parts) or "true"
+            return " AND ".join(f"({joined(part, compared)})" for part in parts) or "true"
         case AnyOf(parts):
-            return " OR ".join(f"({where(part, columns, values)})" for part in parts)
+            return " OR ".join(f"({joined(part, compared)})" for part in parts) or "false"
         case Not(part):
-            return f"({where(part, columns, values)}) IS NOT TRUE"
+            return f"({joined(part, compared)}) IS NOT TRUE"

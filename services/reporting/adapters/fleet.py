@@ -4,14 +4,15 @@ What a filter says of an account's meters holds where it holds for one of them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 
 from services.common.kernel import filters, names
-from services.common.kernel.filters import All, AnyOf, Field, Fields, Filter, Match, Not
+from services.common.kernel.filters import Field, Fields, Filter, Match
 from services.common.kernel.values import value_class
+from services.reporting.adapters.filters import joined
 from services.reporting.adapters.queries import Queries
 
 _MONEY = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,9})?")
@@ -105,20 +106,9 @@ class _Where:
         self.values = values
 
     def of(self, tree: Filter) -> str:
-        match tree:
-            case All(parts):
-                return self._joined(" AND ", parts, "true")
-            case AnyOf(parts):
-                return self._joined(" OR ", parts, "false")
-            case Not(part):
-                return f"NOT {self.of(part)}"
-            case Match():
-                return self._match(tree)
+        return f"({joined(tree, self._compared)})"
 
-    def _joined(self, word: str, parts: Sequence[Filter], none: str) -> str:
-        return f"({word.join(self.of(part) for part in parts)})" if parts else none
-
-    def _match(self, match: Match) -> str:
+    def _compared(self, match: Match) -> str:
         column = COLUMNS[match.field]
         self.values.append(match.value)
         value = f"${len(self.values)}::{column.type}"
