@@ -35,6 +35,9 @@ from tests.unit.test_vending_office import assign_and_crash
 from tests.unit.test_vending_orders import Desk
 
 METERS, ACCOUNTS = ("M1", "M2"), ("A1", "A2")
+REGISTERS = {"assign": 1_000, "crash": 1_000, "both": 1_000, "move": 3_000, "release": 2_000}
+REGISTERS |= {"ratio": 5_000, "replace": 30}
+"""At what an epoch begins that a step begins; all but a replacement end the one before there."""
 SERIALS = ("one", "two")
 NEXT_EPOCH = (MeterAssigned, MeterReplaced, MeterRatioChanged)
 
@@ -64,6 +67,11 @@ class Card:
     epoch: int = 1
     ratio: int = 1
     forced: str = "prepaid"
+    register_milli: int = 0
+
+    def is_below(self, what: str) -> bool:
+        """Say whether it ends where less was used than nothing: a second person must want it."""
+        return bool(self.owner) and REGISTERS[what] < self.register_milli
 
     def answer(self, step: Step, others: list["Card"]) -> str:  # noqa: C901 - one a case
         """Say what is wrong with a step, or do it and say nothing."""
@@ -75,15 +83,20 @@ class Card:
             case "move":
                 if self.owner != step.account:
                     return "METER_ALREADY_ASSIGNED" if self.owner else "METER_NOT_ASSIGNED"
+                if self.is_below("move"):
+                    return "APPROVAL_REQUIRED"
                 self.owner = other_than(step.account)
             case "both":
                 if self.owner:
                     return "METER_ALREADY_ASSIGNED METER_ALREADY_ASSIGNED"
                 self.owner, self.epoch = step.account, self.epoch + 1
+                self.register_milli = REGISTERS["both"]
                 return " METER_ALREADY_ASSIGNED"
             case "release":
                 if not self.owner:
                     return "METER_NOT_ASSIGNED"
+                if self.is_below("release"):
+                    return "APPROVAL_REQUIRED"
                 self.owner = ""
             case "replace":
                 if any(other.serial == step.serial for other in others):
@@ -98,7 +111,7 @@ class Card:
                     return "NOTHING_CHANGES"
                 self.forced = step.position
                 return ""
-        self.epoch += 1
+        self.epoch, self.register_milli = self.epoch + 1, REGISTERS[step.what]
         return ""
 
 
@@ -113,7 +126,9 @@ async def said_to(desk: Desk, step: Step) -> str:
                 await desk.assign(step.meter, step.account)
             case "move":
                 to, request = other_than(step.account), desk.ask(step)
-                await desk.office.assign_meter(request, step.meter, to, 3_000, step.account)
+                await desk.office.assign_meter(
+                    request, step.meter, to, REGISTERS["move"], step.account
+                )
             case "both":
                 first = Step("assign", step.meter, step.account)
                 second = Step("assign", step.meter, other_than(step.account))
@@ -125,7 +140,7 @@ async def said_to(desk: Desk, step: Step) -> str:
             case "replace":
                 await desk.replace(meter_id=step.meter, serial=step.serial)
             case "ratio":
-                await desk.ratio(step.ratio, 5_000, step.meter)
+                await desk.ratio(step.ratio, REGISTERS["ratio"], step.meter)
             case _:
                 await desk.force(step.position, step.meter)
     except InvalidInput as refused:
