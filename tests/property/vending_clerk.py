@@ -184,7 +184,7 @@ class Clerk:
                 return "CLOSING_UNDER_WAY"
             case "refund" | "transfer" | "move in" | "close" | "close part" if name in self.holding:
                 return "REFUND_UNDER_WAY"
-            case "refund" | "transfer" if name in self.shut:
+            case "refund" | "transfer" | "move in" if name in self.shut:
                 return "CLOSING_UNDER_WAY"
             case "refund" | "transfer" if self.owes(name):
                 return "ACCOUNT_HAS_DEBT"
