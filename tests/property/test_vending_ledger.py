@@ -10,11 +10,13 @@ read or its register given, metering says what was used, a remainder is dropped,
 paid out, what lacks is owed. Metering tells what was used, late and twice. Requests are repeated at
 any later time, or come again with other content. The process dies before or after any of its
 appends, is started again, completes what is half done, and gets the request that had no answer once
-more. A clerk with a ledger on paper says what each answer is (vending_clerk.py, vending_paper.py);
-after each step every account of the chart must stand, of each customer, as in that ledger, and all
-of them sum to zero. On PostgreSQL too: tests/integration/test_vending_postgres.py.
+more. A clerk says what each answer is (vending_clerk.py) and enters what happens into a ledger
+on paper of thirty lines (vending_ledger.py); after each step every account of the chart must stand,
+of each customer, as in that ledger, and all of them sum to zero. On PostgreSQL too:
+tests/integration/test_vending_postgres.py.
 """
 
+import inspect
 import os
 from dataclasses import replace
 from fractions import Fraction
@@ -32,7 +34,8 @@ from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.tables import Charged
 from services.vending.domain.usage import PostUsage
-from tests.property.vending_paper import BATCHES, HOLDS, Amount, Ask
+from tests.property.vending_ledger import Amount, Ledger
+from tests.property.vending_paper import BATCHES, HOLDS, Ask
 from tests.property.vending_town import ACCOUNTS, METERS, NANO, PERSONS, Beside
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
@@ -279,7 +282,7 @@ class Town(Beside):
 
         if not lost:
             clerk.sequence[name], clerk.unsaid[name] = sequence, 0
-            clerk.ledger.use(name, energy, tax)
+            clerk.ledger.use(name, energy=energy, tax=tax)
         shut = clerk.shut[name]
         clerk.told(name, lost)
         for _ in range(times):
@@ -485,7 +488,7 @@ class Town(Beside):
         told = self.usage(account, sequence, energy + much, tax)
         if later > 0:
             self.clerk.sequence[account] = sequence
-            self.clerk.ledger.use(account, energy + much, tax)
+            self.clerk.ledger.use(account, energy=energy + much, tax=tax)
         self.run(self.until_answered(lambda: self.world.office.post_usage(told)))
 
     def usage(self, account: str, sequence: int, energy: Amount, tax: int) -> PostUsage:
@@ -551,6 +554,12 @@ class Town(Beside):
     @rule()
     def start_anew(self) -> None:
         self.run(self.restart())
+
+
+def test_the_ledger_that_judges_has_thirty_lines_of_code() -> None:
+    """Blank lines and those of docstrings aside."""
+    lines = [line.strip() for line in inspect.getsource(Ledger).splitlines()]
+    assert len([line for line in lines if line and not line.startswith('"""')]) <= 30
 
 
 EXAMPLES = int(os.environ.get("WATTVEND_PROPERTY_EXAMPLES", "100"))

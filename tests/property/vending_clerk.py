@@ -7,23 +7,24 @@ from itertools import count
 from math import ceil, floor
 
 from services.vending.domain.payment import payment_id_of
+from tests.property.vending_ledger import PPM, Amount, Ledger, part
 from tests.property.vending_paper import (
     BATCHES,
     DOCUMENTS,
     HOLDS,
     KEPT,
     LIMITS,
-    PPM,
     ROUNDED,
     ROUNDING,
+    SHARE_PPM,
     VERSIONS,
-    Amount,
     Ask,
-    Ledger,
-    part,
     receipt_of,
 )
 from tests.unit.vending_world import LEAD_MS, T0_MS
+
+OWED_AS = {"arrears": "prepaid"}
+"""Where in the ledger that is which a person gives up, where it is called otherwise."""
 
 
 @dataclass
@@ -44,6 +45,11 @@ class Clerk:
     """Says what is refused and what needs two, and writes the rest into the ledger."""
 
     ledger: Ledger = field(default_factory=Ledger)
+    ended: Counter[str] = field(default_factory=Counter)
+    """How often a person has ended the debt of an account; and how often before each sale."""
+    ended_before: dict[str, int] = field(default_factory=dict)
+    shares: Counter[str] = field(default_factory=Counter)
+    """Which part of a sale goes to the debt of an account, in millionths."""
     now_ms: int = T0_MS
     status: dict[str, str] = field(default_factory=dict)
     """Of each account: open, closing, closed."""
@@ -96,7 +102,7 @@ class Clerk:
         return max(floor(-self.ledger.stands["prepaid", name] - more), 0)
 
     def owed(self, name: str, what: str) -> int:
-        return self.ledger.owed(name, what)
+        return int(self.ledger.stands[what, name])
 
     def arrears(self, name: str) -> int:
         return max(ceil(self.ledger.stands["prepaid", name]), 0)
@@ -142,7 +148,7 @@ class Clerk:
         name = ask.account
         match ask.what:
             case "reverse":
-                return self.ledger.sales[ask.about][1]["cash"] > LIMITS["reversal"]
+                return sum(self.ledger.sales[ask.about][1].values()) > LIMITS["reversal"]
             case "refund" | "transfer":
                 return (ask.amount or self.left(name)) > LIMITS[ask.what]
             case "adjust":
@@ -343,10 +349,10 @@ class Clerk:
                 return "ACCOUNT_NOT_OPEN"  # it comes back
             if self.tenants[ask.about] != self.sent_to[name]:
                 return "TENANT_CHANGED_SINCE"  # and so it does then
-            self.ledger.move(name, prepaid=amount, transit=-amount)
-            self.ledger.move(ask.about, transit=amount, prepaid=-amount)
+            self.ledger.enter(name, amount, "prepaid", "transit")
+            self.ledger.enter(ask.about, amount, "transit", "prepaid")
         else:
-            self.ledger.move(name, prepaid=amount, cash=-amount)
+            self.ledger.enter(name, amount, "prepaid", "cash")
         return "done"
 
     def told(self, name: str, lost: int) -> None:
@@ -410,7 +416,7 @@ class Clerk:
                 self.holding[name], self.held[name] = ask, self.to_hold(ask)
                 self.sent_to[name] = self.tenants[ask.about]
             case "reserve":
-                self.reserved[ask.about] = ask, ledger.share[name], self.fee(name, amount)
+                self.reserved[ask.about] = ask, self.shares[name], self.fee(name, amount)
                 self.promised[ask.about] = self.tenants[name], self.status[name] == "closed"
             case "cancel":
                 self.cancelled.add(ask.about)
@@ -420,24 +426,24 @@ class Clerk:
                 payment_id = payment_id_of("desk", ask.about)
                 self.sell(asked, receipt_of("sell", payment_id), asked.amount, fee, share)
             case "sell":
-                self.sell(ask, receipt, amount, self.fee(name, amount), ledger.share[name])
+                self.sell(ask, receipt, amount, self.fee(name, amount), self.shares[name])
             case "sell energy":
                 amount = self.price(name, amount)
-                self.sell(ask, receipt, amount, self.fee(name, amount), ledger.share[name])
+                self.sell(ask, receipt, amount, self.fee(name, amount), self.shares[name])
             case "reverse":
-                self.back.add(ask.about)
-                ledger.reverse(ask.about)
+                self.reverse(ask.about)
             case "grant":
                 lent = self.policy(name)[2]
                 lent = min(lent, self.named.get(ask, lent))
-                ledger.move(name, emergency=lent, prepaid=-lent)
+                ledger.enter(name, lent, "emergency", "prepaid")
             case "owe":
                 ledger.owe(name, amount)
+                self.ended[name] += not amount
+                self.shares[name] = SHARE_PPM if amount else 0
             case "adjust":
-                ledger.move(name, given=amount, prepaid=-amount)
+                ledger.enter(name, amount, "given", "prepaid")
             case "write-off":
-                what = "prepaid" if ask.about == "arrears" else ask.about
-                ledger.give_up(name, what, amount)
+                ledger.enter(name, amount, "lost", OWED_AS.get(ask.about, ask.about))
             case "move in":
                 self.keep(name, "TENANT_CHANGED_SINCE")
                 self.tenants[name] += 1
@@ -470,6 +476,15 @@ class Clerk:
         if self.status[ask.account] == "closed":  # of what is owed nothing else is taken
             fee, share = 0, PPM
         self.ledger.sell(receipt, ask.account, amount, fee, share)
+        self.ended_before[receipt] = self.ended[ask.account]
+
+    def reverse(self, receipt: str) -> None:
+        """Take a sale back; a debt that a person has ended since does not come back with it."""
+        self.back.add(receipt)
+        self.ledger.reverse(receipt)
+        name, paid = self.ledger.sales[receipt]
+        if self.ended[name] > self.ended_before[receipt]:
+            self.ledger.enter(name, paid["debt"], "lost", "debt")
 
     def open(self, ask: Ask) -> None:
         name, prepared = ask.account, self.openings.get(ask.account, ("", ask))[1]

@@ -1,9 +1,5 @@
-"""The book on paper: a ledger of some thirty lines, and what persons ask for that goes into it.
+"""What persons ask for, and what they and the office go by."""
 
-Amounts are in minor units, a debit positive, as in docs/ledger.md; what is used is a fraction.
-"""
-
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,20 +14,6 @@ from services.vending.domain.document import document_id_of
 from services.vending.domain.origin import Origin
 from tests.unit.vending_world import T0_MS
 
-CHART = {
-    "cash": "assets:cash",
-    "fees": "income:service-fee",
-    "prepaid": "liabilities:prepayment",
-    "emergency": "assets:emergency-credit",
-    "debt": "assets:receivable",
-    "brought": "equity:brought-forward",
-    "lost": "expenses:write-off",
-    "given": "income:adjustment",
-    "energy": "income:electricity:energy",
-    "tax": "liabilities:tax",
-    "transit": "liabilities:transit",
-    "rounding": "income:rounding",
-}
 HOLDS = ("refund", "transfer")
 """What waits for metering to say what is left."""
 KEPT = {*HOLDS, "sell", "sell energy", "grant", "adjust", "reverse", "write-off"}
@@ -40,7 +22,7 @@ CLOSINGS = ("close", "close part")
 DOCUMENTS = ("tariff", "policy")
 BATCHES = {"batch sale": "sell", "batch adjust": "adjust", "batch terms": "terms"}
 """With what each does to its targets."""
-SHARE_PPM, PPM = 200_000, 10**6
+SHARE_PPM = 200_000
 VERSIONS = {"T1": "800000", "T2": "900000", "P1": "15000/2/300", "P2": "0/0/500"}
 """A price in millionths; the fee's share in millionths, what of it is fixed, emergency credit."""
 ROUNDING = {"P1": "down", "P2": "up"}
@@ -59,65 +41,6 @@ LIMITS = {
 }
 ALONE = {**LIMITS, **dict.fromkeys(("debt", "authority", "force-off"))}
 """What one person may do; giving up what is owed, a register, a price always need two."""
-Amount = int | Fraction
-
-
-class Ledger:
-    """Who has how much where, and which share of a sale was promised to a debt."""
-
-    def __init__(self) -> None:
-        self.stands: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
-        self.share: Counter[str] = Counter()
-        self.sales: dict[str, tuple[str, dict[str, Amount]]] = {}
-        self.ended: Counter[str] = Counter()
-        self.ended_before: dict[str, int] = {}
-
-    def owed(self, name: str, what: str) -> int:
-        return int(self.stands[what, name])
-
-    def move(self, name: str, **amounts: Amount) -> None:
-        assert sum(amounts.values()) == 0
-        for account, amount in amounts.items():
-            self.stands[account, name] += amount
-
-    def sell(self, receipt: str, name: str, amount: int, fee: int, share: int) -> None:
-        lent = min(amount - fee, self.owed(name, "emergency"))
-        debt = min(part(amount - fee, share), self.owed(name, "debt"), amount - fee - lent)
-        moved: dict[str, Amount] = {"cash": amount, "fees": -fee, "emergency": -lent, "debt": -debt}
-        self.sales[receipt] = name, moved | {"prepaid": fee + lent + debt - amount}
-        self.ended_before[receipt] = self.ended[name]
-        self.move(name, **self.sales[receipt][1])
-
-    def reverse(self, receipt: str) -> None:
-        name, moved = self.sales[receipt]
-        self.move(name, **{account: -amount for account, amount in moved.items()})
-        if self.ended[name] > self.ended_before[receipt]:  # a person has ended what comes back
-            self.give_up(name, "debt", -moved["debt"])
-
-    def owe(self, name: str, debt: int) -> None:
-        more = debt - self.stands["debt", name]
-        self.move(name, debt=more, **{"brought" if more > 0 else "lost": -more})
-        self.share[name] = SHARE_PPM if debt else 0
-        self.ended[name] += not debt
-
-    def give_up(self, name: str, what: str, amount: Amount) -> None:
-        self.move(name, lost=amount, **{what: -amount})
-
-    def use(self, name: str, energy: Amount, tax: int) -> None:
-        more = {"energy": -energy, "tax": -tax}
-        more = {account: to - self.stands[account, name] for account, to in more.items()}
-        self.move(name, **more, prepaid=-sum(more.values()))
-
-    def settle(self, name: str, left: Amount, whole: int) -> None:
-        """End an account of which so much is left: first of all it pays what it owes."""
-        lent, debt = self.owed(name, "emergency"), self.owed(name, "debt")
-        paid = max(whole - lent - debt, 0)
-        became = {"cash": -paid, "emergency": -lent, "debt": lent + paid - whole}
-        self.move(name, prepaid=left, rounding=whole - left, **became)
-
-
-def part(amount: int, ppm: int) -> int:
-    return (amount * ppm + 500_000) // 10**6
 
 
 def receipt_of(*name: str) -> str:

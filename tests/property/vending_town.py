@@ -20,7 +20,8 @@ from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.trial_balance import TrialBalance
 from tests.property.vending_clerk import Clerk
 from tests.property.vending_counter import MOVES, answered, said_of_policy
-from tests.property.vending_paper import ALONE, BATCHES, CHART, CLOSINGS, HOLDS, KEPT, VERSIONS, Ask
+from tests.property.vending_ledger import CHART
+from tests.property.vending_paper import ALONE, BATCHES, CLOSINGS, HOLDS, KEPT, VERSIONS, Ask
 from tests.unit import vending_world
 from tests.unit.vending_crashing import Died, MortalStore, mortal_in
 from tests.unit.vending_world import World
