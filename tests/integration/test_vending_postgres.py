@@ -38,7 +38,8 @@ from services.vending.domain.batching import BeginRound, CancelBatch, SubmitBatc
 from services.vending.domain.closing import LASTS_MS_DEFAULT, closing_id_of
 from services.vending.domain.closings import CloseAccount, CloseMeters
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
-from services.vending.domain.events import CreditSold, Event
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.meter import ForceRelay
 from services.vending.domain.orders import DAY_MS
 from services.vending.domain.payment import ConfirmSale, ReserveSale

@@ -36,17 +36,13 @@ from services.vending.domain.closings import (
     GiveRegister,
 )
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import (
-    AccountMeterJoined,
-    AccountMeterLeft,
-    AccountSettled,
-    CreditRefunded,
-    CreditSold,
-    MeterAssigned,
-    MoneyEvent,
-    RemainderRounded,
-    UsagePosted,
-)
+from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
+from services.vending.domain.events.closings import AccountSettled, RemainderRounded
+from services.vending.domain.events.event import MoneyEvent
+from services.vending.domain.events.meters import MeterAssigned
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.tables import Charged

@@ -25,7 +25,7 @@ from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.document import Kind, Withdraw
-from services.vending.domain.events import Event
+from services.vending.domain.events.event import Event
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import PublishPolicy
 from services.vending.domain.tariff import PublishTariff

@@ -30,7 +30,8 @@ from services.metering.domain.shard import ShardState
 from services.vending.adapters import bus
 from services.vending.domain import account
 from services.vending.domain.decisions import Accepted, Answers
-from services.vending.domain.events import UsagePosted, event_from
+from services.vending.domain.events import event_from
+from services.vending.domain.events.usage import UsagePosted
 from tests.property.metering_histories import ACCOUNTS, SHARD, histories, merged, shapes
 from tests.property.metering_runs import examples, fresh_run, outputs_of, plain, run, totals
 

@@ -25,7 +25,7 @@ from services.common.kernel.errors import InvalidInput, Retriable
 from services.vending.adapters.tables import event_of
 from services.vending.domain.batch import Kind, Outcome
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch
-from services.vending.domain.events import Event
+from services.vending.domain.events.event import Event
 from services.vending.domain.pacing import MINUTE_MS
 from tests.unit import vending_world
 from tests.unit.test_vending_batches import (

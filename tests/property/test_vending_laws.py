@@ -38,14 +38,10 @@ from services.vending.domain.checks import METHODS
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Answers, Request, fingerprint
 from services.vending.domain.event_store import FROM_START, StoredEvent
-from services.vending.domain.events import (
-    CreditSold,
-    DebtSet,
-    EmergencyGranted,
-    MoneyEvent,
-    RemainderRounded,
-    UsagePosted,
-)
+from services.vending.domain.events.closings import RemainderRounded
+from services.vending.domain.events.event import MoneyEvent
+from services.vending.domain.events.sales import CreditSold, DebtSet, EmergencyGranted
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.orders import PromisePayment
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy

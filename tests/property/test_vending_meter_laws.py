@@ -19,13 +19,8 @@ from hypothesis import strategies as st
 from services.common.kernel.errors import InvalidInput
 from services.vending.adapters.tables import event_of
 from services.vending.domain.account import Account
-from services.vending.domain.events import (
-    AccountMeterJoined,
-    AccountMeterLeft,
-    MeterAssigned,
-    MeterRatioChanged,
-    MeterReplaced,
-)
+from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
+from services.vending.domain.events.meters import MeterAssigned, MeterRatioChanged, MeterReplaced
 from services.vending.domain.facts import fact_of
 from services.vending.domain.meter import Meter
 from services.vending.domain.streams import evolve_of, stream_of

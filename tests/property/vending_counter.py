@@ -21,7 +21,7 @@ from services.vending.domain.corrections import (
     WriteOff,
 )
 from services.vending.domain.document import State
-from services.vending.domain.events import AccountCloseRefused
+from services.vending.domain.events.closings import AccountCloseRefused
 from services.vending.domain.opening import Cancel, FirstSale, Plan, PlannedMeter
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
 from services.vending.domain.settling import SettleAccount

@@ -15,7 +15,7 @@ from services.vending.domain.authority import (
     PublishAuthority,
     rules_text,
 )
-from services.vending.domain.events import Event, MoneyEvent
+from services.vending.domain.events.event import Event, MoneyEvent
 from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.trial_balance import TrialBalance
 from tests.property.vending_clerk import Clerk

@@ -22,7 +22,7 @@ from services.vending.adapters.keys import PublicKeys
 from services.vending.adapters.scratch import ScratchLasts
 from services.vending.adapters.tables import event_of
 from services.vending.application.verifying import verify
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events.sales import CreditSold
 from tests.recovery import bus
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.vending_judge import (

@@ -21,13 +21,10 @@ from services.common.runtime import codec, kafka, topics
 from services.vending.adapters.tables import event_of
 from services.vending.domain import chain, facts
 from services.vending.domain.event_store import StoredEvent, StreamId
-from services.vending.domain.events import (
-    AccountMeterJoined,
-    AccountMeterLeft,
-    CreditSold,
-    Event,
-    MeterAssigned,
-)
+from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.meters import MeterAssigned
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.facts import Fact, fact_of
 from services.vending.domain.streams import entity_of, evolve_of
 from tests.recovery import bus

@@ -18,7 +18,7 @@ from services.vending.adapters import bus
 from services.vending.domain.account import Status
 from services.vending.domain.closing import HOUR_MS
 from services.vending.domain.closings import CloseAccount, CloseMeters, GiveRegister
-from services.vending.domain.events import MoneyEvent
+from services.vending.domain.events.event import MoneyEvent
 from services.vending.domain.meter import ResolveReading
 from services.vending.domain.trial_balance import TrialBalance
 from tests.unit.metering_log import frame, of, reading

@@ -17,7 +17,8 @@ from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.tables import event_of
 from services.vending.domain.decisions import Accepted
-from services.vending.domain.events import Event, PolicyPublished, TariffPublished
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import PolicyPublished, TariffPublished
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.metrics import Metrics

@@ -26,7 +26,9 @@ from services.vending.adapters import bus
 from services.vending.adapters.tables import event_of
 from services.vending.application.relay import Relay
 from services.vending.application.statements import DAY_MS, Pace, Statements
-from services.vending.domain.events import AccountCloseRefused, MoneyEvent, UsagePosted
+from services.vending.domain.events.closings import AccountCloseRefused
+from services.vending.domain.events.event import MoneyEvent
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.trial_balance import TrialBalance
 from services.vending.metrics import Metrics
 from tests.property.metering_plans import document

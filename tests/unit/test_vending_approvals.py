@@ -32,7 +32,8 @@ from services.vending.domain.authority import (
     rules_text,
 )
 from services.vending.domain.decisions import Accepted, Rejection, Request
-from services.vending.domain.events import Event, PolicyPublished
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import PolicyPublished
 from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.orders import DAY_MS, KeepPower, PromisePayment
 from services.vending.domain.origin import NOBODY, Origin

@@ -34,7 +34,8 @@ from services.vending.domain.batch import (
 )
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
 from services.vending.domain.changes import ChangeTenant
-from services.vending.domain.events import BatchTargets, Event
+from services.vending.domain.events.batches import BatchTargets
+from services.vending.domain.events.event import Event
 from services.vending.domain.meter import ForceRelay, Meter
 from services.vending.domain.origin import Origin
 from services.vending.domain.pacing import MINUTE_MS

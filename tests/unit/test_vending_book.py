@@ -34,7 +34,8 @@ from services.vending.domain.event_store import (
     StoreUnavailable,
     StreamId,
 )
-from services.vending.domain.events import EVENTS, CutsHeld
+from services.vending.domain.events import EVENTS
+from services.vending.domain.events.sites import CutsHeld
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts, Site
 from services.vending.metrics import Metrics
 from tests.unit.vending_chain import BrokenChain, check_stream_chain

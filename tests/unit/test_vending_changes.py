@@ -19,7 +19,7 @@ from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import AccountTenantChanged, AccountTermsChanged
+from services.vending.domain.events.accounts import AccountTenantChanged, AccountTermsChanged
 from services.vending.domain.facts import fact_of
 from services.vending.domain.origin import Origin
 from tests.unit import vending_world

@@ -44,13 +44,8 @@ from services.vending.domain.closings import (
 )
 from services.vending.domain.corrections import RefundCredit, WriteOff
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import (
-    AccountClosed,
-    AccountSettled,
-    Event,
-    MetersClosed,
-    MoneyEvent,
-)
+from services.vending.domain.events.closings import AccountClosed, AccountSettled, MetersClosed
+from services.vending.domain.events.event import Event, MoneyEvent
 from services.vending.domain.meter import ForceRelay
 from services.vending.domain.orders import KeepPower
 from services.vending.domain.origin import Origin

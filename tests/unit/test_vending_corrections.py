@@ -19,7 +19,8 @@ from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import CreditSold, OwedWrittenOff, SaleReversed
+from services.vending.domain.events.corrections import OwedWrittenOff, SaleReversed
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
 from services.vending.domain.settling import SettleClosing

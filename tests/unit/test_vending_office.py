@@ -23,7 +23,8 @@ from services.common.runtime import codec
 from services.common.tariffs import plan as plans
 from services.vending.domain import account, checks, meter
 from services.vending.domain.account import METERS_MAX, Account, JoinMeter
-from services.vending.domain.events import CreditSold, EmergencyGranted, event_from
+from services.vending.domain.events import event_from
+from services.vending.domain.events.sales import CreditSold, EmergencyGranted
 from services.vending.domain.meter import AssignMeter, Meter
 from services.vending.domain.owed import Owed
 from services.vending.domain.settling import SettleClosing

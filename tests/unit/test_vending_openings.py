@@ -19,7 +19,8 @@ from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.openings import OpeningApi
 from services.vending.domain.account import METERS_MAX
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import CreditSold, MeterAssigned
+from services.vending.domain.events.meters import MeterAssigned
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.opening import (
     NO_SALE,
     Cancel,

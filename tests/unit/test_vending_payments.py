@@ -19,7 +19,8 @@ from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import ReverseSale
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.origin import Origin
 from services.vending.domain.payment import (
     LASTS_MS_DEFAULT,

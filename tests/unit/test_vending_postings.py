@@ -11,7 +11,7 @@ import pytest
 from services.common.kernel.errors import Bug
 from services.vending.domain import postings
 from services.vending.domain.checks import METHODS
-from services.vending.domain.events import DebtSet
+from services.vending.domain.events.sales import DebtSet
 from services.vending.domain.postings import Posting
 
 ROOT = Path(__file__).parents[2]

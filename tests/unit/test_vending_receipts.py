@@ -27,7 +27,9 @@ from services.vending.adapters.receipt_pdf import lines, printed
 from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import DOCUMENTS, Numbering
 from services.vending.domain.event_store import StoredEvent, StreamId
-from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.tables import Document
 from services.vending.metrics import Metrics
 from tests.unit import vending_world

@@ -24,7 +24,7 @@ from services.vending.domain.approval import approval_id_of
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.corrections import RefundCredit
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import CreditRefunded
+from services.vending.domain.events.refunds import CreditRefunded
 from services.vending.domain.facts import fact_of
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import EVIDENCE_AGE_MS_DEFAULT

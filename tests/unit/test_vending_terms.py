@@ -16,7 +16,7 @@ from services.vending.application.book import Outcome
 from services.vending.domain import account, terms
 from services.vending.domain.account import Account, Sell
 from services.vending.domain.decisions import Answers, Request
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.policy import FEE_PPM_MAX, Policy
 from services.vending.domain.postings import Usage

@@ -20,9 +20,9 @@ from services.vending.domain.approval import approval_id_of
 from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import (
+from services.vending.domain.events.event import MoneyEvent
+from services.vending.domain.events.refunds import (
     CreditTransferred,
-    MoneyEvent,
     TransferArrived,
     TransferReceived,
     TransferReturned,

@@ -29,7 +29,8 @@ from services.vending.application.relay import START, Relay
 from services.vending.application.statements import DAY_MS, LOST_AFTER_MS, Pace, Statements
 from services.vending.domain.account import Account, Status
 from services.vending.domain.event_store import StoreUnavailable
-from services.vending.domain.events import AccountClosed, UsagePosted
+from services.vending.domain.events.closings import AccountClosed
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.postings import COMPONENTS, Usage
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.tables import Ask

@@ -34,7 +34,7 @@ from services.vending.domain.event_store import (
     StoredEvent,
     StreamId,
 )
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.policy import PublishPolicy
 from services.vending.domain.site import RegisterSite
 from services.vending.domain.tables import Checkpoint, Tables

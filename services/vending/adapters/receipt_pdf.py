@@ -9,7 +9,9 @@ from fpdf import FPDF
 
 from services.common.kernel.units import CURRENCIES, format_scaled
 from services.vending.application.receipts import Paper
-from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 
 FONT = files("paperang_p2_fonts_cjk") / "fonts" / "wqy-microhei.ttc"
 """WenQuanYi Micro Hei (Apache License 2.0): Chinese, Latin, Greek, Cyrillic in one file."""

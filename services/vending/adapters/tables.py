@@ -19,13 +19,21 @@ from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
-from services.vending.domain.events import (
-    AccountClosed,
-    AccountCloseRefused,
-    AccountClosing,
+from services.vending.domain.events import event_from
+from services.vending.domain.events.accounts import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
+)
+from services.vending.domain.events.approvals import (
+    CommandProposed,
+    ProposalApproved,
+    ProposalDeclined,
+    ProposalExecuted,
+    ProposalExpired,
+    ProposalFailed,
+)
+from services.vending.domain.events.batches import (
     BatchCancelled,
     BatchCreated,
     BatchFinished,
@@ -34,42 +42,43 @@ from services.vending.domain.events import (
     BatchRoundBegun,
     BatchRoundEnded,
     BatchSubmitted,
+)
+from services.vending.domain.events.closings import (
+    AccountClosed,
+    AccountCloseRefused,
+    AccountClosing,
     ClosingUndone,
-    CommandProposed,
-    CreditRefunded,
-    CreditTransferred,
-    DocumentDrafted,
-    Event,
-    GatewayRegistered,
-    MeterAssigned,
-    MeterRegistered,
-    MeterReplaced,
     MetersClosed,
     MetersClosing,
+)
+from services.vending.domain.events.documents import DocumentDrafted
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.meters import MeterAssigned, MeterRegistered, MeterReplaced
+from services.vending.domain.events.openings import (
     OpeningCancelled,
     OpeningCompleted,
     OpeningPrepared,
     OpeningRefused,
     OpeningStarted,
+)
+from services.vending.domain.events.payments import (
     PaymentConfirmed,
     PaymentRefused,
     PaymentSold,
-    PolicyPublished,
-    PolicyScheduled,
-    ProposalApproved,
-    ProposalDeclined,
-    ProposalExecuted,
-    ProposalExpired,
-    ProposalFailed,
-    RefundHeld,
-    RefundRefused,
     ReservationCancelled,
     ReservationTimedOut,
     SaleReserved,
+)
+from services.vending.domain.events.prices import PolicyPublished, PolicyScheduled
+from services.vending.domain.events.refunds import (
+    CreditRefunded,
+    CreditTransferred,
+    RefundHeld,
+    RefundRefused,
     TransferArrived,
     TransferReturned,
-    event_from,
 )
+from services.vending.domain.events.sites import GatewayRegistered
 from services.vending.domain.tables import (
     ACCOUNT_KEY,
     APPROVAL,

@@ -28,7 +28,7 @@ from services.vending.domain.batch import Batch, Kind, Of, Result, Status, Targe
 from services.vending.domain.changes import ChangeTerms
 from services.vending.domain.corrections import AdjustCredit
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, answered
-from services.vending.domain.events import BatchRoundEnded
+from services.vending.domain.events.batches import BatchRoundEnded
 from services.vending.domain.meter import ForceRelay, Meter, meter_not_found
 from services.vending.domain.pacing import MINUTE_MS, Asked
 from services.vending.domain.policy import Policy

@@ -39,14 +39,10 @@ from services.vending.domain.event_store import (
     StreamId,
     WrongRevision,
 )
-from services.vending.domain.events import (
-    CorrectionRefused,
-    EmergencyRefused,
-    Event,
-    RefundRefused,
-    SaleRefused,
-    TransferReturned,
-)
+from services.vending.domain.events.corrections import CorrectionRefused
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.refunds import RefundRefused, TransferReturned
+from services.vending.domain.events.sales import EmergencyRefused, SaleRefused
 from services.vending.domain.origin import Origin
 from services.vending.domain.streams import State, evolve_of, stream_of
 from services.vending.metrics import Metrics

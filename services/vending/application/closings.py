@@ -25,13 +25,9 @@ from services.vending.domain.authority import Authority
 from services.vending.domain.closing import ASK_AGAIN_MS, READ_AFTER_CUT_MS, Closing, closing_id_of
 from services.vending.domain.decisions import Request
 from services.vending.domain.event_store import FROM_START
-from services.vending.domain.events import (
-    AccountMeterLeft,
-    Event,
-    MeterAssigned,
-    MeterHoldResolved,
-    RelayForced,
-)
+from services.vending.domain.events.accounts import AccountMeterLeft
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.meters import MeterAssigned, MeterHoldResolved, RelayForced
 from services.vending.domain.meter import OFF, PREPAID, ForceRelay, Meter
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy

@@ -35,7 +35,7 @@ from services.vending.domain.document import (
     versions_of_policy,
     versions_of_tariff,
 )
-from services.vending.domain.events import PolicyPublished, PolicyScheduled, TariffPublished
+from services.vending.domain.events.prices import PolicyPublished, PolicyScheduled, TariffPublished
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.policy import BringIntoForce, Policy, PublishPolicy
 from services.vending.domain.tables import Tables

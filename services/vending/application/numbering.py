@@ -12,7 +12,10 @@ from services.common.kernel.errors import Retriable
 from services.common.runtime import points
 from services.vending.adapters.tables import event_of
 from services.vending.domain.event_store import EventStore, StoredEvent
-from services.vending.domain.events import CreditRefunded, CreditSold, Event, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.tables import Document, Tables
 
 DOCUMENTS = (CreditSold, SaleReversed, CreditRefunded)

@@ -54,15 +54,11 @@ from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority
 from services.vending.domain.batch import Batch
 from services.vending.domain.decisions import Rejection, Request, changed
-from services.vending.domain.events import (
-    AccountCloseRefused,
-    AccountClosing,
-    CreditSold,
-    CreditTransferred,
-    Event,
-    RefundHeld,
-    TariffPublished,
-)
+from services.vending.domain.events.closings import AccountCloseRefused, AccountClosing
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import TariffPublished
+from services.vending.domain.events.refunds import CreditTransferred, RefundHeld
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy

@@ -16,7 +16,7 @@ from services.vending.application.process import each, step
 from services.vending.domain import account, payment
 from services.vending.domain.account import Account, Sell
 from services.vending.domain.approval import Failure
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.payment import Payment, Status, payment_id_of
 from services.vending.domain.policy import Policy

@@ -12,7 +12,9 @@ from services.vending.application.book import Book
 from services.vending.application.numbering import DOCUMENTS
 from services.vending.domain import checks
 from services.vending.domain.account import Account
-from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.site import Site
 from services.vending.domain.tables import Document, Tables
 

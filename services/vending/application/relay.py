@@ -26,7 +26,7 @@ from services.vending.application.book import Decided
 from services.vending.application.numbering import Numbering
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
-from services.vending.domain.events import Event
+from services.vending.domain.events.event import Event
 from services.vending.domain.facts import Fact, Told, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
 from services.vending.domain.tables import Checkpoint, Link, Root, Tables

@@ -17,7 +17,7 @@ from services.vending.adapters.tables import event_of
 from services.vending.application.relay import SCAN_EVENTS_MAX
 from services.vending.domain.account import Account
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
-from services.vending.domain.events import UsagePosted
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.facts import Told, fact_of
 from services.vending.domain.streams import State, entity_of, evolve_of
 from services.vending.domain.tables import Tables

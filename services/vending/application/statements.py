@@ -23,7 +23,7 @@ from services.vending.application.office import Office
 from services.vending.application.relay import Publisher, Relay
 from services.vending.domain.account import Status
 from services.vending.domain.event_store import EventStore
-from services.vending.domain.events import UsagePosted
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.tables import Ask, Tables
 from services.vending.domain.usage import PostUsage
 from services.vending.metrics import Metrics

@@ -31,48 +31,56 @@ from services.vending.domain.decisions import (
     first_problem,
     stamp,
 )
-from services.vending.domain.events import (
-    AccountClosed,
-    AccountCloseRefused,
-    AccountClosing,
+from services.vending.domain.events.accounts import (
     AccountMeterJoined,
     AccountMeterLeft,
     AccountOpened,
-    AccountSettled,
     AccountTenantChanged,
     AccountTermsChanged,
+    NoticeRecorded,
+    PaymentPromised,
+    PowerKept,
+)
+from services.vending.domain.events.closings import (
+    AccountClosed,
+    AccountCloseRefused,
+    AccountClosing,
+    AccountSettled,
     ClosingAsked,
     ClosingCancelled,
     ClosingMetersTold,
     ClosingRegisterGiven,
     ClosingTold,
     ClosingUndone,
-    CorrectionRefused,
-    CreditAdjusted,
-    CreditRefunded,
-    CreditSold,
-    CreditTransferred,
-    DebtSet,
-    EmergencyGranted,
-    EmergencyRefused,
-    Event,
     MetersClosed,
     MetersClosing,
-    NoticeRecorded,
+    RemainderRounded,
+)
+from services.vending.domain.events.corrections import (
+    CorrectionRefused,
+    CreditAdjusted,
     OwedWrittenOff,
-    PaymentPromised,
-    PowerKept,
+    SaleReversed,
+)
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import TariffPublished
+from services.vending.domain.events.refunds import (
+    CreditRefunded,
+    CreditTransferred,
     RefundHeld,
     RefundRefused,
-    RemainderRounded,
-    SaleRefused,
-    SaleReversed,
-    TariffPublished,
     TransferArrived,
     TransferReceived,
     TransferReturned,
-    UsagePosted,
 )
+from services.vending.domain.events.sales import (
+    CreditSold,
+    DebtSet,
+    EmergencyGranted,
+    EmergencyRefused,
+    SaleRefused,
+)
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.orders import (
     KeepPower,
     Order,

@@ -22,15 +22,15 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
+from services.vending.domain.events.approvals import (
     CommandProposed,
-    Event,
     ProposalApproved,
     ProposalDeclined,
     ProposalExecuted,
     ProposalExpired,
     ProposalFailed,
 )
+from services.vending.domain.events.event import Event
 from services.vending.domain.origin import Origin
 
 

@@ -18,7 +18,8 @@ from services.vending.domain.decisions import (
     answered,
     stamp,
 )
-from services.vending.domain.events import AuthorityPublished, Event
+from services.vending.domain.events.approvals import AuthorityPublished
+from services.vending.domain.events.event import Event
 from services.vending.domain.origin import Origin
 
 HOUR_MS = 3_600_000

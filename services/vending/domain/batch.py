@@ -19,7 +19,7 @@ from services.vending.domain.decisions import (
     Answers,
     changed,
 )
-from services.vending.domain.events import (
+from services.vending.domain.events.batches import (
     BatchCancelled,
     BatchCreated,
     BatchFinished,
@@ -29,8 +29,8 @@ from services.vending.domain.events import (
     BatchRoundEnded,
     BatchSubmitted,
     BatchTargets,
-    Event,
 )
+from services.vending.domain.events.event import Event
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.pacing import Asked
 

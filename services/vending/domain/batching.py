@@ -31,7 +31,7 @@ from services.vending.domain.decisions import (
     answered,
     stamp,
 )
-from services.vending.domain.events import (
+from services.vending.domain.events.batches import (
     BatchCancelled,
     BatchCreated,
     BatchFinished,
@@ -41,8 +41,8 @@ from services.vending.domain.events import (
     BatchRoundEnded,
     BatchSubmitted,
     BatchTargets,
-    Event,
 )
+from services.vending.domain.events.event import Event
 
 
 @value_class

@@ -29,7 +29,8 @@ from services.vending.domain.decisions import (
     answered,
     stamp,
 )
-from services.vending.domain.events import AccountTenantChanged, AccountTermsChanged, Event
+from services.vending.domain.events.accounts import AccountTenantChanged, AccountTermsChanged
+from services.vending.domain.events.event import Event
 from services.vending.domain.policy import Policy
 from services.vending.domain.refund import owes
 from services.vending.domain.site import Site

@@ -12,7 +12,7 @@ from services.common.kernel.units import Currency, fits_int64
 from services.common.kernel.values import value_class
 from services.vending.domain import postings
 from services.vending.domain.decisions import changed
-from services.vending.domain.events import (
+from services.vending.domain.events.closings import (
     AccountClosing,
     AccountSettled,
     ClosingAsked,
@@ -20,12 +20,11 @@ from services.vending.domain.events import (
     ClosingMetersTold,
     ClosingRegisterGiven,
     ClosingTold,
-    CreditRefunded,
-    Event,
     MetersClosing,
-    MoneyEvent,
     RemainderRounded,
 )
+from services.vending.domain.events.event import Event, MoneyEvent
+from services.vending.domain.events.refunds import CreditRefunded
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed
 

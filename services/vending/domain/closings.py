@@ -30,7 +30,7 @@ from services.vending.domain.decisions import (
     first_problem,
     stamp,
 )
-from services.vending.domain.events import (
+from services.vending.domain.events.closings import (
     AccountClosing,
     ClosingAsked,
     ClosingCancelled,

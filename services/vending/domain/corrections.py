@@ -42,15 +42,15 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
+from services.vending.domain.events.corrections import (
     CorrectionRefused,
     CreditAdjusted,
-    CreditSold,
-    Event,
     OwedWrittenOff,
-    RefundHeld,
     SaleReversed,
 )
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.refunds import RefundHeld
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.refund import LASTS_MS_DEFAULT, owes, too_little

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
-from services.vending.domain.events import Event, RequestKey
+from services.vending.domain.events.event import Event, RequestKey
 from services.vending.domain.origin import NOBODY, Origin
 
 S = TypeVar("S")

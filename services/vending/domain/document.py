@@ -28,10 +28,9 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
-    DocumentDrafted,
-    DocumentWithdrawn,
-    Event,
+from services.vending.domain.events.documents import DocumentDrafted, DocumentWithdrawn
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import (
     PolicyPublished,
     PolicyScheduled,
     PolicyVersion,

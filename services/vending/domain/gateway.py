@@ -13,7 +13,8 @@ from services.vending.domain.decisions import (
     answered,
     stamp,
 )
-from services.vending.domain.events import Event, GatewayRegistered
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.sites import GatewayRegistered
 from services.vending.domain.site import Site, site_not_found
 
 PROTOCOLS = ("modbus-tcp", "modbus-rtu-over-tcp", "mqtt-acrel")

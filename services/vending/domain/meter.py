@@ -31,8 +31,8 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
-    Event,
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.meters import (
     MeterAssigned,
     MeterHoldResolved,
     MeterRatioChanged,

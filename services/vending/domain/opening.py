@@ -25,14 +25,13 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
-    Event,
+from services.vending.domain.events.event import Event, RequestKey
+from services.vending.domain.events.openings import (
     OpeningCancelled,
     OpeningCompleted,
     OpeningPrepared,
     OpeningRefused,
     OpeningStarted,
-    RequestKey,
 )
 from services.vending.domain.meter import AssignMeter, Meter
 from services.vending.domain.origin import Origin

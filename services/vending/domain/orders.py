@@ -9,7 +9,8 @@ from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import Rejection, Request, changed, stamp
-from services.vending.domain.events import Event, NoticeRecorded, PaymentPromised, PowerKept
+from services.vending.domain.events.accounts import NoticeRecorded, PaymentPromised, PowerKept
+from services.vending.domain.events.event import Event
 
 DAY_MS = 86_400_000
 KEEP_POWER_MS_MAX = 400 * DAY_MS

@@ -22,7 +22,8 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import Event, PolicyPublished, PolicyScheduled
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import PolicyPublished, PolicyScheduled
 from services.vending.domain.tariff import stale
 
 LEASE_MS_MAX = 300_000

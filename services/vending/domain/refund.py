@@ -13,7 +13,7 @@ from services.common.kernel.units import Currency, fits_int64, format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import postings
 from services.vending.domain.decisions import Rejection
-from services.vending.domain.events import (
+from services.vending.domain.events.refunds import (
     CreditRefunded,
     CreditTransferred,
     RefundHeld,

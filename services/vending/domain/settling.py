@@ -21,14 +21,14 @@ from services.vending.domain.closing import (
     settlement,
 )
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, stamp
-from services.vending.domain.events import (
+from services.vending.domain.events.closings import (
     AccountClosed,
     AccountCloseRefused,
     ClosingMetersTold,
     ClosingTold,
-    Event,
     MetersClosed,
 )
+from services.vending.domain.events.event import Event
 from services.vending.domain.refund import Refunding, Told, behind
 from services.vending.domain.usage import PostUsage
 

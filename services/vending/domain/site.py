@@ -15,13 +15,8 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events import (
-    CutsHeld,
-    CutsReleased,
-    Event,
-    SitePlaced,
-    SiteRegistered,
-)
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.sites import CutsHeld, CutsReleased, SitePlaced, SiteRegistered
 
 CUTS_PER_MINUTE_MAX = 10_000
 DEPTH_MAX = 16

@@ -24,7 +24,7 @@ from services.vending.domain.authority import Authority
 from services.vending.domain.batch import Batch
 from services.vending.domain.document import Document
 from services.vending.domain.event_store import StreamId
-from services.vending.domain.events import Event
+from services.vending.domain.events.event import Event
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.opening import Opening

@@ -19,7 +19,8 @@ from services.vending.domain.decisions import (
     first_problem,
     stamp,
 )
-from services.vending.domain.events import Event, TariffPublished
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.prices import TariffPublished
 
 FLAT, PLAN = "flat", "plan"
 

@@ -8,7 +8,7 @@ from services.common.tariffs.calendar import is_constant
 from services.common.tariffs.plan import PPM, rate_index
 from services.common.tariffs.pricing import terms_of
 from services.vending.domain.decisions import Rejection
-from services.vending.domain.events import TariffPublished
+from services.vending.domain.events.prices import TariffPublished
 from services.vending.domain.policy import Policy
 
 FREE = 0

@@ -18,7 +18,11 @@ from services.vending.domain.decisions import (
     answered,
     stamp,
 )
-from services.vending.domain.events import TransferArrived, TransferReceived, TransferReturned
+from services.vending.domain.events.refunds import (
+    TransferArrived,
+    TransferReceived,
+    TransferReturned,
+)
 
 
 @value_class

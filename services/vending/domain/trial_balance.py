@@ -10,13 +10,9 @@ from services.common.kernel.errors import Bug
 from services.common.kernel.units import CURRENCIES
 from services.common.kernel.values import value_class
 from services.vending.domain import postings
-from services.vending.domain.events import (
-    EVENTS,
-    CreditSold,
-    DebtSet,
-    EmergencyGranted,
-    MoneyEvent,
-)
+from services.vending.domain.events import EVENTS
+from services.vending.domain.events.event import MoneyEvent
+from services.vending.domain.events.sales import CreditSold, DebtSet, EmergencyGranted
 from services.vending.domain.postings import Postings
 
 MONEY_EVENTS = {subject: kind for subject, kind in EVENTS.items() if issubclass(kind, MoneyEvent)}

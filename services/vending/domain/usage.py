@@ -9,7 +9,7 @@ from typing import Any
 from services.common.kernel.values import value_class
 from services.vending.domain import postings
 from services.vending.domain.decisions import Request, stamp
-from services.vending.domain.events import UsagePosted
+from services.vending.domain.events.usage import UsagePosted
 from services.vending.domain.postings import Usage
 
 

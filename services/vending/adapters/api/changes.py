@@ -10,7 +10,7 @@ from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.corrections import TransferCredit
-from services.vending.domain.events import TransferArrived
+from services.vending.domain.events.refunds import TransferArrived
 from wattvend.vending.v1 import accounts_pb2 as pb
 from wattvend.vending.v1 import accounts_pb2_grpc, vending_pb2
 

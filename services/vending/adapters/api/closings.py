@@ -17,13 +17,13 @@ from services.vending.domain.approval import Failure
 from services.vending.domain.closing import Source
 from services.vending.domain.closings import CancelClosing, CloseAccount, CloseMeters, GiveRegister
 from services.vending.domain.decisions import Request
-from services.vending.domain.events import (
+from services.vending.domain.events.closings import (
     AccountCloseRefused,
     AccountSettled,
-    CreditRefunded,
-    Event,
     MetersClosed,
 )
+from services.vending.domain.events.event import Event
+from services.vending.domain.events.refunds import CreditRefunded
 from services.vending.domain.settling import SettleAccount
 from services.vending.domain.tables import ClosingRow
 from wattvend.vending.v1 import closings_pb2 as pb

@@ -9,7 +9,8 @@ from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain.corrections import AdjustCredit, RefundCredit, ReverseSale, WriteOff
-from services.vending.domain.events import CreditRefunded, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
 from wattvend.vending.v1 import vending_pb2 as pb
 
 

@@ -17,7 +17,7 @@ from services.vending.application.documents import Paper
 from services.vending.domain import checks
 from services.vending.domain.closing import Rounding
 from services.vending.domain.document import Kind, State, Version, Withdraw
-from services.vending.domain.events import PolicyScheduled, PolicyVersion, TariffPublished
+from services.vending.domain.events.prices import PolicyScheduled, PolicyVersion, TariffPublished
 from services.vending.domain.origin import Origin
 from wattvend.vending.v1 import documents_pb2 as pb
 from wattvend.vending.v1 import documents_pb2_grpc, vending_pb2

@@ -7,7 +7,9 @@ from services.vending.domain import checks
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Action, Authority, limit_of, rules_text
-from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.payment import Payment

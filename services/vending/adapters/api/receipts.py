@@ -13,7 +13,9 @@ from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.application.receipts import Documented, Paper
 from services.vending.domain import checks
-from services.vending.domain.events import CreditRefunded, CreditSold, SaleReversed
+from services.vending.domain.events.corrections import SaleReversed
+from services.vending.domain.events.refunds import CreditRefunded
+from services.vending.domain.events.sales import CreditSold
 from wattvend.vending.v1 import vending_pb2 as pb
 
 TYPES = {CreditSold: "sale", SaleReversed: "reversal", CreditRefunded: "refund"}
