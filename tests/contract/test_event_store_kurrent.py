@@ -20,12 +20,13 @@ from pydantic import SecretStr
 
 from services.common.kernel.errors import WattvendError
 from services.vending.adapters import kurrent, stores
+from services.vending.adapters.database import Change, Claim, Statement
 from services.vending.adapters.indexed_store import IndexBroken, IndexedEventStore
 from services.vending.adapters.kurrent import writing
 from services.vending.adapters.kurrent_address import KurrentAddress
 from services.vending.adapters.kurrent_control import ControlledTables
 from services.vending.adapters.kurrent_store import Bounds, KurrentEventStore
-from services.vending.adapters.tables import FREE, Change, Claim, Statement
+from services.vending.adapters.tables.unique_names import FREE
 from services.vending.commands import copy_book
 from services.vending.config import VendingSettings
 from services.vending.domain.event_store import (

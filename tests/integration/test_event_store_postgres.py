@@ -16,6 +16,7 @@ import pytest
 
 from services.common.kernel.errors import Bug, WattvendError
 from services.vending.adapters import stores, tables
+from services.vending.adapters.database import Change, Claim, Statement
 from services.vending.adapters.postgres_database import (
     LOCK_WITHIN_S,
     SCHEMA,
@@ -23,7 +24,6 @@ from services.vending.adapters.postgres_database import (
     PostgresDatabase,
 )
 from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
-from services.vending.adapters.tables import Change, Claim, Statement
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,

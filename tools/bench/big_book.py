@@ -20,6 +20,7 @@ from services.common.runtime.clock import SystemClock
 from services.common.runtime.profiles import profiles
 from services.common.runtime.topics import catalogue
 from services.vending.adapters import stores, tables
+from services.vending.adapters.database import Claim
 from services.vending.adapters.sqlite_file import make
 from services.vending.application.book import Book
 from services.vending.application.numbering import SUBJECTS
@@ -94,7 +95,7 @@ class _Rows:
             (event.position, event.stream, event.revision, event.id.bytes, event.type, hash_)
         )
         for change in tables.changes(event):
-            if isinstance(change, tables.Claim):  # of every account: later, in order
+            if isinstance(change, Claim):  # of every account: later, in order
                 self.names.append((change.kind, change.name, change.owner))
             else:
                 make(self._connection, [change])

@@ -16,18 +16,12 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from services.common.kernel.errors import WattvendError
+from services.vending.adapters.database import Change, Claim
 from services.vending.adapters.following import BATCH_EVENTS_MAX
 from services.vending.adapters.kurrent_store import KurrentEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
-from services.vending.adapters.tables import (
-    DERIVED,
-    FREE,
-    OWNER,
-    Change,
-    Claim,
-    Projection,
-    nothing,
-)
+from services.vending.adapters.tables import DERIVED, Projection, nothing
+from services.vending.adapters.tables.unique_names import FREE, OWNER
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,

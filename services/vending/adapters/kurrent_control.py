@@ -17,8 +17,9 @@ from uuid import uuid4
 import structlog
 
 from services.common.kernel.errors import Bug
+from services.vending.adapters.database import Database, Statement
 from services.vending.adapters.kurrent_store import KurrentEventStore
-from services.vending.adapters.tables import Database, SqlTables, Statement
+from services.vending.adapters.tables import SqlTables
 from services.vending.domain.event_store import (
     NO_EVENTS,
     NewEvent,

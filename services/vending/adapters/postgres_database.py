@@ -25,7 +25,7 @@ from services.common.runtime.postgres import (
     migrations,
     try_lock,
 )
-from services.vending.adapters.tables import Statement
+from services.vending.adapters.database import Statement
 from services.vending.domain.event_store import NotTheWriter, StoreUnavailable
 
 SCHEMA = "vending"

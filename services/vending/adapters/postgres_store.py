@@ -17,9 +17,11 @@ import asyncpg
 from services.common.kernel.errors import WattvendError
 from services.common.runtime import points
 from services.common.runtime.postgres import UNREACHABLE
+from services.vending.adapters.database import Change, Claim, Statement
 from services.vending.adapters.following import Following
 from services.vending.adapters.postgres_database import PostgresDatabase
-from services.vending.adapters.tables import OWNER, Change, Claim, Projection, Statement, nothing
+from services.vending.adapters.tables import Projection, nothing
+from services.vending.adapters.tables.unique_names import OWNER
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,

@@ -21,7 +21,8 @@ from urllib.parse import quote
 
 from services.common.kernel.errors import Bug, WattvendError
 from services.common.runtime import points
-from services.vending.adapters.tables import CLAIM, OWNER, Change, Claim, Statement
+from services.vending.adapters.database import Change, Claim, Statement
+from services.vending.adapters.tables.unique_names import CLAIM, OWNER
 from services.vending.domain.event_store import NameTaken, StoreUnavailable
 
 WRITES_PER_COMMIT_MAX = 512

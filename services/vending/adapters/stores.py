@@ -8,11 +8,12 @@ import structlog
 
 from services.common.kernel.values import value_class
 from services.vending.adapters import postgres_database, sqlite_store, tables
+from services.vending.adapters.database import Database
 from services.vending.adapters.postgres_database import PostgresDatabase
 from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, in_sqlite
 from services.vending.adapters.sqlite_store import SqliteEventStore
-from services.vending.adapters.tables import Database, SqlTables
+from services.vending.adapters.tables import SqlTables
 from services.vending.domain.event_store import EventStore
 from services.vending.domain.tables import Tables
 

@@ -7,7 +7,7 @@ names positions moves where the target has the same ones; else it begins anew, w
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from services.vending.adapters.tables import Database, Statement
+from services.vending.adapters.database import Database, Statement
 
 ROWS_AT_ONCE_MAX = 5_000
 KEYS = {

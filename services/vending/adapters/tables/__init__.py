@@ -1,0 +1,122 @@
+"""services.vending.domain.tables.Tables in SQL, in words that SQLite and PostgreSQL both know.
+
+Each table has its module here: its SCHEMA, what is asked of it, and, where it is derived from
+events, which of them change it (CHANGES), within the transaction that stores them. What of a module
+is used outside is imported from there; what is of all tables stands here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from services.common.runtime import codec
+from services.vending.adapters.database import Change
+from services.vending.adapters.tables import (
+    asks,
+    batches,
+    charges,
+    checkpoints,
+    closings,
+    epochs,
+    links,
+    numbers,
+    papers,
+    pending,
+    scheduled,
+    todos,
+    unique_names,
+    waiting,
+)
+from services.vending.adapters.tables.table import Make
+from services.vending.domain import chain
+from services.vending.domain.event_store import StoredEvent
+from services.vending.domain.events import event_from
+from services.vending.domain.events.event import Event
+
+_TABLES = (
+    unique_names,
+    todos,
+    waiting,
+    batches,
+    papers,
+    scheduled,
+    closings,
+    pending,
+    numbers,
+    charges,
+    asks,
+    epochs,
+    checkpoints,
+    links,
+)
+SCHEMA = "".join(table.SCHEMA for table in _TABLES)
+"""Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
+DERIVED = (
+    "unique_name",
+    "todo",
+    "waiting",
+    "pending",
+    "draft",
+    "scheduled",
+    "batch",
+    "closing",
+    "document",
+    "series",
+    "numbered",
+)
+"""The tables that are of events alone: `changes` makes them, the last three the relay counts."""
+Projection = Callable[[StoredEvent], Iterable[Change]]
+"""What an event changes beside the events. What it claims may refuse the append."""
+
+
+class SqlTables(
+    todos.Todos,
+    waiting.Waiting,
+    batches.Batches,
+    papers.Papers,
+    scheduled.Scheduled,
+    closings.Closings,
+    pending.Pending,
+    numbers.Numbers,
+    charges.Charges,
+    asks.Asks,
+    epochs.Epochs,
+    checkpoints.Checkpoints,
+    links.Links,
+):
+    """The tables in a database that has SCHEMA."""
+
+
+def _by_subject() -> dict[str, list[Make]]:
+    made: dict[str, list[Make]] = {}
+    derived = (unique_names, todos, waiting, batches, papers, scheduled, closings, pending)
+    for table in derived:
+        for kind, make in table.CHANGES.items():
+            made.setdefault(kind.SUBJECT, []).append(make)
+    return made
+
+
+_CHANGES = _by_subject()
+
+
+def event_of(stored: StoredEvent) -> Event:
+    """Return what a stored event says."""
+    meta = chain.read_meta(stored.meta)
+    return event_from(stored.type, codec.decode(meta.schema, stored.data), meta.origin)
+
+
+def changes(stored: StoredEvent) -> Iterable[Change]:
+    """Return what an event changes in the tables, in order: of most types nothing.
+
+    Whoever stores the event makes the changes in the same transaction.
+    """
+    return _changes(stored) if stored.type in _CHANGES else ()
+
+
+def _changes(stored: StoredEvent) -> Iterator[Change]:
+    event = event_of(stored)
+    for make in _CHANGES[stored.type]:
+        yield from make(event, stored.position)
+
+
+def nothing(_: StoredEvent) -> Iterable[Change]:
+    """Change nothing: the Projection of a store without tables."""
+    return ()
