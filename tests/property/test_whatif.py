@@ -20,6 +20,7 @@ from services.reporting.domain.rows import ChargeRow, PriceLineRow
 from services.reporting.domain.whatif import (
     ACCOUNT,
     Draft,
+    InForce,
     Owner,
     Preview,
     Recorded,
@@ -117,8 +118,8 @@ class History:
         within = [c for c in reaches if c.to_time_ms < draft.to_ms or begins_in(c, draft)]
         begins_ms = min((c.from_time_ms or c.to_time_ms for c in within), default=draft.from_ms)
         reads_ms = draft.reads_from_ms(begins_ms)
-        timeline = draft.timeline(min(begins_ms, reads_ms))
-        preview = Preview(draft, timeline, self.since(account_id), self.came)
+        timelines = draft.timelines(min(begins_ms, reads_ms))
+        preview = Preview(draft, timelines, self.since(account_id), self.came)
         for charge in sorted(charges, key=lambda c: (c.meter_key, c.epoch, c.to_time_ms, c[2])):
             if (charge.to_time_ms < draft.to_ms or begins_in(charge, draft)) and (
                 charge.to_time_ms >= reads_ms or charge.kind == "re-split"
@@ -233,7 +234,7 @@ def with_version(records: list[LogRecord], effective_at_ms: int) -> list[LogReco
 
 
 def is_told_across(charges: Iterable[ChargeRow], *edges_ms: int) -> bool:
-    """Say whether registers of rates tell an interval over an edge, which is split by time then."""
+    """Say whether registers of rates tell an interval over an edge: a version splits it by time."""
     return any(
         charge.from_rates_milli and charge.from_time_ms < edge_ms < charge.to_time_ms
         for charge in charges
@@ -269,8 +270,45 @@ def test_an_adjustment_is_what_a_price_from_a_past_instant_on_would_have_changed
         if late_in(before.charges(account_id)) != late_in(charges):
             event("a late reading that changed nothing then would have changed something")
             continue  # no charge tells of it, so the interval is split by time
-        drafts = [Draft(plan, from_ms, to_ms, cuts=True) for plan in after.versions_of(account_id)]
+        plans_of = after.versions_of(account_id)
+        in_force = InForce(plans_of[0], (0, to_ms))
+        drafts = [Draft(plan, from_ms, to_ms, in_force) for plan in plans_of]
         old, new = (after.preview(account_id, draft).draft_nano for draft in drafts)
         would, was = (sum(c.amount_nano for c in h.charges(account_id)) for h in (before, after))
         event("it is dearer" if new != old else "it is the same")
         assert new - old == would - was
+
+
+@examples(200)
+@given(steady(), st.lists(st.integers(0, 99), min_size=3, max_size=3), st.integers(0, 3))
+def test_time_charged_anew_under_its_own_version_comes_to_what_was_charged(
+    records: list[LogRecord], at: list[int], off: int
+) -> None:
+    """Cut anywhere: registers of rates, late readings, DST and a version that began included."""
+    ends_ms = sorted({c.to_time_ms for a in ACCOUNTS for c in History(records).charges(a)})
+    if not ends_ms:
+        event("nothing to compare")
+        return
+    cuts_ms = [ends_ms[len(ends_ms) * each // 100] + off * 3_333 for each in sorted(at)]
+    from_ms, begins_ms, to_ms = cuts_ms
+    history = History(with_version(records, begins_ms))
+    for account_id in ACCOUNTS:
+        charges = history.charges(account_id)
+        if not charges or history.has_closed(charges):
+            continue
+        if is_told_across(charges, from_ms, to_ms):
+            event("registers of rates tell an interval over a cut")
+        first, second = history.versions_of(account_id)
+        last_ms = max(ends_ms[-1], to_ms) + 1
+        parts = (
+            (first, min(ends_ms[0], from_ms) - 1, from_ms),
+            (first, from_ms, begins_ms),
+            (second, begins_ms, to_ms),
+            (second, to_ms, last_ms),
+        )
+        whole = Sums()
+        for plan, begin_ms, end_ms in parts:
+            in_force = InForce(plan, (0, begins_ms, last_ms))
+            whole.add(history.preview(account_id, Draft(plan, begin_ms, end_ms, in_force)))
+        assert whole.draft_nano == sum(charge.amount_nano for charge in charges)
+        assert whole.energy_milli == sum(charge.energy_milli for charge in charges)

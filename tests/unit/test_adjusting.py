@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.tariffs import plan as plans
+from services.common.tariffs.shape import End, Timeline
 from services.reporting.domain.adjusting import amount_minor, run_of
 from services.reporting.domain.rows import TariffVersionRow
 
@@ -50,3 +52,26 @@ def test_a_run_that_compares_nothing_is_refused(number: int, from_ms: int, reaso
 def test_less_than_a_minor_unit_is_rounded_in_the_accounts_favour(dearer_nano: int) -> None:
     minor = amount_minor(0, dearer_nano, FEN_NANO)
     assert 0 <= minor * FEN_NANO + dearer_nano < FEN_NANO
+
+
+EVENING = """{"zone": "UTC", "rates_micro": {"peak": 9, "valley": 1}, "seasons": [
+{"name": "all", "begins": "01-01", "days": [{"kinds": ["weekday", "weekend", "holiday"], "slots": [
+{"begins": "00:00", "rate": "peak"}, {"begins": "22:00", "rate": "valley"}]}]}]}"""
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("hour", "peak_milli", "valley_milli"),
+    [(22, 4_000, 500), (21, 2_500, 500), (23, 4_000, 900)],  # 22: the edge of a rate
+)
+def test_registers_of_rates_tell_where_they_stood_at_an_instant(
+    hour: int, peak_milli: int, valley_milli: int
+) -> None:
+    timeline = Timeline(plans.read(EVENING), 0, 24 * HOUR_MS)
+    begin = End(20 * HOUR_MS, 1_500, (-1, 1_000, -1, 500, -1))
+    end = End(24 * HOUR_MS - 1, 5_300, (-1, 4_000, -1, 1_300, -1))
+    found = timeline.told_at(begin, end, 1, hour * HOUR_MS)
+    rates_milli = (-1, peak_milli, -1, valley_milli, -1)
+    assert found == End(hour * HOUR_MS, peak_milli + valley_milli, rates_milli)
+    without = begin._replace(rates_milli=(-1,) * 5)
+    assert timeline.told_at(without, end, 1, hour * HOUR_MS) is None

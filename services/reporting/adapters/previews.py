@@ -5,11 +5,18 @@ from collections.abc import Sequence
 from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
-from services.common.tariffs.shape import Timeline
 from services.reporting.adapters import messages
 from services.reporting.adapters.queries import Queries
 from services.reporting.domain.rows import AccountRow
-from services.reporting.domain.whatif import ACCOUNT, Draft, Owner, Preview, Sums, fees_owed
+from services.reporting.domain.whatif import (
+    ACCOUNT,
+    Draft,
+    Owner,
+    Preview,
+    Sums,
+    Timelines,
+    fees_owed,
+)
 from wattvend.reporting.v1 import reporting_pb2 as pb
 
 PERIOD_MS_MAX = 400 * 86_400_000
@@ -60,7 +67,7 @@ class Sampler:
         self.count = 0
         self._queries = queries
         self._draft = draft
-        self._timelines: dict[int, Timeline] = {}
+        self._timelines: dict[int, Timelines] = {}
 
     async def sums(self, account: AccountRow) -> Sums:
         """Return what an account used and paid, and would have paid."""
@@ -70,7 +77,7 @@ class Sampler:
         reads_from_ms = draft.reads_from_ms(begins_ms)
         step = min(begins_ms, reads_from_ms) // _TIMELINE_STEP_MS
         if step not in self._timelines:
-            self._timelines[step] = draft.timeline(step * _TIMELINE_STEP_MS)
+            self._timelines[step] = draft.timelines(step * _TIMELINE_STEP_MS)
         owners = await _owners(queries, draft, account)
         of_account = Preview(draft, self._timelines[step], *owners)
         async for charges in queries.recorded(key, reads_from_ms, draft.to_ms, cuts=draft.cuts):

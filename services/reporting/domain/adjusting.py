@@ -8,7 +8,7 @@ from services.common.kernel.values import value_class
 from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import Plan
 from services.reporting.domain.rows import TariffVersionRow
-from services.reporting.domain.whatif import Draft
+from services.reporting.domain.whatif import Draft, InForce
 
 CLOSED, OTHER_TENANT, OTHER_TARIFF = "closed", "other-tenant", "other-tariff"
 NOT_READ, MOVED = "not-read", "moved"
@@ -52,7 +52,8 @@ def run_of(versions: Sequence[TariffVersionRow], number: int, from_ms: int) -> R
             "what lies further back is a run of its own",
             field="from_ms",
         )
-    was, would = (Draft(plan_of(each), from_ms, to_ms, cuts=True) for each in (previous, version))
+    in_force = InForce(plan_of(previous), tuple(each.effective_at_ms for each in versions))
+    was, would = (Draft(plan_of(each), from_ms, to_ms, in_force) for each in (previous, version))
     return Run(was, would)
 
 

@@ -76,22 +76,50 @@ def _registers(text: str | None) -> tuple[int, ...]:
 
 
 @value_class
+class InForce:
+    """What charged the time of a draft: a version's plan, and when versions began.
+
+    `begins_ms`: ascending, up to one at the end of that time or behind it.
+    """
+
+    plan: Plan
+    begins_ms: tuple[int, ...]
+
+
+class Timelines(NamedTuple):
+    """What splits intervals under a draft; `charged`: what did, where the draft cuts them."""
+
+    tried: Timeline
+    charged: Timeline | None = None
+
+
+@value_class
 class Draft:
     """A plan, and the time [from_ms, to_ms) for which it is tried.
 
-    `cuts`: an interval over an end of it is split there by time, as where a version begins, and
-    what of it lies within counts; else it belongs to the time in which it ends.
+    `cut_as`: an interval over an end of it is split there, as it was charged, and what of it lies
+    within counts: each register of rates by the time of its rate where they told it, else all by
+    time, as where a version begins. None: it belongs to the time in which it ends.
     """
 
     plan: Plan
     from_ms: int
     to_ms: int
-    cuts: bool = False
+    cut_as: InForce | None = None
 
-    def timeline(self, from_ms: int) -> Timeline:
+    @property
+    def cuts(self) -> bool:
+        """Whether intervals over an end count in part."""
+        return self.cut_as is not None
+
+    def timelines(self, from_ms: int) -> Timelines:
         """Return what splits intervals that begin at `from_ms` or later."""
-        edges_ms = (self.from_ms, self.to_ms) if self.cuts else ()
-        return Timeline(self.plan, from_ms, self.to_ms, edges_ms)
+        if self.cut_as is None:
+            return Timelines(Timeline(self.plan, from_ms, self.to_ms))
+        return Timelines(
+            Timeline(self.plan, from_ms, self.to_ms, (self.from_ms, self.to_ms)),
+            Timeline(self.cut_as.plan, from_ms, self.cut_as.begins_ms[-1], self.cut_as.begins_ms),
+        )
 
     def reads_from_ms(self, begins_ms: int) -> int:
         """Return from where on charges must be read, where intervals begin at `begins_ms`.
@@ -177,7 +205,7 @@ class Preview:
     """
 
     draft: Draft
-    timeline: Timeline
+    timelines: Timelines
     since_ms: Mapping[Owner, int]
     came: Mapping[tuple[int, int], int]
     _sums: Sums = field(default_factory=Sums)
@@ -216,9 +244,26 @@ class Preview:
     def _split(
         self, charge: Recorded, begin: End, end: End, energy_milli: int, *, within: bool
     ) -> None:
+        for middle in self._middles(begin, end, charge.ratio):
+            until_milli = (middle.register_milli - begin.register_milli) * charge.ratio
+            self._count(charge, begin, middle, until_milli, within=within)
+            begin, energy_milli = middle, energy_milli - until_milli
+        self._count(charge, begin, end, energy_milli, within=within)
+
+    def _middles(self, begin: End, end: End, ratio: int) -> list[End]:
+        """Return where an interval's registers stood at the draft's ends, where they told it."""
+        if (charged := self.timelines.charged) is None:
+            return []
+        ends_ms = (self.draft.from_ms, self.draft.to_ms)
+        middles = (charged.told_at(begin, end, ratio, at_ms) for at_ms in ends_ms)
+        return [middle for middle in middles if middle is not None]
+
+    def _count(
+        self, charge: Recorded, begin: End, end: End, energy_milli: int, *, within: bool
+    ) -> None:
         ladders = self._terms.ladders
         owner = self._owner(charge)
-        for share in self.timeline.shares(begin, end, energy_milli, charge.ratio):
+        for share in self.timelines.tried.shares(begin, end, energy_milli, charge.ratio):
             if self.draft.cuts:
                 if share.part > WITHIN:
                     continue
