@@ -102,8 +102,9 @@ def test_restarts_are_measured(tmp_path: Path) -> None:
 
     kinds = {"ready_s": "s", "first_sale_ms": "ms", "memory_mb": "MB", "book_mb": "MB"}
     assert kept(tmp_path / "restart.json", asyncio.run(all_of_it())) == {
-        f"restart.{kind}.accounts.{accounts}": unit
+        f"vending.restart.{store}{kind}.accounts.{accounts}": unit
         for accounts in few.accounts
+        for store in ("", "postgres.")
         for kind, unit in kinds.items()
     }
 
