@@ -238,8 +238,7 @@ async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
         with ScratchLasts() as lasts, _shown("verifying") as progress:
             verdict = await verifying.verify(stored.store, stored.tables, lasts, keys, progress)
         fault = verdict.fault
-        is_exact = fault is not None and fault.position == fault.until
-        if with_ledger and not is_exact:
+        if with_ledger:
             book_epoch, until = await _told_until(settings)
             ledger = ledger_above(settings.kafka_bootstrap, FROM_START, book_epoch, "verify")
             with _shown("comparing with ledger") as progress:
@@ -247,7 +246,7 @@ async def verify(settings: VendingSettings, *, with_ledger: bool) -> int:
                     stored.store, ledger, lambda position: progress(position, until)
                 )
             print(f"{count} events stand in ledger as they stand here")
-            fault = differs or fault
+            fault = verifying.first_of(fault, differs)
     if fault is not None:
         _print_fault(fault)
         return FAULT_FOUND
@@ -333,7 +332,11 @@ def _print_verdict(verdict: Verdict, keys: PublicKeys) -> None:
     print(f"{root.count} events in {verdict.streams} streams are unaltered; root {root.root.hex()}")
     print(f"  {verdict.linked} have a link of their own, {verdict.checkpoints} checkpoints hold")
     if signed is not None:
-        print(f"  signed up to position {signed.root.position} by key {signed.key_id}")
+        after = root.count - signed.root.count
+        print(
+            f"  signed up to position {signed.root.position} by key {signed.key_id}; "
+            f"{after} events came after that"
+        )
     elif root.position > FROM_START:
         why = "no key is set" if not keys else "there is no checkpoint yet"
         print(f"  no signature was checked: {why}")

@@ -2,9 +2,12 @@
 
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol
+from uuid import UUID
 
 from services.common.kernel.values import value_class
 
+UUID_SIZE_BYTES = 16
+NO_UUID = UUID(int=0)
 NEVER_MS = 2**62
 """An instant that does not come."""
 
@@ -39,3 +42,11 @@ class Database(Protocol):
     def run(self, statements: Sequence[Statement]) -> Awaitable[None]:
         """Run statements in one transaction; done when it is durable."""
         ...
+
+
+def uuid_of(stored: bytes) -> UUID:
+    """Return the UUID of 16 bytes; one that none has, of others.
+
+    Those were altered: the verifier shall come to say so.
+    """
+    return UUID(bytes=stored) if len(stored) == UUID_SIZE_BYTES else NO_UUID

@@ -183,7 +183,7 @@ class KurrentEventStore:
         """Return events at and above a position: the server counts it in."""
         return await self._drained(
             self._client.read_all(
-                commit_position=None if position == FROM_START else position,
+                commit_position=None if position <= FROM_START else position,
                 limit=limit,
                 timeout=self.bounds.read_s,
                 **self._filter,

@@ -224,6 +224,7 @@ class SqliteReader:
                 isolation_level=None,
                 check_same_thread=False,
             )
+            self._connection.text_factory = _text
             self._connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
             tables = self._connection.execute("SELECT name FROM sqlite_master").fetchall()
         except sqlite3.Error as failed:
@@ -293,6 +294,11 @@ def in_sqlite(schema: str) -> str:
     ):
         schema = schema.replace(name, here)
     return schema
+
+
+def _text(written: bytes) -> str:
+    """Return a text, also one that was altered into none: the verifier shall come to say so."""
+    return written.decode(errors="replace")
 
 
 def _numbered(sql: str) -> str:

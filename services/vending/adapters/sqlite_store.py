@@ -4,8 +4,8 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from uuid import UUID
 
+from services.vending.adapters.database import uuid_of
 from services.vending.adapters.following import BATCH_EVENTS_MAX, Following
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, make
 from services.vending.adapters.tables import Projection, nothing
@@ -155,4 +155,4 @@ def _moved_on(
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
     position, stream, revision, id_, type_, data, meta = row
-    return StoredEvent(position, stream, revision, UUID(bytes=id_), type_, data, meta)
+    return StoredEvent(position, stream, revision, uuid_of(id_), type_, data, meta)

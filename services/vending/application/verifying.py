@@ -15,7 +15,13 @@ from typing import Protocol
 
 from services.common.kernel.values import value_class
 from services.vending.application.ledger import Ledger, LedgerEvent
-from services.vending.application.relay import SCAN_EVENTS_MAX, START, link_of, root_with
+from services.vending.application.relay import (
+    FIRST_BOOK_EPOCH,
+    SCAN_EVENTS_MAX,
+    START,
+    link_of,
+    root_with,
+)
 from services.vending.domain import chain
 from services.vending.domain.event_store import (
     FROM_START,
@@ -25,6 +31,9 @@ from services.vending.domain.event_store import (
     StreamId,
 )
 from services.vending.domain.tables import Checkpoint, Link, Root, Tables
+
+BEFORE_ALL = -(2**62)
+"""A position before any, also before those that no store gives."""
 
 
 @value_class
@@ -134,6 +143,19 @@ async def compare(
     return count, None
 
 
+def first_of(here: Fault | None, differs: Fault | None) -> Fault | None:
+    """Return the first of what the store says against itself and what ledger says against it.
+
+    Events that were rewritten with their links are a span here, and perhaps not even that where
+    another one behind them is named; ledger names each.
+    """
+    if here is None or differs is None:
+        return here or differs
+    is_before = here.until < differs.position
+    is_the_same = here.position == here.until == differs.position
+    return here if is_before or is_the_same else differs
+
+
 async def _all_of(store: EventStore) -> AsyncIterator[StoredEvent]:
     position = FROM_START
     while events := await store.read_all(position, SCAN_EVENTS_MAX):
@@ -160,6 +182,11 @@ class _Walk:
         self._checkpoints = iter(checkpoints)
         self._checkpoint = next(self._checkpoints, None)
         self._safe_until = FROM_START
+        self._before_links: StoredEvent | None = None
+        self._behind_links: StoredEvent | None = None
+        """The first event before the links begin, and the first where they have ended."""
+        self._unlinked: Fault | None = None
+        """Said where nothing worse is found: events, not what tells of them, are what matters."""
         self.root = START
         self.linked = 0
         self.held = 0
@@ -167,6 +194,9 @@ class _Walk:
 
     async def to_end(self, head: int, linked_until: int, progress: Progress) -> Fault | None:
         """Return the first fault; None where there is none."""
+        for hidden in await self._store.read_all(BEFORE_ALL, 1):
+            if hidden.position <= FROM_START:
+                return _fault_of(hidden, "it was inserted where nobody who follows the book looks")
         links = self._links(linked_until)
         link = await anext(links, None)
         async for events in self._batches(head):
@@ -178,6 +208,10 @@ class _Walk:
                         return await self._misfit(event, hash_, link)
                     self.linked += 1
                     link = await anext(links, None)
+                elif link is None:
+                    self._behind_links = self._behind_links or event
+                else:
+                    self._before_links = self._before_links or event
                 fault = _stream_fault(event, lasts.get(event.stream)) or self._passed(event, hash_)
                 if fault is not None:
                     return fault
@@ -186,7 +220,7 @@ class _Walk:
             progress(self.root.position, head)
         if link is not None:
             return _gone(link, "it and all that came after it are gone: the end was cut off")
-        return self._end_fault()
+        return self._end_fault() or self._unlinked
 
     async def _batches(self, head: int) -> AsyncIterator[list[StoredEvent]]:
         position = FROM_START
@@ -210,10 +244,29 @@ class _Walk:
             there = self.root if checkpoint.root.position == event.position else before
             if wrong := self._against(checkpoint, there):
                 return Fault(self._safe_until + 1, event.position, StreamId(""), -1, "", wrong)
+            self._unlinked = self._unlinked or self._unlinked_before(checkpoint)
             self.held += 1
-            self._safe_until = event.position
+            if checkpoint.key_id or not self._keys:  # else who altered events wrote this one anew
+                self._safe_until = event.position
             self._checkpoint = next(self._checkpoints, None)
         return None
+
+    def _unlinked_before(self, checkpoint: Checkpoint) -> Fault | None:
+        """Return the first event that must have a link, for a checkpoint tells of it.
+
+        Releases that kept no links wrote no time. In a raised book epoch the relay tells again what
+        they told, and keeps no link where some stand behind it.
+        """
+        if not checkpoint.written_at_ms:
+            self._before_links = self._behind_links = None
+            return None
+        unlinked = self._behind_links
+        if unlinked is None and checkpoint.book_epoch == FIRST_BOOK_EPOCH:
+            unlinked = self._before_links
+        if unlinked is None:
+            return None
+        at = checkpoint.root.position
+        return _fault_of(unlinked, f"its link is gone, though a checkpoint at {at} tells of it")
 
     def _against(self, checkpoint: Checkpoint, there: Root) -> str:
         """Return what a checkpoint proves to be wrong; "" where it holds."""
@@ -239,11 +292,16 @@ class _Walk:
             until = self._checkpoint.root.position
             what = f"the end was cut off: a checkpoint at position {until} vouches for more"
             return Fault(self.root.position + 1, until, StreamId(""), -1, "", what)
-        if self._keys and self.held and self.signed is None:
+        if self._keys and (self.held or self.linked) and self.signed is None:
             what = (
                 "none of the checkpoints is signed, though keys are set: start vending once with "
                 "its key, or signatures were removed"
             )
+            if not self.held:
+                what = (
+                    "no checkpoint vouches for them, though they were told and keys are set: "
+                    "checkpoints were removed, or vending never came to its first"
+                )
             return Fault(FROM_START + 1, self.root.position, StreamId(""), -1, "", what)
         return None
 
@@ -252,7 +310,7 @@ class _Walk:
         if event.position > link.position:
             return _gone(link, "it is gone")
         if event.position < link.position:
-            return _fault_of(event, "it was inserted: nothing was told here")
+            return _fault_of(event, "it was inserted: nothing was told here, or its link is gone")
         if event.id == link.id:
             names = ("stream", "revision", "type")
             altered = [name for name in names if getattr(event, name) != getattr(link, name)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from services.vending.adapters.database import Statement
+from services.vending.adapters.database import Statement, uuid_of
 from services.vending.adapters.tables.table import Table
 from services.vending.domain.event_store import StreamId
 from services.vending.domain.tables import Link
@@ -58,4 +58,4 @@ class Links(Table):
 
 def _link(row: Sequence[Any]) -> Link:
     position, stream, revision, event_id, type_, hash_ = row
-    return Link(position, StreamId(stream), revision, UUID(bytes=event_id), type_, hash_)
+    return Link(position, StreamId(stream), revision, uuid_of(event_id), type_, hash_)
