@@ -35,7 +35,8 @@ async def pages_of(dsn: str) -> dict[str, int]:
     """Return table → pages read of it and its indexes."""
     connection = await asyncpg.connect(dsn)
     try:
-        return dict(await connection.fetch(PAGES, SCHEMA))
+        rows = await connection.fetch(PAGES, SCHEMA)
+        return {row["relname"]: row["pages"] for row in rows}
     finally:
         await connection.close()
 

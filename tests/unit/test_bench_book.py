@@ -15,7 +15,7 @@ from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.scratch import ScratchLasts
 from services.vending.application.verifying import verify
 from services.vending.domain.event_store import FROM_START
-from services.vending.domain.events import CreditSold
+from services.vending.domain.events.sales import CreditSold
 from tests.unit.vending_world import T0_MS
 from tools.bench import big_book
 
