@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from services.vending.adapters import stores, tables
+from services.vending.adapters.database import Claim
 from services.vending.adapters.keys import PublicKeys
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.scratch import ScratchLasts
@@ -47,6 +48,6 @@ async def test_the_accounts_of_the_book_are_what_the_office_decides(tmp_path: Pa
         papers = connection.execute("SELECT receipt_id, position FROM document ORDER BY number")
         numbered = papers.fetchall()
     claims = [change for event in found for change in tables.changes(event)]
-    assert names == {(c.kind, c.name, c.owner) for c in claims if isinstance(c, tables.Claim)}
+    assert names == {(c.kind, c.name, c.owner) for c in claims if isinstance(c, Claim)}
     sold = [(e, tables.event_of(e)) for e in found]
     assert numbered == [(s.receipt_id, e.position) for e, s in sold if isinstance(s, CreditSold)]
