@@ -40,7 +40,7 @@ from services.vending.domain.closings import CloseAccount, CloseMeters
 from services.vending.domain.event_store import FROM_START, StoredEvent, StreamId
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.sales import CreditSold
-from services.vending.domain.meter import ForceRelay
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import DAY_MS
 from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.tables import Ask, Charged, Checkpoint, Link, Offset, Root

@@ -28,7 +28,7 @@ from services.metering.domain.seeding import (
 )
 from services.metering.domain.shard import ShardState
 from services.vending.adapters import bus
-from services.vending.domain import account
+from services.vending.domain import account, account_commands
 from services.vending.domain.decisions import Accepted, Answers
 from services.vending.domain.events import event_from
 from services.vending.domain.events.usage import UsagePosted
@@ -65,7 +65,7 @@ def posted_of(echo: Output) -> UsagePosted | None:
     of = (value["currency"], 2, 9, value["legal_entity"], value["commodity"], "T", "P")
     key = column_key("account", value["account_id"])
     state = account.Account(Answers(0), value["account_id"], key, SHARD, "S", None, *of)
-    decision = account.decide(state, bus.usage_told(value, 1))
+    decision = account_commands.decide(state, bus.usage_told(value, 1))
     assert isinstance(decision, Accepted)
     if not decision.events:
         return None

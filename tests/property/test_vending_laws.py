@@ -26,14 +26,9 @@ from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Book
-from services.vending.domain import account, closings
-from services.vending.domain.account import (
-    Account,
-    GrantEmergencyCredit,
-    OpenAccount,
-    Sell,
-    SetDebt,
-)
+from services.vending.domain import account_commands, closings
+from services.vending.domain.account import Account
+from services.vending.domain.account_opening import OpenAccount
 from services.vending.domain.checks import METHODS
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Answers, Request, fingerprint
@@ -42,10 +37,12 @@ from services.vending.domain.events.closings import RemainderRounded
 from services.vending.domain.events.event import MoneyEvent
 from services.vending.domain.events.sales import CreditSold, DebtSet, EmergencyGranted
 from services.vending.domain.events.usage import UsagePosted
+from services.vending.domain.lending import GrantEmergencyCredit, SetDebt
 from services.vending.domain.orders import PromisePayment
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.postings import COMPONENTS, Usage
+from services.vending.domain.sale import Sell
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
@@ -214,7 +211,7 @@ class Ledger:
             self.write(name, key, self.seen[key][0], event)
 
 
-def command_of(ask: Ask) -> account.Command | CloseAccount:
+def command_of(ask: Ask) -> account_commands.Command | CloseAccount:
     request = Request(ask.caller, str(UUID(int=ask.number + 1)), fingerprint(*ask.content), 5)
     if ask.what == "open":
         return OpenAccount(
@@ -234,7 +231,7 @@ def command_of(ask: Ask) -> account.Command | CloseAccount:
 
 def decided(command: Any) -> Any:
     of_closings = isinstance(command, CloseAccount | SettleClosing)
-    decide: Any = closings.decide if of_closings else account.decide
+    decide: Any = closings.decide if of_closings else account_commands.decide
     return lambda state: decide(state, command)
 
 

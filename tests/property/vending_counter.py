@@ -7,7 +7,6 @@ from services.common.kernel.errors import InvalidInput, Retriable
 from services.vending.application.batches import Draft
 from services.vending.application.closings import Look
 from services.vending.application.office import Office
-from services.vending.domain.account import GrantEmergencyCredit, Sell, SetDebt
 from services.vending.domain.batch import Kind, Terms
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
@@ -22,8 +21,10 @@ from services.vending.domain.corrections import (
 )
 from services.vending.domain.document import State
 from services.vending.domain.events.closings import AccountCloseRefused
+from services.vending.domain.lending import GrantEmergencyCredit, SetDebt
 from services.vending.domain.opening import Cancel, FirstSale, Plan, PlannedMeter
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
+from services.vending.domain.sale import Sell
 from services.vending.domain.settling import SettleAccount
 from tests.property.vending_paper import BATCHES, CLOSINGS, DOCUMENTS, ROUNDING, SHARE_PPM, Ask
 from tests.unit import test_vending_documents

@@ -14,13 +14,13 @@ from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.application import relay
 from services.vending.application.office import Office
 from services.vending.application.relay import Relay
-from services.vending.domain import account
+from services.vending.domain import account_commands
 from tests.recovery.patching import patch
 
 
 def forget_requests() -> None:
     """Take a command that was answered before for a new one."""
-    patch(account, answered=lambda *_: None)
+    patch(account_commands, answered=lambda *_: None)
 
 
 def answer_before_the_commit() -> None:

@@ -19,7 +19,7 @@ from services.vending.domain.account import Status
 from services.vending.domain.closing import HOUR_MS
 from services.vending.domain.closings import CloseAccount, CloseMeters, GiveRegister
 from services.vending.domain.events.event import MoneyEvent
-from services.vending.domain.meter import ResolveReading
+from services.vending.domain.meter_orders import ResolveReading
 from services.vending.domain.trial_balance import TrialBalance
 from tests.unit.metering_log import frame, of, reading
 from tests.unit.test_usage_comes_from_metering import HALF_HOUR_MS, Platform, platform

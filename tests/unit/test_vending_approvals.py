@@ -34,7 +34,8 @@ from services.vending.domain.authority import (
 from services.vending.domain.decisions import Accepted, Rejection, Request
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.prices import PolicyPublished
-from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import DAY_MS, KeepPower, PromisePayment
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.policy import PublishPolicy

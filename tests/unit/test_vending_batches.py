@@ -24,19 +24,13 @@ from services.vending.domain import batch as batches
 from services.vending.domain import batching
 from services.vending.domain.approval import Approve
 from services.vending.domain.authority import PublishAuthority, rules_text
-from services.vending.domain.batch import (
-    Batch,
-    Kind,
-    Of,
-    Outcome,
-    Status,
-    Terms,
-)
+from services.vending.domain.batch import Batch, Kind, Of, Outcome, Status, Terms
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
 from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.events.batches import BatchTargets
 from services.vending.domain.events.event import Event
-from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.origin import Origin
 from services.vending.domain.pacing import MINUTE_MS
 from tests.unit import vending_world

@@ -25,7 +25,8 @@ from services.vending.domain.closing import ASK_AGAIN_MS, HOUR_MS
 from services.vending.domain.closings import AskMetering, Command, EndCancelled
 from services.vending.domain.decisions import Accepted
 from services.vending.domain.events.event import Event
-from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import KeepPower
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import approve, of_type, publish

@@ -46,7 +46,7 @@ from services.vending.domain.corrections import RefundCredit, WriteOff
 from services.vending.domain.decisions import Request
 from services.vending.domain.events.closings import AccountClosed, AccountSettled, MetersClosed
 from services.vending.domain.events.event import Event, MoneyEvent
-from services.vending.domain.meter import ForceRelay
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import KeepPower
 from services.vending.domain.origin import Origin
 from services.vending.domain.owed import Owed

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.vending.domain.account import Status
 from services.vending.domain.closing import LASTS_MS_DEFAULT
 from services.vending.domain.decisions import Request
-from services.vending.domain.meter import ResolveReading
+from services.vending.domain.meter_orders import ResolveReading
 from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.usage import PostUsage

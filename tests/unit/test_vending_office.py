@@ -21,11 +21,19 @@ from services.common.kernel.routing import partition_of
 from services.common.kernel.units import INT64_MAX
 from services.common.runtime import codec
 from services.common.tariffs import plan as plans
-from services.vending.domain import account, checks, meter
-from services.vending.domain.account import METERS_MAX, Account, JoinMeter
+from services.vending.domain import (
+    account_commands,
+    account_history,
+    account_opening,
+    checks,
+    meter_commands,
+)
+from services.vending.domain.account import METERS_MAX, Account, Status
+from services.vending.domain.account_commands import JoinMeter
 from services.vending.domain.events import event_from
 from services.vending.domain.events.sales import CreditSold, EmergencyGranted
-from services.vending.domain.meter import AssignMeter, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_epochs import AssignMeter
 from services.vending.domain.owed import Owed
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.site import HoldCuts, RegisterSite, ReleaseCuts
@@ -67,7 +75,7 @@ async def refused(work: Awaitable[Any]) -> Reason:
 async def join_by_hand(world: World, meter_id: str, account_id: str) -> None:
     request = world.ask(meter_id, account_id)
     join = JoinMeter(request, account_id, meter_id, 2, 0)
-    await world.book.submit(Account, account_id, lambda state: account.decide(state, join))
+    await world.book.submit(Account, account_id, lambda state: account_commands.decide(state, join))
 
 
 async def assign_and_crash(
@@ -76,7 +84,7 @@ async def assign_and_crash(
     """Decide an assignment in the meter's stream, and tell nobody."""
     state = await world.book.state_of(Account, account_id)
     command = AssignMeter(request, meter_id, account_id, 1000, account=state)
-    await world.book.submit(Meter, meter_id, lambda state: meter.decide(state, command))
+    await world.book.submit(Meter, meter_id, lambda state: meter_commands.decide(state, command))
 
 
 # --- registering ---------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ async def test_two_meters_that_claim_a_serial_at_once_do_not_both_get_it(mall: W
 async def test_ids_that_would_share_a_column_key_do_not_both_exist(
     mall: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(account, "column_key", lambda *_: 77)
+    monkeypatch.setattr(account_opening, "column_key", lambda *_: 77)
     await mall.account("A2")
     assert await refused(mall.account("A3")) is Reason.KEY_COLLISION
     assert await mall.book.state_of(Account, "A3") is None
@@ -532,7 +540,7 @@ async def test_a_sale_of_before_there_were_debts_is_read_as_one_without(mall: Wo
     old = event_from("credit-sold", codec.decode("credit-sold/1", value[: -len(new)]))
     assert isinstance(old, CreditSold)  # a null is one byte
     assert TrialBalance().postings_of(old) == sold.postings
-    after = account.evolve(known, old)
+    after = account_history.evolve(known, old)
     assert (after.credited_nano, after.owed) == (5 * NANO, Owed())
 
 
@@ -628,7 +636,7 @@ async def test_a_meter_of_an_account_that_closed_meanwhile_goes_home_again(path:
         await assign_and_crash(first, request)
         await closing(first)
         await settle(first, charged_nano=0)
-        assert (await first.office.account("A1")).status is account.Status.CLOSED
+        assert (await first.office.account("A1")).status is Status.CLOSED
     async with vending_world.world(path) as second:
         assert await refused(second.assign(request=request)) is Reason.ACCOUNT_NOT_OPEN
         home = await second.office.meter("M1")
@@ -669,7 +677,7 @@ async def settle(world: World, charged_nano: int, open_meters: int = 0) -> None:
 async def test_an_account_with_meters_is_not_closed(mall: World) -> None:
     await mall.assign()
     assert await refused(mall.close()) is Reason.ACCOUNT_HAS_METERS
-    assert (await mall.office.account("A1")).status is account.Status.OPEN
+    assert (await mall.office.account("A1")).status is Status.OPEN
 
 
 async def test_a_closing_waits_for_the_echo_and_gets_its_answer(mall: World) -> None:
@@ -682,7 +690,7 @@ async def test_a_closing_waits_for_the_echo_and_gets_its_answer(mall: World) -> 
     assert await refused(mall.assign()) is Reason.ACCOUNT_NOT_OPEN
     await settle(mall, charged_nano=100 * NANO)
     closed = await asked
-    assert closed.state.status is account.Status.CLOSED
+    assert closed.state.status is Status.CLOSED
     assert await refused(mall.sell(5)) is Reason.ACCOUNT_NOT_OPEN
 
 
@@ -708,7 +716,7 @@ async def test_an_echo_that_shows_something_left_opens_the_account_again(
     assert old is not None
     late = SettleClosing("A1", old.hold_id, 105 * NANO, 9, 0, T0_MS)
     await mall.office.settle(late)
-    assert (await mall.office.account("A1")).status is account.Status.OPEN
+    assert (await mall.office.account("A1")).status is Status.OPEN
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request
 from services.vending.domain.facts import fact_of
-from services.vending.domain.meter import ForceRelay, Meter, ResolveReading
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay, ResolveReading
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
 from tests.unit import vending_world
 from tests.unit.test_vending_office import assign_and_crash, closing, refused, settle

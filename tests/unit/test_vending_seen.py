@@ -13,18 +13,13 @@ from typing import Any
 import pytest
 
 from services.common.kernel.reasons import Reason
-from services.vending.domain.account import SetDebt
 from services.vending.domain.approval import Status
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.closing import HOUR_MS
-from services.vending.domain.corrections import (
-    AdjustCredit,
-    RefundCredit,
-    TransferCredit,
-    WriteOff,
-)
+from services.vending.domain.corrections import AdjustCredit, RefundCredit, TransferCredit, WriteOff
 from services.vending.domain.decisions import Request
-from services.vending.domain.meter import ForceRelay
+from services.vending.domain.lending import SetDebt
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import DAY_MS, KeepPower
 from services.vending.domain.origin import Origin
 from services.vending.domain.seen import changed_since

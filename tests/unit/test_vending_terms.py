@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import CURRENCIES
 from services.vending.application.book import Outcome
-from services.vending.domain import account, terms
-from services.vending.domain.account import Account, Sell
+from services.vending.domain import account_commands, terms
+from services.vending.domain.account import Account
 from services.vending.domain.decisions import Answers, Request
 from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.payment import ConfirmSale, ReserveSale
 from services.vending.domain.policy import FEE_PPM_MAX, Policy
 from services.vending.domain.postings import Usage
+from services.vending.domain.sale import Sell
 from services.vending.domain.usage import PostUsage
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import publish
@@ -62,7 +63,9 @@ async def use(world: World, charged_nano: int) -> Outcome[Account]:
         world.ask(charged_nano), "A1", 1, Usage(undivided_nano=charged_nano), 0, 0, 1,
         [], b"", 1, 1,
     )  # fmt: skip
-    return await world.book.submit(Account, "A1", lambda state: account.decide(state, told))
+    return await world.book.submit(
+        Account, "A1", lambda state: account_commands.decide(state, told)
+    )
 
 
 # --- the fee -------------------------------------------------------------------------------------

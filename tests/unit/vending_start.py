@@ -15,8 +15,8 @@ from services.common.runtime.kafka import Outgoing
 from services.vending import main
 from services.vending.adapters import bus
 from services.vending.config import VendingSettings
-from services.vending.domain.account import Sell
 from services.vending.domain.decisions import Request
+from services.vending.domain.sale import Sell
 from services.vending.domain.tables import Checkpoint
 from tools.bench import big_book
 

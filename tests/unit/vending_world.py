@@ -17,13 +17,15 @@ from services.vending.adapters.stores import SQLITE_SCHEMA
 from services.vending.adapters.tables import SqlTables
 from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
-from services.vending.domain.account import Account, Sell, SetDebt
+from services.vending.domain.account import Account
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.event_store import EventStore
+from services.vending.domain.lending import SetDebt
 from services.vending.domain.meter import Meter
 from services.vending.domain.origin import NOBODY, Origin
 from services.vending.domain.policy import PublishPolicy
+from services.vending.domain.sale import Sell
 from services.vending.domain.site import RegisterSite
 from services.vending.domain.tables import Charged, Tables
 from services.vending.domain.tariff import PublishTariff

@@ -22,14 +22,15 @@ from services.common.runtime import points
 from services.vending.application.approvals import Approvals, Prepared, prepared_for
 from services.vending.application.book import Book, Outcome, accepted, check_accepted
 from services.vending.application.process import each, step
-from services.vending.domain import account, batch, batching, checks, pacing
+from services.vending.domain import account_commands, batch, batching, checks, pacing, sale
 from services.vending.domain.account import Account, account_not_found
 from services.vending.domain.batch import Batch, Kind, Of, Result, Status, Target, Terms
 from services.vending.domain.changes import ChangeTerms
 from services.vending.domain.corrections import AdjustCredit
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, answered
 from services.vending.domain.events.batches import BatchRoundEnded
-from services.vending.domain.meter import ForceRelay, Meter, meter_not_found
+from services.vending.domain.meter import Meter, meter_not_found
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.pacing import MINUTE_MS, Asked
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
@@ -375,10 +376,12 @@ class Batches:
         by = await self._book.state_of(Policy, of.policy_id) if of else None
         assert target.amount_minor is not None, "each target of a sale has one"
         assert state.terms.method is not None, "a sale has a method"
-        command = account.Sell(
+        command = sale.Sell(
             request, target.target_id, target.amount_minor, state.terms.method, policy=by
         )
-        return prepared_for(Account, target.target_id, account.decide, command, target.seen)
+        return prepared_for(
+            Account, target.target_id, account_commands.decide, command, target.seen
+        )
 
     # --- what they need ---------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
-from services.vending.domain import changes, meter
+from services.vending.domain import changes, meter_commands
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
-from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
@@ -35,7 +36,7 @@ class Changing:
                 Action.FORCE_OFF,
                 Meter,
                 "meter_id",
-                meter.decide,
+                meter_commands.decide,
                 self._with_account,
                 said=("closing_id",),
             ),

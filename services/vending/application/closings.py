@@ -28,7 +28,8 @@ from services.vending.domain.event_store import FROM_START
 from services.vending.domain.events.accounts import AccountMeterLeft
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.meters import MeterAssigned, MeterHoldResolved, RelayForced
-from services.vending.domain.meter import OFF, PREPAID, ForceRelay, Meter
+from services.vending.domain.meter import OFF, PREPAID, Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy
 from services.vending.domain.streams import evolve_of, stream_of

@@ -7,13 +7,13 @@ from typing import TypeVar
 from services.common.kernel.profiles import Profile
 from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
-from services.vending.domain import meter
+from services.vending.domain import meter_commands
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Action
-from services.vending.domain.meter import (
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_epochs import (
     AssignMeter,
     ChangeRatio,
-    Meter,
     ReleaseMeter,
     ReplaceMeter,
 )
@@ -35,7 +35,7 @@ class Moving:
     @property
     def commands(self) -> dict[str, Guarded]:
         """The commands, by the names that stand in proposals for good."""
-        of_meter = (Action.REGISTER, Meter, "meter_id", meter.decide)
+        of_meter = (Action.REGISTER, Meter, "meter_id", meter_commands.decide)
         return {
             "move-meter": Guarded(
                 AssignMeter, *of_meter, self._with_account, said=("from_account_id",)

@@ -35,6 +35,8 @@ from services.vending.application.registers import Registers
 from services.vending.application.transfers import Transfers
 from services.vending.domain import (
     account,
+    account_commands,
+    account_opening,
     authority,
     batching,
     changes,
@@ -42,9 +44,15 @@ from services.vending.domain import (
     closings,
     corrections,
     gateway,
+    lending,
     meter,
+    meter_commands,
+    meter_device,
+    meter_epochs,
+    meter_orders,
     orders,
     policy,
+    sale,
     settling,
     site,
     tariff,
@@ -85,10 +93,10 @@ GUARDED = {
         said=OF_A_DRAFT,
     ),
     "keep-power": Guarded(
-        orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account.decide
+        orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account_commands.decide
     ),
     "promise-payment": Guarded(
-        orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account.decide
+        orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account_commands.decide
     ),
     "publish-policy": Guarded(
         policy.PublishPolicy,
@@ -98,7 +106,9 @@ GUARDED = {
         policy.decide,
         said=(*OF_A_DRAFT, "effective_at_ms"),
     ),
-    "set-debt": Guarded(account.SetDebt, Action.DEBT, Account, "account_id", account.decide),
+    "set-debt": Guarded(
+        lending.SetDebt, Action.DEBT, Account, "account_id", account_commands.decide
+    ),
     "adjust-credit": Guarded(
         corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
     ),
@@ -113,7 +123,7 @@ GUARDED = {
 """What may need a second person, by the names that stand in proposals for good."""
 T = TypeVar("T")
 S = TypeVar("S", bound=State)
-OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, account.GrantEmergencyCredit)
+OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, lending.GrantEmergencyCredit)
 
 
 @value_class
@@ -166,13 +176,13 @@ class Office:
             said=("at_most_minor",),
         )
         grant = Guarded(
-            account.GrantEmergencyCredit,
+            lending.GrantEmergencyCredit,
             Action.EMERGENCY,
             Account,
             "account_id",
-            account.decide,
+            account_commands.decide,
             self._with_policy,
-            account.grant_named,
+            lending.grant_named,
             said=("at_most_minor",),
         )
         self.openings = Openings(book, tables, clock, self)
@@ -258,7 +268,7 @@ class Office:
         device = self._profile(profile)
         behind = await self._book.state_of(Gateway, gateway_id)
         at = await self._book.state_of(Site, behind.site_id) if behind else None
-        command = meter.RegisterMeter(
+        command = meter_device.RegisterMeter(
             request,
             meter_id,
             serial,
@@ -272,7 +282,9 @@ class Office:
             behind,
             at,
         )
-        return await self._book.submit(Meter, meter_id, partial(_on, meter.decide, command))
+        return await self._book.submit(
+            Meter, meter_id, partial(_on, meter_commands.decide, command)
+        )
 
     def _profile(self, name: str) -> Profile:
         """Return a device profile. Raises InvalidInput(PROFILE_UNKNOWN)."""
@@ -319,7 +331,7 @@ class Office:
         method: str,
     ) -> Outcome[Account]:
         """Let an account exist, with credit where a first sale is asked for."""
-        command = account.OpenAccount(
+        command = account_opening.OpenAccount(
             request,
             account_id,
             site_id,
@@ -334,9 +346,11 @@ class Office:
             await self._book.state_of(Tariff, tariff_id),
             await self._book.state_of(Policy, policy_id),
         )
-        return await self._book.submit(Account, account_id, partial(_on, account.decide, command))
+        return await self._book.submit(
+            Account, account_id, partial(_on, account_commands.decide, command)
+        )
 
-    async def sell(self, command: account.Sell) -> Outcome[Account]:
+    async def sell(self, command: sale.Sell) -> Outcome[Account]:
         """Sell credit, or what energy costs. The outcome's event is the CreditSold."""
         of = await self._book.state_of(Account, command.account_id)
         if of is not None:
@@ -344,19 +358,19 @@ class Office:
             energy = command.energy_milli
             tariff = await self._in_force(of.tariff_id) if energy else None
             command = changed(command, policy=by, tariff=tariff)
-        decide = partial(_on, account.decide, command)
+        decide = partial(_on, account_commands.decide, command)
         return accepted(await self._book.submit(Account, command.account_id, decide))
 
     async def grant_emergency_credit(self, request: Request, account_id: str) -> Outcome[Account]:
         """Grant what the account's policy, as it is now, grants; it may need a second person."""
-        return await self.approvals.ask(account.GrantEmergencyCredit(request, account_id))
+        return await self.approvals.ask(lending.GrantEmergencyCredit(request, account_id))
 
     async def quote(self, account_id: str, energy_milli: int) -> tuple[Quote, Account]:
         """Return what energy costs an account now. Raises InvalidInput where nobody can say."""
         checks.check_between("energy_milli", energy_milli, 1, ENERGY_MILLI_MAX)
         of = await self.account(account_id)
         by = await self._book.state_of(Policy, of.policy_id)
-        quoted = account.quote_of(of, by, await self._in_force(of.tariff_id), energy_milli)
+        quoted = sale.quote_of(of, by, await self._in_force(of.tariff_id), energy_milli)
         if isinstance(quoted, Rejection):
             raise quoted.as_error()
         return quoted, of
@@ -367,7 +381,7 @@ class Office:
         versions = await self._book.events_of(Tariff, tariff_id, TariffPublished)
         return next((v for v in reversed(versions) if v.effective_at_ms <= now_ms), None)
 
-    async def set_debt(self, command: account.SetDebt) -> Outcome[Account]:
+    async def set_debt(self, command: lending.SetDebt) -> Outcome[Account]:
         """Set what an account owes beside its use, which may need a second person."""
         return await self.approvals.ask(command)
 
@@ -489,7 +503,7 @@ class Office:
 
     async def post_usage(self, command: usage.PostUsage) -> Outcome[Account]:
         """Take in what metering says an account was charged. The event, where it is news."""
-        decide = partial(_on, account.decide, command)
+        decide = partial(_on, account_commands.decide, command)
         return await self._book.submit(Account, command.account_id, decide)
 
     # --- assignment -------------------------------------------------------------------------------
@@ -508,7 +522,7 @@ class Office:
         """
 
         async def decide() -> Outcome[Meter]:
-            command = meter.AssignMeter(
+            command = meter_epochs.AssignMeter(
                 request, meter_id, account_id, register_milli, from_account_id
             )
             return await self.approvals.ask(command)
@@ -529,7 +543,7 @@ class Office:
         """Give a meter back to its house; a closing, where one is named, to end."""
 
         async def decide() -> Outcome[Meter]:
-            command = meter.ReleaseMeter(request, meter_id, register_milli, closing_id)
+            command = meter_epochs.ReleaseMeter(request, meter_id, register_milli, closing_id)
             return await self.approvals.ask(command)
 
         return await self._unbroken(self._moved(meter_id, decide))
@@ -553,7 +567,7 @@ class Office:
         """Let another device, or a register that began anew, count on for the same account."""
 
         async def decide() -> Outcome[Meter]:
-            command = meter.ReplaceMeter(
+            command = meter_epochs.ReplaceMeter(
                 request,
                 meter_id,
                 closing_register_milli,
@@ -575,19 +589,23 @@ class Office:
         """Let the register count for another energy, of the same account."""
 
         async def decide() -> Outcome[Meter]:
-            command = meter.ChangeRatio(request, meter_id, ratio, register_milli, reason)
+            command = meter_epochs.ChangeRatio(request, meter_id, ratio, register_milli, reason)
             return await self.approvals.ask(command)
 
         return await self._unbroken(self._moved(meter_id, decide))
 
-    async def order(self, command: meter.ResolveReading | meter.ForceRelay) -> Outcome[Meter]:
+    async def order(
+        self, command: meter_orders.ResolveReading | meter_orders.ForceRelay
+    ) -> Outcome[Meter]:
         """Give an order about a meter that stays what and whose it is.
 
         Forcing it off may need a second person.
         """
-        if isinstance(command, meter.ForceRelay):
+        if isinstance(command, meter_orders.ForceRelay):
             return await self.approvals.ask(command)
-        return await self._book.submit(Meter, command.meter_id, partial(_on, meter.decide, command))
+        return await self._book.submit(
+            Meter, command.meter_id, partial(_on, meter_commands.decide, command)
+        )
 
     async def order_for(self, command: orders.Order) -> Outcome[Account]:
         """Give an order about an account, or say what became of a notice.
@@ -596,7 +614,7 @@ class Office:
         """
         if isinstance(command, orders.KeepPower | orders.PromisePayment):
             return await self.approvals.ask(command)
-        decide = partial(_on, account.decide, command)
+        decide = partial(_on, account_commands.decide, command)
         return await self._book.submit(Account, command.account_id, decide)
 
     # --- what is half done ------------------------------------------------------------------------
@@ -655,22 +673,22 @@ class Office:
         content = (todo.account_id, todo.meter_id, todo.epoch, todo.register_milli)
         request = await self._derived(todo.kind, todo, content)
         if todo.kind == "leave":
-            leave = account.LeaveMeter(request, *content)
-            decide = partial(_on, account.decide, leave)
+            leave = account_commands.LeaveMeter(request, *content)
+            decide = partial(_on, account_commands.decide, leave)
             await self._book.submit(Account, todo.account_id, decide)
             return
-        join = account.JoinMeter(request, *content)
+        join = account_commands.JoinMeter(request, *content)
         try:
-            decide = partial(_on, account.decide, join)
+            decide = partial(_on, account_commands.decide, join)
             await self._book.submit(Account, todo.account_id, decide)
         except InvalidInput:
             now = await self._book.state_of(Meter, todo.meter_id)
             if now is None or now.epoch != todo.epoch:
                 return  # released already: the leaving, which is next, settles both
-            undo = meter.ReleaseMeter(
+            undo = meter_epochs.ReleaseMeter(
                 await self._derived("undo", todo, content), todo.meter_id, todo.register_milli
             )
-            await self._book.submit(Meter, todo.meter_id, partial(_on, meter.decide, undo))
+            await self._book.submit(Meter, todo.meter_id, partial(_on, meter_commands.decide, undo))
 
     async def _derived(self, name: str, todo: Todo, content: tuple[object, ...]) -> Request:
         """Return the request of a step, whose origin is that of the move."""

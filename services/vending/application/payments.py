@@ -13,13 +13,14 @@ from services.common.kernel.errors import InvalidInput
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.process import each, step
-from services.vending.domain import account, payment
-from services.vending.domain.account import Account, Sell
+from services.vending.domain import account_commands, payment
+from services.vending.domain.account import Account
 from services.vending.domain.approval import Failure
 from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.payment import Payment, Status, payment_id_of
 from services.vending.domain.policy import Policy
+from services.vending.domain.sale import Sell
 from services.vending.domain.tables import PAYMENT, Tables
 
 
@@ -124,7 +125,7 @@ class Payments:
         )
         return accepted(
             await self._book.submit(
-                Account, state.account_id, lambda before: account.decide(before, command)
+                Account, state.account_id, lambda before: account_commands.decide(before, command)
             )
         )
 

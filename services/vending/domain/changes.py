@@ -14,11 +14,9 @@ from services.vending.domain.account import (
     closing_under_way,
     not_open,
     of_what,
-    policy_not_found,
     refund_under_way,
-    tariff_not_found,
-    unfit,
 )
+from services.vending.domain.account_opening import unfit
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.corrections import arrears_minor, left_minor
 from services.vending.domain.decisions import (
@@ -31,10 +29,10 @@ from services.vending.domain.decisions import (
 )
 from services.vending.domain.events.accounts import AccountTenantChanged, AccountTermsChanged
 from services.vending.domain.events.event import Event
-from services.vending.domain.policy import Policy
+from services.vending.domain.policy import Policy, policy_not_found
 from services.vending.domain.refund import owes
 from services.vending.domain.site import Site
-from services.vending.domain.tariff import Tariff
+from services.vending.domain.tariff import Tariff, tariff_not_found
 
 
 @value_class

@@ -24,7 +24,6 @@ from services.vending.domain.account import (
     Account,
     Status,
     account_not_found,
-    at_most,
     closing_under_way,
     hold_id_of,
     in_transit_nano,
@@ -51,6 +50,7 @@ from services.vending.domain.events.corrections import (
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.refunds import RefundHeld
 from services.vending.domain.events.sales import CreditSold
+from services.vending.domain.lending import at_most
 from services.vending.domain.owed import Owed
 from services.vending.domain.policy import Policy
 from services.vending.domain.refund import LASTS_MS_DEFAULT, owes, too_little

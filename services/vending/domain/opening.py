@@ -12,8 +12,16 @@ from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import format_scaled
 from services.common.kernel.values import value_class
-from services.vending.domain import account, checks, meter
-from services.vending.domain.account import METERS_MAX, Account, OpenAccount
+from services.vending.domain import (
+    account_commands,
+    account_history,
+    account_opening,
+    checks,
+    meter,
+    meter_commands,
+)
+from services.vending.domain.account import METERS_MAX, Account
+from services.vending.domain.account_opening import OpenAccount
 from services.vending.domain.approval import Failure
 from services.vending.domain.decisions import (
     Accepted,
@@ -33,11 +41,12 @@ from services.vending.domain.events.openings import (
     OpeningRefused,
     OpeningStarted,
 )
-from services.vending.domain.meter import AssignMeter, Meter
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_epochs import AssignMeter
 from services.vending.domain.origin import Origin
-from services.vending.domain.policy import Policy
+from services.vending.domain.policy import Policy, policy_not_found
 from services.vending.domain.site import Site, site_not_found
-from services.vending.domain.tariff import Tariff
+from services.vending.domain.tariff import Tariff, tariff_not_found
 
 
 class Status(StrEnum):
@@ -231,22 +240,22 @@ def _unfit(plan: Plan, sale: FirstSale, seen: Seen, request: Request) -> Iterato
         policy,
     )
     if seen.account is not None:
-        yield account.account_exists(plan.account_id)
+        yield account_opening.account_exists(plan.account_id)
     if site is None:
         yield site_not_found(plan.site_id)
     elif sale.amount_minor and sale.currency not in {"", site.currency}:
         text = f"the site sells in {site.currency}, the first sale is in {sale.currency}"
         yield Rejection(Reason.CURRENCY_MISMATCH, text, "first_sale")
     if tariff is None:
-        yield account.tariff_not_found(plan.tariff_id)
+        yield tariff_not_found(plan.tariff_id)
     if policy is None:
-        yield account.policy_not_found(plan.policy_id)
+        yield policy_not_found(plan.policy_id)
     if site and tariff and policy:
-        misfits = account.misfits(site, plan.commodity, tariff, policy)
+        misfits = account_opening.misfits(site, plan.commodity, tariff, policy)
         yield from misfits
-        if not misfits and isinstance(refused := account.decide(None, opening), Rejection):
+        if not misfits and isinstance(refused := account_commands.decide(None, opening), Rejection):
             yield refused
-    would_be = account.evolve(None, account.opened(opening, site)) if site else None
+    would_be = account_history.evolve(None, account_opening.opened(opening, site)) if site else None
     for planned in plan.meters:
         yield from _cannot_join(planned, would_be, seen, request)
 
@@ -266,7 +275,7 @@ def _cannot_join(
             charged_register_milli=charged_milli,
             account=would_be,
         )
-        if isinstance(refused := meter.decide(state, assign), Rejection):
+        if isinstance(refused := meter_commands.decide(state, assign), Rejection):
             yield refused
 
 

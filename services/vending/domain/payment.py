@@ -11,7 +11,7 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
-from services.vending.domain.account import Account, Sell, account_not_found, of_what, why_not_sold
+from services.vending.domain.account import Account, account_not_found, of_what
 from services.vending.domain.approval import Failure
 from services.vending.domain.decisions import (
     Accepted,
@@ -34,6 +34,7 @@ from services.vending.domain.events.payments import (
 )
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy
+from services.vending.domain.sale import Sell, why_not_sold
 from services.vending.domain.terms import fee_minor_of
 
 MINUTE_MS = 60_000

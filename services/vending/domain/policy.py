@@ -168,6 +168,12 @@ def _check_span(field: str, span_ms: int, most_ms: int) -> None:
         checks.check_between(field, span_ms, CUT_WITHIN_MS_MIN, most_ms)
 
 
+def policy_not_found(policy_id: str) -> Rejection:
+    """Return the refusal of a command that names a policy that is not there."""
+    text = f"there is no policy {policy_id!r}; publish it first"
+    return Rejection(Reason.POLICY_NOT_FOUND, text, "policy_id")
+
+
 def decide(state: Policy | None, command: PublishPolicy | BringIntoForce) -> Decision:
     """Return what publishing does, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):

@@ -33,6 +33,7 @@ ROUNDING = "income:rounding"
 WRITE_OFF = "expenses:write-off"
 
 _MONEY = {"cash": CASH, **{name: f"{CLEARING}:{name}" for name in ("pos", "transfer", "qr")}}
+"""Where money of a method of payment lies: the till, or what a provider owes us."""
 
 
 @value_class
@@ -84,11 +85,6 @@ def posted(*amounts: tuple[str, int]) -> Postings:
 def reversed_of(postings: Iterable[Posting]) -> Postings:
     """Return what takes postings back."""
     return tuple([Posting(posting.account, -posting.amount_nano) for posting in postings])
-
-
-def money_account(method: str) -> str:
-    """Return where money of a method of payment lies: the till, or what a provider owes us."""
-    return _MONEY[method]
 
 
 def of_sale(

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.common.kernel.reasons import Reason
-from services.vending.domain.account import Account, SetDebt, debt_size_minor
+from services.vending.domain.account import Account
 from services.vending.domain.authority import Authority
 from services.vending.domain.changes import ChangeTenant, ChangeTerms, changes_hands_minor
 from services.vending.domain.closings import GiveRegister
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Rejection
-from services.vending.domain.meter import ForceRelay, Meter
+from services.vending.domain.lending import SetDebt, debt_size_minor
+from services.vending.domain.meter import Meter
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import KeepPower, PromisePayment
 from services.vending.domain.policy import Policy
 from services.vending.domain.tariff import Tariff

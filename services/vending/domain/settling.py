@@ -11,15 +11,10 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.units import format_nano, format_scaled
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
-from services.vending.domain.account import Account, of_what, usage_news
+from services.vending.domain.account import Account, of_what
+from services.vending.domain.account_commands import usage_news
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.closing import (
-    Closing,
-    Rounding,
-    Settlement,
-    ToldTotals,
-    settlement,
-)
+from services.vending.domain.closing import Closing, Rounding, Settlement, ToldTotals, settlement
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, stamp
 from services.vending.domain.events.closings import (
     AccountClosed,

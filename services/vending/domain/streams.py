@@ -5,13 +5,13 @@ from typing import Any
 
 from services.common.kernel.errors import Bug
 from services.vending.domain import (
-    account,
+    account_history,
     approval,
     authority,
     batch,
     document,
     gateway,
-    meter,
+    meter_history,
     opening,
     payment,
     policy,
@@ -52,8 +52,8 @@ Evolve = Callable[[Any, Event], State]
 _EVOLVE: dict[str, Evolve] = {
     "site": site.evolve,
     "gateway": gateway.evolve,
-    "meter": meter.evolve,
-    "account": account.evolve,
+    "meter": meter_history.evolve,
+    "account": account_history.evolve,
     "opening": opening.evolve,
     "tariff": tariff.evolve,
     "policy": policy.evolve,

@@ -118,6 +118,12 @@ class PublishTariff:
         return plans.flat(self.price_micro) if self.plan is None else plans.read(self.plan)
 
 
+def tariff_not_found(tariff_id: str) -> Rejection:
+    """Return the refusal of a command that names a tariff that is not there."""
+    text = f"there is no tariff {tariff_id!r}; publish it first"
+    return Rejection(Reason.TARIFF_NOT_FOUND, text, "tariff_id")
+
+
 def decide(state: Tariff | None, command: PublishTariff) -> Decision:
     """Return what publishing does, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):

@@ -7,8 +7,8 @@ from typing import Any
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
-from services.vending.domain.account import SetDebt
 from services.vending.domain.closings import CloseAccount
+from services.vending.domain.lending import SetDebt
 from services.vending.domain.orders import KeepPower, PromisePayment, RecordNotice
 from wattvend.vending.v1 import vending_pb2 as pb
 

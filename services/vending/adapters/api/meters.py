@@ -7,7 +7,7 @@ from typing import Any
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
-from services.vending.domain.meter import ForceRelay, ResolveReading
+from services.vending.domain.meter_orders import ForceRelay, ResolveReading
 from wattvend.vending.v1 import vending_pb2 as pb
 
 

@@ -7,10 +7,9 @@ from typing import Any
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers, said
-from services.vending.domain.account import policy_not_found, tariff_not_found
 from services.vending.domain.decisions import Request
-from services.vending.domain.policy import Policy, PublishPolicy
-from services.vending.domain.tariff import PublishTariff, Tariff
+from services.vending.domain.policy import Policy, PublishPolicy, policy_not_found
+from services.vending.domain.tariff import PublishTariff, Tariff, tariff_not_found
 from wattvend.vending.v1 import vending_pb2 as pb
 
 

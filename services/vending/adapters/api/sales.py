@@ -9,7 +9,7 @@ from services.common.runtime import points
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
-from services.vending.domain.account import Sell
+from services.vending.domain.sale import Sell
 from wattvend.vending.v1 import vending_pb2 as pb
 
 
