@@ -68,26 +68,13 @@ def account_open(  # noqa: PLR0917 - a command line is parsed by name
     request_id: RequestId = "",
 ) -> None:
     """Open an account with its meters and its first sale, in one command."""
-    request = o.CreateOpeningRequest(
-        request_id=request_id or str(uuid4()),
-        opening_id=account,
-        opening=_opening(
-            site=site,
-            tariff=tariff,
-            policy=policy,
-            meters=meter,
-            commodity=commodity,
-            subject=subject,
-        ),
+    plan = _opening(
+        site=site, tariff=tariff, policy=policy, meters=meter, commodity=commodity, subject=subject
     )
+    request = _creation(request_id, account, plan)
     if sale:
         request.opening.first_sale.CopyFrom(_sale(sale, method, currency))
-
-    async def work(clients: Clients) -> dict[str, Message]:
-        opened: o.Opening = await clients.openings("CreateOpening", request)
-        return {"opening": opened, "account": await account_of(clients, _told(opened))}
-
-    run(work, _opened, request.request_id, in_steps=True)
+    _open("CreateOpening", request)
 
 
 @opening_app.command("prepare")
@@ -102,19 +89,11 @@ def opening_prepare(  # noqa: PLR0917 - a command line is parsed by name
     request_id: RequestId = "",
 ) -> None:
     """Prepare an account, all but its first sale: nothing opens, no meter moves."""
-    request = o.CreateOpeningRequest(
-        request_id=request_id or str(uuid4()),
-        opening_id=account,
-        opening=_opening(
-            site=site,
-            tariff=tariff,
-            policy=policy,
-            meters=meter,
-            commodity=commodity,
-            subject=subject,
-        ),
-        prepare_only=True,
+    plan = _opening(
+        site=site, tariff=tariff, policy=policy, meters=meter, commodity=commodity, subject=subject
     )
+    request = _creation(request_id, account, plan)
+    request.prepare_only = True
     run(lambda clients: clients.openings("CreateOpening", request), shown, request.request_id)
 
 
@@ -135,9 +114,20 @@ def opening_start(  # noqa: PLR0917 - a command line is parsed by name
     )
     if sale:
         request.first_sale.CopyFrom(_sale(sale, method, currency))
+    _open("StartOpening", request)
+
+
+def _creation(request_id: str, account: str, opening: o.Opening) -> o.CreateOpeningRequest:
+    return o.CreateOpeningRequest(
+        request_id=request_id or str(uuid4()), opening_id=account, opening=opening
+    )
+
+
+def _open(method: str, request: o.CreateOpeningRequest | o.StartOpeningRequest) -> None:
+    """Ask for an open account, and show it as it is then."""
 
     async def work(clients: Clients) -> dict[str, Message]:
-        opened: o.Opening = await clients.openings("StartOpening", request)
+        opened: o.Opening = await clients.openings(method, request)
         return {"opening": opened, "account": await account_of(clients, _told(opened))}
 
     run(work, _opened, request.request_id, in_steps=True)

@@ -187,6 +187,15 @@ Whose = Annotated[str, typer.Option(help="whose accounts may use it")]
 Then = Annotated[str, typer.Option("--effective", help="this terminal's clock; default: at once")]
 
 
+def _policy(  # noqa: PLR0917 - what a person said of it
+    request_id: str, policy: str, file: Path, legal_entity: str, currency: str, at_ms: int
+) -> v.PublishPolicyRequest:
+    """Return what publishes a policy's file. Raises Refused where it has none."""
+    said = policies.read(file).request(request_id, policy, currency, legal_entity)
+    said.effective_at_ms = at_ms
+    return said
+
+
 @policy_app.command("publish")
 def policy_publish(  # noqa: PLR0917 - a command line is parsed by name
     policy: PolicyId,
@@ -201,8 +210,7 @@ def policy_publish(  # noqa: PLR0917 - a command line is parsed by name
     at_ms = instant_ms(effective) if effective else 0
 
     async def work(clients: Clients) -> v.Policy:
-        said = policies.read(file).request(request, policy, currency, legal_entity)
-        said.effective_at_ms = at_ms
+        said = _policy(request, policy, file, legal_entity, currency, at_ms)
         answer: v.Policy = await clients.vending("PublishPolicy", said)
         return answer
 
@@ -224,8 +232,7 @@ def policy_draft(  # noqa: PLR0917 - a command line is parsed by name
     at_ms = instant_ms(effective) if effective else 0
 
     async def work(clients: Clients) -> d.Document:
-        said = policies.read(file).request("", policy, currency, legal_entity)
-        said.effective_at_ms = at_ms
+        said = _policy("", policy, file, legal_entity, currency, at_ms)
         return await _drafted(clients, request, d.Document(policy=said), replaces)
 
     run(work, documents.show_document, request)
