@@ -3,7 +3,9 @@
 Method: the contract; the file looked at from outside; a connection whose COMMIT fails.
 """
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -11,10 +13,15 @@ from typing import Any
 
 import pytest
 
-from services.common.kernel.errors import WattvendError
-from services.vending.adapters.sqlite_file import FileInUse, SqliteFile
+from services.common.kernel.errors import Bug, WattvendError
+from services.vending.adapters.sqlite_file import FileInUse, SqliteFile, Work
 from services.vending.adapters.sqlite_store import SCHEMA, SqliteEventStore
-from services.vending.domain.event_store import FROM_START, NO_EVENTS, StoreUnavailable
+from services.vending.domain.event_store import (
+    FROM_START,
+    NO_EVENTS,
+    NameTaken,
+    StoreUnavailable,
+)
 from tests.contract.event_store import (
     A,
     B,
@@ -23,6 +30,7 @@ from tests.contract.event_store import (
     Outside,
     Unsure,
     new,
+    take,
 )
 
 
@@ -186,3 +194,79 @@ async def test_who_follows_gets_from_memory_what_the_file_has(
     ]
     monkeypatch.setattr(file, "look", lambda *_: [])
     assert len(await store.read_all(FROM_START, 10)) == 4
+
+
+# --- what of a group is answered, and when -------------------------------------------------------
+
+
+def put(name: str) -> Work:
+    """Return a write that takes a name, and is refused where another has it."""
+
+    def work(connection: sqlite3.Connection) -> str:
+        if connection.execute("SELECT 1 FROM stream WHERE name = ?", (name,)).fetchone():
+            raise NameTaken("stream", name, "another")
+        connection.execute("INSERT INTO stream(name, revision) VALUES(?, 0)", (name,))
+        return name
+
+    return work
+
+
+async def test_nothing_is_refused_for_what_was_not_stored_in_the_end(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes the name, the second is refused for it; then the commit fails."""
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "_writer", BadDisk(file._writer, commits=False))
+        answers = await asyncio.gather(
+            file.write(put("a")), file.write(put("a")), return_exceptions=True
+        )
+    assert [type(answer) for answer in answers] == [StoreUnavailable, StoreUnavailable]
+    assert await file.write(put("a")) == "a"
+
+
+async def test_what_was_refused_is_not_stored_when_the_group_is_tried_one_by_one(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third fails late, so the group begins anew; alone the first meets a full disk."""
+
+    def fails_late(connection: sqlite3.Connection) -> None:
+        put("b")(connection)
+        raise Bug("as told")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "_writer", BadDisk(file._writer, commits=False))
+        works = (put("a"), put("a"), fails_late)
+        answers = await asyncio.gather(*map(file.write, works), return_exceptions=True)
+    stored = [answer for answer in answers if answer == "a"]
+    assert len(file.look("SELECT name FROM stream")) == len(stored)
+    assert isinstance(answers[2], Bug)
+
+
+async def test_where_another_holds_the_file_a_whole_group_fails_at_once(
+    file: SqliteFile, tmp_path: Path
+) -> None:
+    """As a person with a transaction open in another program."""
+    file._writer.execute("PRAGMA busy_timeout=300")
+    with closing(sqlite3.connect(tmp_path / "events.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begin_s = time.monotonic()
+        works = (file.write(put(str(number))) for number in range(100))
+        answers = await asyncio.gather(*works, return_exceptions=True)
+        took_s = time.monotonic() - begin_s
+        other.execute("ROLLBACK")
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+    assert took_s < 5, "and nobody waits for each of them"
+    assert await file.write(put("0")) == "0"
+
+
+async def test_who_follows_is_told_also_of_a_commit_that_only_seemed_to_fail(
+    file: SqliteFile, store: SqliteEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = asyncio.create_task(take(store, FROM_START, 1))
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "_writer", BadDisk(file._writer, commits=True))
+        with pytest.raises(StoreUnavailable):
+            await store.append(A, NO_EVENTS, [event := new()])
+    async with asyncio.timeout(5):
+        assert [seen.id for seen in await following] == [event.id]

@@ -47,6 +47,13 @@ class _Write:
     done: asyncio.Future[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """What a write raised that changed nothing."""
+
+    why: Exception
+
+
 class SqliteFile:
     """A file with an exclusive owner. Open it on the loop that uses it."""
 
@@ -136,12 +143,17 @@ class SqliteFile:
 
     async def _commit(self, group: list[_Write]) -> None:
         try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as failed:  # another has the file: so it is for each of them
+            self._give_up(group, failed)
+            return
+        try:
             results = self._execute(group)
         except Exception as failed:  # noqa: BLE001 - it is handed to whoever asked
-            self._roll_back()
             if len(group) == 1:
-                _fail(group, self._explained(failed))
+                self._give_up(group, failed)
             else:
+                self._roll_back()
                 for write in group:
                     await self._commit([write])
             return
@@ -150,25 +162,27 @@ class SqliteFile:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._commits, self._writer.execute, "COMMIT")
         except sqlite3.Error as failed:
-            self._roll_back()
-            _fail(group, self._explained(failed))
+            self._give_up(group, failed)
+            self._tell()  # perhaps it is there all the same
             return
         points.point("committed")
         for write, returned in results:
+            if isinstance(returned, _Refused):
+                _fail([write], self._explained(returned.why))
+                continue
             result = write.committed(returned) if write.committed else returned
             if not write.done.done():
                 write.done.set_result(result)
-        for listener in self.after_commit:
-            listener()
+        self._tell()
 
     def _execute(self, group: list[_Write]) -> list[tuple[_Write, Any]]:
-        """Run the group's statements; return the results of those that did not refuse.
+        """Run the group's statements; return what each returned, or _Refused.
 
-        A write that raises before it changed anything fails alone; one that raises later takes
-        the group's transaction with it.
+        A write that raises before it changed anything fails alone, and when the group is stored:
+        it may have been refused for what stands before it there. One that raises later takes the
+        group's transaction with it.
         """
-        self._writer.execute("BEGIN IMMEDIATE")
-        results = []
+        results: list[tuple[_Write, Any]] = []
         for write in group:
             changes = self._writer.total_changes
             try:
@@ -176,8 +190,16 @@ class SqliteFile:
             except Exception as failed:
                 if self._writer.total_changes != changes:
                     raise
-                _fail([write], self._explained(failed))
+                results.append((write, _Refused(failed)))
         return results
+
+    def _tell(self) -> None:
+        for listener in self.after_commit:
+            listener()
+
+    def _give_up(self, group: list[_Write], failed: Exception) -> None:
+        self._roll_back()
+        _fail(group, self._explained(failed))
 
     def _explained(self, failed: Exception) -> Exception:
         if not isinstance(failed, sqlite3.OperationalError):
