@@ -389,6 +389,7 @@ class DurableEventStoreContract(EventStoreContract):
         for stream in {event.stream for event in events}:
             revisions = [event.revision for event in events if event.stream == stream]
             assert revisions == list(range(len(revisions)))
+            assert len(revisions) % EVENTS_AN_APPEND == 0, "of an append all is stored, or nothing"
 
 
 class DenseEventStoreContract(DurableEventStoreContract):
@@ -424,16 +425,19 @@ async def main():
 
 asyncio.run(main())
 """
+EVENTS_AN_APPEND = 3
 WRITERS = """
 import asyncio, sys, uuid
 from services.vending.adapters import stores
 from services.vending.domain.event_store import NewEvent
 
 async def write(store, name):
-    for revision in range(10**9):
-        event = NewEvent(uuid.uuid4(), "t", b"x" * 100, b"")
-        await store.append(name, revision - 1, [event])
-        sys.stdout.write(f"{name} {revision} {event.id}\\n")
+    size = int(sys.argv[3])
+    for revision in range(0, 10**9, size):
+        events = [NewEvent(uuid.uuid4(), "t", b"x" * 100, b"") for _ in range(size)]
+        await store.append(name, revision - 1, events)
+        for number, event in enumerate(events, revision):
+            sys.stdout.write(f"{name} {number} {event.id}\\n")
         sys.stdout.flush()
 
 async def main():
@@ -449,7 +453,9 @@ asyncio.run(main())
 def acknowledged_before_a_kill(address: str, run: int) -> list[list[str]]:
     """Run a child with 32 writers, kill it, return what it acknowledged: stream, revision, id."""
     child = subprocess.Popen(
-        [sys.executable, "-c", WRITERS, address, str(run)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITERS, address, str(run), str(EVENTS_AN_APPEND)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     lines = [child.stdout.readline() for _ in range(ACKNOWLEDGED_BEFORE_KILL)]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from services.common.kernel.errors import Bug, WattvendError
+from services.vending.adapters import sqlite_file
 from services.vending.adapters.sqlite_file import FileInUse, SqliteFile, Work
 from services.vending.adapters.sqlite_store import SCHEMA, SqliteEventStore
 from services.vending.domain.event_store import (
@@ -138,10 +139,21 @@ def test_a_file_that_another_has_is_refused_with_what_to_do(
 def test_a_file_that_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     path.write_bytes(b"something else altogether" * 100)
-    with pytest.raises(WattvendError, match="cannot be used as the event store"):
+    with pytest.raises(WattvendError, match=r"event store .*: name another file"):
         SqliteFile(path, SCHEMA)
     with pytest.raises(WattvendError, match="a directory that this process may write"):
         SqliteFile(path / "below" / "a file", SCHEMA)
+
+
+def test_nobody_is_told_to_restore_a_file_whose_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(sqlite_file, "_prepare", prepare)
+    with pytest.raises(WattvendError, match=r"disk is full\): check the room on its disk"):
+        SqliteFile(tmp_path / "events.sqlite", SCHEMA)
 
 
 async def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:

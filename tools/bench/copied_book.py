@@ -33,10 +33,16 @@ async def copy(path: Path, dsn: str, say: Callable[[str], None]) -> int:
     target = await asyncpg.connect(dsn, server_settings={"search_path": SCHEMA})
     try:
         with closing(sqlite3.connect(path)) as source:
+            # Ids are in no order: their index is made at the end.
+            await target.execute("ALTER TABLE event DROP CONSTRAINT event_id")
             for table, columns in ({"stream": STREAM, "event": EVENT} | _beside(source)).items():
                 await _copy(source, target, table, columns, say)
         await target.execute("SELECT setval('stream_id_seq', max(id)) FROM stream")
-        say("the copied book is analyzed")
+        say("the copied book is indexed")
+        await target.execute("SET maintenance_work_mem = '256MB'")
+        await target.execute(
+            "ALTER TABLE event ADD CONSTRAINT event_id UNIQUE(id)", timeout=BUILD_TIMEOUT_S
+        )
         await target.execute("VACUUM (ANALYZE)", timeout=BUILD_TIMEOUT_S)
         await target.execute("CHECKPOINT")
         size_bytes: int = await target.fetchval("SELECT pg_database_size(current_database())")

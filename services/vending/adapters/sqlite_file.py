@@ -76,9 +76,11 @@ class SqliteFile:
                 self._looker = opened.enter_context(closing(_connect(path)))
                 self._reader = opened.enter_context(closing(_connect(path)))
             except sqlite3.Error as failed:
+                what_to_do = "name another file in store_path, or restore this one from a backup"
+                if isinstance(failed, sqlite3.OperationalError):  # the file may be in order
+                    what_to_do = "check the room on its disk and who may write it, then start again"
                 raise WattvendError(
-                    f"{path} cannot be used as the event store ({failed}): name another file in "
-                    "store_path, or restore this one from a backup"
+                    f"{path} cannot be used as the event store ({failed}): {what_to_do}"
                 ) from failed
             opened.pop_all()
         self._commits = ThreadPoolExecutor(1, "vending-commit")
