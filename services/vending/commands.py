@@ -11,6 +11,7 @@ import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ async def raise_book_epoch(settings: VendingSettings) -> int:
         told = [event.book_epoch for event in events] + [last.book_epoch if last else 0]
         book_epoch = max(*told, await stored.tables.book_epoch()) + 1
         await stored.tables.raise_book_epoch(book_epoch, await stored.store.head())
+        await stored.tables.end_copy()
         print(
             f"{stores.shown(settings.store_address)} is book epoch {book_epoch} from now on. "
             "At its next start vending publishes all of it anew."
@@ -182,7 +184,10 @@ async def copy_book(settings: VendingSettings, to: str, *, is_ahead: bool) -> in
     ):
         with _shown("copying") as progress:
             at_once_max = 1 if stores.gives_positions(to) else importing.APPENDS_AT_ONCE_MAX
-            count = await copying.copy_events(source.store, target.store, progress, at_once_max)
+            begin = partial(target.tables.begin_copy, stores.shown(source_address))
+            count = await copying.copy_events(
+                source.store, target.store, begin, progress, at_once_max
+            )
         print(f"{count} events were copied to {stores.shown(to)}.")
         if is_ahead:
             print("Stop vending and run this again without --ahead: it copies the rest, and proves")
@@ -191,7 +196,9 @@ async def copy_book(settings: VendingSettings, to: str, *, is_ahead: bool) -> in
             with _shown("comparing") as progress:
                 equal = await copying.compared(source.store, again.store, progress)
         same = equal.positions_are_same
+        await begin()
         book_epoch = await _tables_moved(source, target, positions_are_same=same)
+        await target.tables.end_copy()
     print(f"{equal.source.count} events in {equal.streams} streams are the same in both, each at")
     print("the same revision of its stream. The root of the hash chain:")
     print(f"  {equal.source.root.hex()}  {stores.shown(source_address)}")

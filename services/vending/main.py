@@ -87,6 +87,12 @@ class _Vending:
     async def _start_relay(self) -> str:
         """Start publishing; or return why the store must not be used."""
         settings, runtime = self.settings, self.runtime
+        if source := await self.tables.unfinished_copy_of():
+            return (
+                f"this event store is a copy of {source} that was not finished, and lacks what is "
+                "beside the events: stop vending and run `copy-book` again, from that store. Where "
+                "that is lost, run `raise-book-epoch`: this store becomes the truth"
+            )
         last, told = await bus.last_told(settings.kafka_bootstrap, f"{settings.instance}-relay")
         try:
             begin = await beginning(self.store, self.tables, last, self.book_epoch)

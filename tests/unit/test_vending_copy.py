@@ -7,17 +7,19 @@ every append and gone on; and targets that are not what the source begins with.
 import asyncio
 import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from services.common.runtime import service
+from services.vending import commands
 from services.vending.adapters import stores, table_copy, tables
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.application import copying
-from services.vending.application.copying import NotTheSame, compared, copy_events
+from services.vending.application.copying import NotTheSame, Progress, compared, copy_events
+from services.vending.config import VendingSettings
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
@@ -29,6 +31,7 @@ from services.vending.domain.event_store import (
 from services.vending.domain.tables import Charged, Checkpoint, Link, Offset
 from services.vending.main import main
 from tests.contract.event_store import A, B, new
+from tests.unit.vending_start import started
 from tests.unit.vending_world import World, world
 
 Copy = Callable[..., Awaitable[int]]
@@ -36,6 +39,10 @@ Copy = Callable[..., Awaitable[int]]
 
 def quiet(done: int, total: int) -> None:
     assert done <= total
+
+
+async def noted() -> None:
+    """Note nothing: the stores have no tables."""
 
 
 async def a_book(path: Path) -> None:
@@ -109,6 +116,50 @@ async def test_what_was_copied_ahead_is_not_copied_again_and_what_came_since_is(
     assert dump(source) == dump(target)
 
 
+async def refusal(path: Path, patched: pytest.MonkeyPatch) -> str:
+    """Start vending on a store; return why it refuses commands, or "" where it sells."""
+    with patched.context() as patch:
+        async with started(VendingSettings(store_path=path), None, patch) as vending:
+            return vending.book.refusing
+
+
+@pytest.mark.parametrize("interrupted", ["ahead alone", "among the events", "at the tables"])
+async def test_nothing_is_sold_on_a_copy_that_was_not_finished(
+    tmp_path: Path, copy: Copy, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    source, target = tmp_path / "source.sqlite", tmp_path / "target.sqlite"
+    await a_book(source)
+    with monkeypatch.context() as patched:
+        match interrupted:
+            case "among the events":
+                patched.setattr(copying, "EVENTS_AT_ONCE_MAX", 4)
+                patched.setattr(commands, "_shown", breaks_at(9))
+            case "at the tables":
+                patched.setattr(commands, "differing_table", fails)
+        more = ["--ahead"] if interrupted == "ahead alone" else []
+        assert await copy(source, target, *more) == (0 if more else service.EXIT_FAILED)
+    assert f"a copy of {source} that was not finished" in await refusal(target, monkeypatch)
+    assert await copy(source, target) == 0
+    assert dump(source) == dump(target)
+    assert not await refusal(target, monkeypatch)
+
+
+async def fails(*_: object, **__: object) -> None:
+    raise StoreUnavailable("away")
+
+
+def breaks_at(events: int) -> Callable[[str], AbstractContextManager[Progress]]:
+    @contextmanager
+    def shown(_: str) -> Iterator[Progress]:
+        def progress(done: int, _: int) -> None:
+            if done >= events:
+                raise StoreUnavailable("away")
+
+        yield progress
+
+    return shown
+
+
 @pytest.mark.parametrize("differs", ["another book", "one more", "another event"])
 async def test_a_target_that_is_not_what_the_source_begins_with_is_left_alone(
     tmp_path: Path, copy: Copy, differs: str
@@ -155,7 +206,7 @@ async def test_a_copy_that_is_interrupted_at_any_append_goes_on(
     for _ in range(30):
         target.left = 1
         try:
-            await copy_events(source, target, quiet)
+            await copy_events(source, target, noted, quiet)
         except StoreUnavailable:
             assert target.count() > copied
             copied = target.count()
@@ -177,7 +228,7 @@ async def test_what_differs_in_one_byte_is_not_called_equal() -> None:
         with pytest.raises(NotTheSame):
             await compared(source, target, quiet)
         with pytest.raises(NotTheSame):
-            await copy_events(source, target, quiet)
+            await copy_events(source, target, noted, quiet)
     with pytest.raises(NotTheSame, match="the target ends before"):
         await compared(source, MemoryEventStore(), quiet)
 

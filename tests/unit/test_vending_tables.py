@@ -10,7 +10,7 @@ from services.vending.adapters.tables import DERIVED, SCHEMA
 
 BY_THE_RELAY = ("checkpoint", "link")
 """What it vouched for: indexed_store._emptied says what becomes of them."""
-BY_A_PERSON = ("book", "raised")
+BY_A_PERSON = ("book", "raised", "unfinished_copy")
 OF_EARLIER_RELEASES = ("root",)
 
 

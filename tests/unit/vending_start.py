@@ -1,8 +1,8 @@
 """The service's own start, without Kafka and gRPC, up to the first sale and its publication."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import structlog
@@ -45,15 +45,13 @@ async def _nobody_asks(_: object) -> None:
     """Serve no gRPC."""
 
 
-async def start_and_sell(
-    settings: VendingSettings,
-    told: Checkpoint,
-    patched: pytest.MonkeyPatch,
-    is_started: Callable[[], None] = lambda: None,
-) -> None:
-    """Start on a book of tools.bench that was told up to its end; sell to the last account."""
+@asynccontextmanager
+async def started(
+    settings: VendingSettings, told: Checkpoint | None, patched: pytest.MonkeyPatch
+) -> AsyncIterator[main._Vending]:
+    """Start on a book that was told up to a checkpoint; stop at the end."""
 
-    async def last_told(*_: object) -> tuple[Checkpoint, list[object]]:
+    async def last_told(*_: object) -> tuple[Checkpoint | None, list[object]]:
         return told, []
 
     patched.setattr(bus, "last_told", last_told)
@@ -69,6 +67,17 @@ async def start_and_sell(
         vending = main._Vending(settings, runtime, stack)
         stack.callback(stopping.set)
         await vending.start()
+        yield vending
+
+
+async def start_and_sell(
+    settings: VendingSettings,
+    told: Checkpoint,
+    patched: pytest.MonkeyPatch,
+    is_started: Callable[[], None] = lambda: None,
+) -> None:
+    """Start on a book of tools.bench that was told up to its end; sell to the last account."""
+    async with started(settings, told, patched) as vending:
         is_started()
         account_id = big_book.account_id(told.root.count // 2 - 2)
         request = Request("till", str(name_uuid("test", "first sale")), b"", 0)

@@ -34,8 +34,9 @@ FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
 OF_POSITIONS = ("raised", "checkpoint", "link", "document", "series", "numbered")
 """Those that no append makes. Where positions differ, the relay counts receipts anew."""
 NAMING_POSITIONS = ("todo", "waiting", "pending", "draft", "batch", "closing", *OF_POSITIONS)
-NOT_COPIED = ("book", "root")
-"""The book epoch is raised through its port; `root` is empty since its release."""
+NOT_COPIED = ("book", "root", "unfinished_copy")
+"""The book epoch is raised through its port; `root` is empty since its release; the last is of the
+copy itself."""
 
 Row = tuple[Any, ...]
 

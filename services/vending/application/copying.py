@@ -2,10 +2,11 @@
 
 Every event keeps its id, its stream, its revision, its data and its metadata, and all keep their
 order. What is in the target already must be what the source begins with: so a copy that was
-interrupted goes on, and no other book is ever added to.
+interrupted goes on, and no other book is ever added to. Until both are shown to be equal the target
+says of itself that it is an unfinished copy, and vending does not sell on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
@@ -36,11 +37,13 @@ class Equal:
 async def copy_events(
     source: EventStore,
     target: EventStore,
+    begin: Callable[[], Awaitable[None]],
     progress: Progress,
     appends_at_once_max: int = APPENDS_AT_ONCE_MAX,
 ) -> int:
     """Append to the target what it lacks of the source; return how many events that were.
 
+    `begin` is asked before the first of them, when the target is known to be this book's.
     `appends_at_once_max` is 1 where the target does not keep the order of appends that go at once.
     Raises NotTheSame where the target is not what the source begins with.
     """
@@ -52,6 +55,8 @@ async def copy_events(
         target_has_more = len(there) == len(events)
         if there:
             at = there[-1].position
+        if len(there) < len(events) and not copied:
+            await begin()
         async for group, _ in stored_in_order(target, events[len(there) :], appends_at_once_max):
             copied += len(group)
             progress(done + copied, source.count())

@@ -323,6 +323,18 @@ class Tables(Protocol):
         """Let an ask wait no more."""
         ...
 
+    async def unfinished_copy_of(self) -> str:
+        """Return which store this one is an unfinished copy of; "" where it is none."""
+        ...
+
+    async def begin_copy(self, source: str) -> None:
+        """Note that this store becomes a copy; `source` is shown to a person."""
+        ...
+
+    async def end_copy(self) -> None:
+        """Note that this store is a book of its own."""
+        ...
+
     async def book_epoch(self) -> int:
         """Return the epoch of the book."""
         ...

@@ -15,6 +15,7 @@ from services.vending.adapters.tables import (
     charges,
     checkpoints,
     closings,
+    copies,
     epochs,
     links,
     numbers,
@@ -46,6 +47,7 @@ _TABLES = (
     epochs,
     checkpoints,
     links,
+    copies,
 )
 SCHEMA = "".join(table.SCHEMA for table in _TABLES)
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
@@ -81,6 +83,7 @@ class SqlTables(
     epochs.Epochs,
     checkpoints.Checkpoints,
     links.Links,
+    copies.Copies,
 ):
     """The tables in a database that has SCHEMA."""
 
