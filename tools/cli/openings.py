@@ -1,7 +1,6 @@
 """`wattvend account open` and `wattvend opening`: accounts with their meters, by one or by file."""
 
 import asyncio
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tools.cli.asking import (
     register_milli,
     run,
 )
+from tools.cli.files import rows_of
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import openings_pb2 as o
 
@@ -200,32 +200,32 @@ class _Line:
 
 def _read(file: Path, currency: str, *, prepare: bool) -> list[_Line]:
     """Return the lines of a CSV file, each with what cannot be read in it."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            table = csv.DictReader(text)
-            columns = set(table.fieldnames or ())
-            _check_columns(columns)
-            return [
-                _line(number, row, currency, prepare=prepare)
-                for number, row in enumerate(table, start=2)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as unreadable:
-        raise typer.BadParameter(f"{file} cannot be read: {unreadable}") from None
+    rows = rows_of(file)
+    _, columns = next(rows, (1, []))
+    _check_columns(columns)
+    return [_line(number, columns, row, currency, prepare=prepare) for number, row in rows]
 
 
-def _check_columns(columns: set[str]) -> None:
-    missing, unknown = set(COLUMNS) - columns, columns - {*COLUMNS, *MORE_COLUMNS}
-    if missing or unknown:
-        of = "is missing" if missing else "is unknown"
-        text = f"the column {', '.join(sorted(missing or unknown))} {of}"
-        known = f"{', '.join(COLUMNS)}, and perhaps {', '.join(MORE_COLUMNS)}"
-        raise typer.BadParameter(f"{text}; write {known}")
+def _check_columns(columns: Sequence[str]) -> None:
+    for found, of in (
+        (set(COLUMNS).difference(columns), "is missing"),
+        (set(columns).difference(COLUMNS, MORE_COLUMNS), "is unknown"),
+        ({column for column in columns if columns.count(column) > 1}, "is there twice"),
+    ):
+        if found:
+            known = f"{', '.join(COLUMNS)}, and perhaps {', '.join(MORE_COLUMNS)}"
+            text = f"the column {', '.join(sorted(found))} {of}; write {known}"
+            raise typer.BadParameter(text)
 
 
-def _line(number: int, row: dict[str, str | None], currency: str, *, prepare: bool) -> _Line:
+def _line(
+    number: int, columns: Sequence[str], row: Sequence[str], currency: str, *, prepare: bool
+) -> _Line:
     """Return a line. Its request id derives from what it says, so it is the same run after run."""
-    said = {column: (row.get(column) or "").strip() for column in (*COLUMNS, *MORE_COLUMNS)}
-    wrong = [f"{column} is empty" for column in COLUMNS if not said[column]]
+    told = dict(zip(columns, row, strict=False))
+    said = {column: told.get(column, "") for column in (*COLUMNS, *MORE_COLUMNS)}
+    wrong = _misshapen(columns, row)
+    wrong += [f"{column} is empty" for column in COLUMNS if not said[column]]
     request = o.CreateOpeningRequest(
         request_id=sitefile.request_id("opening", prepare, currency, *said.values()),
         opening_id=said["account"],
@@ -253,6 +253,14 @@ def _line(number: int, row: dict[str, str | None], currency: str, *, prepare: bo
     if prepare and said["sale"]:
         wrong.append("what is prepared has no sale: it is said at the start")
     return _Line(number, request, wrong, o.Opening())
+
+
+def _misshapen(columns: Sequence[str], row: Sequence[str]) -> list[str]:
+    """Return what is wrong with a line's cells: of 1,000.00 without quotes, only 1 is the sale."""
+    if len(row) == len(columns):
+        return []
+    found = f"it has {len(row)} cells, of {len(columns)} columns"
+    return [f"{found}; write each, also an empty one, and an amount without commas"]
 
 
 def _keys(lines: Sequence[_Line]) -> list[str]:

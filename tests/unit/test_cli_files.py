@@ -1,0 +1,46 @@
+"""The command line and a clumsy clerk's files: nothing of them is lost without a word.
+
+Method: that of test_cli, whose script of answers stands behind the commands.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_cli import OPENED, Vending, wattvend
+
+HEAD = "account,site,tariff,policy,meters,sale\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("A1,S1,T1,P1,M1=0,1,000.00", "it has 7 cells, of 6 columns"),
+        ("A1,S1,T1,P1,M1=0", "it has 5 cells, of 6 columns"),
+        ('A1,S1,T1,P1,M1=0,"1,000.00"', "no amount"),
+        ("A1,S1,T1,P1,M1=0,1.000", "more than 2 decimals"),
+    ],
+)
+def test_an_amount_with_a_mark_for_thousands_is_no_smaller_amount(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, says: str
+) -> None:
+    file = tmp_path / "shops.csv"
+    file.write_text(f"{HEAD}{line}\nA2,S1,T1,P1,M2,1000.00\n")
+    vending = Vending(CreateOpening=OPENED)
+    result = wattvend(monkeypatch, vending, "--json", "opening", "batch", str(file))
+    assert result.exit_code == 1
+    wrong, _ = json.loads(result.stdout)["openings"]
+    assert says in wrong["problems"][0]["message"]
+    ((_, request),) = vending.asked
+    assert (request.opening_id, request.opening.first_sale.amount_minor) == ("A2", 100_000)
+
+
+def test_a_column_that_is_there_twice_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "shops.csv"
+    file.write_text("account,site,tariff,policy,sale,sale\nA1,S1,T1,P1,10.00,1.00\n")
+    result = wattvend(monkeypatch, Vending(), "opening", "batch", str(file))
+    assert result.exit_code == 2
+    assert "sale is there twice" in " ".join(result.stderr.split())
