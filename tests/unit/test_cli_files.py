@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_cli import OPENED, Vending, wattvend
+from tests.unit.test_cli import OPENED, Vending, exporting, wattvend
 
 HEAD = "account,site,tariff,policy,meters,sale\n"
 
@@ -44,3 +44,30 @@ def test_a_column_that_is_there_twice_is_told(
     result = wattvend(monkeypatch, Vending(), "opening", "batch", str(file))
     assert result.exit_code == 2
     assert "sale is there twice" in " ".join(result.stderr.split())
+
+
+SALES = ("batch", "create", "sale", "--reason", "x", "--method", "cash")
+
+
+@pytest.mark.parametrize("more", [(), ("--target", "A3=1.00")])
+def test_an_account_that_a_list_names_twice_is_told_and_nothing_is_drafted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    file = tmp_path / "subsidies.csv"
+    file.write_text(f"A1,50.00\nA2,20.00\n{'A3' if more else 'A1'},30.00\n")
+    vending = Vending()
+    result = wattvend(monkeypatch, vending, *SALES, *more, "--file", str(file))
+    assert (result.exit_code, vending.asked) == (2, [])
+    assert "is named twice" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_a_list_in_another_encoding_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("账户,金额\nA1,50.00\n", encoding=encoding)
+    for command in (SALES, exporting()):
+        result = wattvend(monkeypatch, Vending(), *command, "--file", str(file))
+        assert result.exit_code == 2
+        assert "in UTF-8" in " ".join(result.stderr.split())

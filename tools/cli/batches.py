@@ -1,7 +1,6 @@
 """`wattvend batch`: one command for many meters or accounts, drafted, previewed, submitted."""
 
 import asyncio
-import csv
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from tools.cli.asking import (
     options,
     run,
 )
+from tools.cli.files import rows_of
 from tools.client import Clients, Refused
 from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.vending.v1 import batches_pb2 as b
@@ -83,7 +83,7 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
 ) -> None:
     """Draft a batch: its targets are chosen and frozen; nothing is carried out."""
     request = request_id or str(uuid4())
-    each = dict(listed_in(target, file))
+    each = listed_in(target, file)
     if bool(each) == bool(filter_):
         raise typer.BadParameter("choose the targets by --filter, or list them")
     collection = "meters" if kind in ON_METERS else "accounts"
@@ -111,21 +111,33 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
     run(work, shown, request)
 
 
-def listed_in(targets: list[str], file: Path | None) -> Iterator[tuple[str, str]]:
-    """Yield ids and amounts, "" where none is said, as options and a file list them."""
+def listed_in(targets: list[str], file: Path | None) -> dict[str, str]:
+    """Return id → amount, "" where none is said, as options and a file list them.
+
+    Leaves with what is wrong, an id that is named twice too: nobody knows which amount is meant.
+    """
+    each: dict[str, str] = {}
+    for where, id_, amount in (*_typed(targets), *(_in_file(file) if file else ())):
+        if id_ in each:
+            raise typer.BadParameter(f"{where}: {id_} is named twice; name each once")
+        each[id_] = amount
+    return each
+
+
+def _typed(targets: list[str]) -> Iterator[tuple[str, str, str]]:
     for text in targets:
         id_, _, amount = text.partition("=")
-        yield id_, amount
-    if file is None:
-        return
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), 1):
-            if not row or (number == 1 and row[0].strip().lower() in ("id", "account", "meter")):
-                continue
-            cells = [cell.strip() for cell in row]
-            if len(cells) > 2 or not cells[0]:
-                raise typer.BadParameter(f"{file}, line {number}: write an id, or an id and amount")
-            yield cells[0], cells[1] if len(cells) > 1 else ""
+        yield "--target", id_, amount
+
+
+def _in_file(file: Path) -> Iterator[tuple[str, str, str]]:
+    for number, cells in rows_of(file):
+        where = f"{file}, line {number}"
+        if number == 1 and cells[0].lower() in ("id", "account", "meter"):
+            continue
+        if len(cells) > 2 or not cells[0]:
+            raise typer.BadParameter(f"{where}: write an id, or an id and amount")
+        yield where, cells[0], cells[1] if len(cells) > 1 else ""
 
 
 def _selection(

@@ -65,7 +65,7 @@ def batch_export_readings(  # noqa: PLR0917 - a command line is parsed by name
     ] = "",
 ) -> None:
     """Write what was charged of meters, by their registers; repeated, it goes on."""
-    listed = tuple(id_ for id_, _ in listed_in(target, file))
+    listed = tuple(listed_in(target, file))
     if bool(listed) == bool(filter_):
         raise typer.BadParameter("choose the meters by --filter, or list them")
     from_ms, to_ms = instant_ms(begin), instant_ms(end)
