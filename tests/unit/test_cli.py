@@ -104,7 +104,7 @@ class Vending:
     async def __call__(self, method: str, request: Any, **_: float) -> Any:
         self.asked.append((method, request))
         answer = self.answers[method]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -143,13 +143,17 @@ def test_more_decimals_than_the_currency_has_are_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("ended", "exit_code"),
+    [(Refused("DEADLINE_EXCEEDED", "", "no answer"), 1), (KeyboardInterrupt(), 130)],
+)
 def test_a_sale_nobody_knows_the_outcome_of_tells_how_to_repeat_it(
-    monkeypatch: pytest.MonkeyPatch, as_json: bool
+    monkeypatch: pytest.MonkeyPatch, ended: BaseException, exit_code: int, as_json: bool
 ) -> None:
-    vending = Vending(Sell=Refused("DEADLINE_EXCEEDED", "", "no answer"))
+    vending = Vending(Sell=ended)
     flags = ("--json",) if as_json else ()
     result = wattvend(monkeypatch, vending, *flags, "sell", "A1", "10")
-    assert result.exit_code == 1
+    assert result.exit_code == exit_code
     if as_json:
         told = json.loads(result.stderr)["request_id"]
     else:

@@ -28,6 +28,8 @@ REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
 """A register as a display shows it: units with at most three decimals."""
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
 """gRPC codes after which a command may have been done."""
+INTERRUPTED = 130
+"""What a command that Ctrl-C ends exits with."""
 
 
 @dataclass
@@ -75,6 +77,10 @@ def run(
         again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
         say_refused(refused, again)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        known = "broken off: it may have been done, or not" if request_id else "broken off"
+        say_refused(Refused("CANCELLED", "", known), request_id)
+        raise SystemExit(INTERRUPTED) from None
     if options.as_json:
         print(json.dumps(fields_of(answer), ensure_ascii=False))
     else:
