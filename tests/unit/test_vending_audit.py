@@ -30,6 +30,7 @@ from tests.unit.test_vending_relay import Notebook, published
 from tests.unit.vending_world import T0_MS
 
 STEP_MS = 600_000
+DAY_MS = 86_400_000
 ORIGINS = (
     Origin("till", "u-1", "10.0.3.7"),
     Origin("till", "u-2", "10.0.3.8"),
@@ -123,6 +124,32 @@ def test_a_span_of_time_is_not_sought_in_the_whole_book(monkeypatch: pytest.Monk
     middle = T0_MS + 18 * STEP_MS
     assert len(found(Sought(since_ms=middle, until_ms=middle + STEP_MS))) == 1
     assert MARGIN_MS // STEP_MS < len(seen) < len(everything()) - 10
+
+
+@pytest.mark.parametrize("wrong_ms", [3 * DAY_MS, -3 * DAY_MS])
+async def test_a_clock_that_was_wrong_for_a_while_hides_nothing_from_an_auditor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong_ms: int
+) -> None:
+    """A checkpoint of then stands between events of the right time: before a span, and after it."""
+    monkeypatch.setattr(auditing, "SCAN_EVENTS_MAX", 1)  # as if what follows lay 5,000 events on
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await world.mall()
+        begin = START
+        for minute, clock_ms in enumerate((0, wrong_ms, 0)):  # e.g. no NTP after a power cut
+            world.clock.at_ms = T0_MS + clock_ms + minute * 60_000
+            await world.sell(100 + minute)
+            await published(world, Notebook(), begin=begin)
+            begin = (await world.tables.checkpoints())[-1].root
+        events = [entry_of(event) for event in await world.store.read_all(FROM_START, 1000)]
+        for wanted in (
+            Sought(type="credit-sold", since_ms=T0_MS, until_ms=T0_MS + DAY_MS),
+            Sought(type="credit-sold", since_ms=T0_MS),
+            Sought(type="credit-sold", until_ms=T0_MS + DAY_MS),
+        ):
+            expected = [entry for entry in events if wanted.has(entry)]
+            found = [entry async for entry in trail(world.store, world.tables, wanted, FROM_START)]
+            assert found == expected
+            assert len(found) >= 2
 
 
 def test_an_event_of_an_earlier_release_has_its_caller() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from services.common.kernel.values import value_class
 from services.vending.adapters.tables import event_of
 from services.vending.application.relay import SCAN_EVENTS_MAX
-from services.vending.domain.event_store import EventStore, StoredEvent, StreamId
+from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.origin import Origin
 from services.vending.domain.tables import Tables
 
@@ -93,17 +93,32 @@ async def _candidates(
             if stored.position > after:
                 yield stored
         return
-    position, end = after, None
-    for checkpoint in await tables.checkpoints():
-        # What came after it was decided after it, and what came before it before.
-        known_at_ms, there = checkpoint.written_at_ms, checkpoint.root.position
-        if sought.since_ms is not None and known_at_ms + MARGIN_MS < sought.since_ms:
-            position = max(position, there)
-        if end is None and sought.until_ms is not None:
-            end = there if known_at_ms - MARGIN_MS > sought.until_ms else None
+    begin, end = await _bounds(tables, sought)
+    position = max(after, begin)
     while events := await store.read_all(position, SCAN_EVENTS_MAX):
         position = events[-1].position
         for stored in events:
             yield stored
         if end is not None and position >= end:
             return
+
+
+async def _bounds(tables: Tables, sought: Sought) -> tuple[int, int | None]:
+    """Return above which position the time that is sought begins, and by which it is over.
+
+    What came after a checkpoint was decided after it, and what came before it before: so all
+    before the first must be earlier, and all from the last on later. One alone says nothing, for
+    the clock may have been wrong for a while.
+    """
+    kept = await tables.checkpoints()
+    begin, end = FROM_START, None
+    since_ms, until_ms = sought.since_ms, sought.until_ms
+    for checkpoint in kept:
+        if since_ms is None or checkpoint.written_at_ms + MARGIN_MS >= since_ms:
+            break
+        begin = checkpoint.root.position
+    for checkpoint in reversed(kept):
+        if until_ms is None or checkpoint.written_at_ms - MARGIN_MS <= until_ms:
+            break
+        end = checkpoint.root.position
+    return begin, end
