@@ -7,12 +7,17 @@ persons who may or may not do them alone; others approve or decline. Accounts ar
 prepared before; tenants, tariffs and policies change; documents come into force when their time has
 come; batches sell, correct and change terms. Accounts are closed, in part or in full: a meter is
 read or its register given, metering says what was used, a remainder is dropped, what is left is
-paid out, what lacks is owed. Metering tells what was used, late and twice. Requests are repeated at
-any later time, or come again with other content. The process dies before or after any of its
-appends, is started again, completes what is half done, and gets the request that had no answer once
-more. A clerk says what each answer is (vending_clerk.py) and enters what happens into a ledger
+paid out, what lacks is owed. Meters go from account to account, are released and replaced, at a
+register that is read, known or too low; relays are ordered off, on and back to prepaid, one by one
+and in batches, by closings and by persons, and others move in before that is approved or done
+(vending_fitters.py). Metering tells what was used, late and twice. Requests are repeated at any
+later time, or come again with other content. The process dies before or after any of its appends,
+is started again, completes what is half done, and gets the request that had no answer once more.
+
+A clerk says what each answer is (vending_clerk.py) and enters what happens into a ledger
 on paper of thirty lines (vending_ledger.py); after each step every account of the chart must stand,
-of each customer, as in that ledger, and all of them sum to zero. On PostgreSQL too:
+of each customer, as in that ledger, and all of them sum to zero; and every meter must be whose its
+card says (vending_cards.py), at the same register in both accounts. On PostgreSQL too:
 tests/integration/test_vending_postgres.py.
 """
 
@@ -20,41 +25,30 @@ import inspect
 import os
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import name_uuid
-from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.postings import Usage
 from services.vending.domain.settling import SettleClosing
-from services.vending.domain.tables import Charged
 from services.vending.domain.usage import PostUsage
+from tests.property.vending_fitters import Fitters
 from tests.property.vending_ledger import Amount, Ledger
-from tests.property.vending_paper import BATCHES, HOLDS, Ask
-from tests.property.vending_town import ACCOUNTS, METERS, NANO, PERSONS, Beside
+from tests.property.vending_paper import BATCHES, HOLDS, SWITCHING, Ask
+from tests.property.vending_town import ACCOUNTS, METERS, NANO, PERSONS, another_than
 
-MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+HOUR_MS = 3_600_000
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 OWING = ACCOUNTS[0]
 """The other one never owes while it is open, so that its credit may be paid out."""
+SELLING = sorted(BATCHES.keys() - SWITCHING.keys())
 TO_OPEN = ("B1", "B2", "B3")
 
 
-def of_town(names: Any) -> st.SearchStrategy[Any]:
-    """Return a choice of what there is in the town by then."""
-    return st.runner().flatmap(lambda town: st.sampled_from(names(town)))
-
-
-def another_than(person: str) -> str:
-    return min({*PERSONS} - {person})
-
-
-class Town(Beside):
+class Town(Fitters):
     """Three persons at a desk, two accounts and more, one book."""
 
     @initialize()
@@ -66,18 +60,8 @@ class Town(Beside):
             self.ask(self.new("sell", account, PERSONS[0], 2_000))
         self.open_another(TO_OPEN[0], PERSONS[0], "open", 1_700, METERS[0], soon=False)
 
-    accounts = of_town(lambda town: [*town.open_ones() * 3, *town.clerk.status])
-    persons = st.sampled_from(PERSONS)
+    accounts, persons = Fitters.accounts, Fitters.persons
     amounts = st.sampled_from([1, 99, 500, 501, 2_000])
-
-    def open_ones(self) -> list[str]:
-        return [name for name, status in self.clerk.status.items() if status == "open"]
-
-    def ask_two(self, ask: Ask, soon: bool) -> None:
-        """Ask; `soon`: another person approves it at once, where that is needed."""
-        self.ask(ask)
-        if soon and self.waiting.get(ask) == "APPROVAL_REQUIRED":
-            self.judges(ask, another_than(ask.person), yes=True)
 
     # --- the desk ----------------------------------------------------------------------------
 
@@ -163,7 +147,7 @@ class Town(Beside):
         """
         about = meter_id if what in {"open", "prepare"} else ""
         amount = amount if what in {"open", "start"} else 0
-        register_milli = self.registers.get(meter_id, 0)
+        register_milli = self.register(meter_id, "shown") if meter_id else 0
         ask = self.new(what, account, person, amount, about, register_milli=register_milli)
         self.ask(ask)
         if ask in self.said and what == "prepare" and soon:
@@ -190,17 +174,16 @@ class Town(Beside):
         if leaving and ask in self.clerk.steps:
             for meter_id in self.clerk.has(account):
                 if leaving == "read":
-                    self.is_read(meter_id)
+                    self.read(meter_id)
                 else:
                     self.gives(account, meter_id, person, is_late=True)
             self.answer_closing(account, used=used)
 
-    @precondition(lambda self: any(self.clerk.meters.values()))
+    @precondition(lambda self: self.held())
     @rule(person=persons, cuts=st.integers(0, 1), data=st.data())
     def close_in_part(self, person: str, cuts: int, data: st.DataObject) -> None:
-        meters = self.clerk.meters
-        meter_id = data.draw(st.sampled_from(sorted(meters)))
-        account = meters[meter_id] or data.draw(self.accounts)
+        meter_id = data.draw(st.sampled_from(METERS))
+        account = self.clerk.cards[meter_id].owner or data.draw(self.accounts)
         self.ask(self.new("close part", account, person, cuts, meter_id))
 
     @precondition(lambda self: self.clerk.shut)
@@ -222,31 +205,10 @@ class Town(Beside):
     def gives(self, account: str, meter_id: str, person: str, is_late: bool) -> None:
         closing_id = self.clerk.shut[account].ask.closing_id
         if is_late:
-            self.time_passes(61)
-        self.registers[meter_id] += 5
-        about, register_milli = f"{closing_id} {meter_id}", self.registers[meter_id]
+            self.passes(61)
+        about, register_milli = f"{closing_id} {meter_id}", self.register(meter_id, "shown")
         ask = self.new("give", account, person, about=about, register_milli=register_milli)
         self.ask_two(ask, is_late)
-
-    @precondition(lambda self: any(self.clerk.meters.values()))
-    @rule(data=st.data())
-    def read(self, data: st.DataObject) -> None:
-        held = [meter_id for meter_id, whose in self.clerk.meters.items() if whose]
-        self.is_read(data.draw(st.sampled_from(held)))
-
-    def is_read(self, meter_id: str) -> None:
-        """Let a reading be charged that is taken a minute later, and comes a minute after that."""
-        self.registers[meter_id] += 7
-
-        async def charged() -> None:
-            meter = await self.world.office.meter(meter_id)
-            at_ms, register_milli = self.clerk.now_ms + MINUTE_MS, self.registers[meter_id]
-            told = Charged(meter.meter_key, meter.epoch, register_milli, register_milli, at_ms)
-            await self.world.tables.keep_charged([told], [])
-
-        self.run(charged())
-        self.time_passes(2)
-        self.clerk.leaves(meter_id)
 
     @precondition(lambda self: self.clerk.shut)
     @rule(person=persons, more=st.sampled_from([0, 0, 1]), data=st.data())
@@ -297,7 +259,7 @@ class Town(Beside):
 
     @rule(
         person=persons,
-        what=st.sampled_from(sorted(BATCHES)),
+        what=st.sampled_from(SELLING),
         amount=st.sampled_from([60, 101, 700]),
         soon=st.integers(0, 2),
         data=st.data(),
@@ -308,7 +270,7 @@ class Town(Beside):
         amount = 0 if what == "batch terms" else amount
         self.ask_two(self.new(what, "", person, amount, " ".join(chosen)), bool(soon))
         if soon == 2:
-            self.turn(None)
+            self.gives_rounds()
 
     @precondition(lambda self: self.clerk.batches)
     @rule(
@@ -324,13 +286,7 @@ class Town(Beside):
     @rule(dies_at=st.sampled_from([None, None, *range(8)]))
     def turn(self, dies_at: int | None) -> None:
         """Batches go on, and what came of each target must be told."""
-        if dies_at is not None:
-            self.store.arm(dies_at)
-        self.clerk.turn()
-        self.takes_turns()
-        for batch, wanted in self.clerk.results.items():
-            _, results = self.run(self.world.office.batches.results(batch.batch_id))
-            assert [results[n].reason or "done" for n in range(len(wanted))] == wanted
+        self.gives_rounds(dies_at)
 
     # --- outside sellers ---------------------------------------------------------------------
 
@@ -366,14 +322,7 @@ class Town(Beside):
     @rule(minutes=st.sampled_from([1, 15, 61, 25 * 60]))
     def time_passes(self, minutes: int) -> None:
         """Reservations time out, which keeps nobody from buying who has paid; and so do holds."""
-        self.clerk.now_ms += minutes * MINUTE_MS
-        self.world.clock.at_ms = self.clerk.now_ms
-        self.goes_on()
-        for name in [n for n in self.clerk.holding if self.deadlines[n] <= self.clerk.now_ms]:
-            self.ends(self.clerk.holding.pop(name), "NO_ECHO_IN_TIME")
-        for ask, answer in self.waiting.items():
-            if answer == "APPROVAL_REQUIRED" and self.expires[ask] <= self.clerk.now_ms:
-                self.waiting[ask] = "APPROVAL_EXPIRED"
+        self.passes(minutes)
 
     # --- refunds and transfers ---------------------------------------------------------------
 
@@ -514,35 +463,6 @@ class Town(Beside):
     def approve(self, data: st.DataObject) -> None:
         ask = data.draw(st.sampled_from(self.pending()))
         self.judges(ask, another_than(ask.person), yes=True)
-
-    def judges(self, ask: Ask, person: str, yes: bool) -> None:
-        number = -1 - len(self.judged)
-        self.judged.append((ask, person))
-        request = Ask("judge", ask.proposal_id, person, number).request
-
-        async def asked() -> str:
-            office = self.world.office.approvals
-            try:
-                if yes:
-                    return (await office.approve(Approve(request, ask.proposal_id, "y"))).status
-                return (await office.decline(Decline(request, ask.proposal_id, "n"))).status
-            except InvalidInput as refused:
-                return refused.reason.value
-
-        answer = self.run(self.until_answered(asked))
-        if self.waiting[ask] != "APPROVAL_REQUIRED":
-            assert answer == "APPROVAL_DECIDED"
-        elif not yes:
-            assert answer == "declined"
-            self.waiting[ask] = "APPROVAL_DECLINED"
-        elif person == ask.person:
-            assert answer == "SAME_PERSON"
-        else:
-            refusal = self.clerk.refusal_by_two(ask)
-            self.waiting[ask] = self.happens(ask, refusal)
-            assert answer == ("failed" if refusal else "executed"), ask
-            if ask.what in {"give", "policy"}:  # what comes of it is due
-                self.goes_on()
 
     # --- the machine -------------------------------------------------------------------------
 

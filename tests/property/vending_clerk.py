@@ -7,6 +7,7 @@ from itertools import count
 from math import ceil, floor
 
 from services.vending.domain.payment import payment_id_of
+from tests.property.vending_cards import PREPAID, Card
 from tests.property.vending_ledger import PPM, Amount, Ledger, part
 from tests.property.vending_paper import (
     BATCHES,
@@ -14,6 +15,8 @@ from tests.property.vending_paper import (
     HOLDS,
     KEPT,
     LIMITS,
+    MOVES,
+    ORDERS,
     ROUNDED,
     ROUNDING,
     SHARE_PPM,
@@ -29,9 +32,13 @@ OWED_AS = {"arrears": "prepaid"}
 
 @dataclass
 class Shut:
-    """A closing that is under way. `step`: what it waits for; `left`, `whole`: as was told."""
+    """A closing that is under way. `step`: what it waits for; `left`, `whole`: as was told.
+
+    `meters`: of those that it `names` the ones that have not left.
+    """
 
     ask: Ask
+    names: list[str]
     meters: list[str]
     deadline_ms: int
     step: str = "meters"
@@ -59,8 +66,8 @@ class Clerk:
         default_factory=lambda: {name: [(T0_MS, said)] for name, said in VERSIONS.items()}
     )
     """Of tariffs and policies, each with when it begins."""
-    meters: dict[str, str] = field(default_factory=dict)
-    """Whose each is, "" where nobody's."""
+    cards: dict[str, Card] = field(default_factory=dict)
+    """Of each meter."""
     sequence: Counter[str] = field(default_factory=Counter)
     """Of metering's accounts, as it told last."""
     unsaid: Counter[str] = field(default_factory=Counter)
@@ -76,8 +83,8 @@ class Clerk:
     """How many an account had."""
     seen: dict[Ask, tuple[object, int]] = field(default_factory=dict)
     """What an approver sees: whose it is, under which terms; and the most that changes hands."""
-    drafted: dict[Ask, list[int]] = field(default_factory=dict)
-    """How many tenants each target of a batch had."""
+    drafted: dict[Ask, list[object]] = field(default_factory=dict)
+    """Whose each target of a batch was."""
     named: dict[Ask, int] = field(default_factory=dict)
     """What a request came to when it was proposed: a refund of all, a grant; the version before."""
     promised: dict[str, tuple[int, bool]] = field(default_factory=dict)
@@ -131,7 +138,18 @@ class Clerk:
         return next(amount for amount in count(net) if amount - self.fee(name, amount) >= net)
 
     def has(self, name: str) -> list[str]:
-        return [meter_id for meter_id, whose in self.meters.items() if whose == name]
+        return [meter_id for meter_id, card in self.cards.items() if card.owner == name]
+
+    def is_named(self, name: str, meter_id: str) -> bool:
+        """Say whether a closing of the account names the meter, which is then its alone."""
+        return name in self.shut and meter_id in self.shut[name].names
+
+    def whose(self, target: str) -> object:
+        """Return whose a meter or an account is: which tenant's, by how many there were."""
+        if target not in self.cards:
+            return self.tenants[target]
+        owner = self.cards[target].owner
+        return owner, self.tenants[owner]
 
     def earliest_ms(self, target: str) -> int:
         """Return from when on a new version may apply; of a tariff not before the one before."""
@@ -159,7 +177,9 @@ class Clerk:
                 return self.policy(name)[2] > LIMITS["emergency"]
             case "batch adjust" if abs(ask.amount) > LIMITS["adjustment"]:
                 return True
-            case "batch sale" | "batch adjust":
+            case _ if ask.what in MOVES:
+                return self.cards[name].is_below(ask.register_milli)
+            case _ if ask.what in BATCHES and ask.what != "batch terms":
                 return len(ask.about.split()) > LIMITS["batch"]
         return ask.what in {*DOCUMENTS, "write-off", "terms", "batch terms", "give", "settle"}
 
@@ -204,7 +224,7 @@ class Clerk:
                 return "ACCOUNT_HAS_METERS"
             case "close" if not ask.about and self.owes(name):
                 return "ACCOUNT_HAS_DEBT"
-            case "close part" if self.meters[ask.about] != name:
+            case "close part" if self.cards[ask.about].owner != name:
                 return "METER_NOT_ASSIGNED"
             case "terms" if ask.about in self.terms[name].values():
                 return "NOTHING_CHANGES"
@@ -220,6 +240,10 @@ class Clerk:
                 return self.refusal_of_opening(ask)
             case "tariff" | "policy":
                 return self.refusal_of_document(ask)
+            case _ if ask.what in MOVES:
+                return self.refusal_of_move(ask)
+            case _ if ask.what in ORDERS:
+                return self.cards[name].refusal_to_switch(ask.what, by_batch=ask.number < 0)
             case _ if ask.what in BATCHES:
                 return "BATCH_STATE" if self.batches.get(ask, "draft") != "draft" else ""
             case "pause" | "resume" | "cancel batch":
@@ -278,8 +302,26 @@ class Clerk:
         sold = ask.amount if ask.what in {"open", "start"} else 0
         if sold and self.fee(ask.account, sold) >= sold:
             return "AMOUNT_BELOW_FEE"
-        is_taken = ask.what != "drop" and prepared.about and self.meters[prepared.about]
+        is_taken = ask.what != "drop" and prepared.about and self.cards[prepared.about].owner
         return "METER_ALREADY_ASSIGNED" if is_taken else ""
+
+    def refusal_of_move(self, ask: Ask) -> str:
+        card, owner = self.cards[ask.account], self.cards[ask.account].owner
+        if ask.what in {"assign", "move"}:
+            was, to = ask.about.split() if ask.what == "move" else ("", ask.about)
+            if owner and owner == was == to:
+                return "NOTHING_CHANGES"
+            if owner != was:
+                return "METER_ALREADY_ASSIGNED" if owner else "METER_NOT_ASSIGNED"
+            if self.status[to] != "open":
+                return "ACCOUNT_NOT_OPEN"
+            if self.is_named(to, ask.account):
+                return "CLOSING_UNDER_WAY"
+        elif ask.what == "release" and not owner:
+            return "METER_NOT_ASSIGNED"
+        if card.ends_at(ask.register_milli) is None:
+            return "NO_READING_YET"
+        return "CLOSING_UNDER_WAY" if self.is_named(owner, ask.account) else ""
 
     def refusal_of_document(self, ask: Ask) -> str:
         versions, at_ms = self.versions[ask.account], ask.amount
@@ -292,9 +334,12 @@ class Clerk:
     def sight(self, ask: Ask) -> tuple[object, int]:
         name = ask.account
         there = self.tenants[ask.about] if ask.what == "transfer" else 0
+        if ask.what == "move":
+            there = self.tenants[ask.about.split()[1]]
         under = list(self.terms[name].values()) if ask.what == "terms" else []
+        epoch = self.cards[name].epoch if ask.what in MOVES else 0
         hands = self.changes_hands(name) if ask.what == "move in" else 0
-        return (self.tenants[name], there, under), hands
+        return (self.whose(name), there, under, epoch), hands
 
     def refusal_by_two(self, ask: Ask) -> str:
         """Return why what was approved is not done: as ever, or it is not what was seen."""
@@ -311,7 +356,7 @@ class Clerk:
     def draft(self, ask: Ask) -> None:
         """Let a batch be drafted, where it is not."""
         self.batches.setdefault(ask, "draft")
-        self.drafted.setdefault(ask, [self.tenants[name] for name in ask.about.split()])
+        self.drafted.setdefault(ask, [self.whose(target) for target in ask.about.split()])
 
     def name(self, ask: Ask) -> None:
         """Take note of what a request comes to that is proposed."""
@@ -382,12 +427,20 @@ class Clerk:
         self.status[name] = status
         self.steps[self.shut.pop(name).ask] = answer
 
-    def leaves(self, meter_id: str) -> None:
+    def read(self, meter_id: str) -> None:
+        """Let what a meter shows be charged."""
+        card = self.cards[meter_id]
+        card.charged_milli = card.shows_milli
+        self.leaves(meter_id, card.shows_milli)
+
+    def leaves(self, meter_id: str, register_milli: int) -> None:
         """Let a meter leave at a register, where a closing waits for that."""
-        shut = self.shut.get(self.meters[meter_id])
+        card = self.cards[meter_id]
+        shut = self.shut.get(card.owner)
         if shut is None or meter_id not in shut.meters:
             return
-        self.meters[meter_id], shut.some_left = "", True
+        card.goes_to("", register_milli)
+        shut.some_left = True
         shut.meters.remove(meter_id)
         if not shut.meters:
             shut.step = self.steps[shut.ask] = "echo"
@@ -397,13 +450,13 @@ class Clerk:
         for ask in [ask for ask, status in self.batches.items() if status == "running"]:
             self.batches[ask] = "finished"
             targets = zip(ask.about.split(), self.drafted[ask], strict=True)
-            self.results[ask] = [self.one(ask, name, tenants) for name, tenants in targets]
+            self.results[ask] = [self.one(ask, name, whose) for name, whose in targets]
 
-    def one(self, batch: Ask, name: str, tenants: int) -> str:
+    def one(self, batch: Ask, name: str, whose: object) -> str:
         what = BATCHES[batch.what]
         about = "P2" if what == "terms" else ""
         ask = Ask(what, name, batch.person, -1, batch.amount, about)
-        has_changed = "CHANGED_SINCE" if self.tenants[name] != tenants else ""
+        has_changed = "CHANGED_SINCE" if self.whose(name) != whose else ""
         refusal = self.first(ask, self.refusal(ask), has_changed)
         if not refusal:
             self.write(ask, receipt_of("batch", batch.batch_id, name))
@@ -461,9 +514,14 @@ class Clerk:
             case "close" | "close part":
                 self.shuts(ask)
             case "cancel closing":
+                self.uncut(self.shut[name])
                 self.over(name, "open", "done")
             case "give":
-                self.leaves(ask.about.split()[1])
+                self.leaves(ask.about.split()[1], ask.register_milli)
+            case "assign" | "move" | "release" | "replace":
+                self.moves(ask)
+            case "off" | "on" | "prepaid":
+                self.cards[name].switch(ask.what)
             case "settle" | "settle by itself":
                 self.settle(name)
             case "pause" | "resume" | "cancel batch":
@@ -491,7 +549,7 @@ class Clerk:
         prepared = ask if ask.what == "open" else prepared
         self.openings[name], self.status[name] = ("open", prepared), "open"
         if prepared.about:
-            self.meters[prepared.about] = name
+            self.cards[prepared.about].goes_to(name, prepared.register_milli)
         if ask.amount:
             fee, receipt = self.fee(name, ask.amount), receipt_of("open", name, *ask.request.key)
             self.sell(ask, receipt, ask.amount, fee, 0)
@@ -499,7 +557,25 @@ class Clerk:
     def shuts(self, ask: Ask) -> None:
         name = ask.account
         meters = self.has(name) if ask.what == "close" else [ask.about]
-        shut = self.shut[name] = Shut(ask, meters, self.now_ms + 3_600_000)
+        shut = self.shut[name] = Shut(ask, meters, [*meters], self.now_ms + 3_600_000)
         shut.step = self.steps[ask] = "meters" if meters else "echo"
+        for card in [self.cards[meter_id] for meter_id in meters if ask.amount]:
+            if card.forced == PREPAID:
+                card.switch("off", ask.closing_id)
         if ask.what == "close":
             self.status[name] = "closing"
+
+    def uncut(self, shut: Shut) -> None:
+        """Give back what a closing has cut, where nobody has ordered otherwise since."""
+        for card in [self.cards[meter_id] for meter_id in shut.names]:
+            if card.cut_by == shut.ask.closing_id:
+                card.switch(PREPAID)
+
+    def moves(self, ask: Ask) -> None:
+        card = self.cards[ask.account]
+        ends_milli = card.ends_at(ask.register_milli)
+        assert ends_milli is not None
+        if ask.what == "replace":
+            card.replaced(ask)
+        else:
+            card.goes_to(ask.about.split()[-1] if ask.about else "", ends_milli)

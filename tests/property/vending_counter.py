@@ -22,17 +22,33 @@ from services.vending.domain.corrections import (
 from services.vending.domain.document import State
 from services.vending.domain.events.closings import AccountCloseRefused
 from services.vending.domain.lending import GrantEmergencyCredit, SetDebt
+from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.opening import Cancel, FirstSale, Plan, PlannedMeter
 from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
 from services.vending.domain.sale import Sell
 from services.vending.domain.settling import SettleAccount
-from tests.property.vending_paper import BATCHES, CLOSINGS, DOCUMENTS, ROUNDING, SHARE_PPM, Ask
+from tests.property.vending_paper import (
+    AS_CHARGED,
+    BATCHES,
+    CLOSINGS,
+    DOCUMENTS,
+    ROUNDING,
+    SHARE_PPM,
+    Ask,
+)
 from tests.unit import test_vending_documents
 from tests.unit.vending_world import World
 
 WHY = "why not"
-KINDS = {"batch sale": Kind.SALE, "batch adjust": Kind.ADJUSTMENT, "batch terms": Kind.POLICY}
-MOVES: dict[str, Any] = {"pause": PauseBatch, "resume": ResumeBatch, "cancel batch": CancelBatch}
+KINDS = {
+    "batch sale": Kind.SALE,
+    "batch adjust": Kind.ADJUSTMENT,
+    "batch terms": Kind.POLICY,
+    "batch off": Kind.FORCE_OFF,
+    "batch on": Kind.FORCE_ON,
+    "batch prepaid": Kind.RESTORE_PREPAID,
+}
+HOLDING: dict[str, Any] = {"pause": PauseBatch, "resume": ResumeBatch, "cancel batch": CancelBatch}
 
 
 async def answered(world: World, ask: Ask, batch_id: str = "") -> str:
@@ -55,10 +71,14 @@ async def _answered(world: World, ask: Ask, batch_id: str) -> str | None:
         await world.office.batches.create(_draft(ask, ask_of))
         submission = replace(ask.submission, at_ms=world.clock.at_ms)
         await world.office.batches.submit(SubmitBatch(submission, ask.batch_id))
-    elif ask.what in MOVES:
-        await world.office.batches.move(MOVES[ask.what](ask_of, batch_id, WHY))
+    elif ask.what in HOLDING:
+        await world.office.batches.move(HOLDING[ask.what](ask_of, batch_id, WHY))
     else:
-        await (_of_money(world.office, ask, ask_of) or _of_life(world.office, ask, ask_of))
+        await (
+            _of_money(world.office, ask, ask_of)
+            or _of_meter(world.office, ask, ask_of)
+            or _of_life(world.office, ask, ask_of)
+        )
     return None
 
 
@@ -89,6 +109,33 @@ def _of_money(office: Office, ask: Ask, request: Any) -> Any:  # noqa: C901 - on
             return office.payments.confirm(ConfirmSale(request, about))
         case "cancel":
             return office.payments.cancel(CancelSale(request, about, WHY))
+    return None
+
+
+def _of_meter(office: Office, ask: Ask, request: Any) -> Any:
+    meter_id = ask.account
+    register_milli = None if ask.register_milli == AS_CHARGED else ask.register_milli
+    match ask.what:
+        case "assign" | "move":
+            *was, to = ask.about.split()
+            return office.assign_meter(request, meter_id, to, register_milli, "".join(was))
+        case "release":
+            return office.release_meter(request, meter_id, register_milli)
+        case "replace":
+            return office.replace_meter(
+                request,
+                meter_id=meter_id,
+                closing_register_milli=ask.register_milli,
+                opening_register_milli=ask.amount,
+                serial=ask.about,
+                unit=None,
+                profile=None,
+                ratio=None,
+                max_power_w=None,
+                reason=WHY,
+            )
+        case "off" | "on" | "prepaid":
+            return office.order(ForceRelay(request, meter_id, ask.what, WHY))
     return None
 
 

@@ -20,8 +20,14 @@ KEPT = {*HOLDS, "sell", "sell energy", "grant", "adjust", "reverse", "write-off"
 """Of these a refusal is an event, so that a repeat is refused alike; else it is judged anew."""
 CLOSINGS = ("close", "close part")
 DOCUMENTS = ("tariff", "policy")
-BATCHES = {"batch sale": "sell", "batch adjust": "adjust", "batch terms": "terms"}
-"""With what each does to its targets."""
+MOVES = ("assign", "move", "release", "replace")
+"""What ends an epoch of a meter, at a register."""
+AS_CHARGED = -1
+"""In the place of a register: the one that was charged last."""
+ORDERS = ("off", "on", "prepaid")
+SWITCHING = {f"batch {position}": position for position in ORDERS}
+BATCHES = {"batch sale": "sell", "batch adjust": "adjust", "batch terms": "terms"} | SWITCHING
+"""With what each does to its targets: accounts or, where it is switching, meters."""
 SHARE_PPM = 200_000
 VERSIONS = {"T1": "800000", "T2": "900000", "P1": "15000/2/300", "P2": "0/0/500"}
 """A price in millionths; the fee's share in millionths, what of it is fixed, emergency credit."""
@@ -52,8 +58,9 @@ def receipt_of(*name: str) -> str:
 class Ask:
     """A request of a person.
 
-    `account`: or the tariff or policy of a document; `amount`: or when that shall apply; `about`: a
-    receipt, what is given up, an outside transaction, where a transfer goes, meters, targets.
+    `account`: or a meter, or the tariff or policy of a document; `amount`: or when that shall
+    apply, or the register of a new device; `about`: a receipt, what is given up, an outside
+    transaction, where a transfer goes, meters, targets, from where and to where a meter goes.
     """
 
     what: str

@@ -109,6 +109,16 @@ async def test_no_batch_powers_what_a_closing_has_cut_until_somebody_moves_in(
         assert [each.outcome for each in await batch(world, Kind.RESTORE_PREPAID, "2")] == ["done"]
 
 
+async def test_a_batch_powers_what_a_cancelled_closing_has_given_back(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_a_meter(world, ALONE | {"batch": None})
+        await close(world)
+        meter = await cancelled(world)
+        assert (meter.forced, meter.closing_id) == (None, "")
+        assert await refused(force(world, "works", "prepaid")) is Reason.NOTHING_CHANGES
+        assert [each.outcome for each in await batch(world, Kind.FORCE_ON)] == ["done"]
+
+
 async def batch(world: World, kind: Kind, name: str = "") -> tuple[Result, ...]:
     terms, batches = Terms(kind, f"works {name}"), world.office.batches
     listed = (("M1", None),)

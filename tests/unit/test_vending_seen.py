@@ -226,6 +226,19 @@ async def test_a_register_that_was_approved_of_one_device_is_none_of_the_next(
         assert changed_since(seen_by_bob, {"epoch": 3, "tenancy": 0}) is not None
 
 
+async def test_a_meter_goes_to_the_tenant_who_was_seen_and_not_to_the_next(mall: World) -> None:
+    """From a register below what was charged: what the one used since, the other would pay."""
+    await publish(mall, transfer=None, authority=None)
+    await mall.assign("M1", "A2", 1_000)
+    meter = await mall.office.meter("M1")
+    await mall.charge(meter.meter_key, meter.epoch, 1, 1_500)
+    move = mall.office.assign_meter(asked(mall, "m"), "M1", "A1", 1_200, "A2")
+    approval_id = await proposed(mall, move)
+    await let_to(mall, "t-new", with_owed=True)
+    assert "to_tenancy was 1 and is 2" in await has_changed(mall, approval_id)
+    assert (await mall.office.meter("M1")).account_id == "A2"
+
+
 # --- what stays ----------------------------------------------------------------------------------
 
 

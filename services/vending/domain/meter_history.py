@@ -13,7 +13,7 @@ from services.vending.domain.events.meters import (
     MeterReplaced,
     RelayForced,
 )
-from services.vending.domain.meter import COMMAND, PREPAID, Meter, Previous
+from services.vending.domain.meter import COMMAND, OFF, PREPAID, Meter, Previous
 
 
 def evolve(state: Meter | None, event: Event) -> Meter:
@@ -68,7 +68,8 @@ def evolve(state: Meter | None, event: Event) -> Meter:
                 state,
                 answers=state.answers.after(event),
                 forced=forced,
-                closing_id=event.closing_id or "",
+                # A closing that gives back what it had cut has no say about it any more.
+                closing_id=(event.closing_id or "") if forced == OFF else "",
             )
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into a meter's stream here")

@@ -16,6 +16,7 @@ from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Rejection
 from services.vending.domain.lending import SetDebt, debt_size_minor
 from services.vending.domain.meter import Meter
+from services.vending.domain.meter_epochs import AssignMeter
 from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import KeepPower, PromisePayment
 from services.vending.domain.policy import Policy
@@ -73,7 +74,7 @@ def _of_command(  # noqa: PLR0911 - one a case
                 AT_MOST + "given_up_minor": max(-more_minor, 0),
                 AT_MOST + "minor": debt_size_minor(state, command),
             }
-        case TransferCredit(to=Account() as to):
+        case TransferCredit(to=Account() as to) | AssignMeter(account=Account() as to):
             return {"to_tenancy": len(to.tenancies)}
     return {}
 
