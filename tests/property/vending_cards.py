@@ -39,7 +39,9 @@ class Card:
         """Say whether an epoch would end where a customer gets back what he has used."""
         floor = self.opened_milli if self.charged_milli is None else self.charged_milli
         ends_at = self.ends_at(register_milli)
-        return bool(self.owner) and None not in (floor, ends_at) and ends_at < floor
+        if not self.owner or floor is None or ends_at is None:
+            return False
+        return ends_at < floor
 
     def goes_to(self, owner: str, register_milli: int) -> None:
         """Let it be another's from a register on; who cut it has no say about the next tenant."""

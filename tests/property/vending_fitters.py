@@ -20,6 +20,8 @@ class Fitters(Beside):
     accounts: Any = of_town(lambda town: [*town.open_ones() * 3, *town.clerk.status])
     persons = st.sampled_from(PERSONS)
     some_meter = st.sampled_from(METERS)
+    held_meter: Any = of_town(lambda town: [*town.held() * 3, *METERS])
+    idle_meter: Any = of_town(lambda town: [*sorted({*METERS} - {*town.held()}) * 2, *METERS])
     registers = st.sampled_from(["shown", "shown", "charged", "below"])
 
     def open_ones(self) -> list[str]:
@@ -27,6 +29,9 @@ class Fitters(Beside):
 
     def held(self) -> list[str]:
         return [meter_id for meter_id, card in self.clerk.cards.items() if card.owner]
+
+    def leaving(self) -> list[str]:
+        return [meter_id for shut in self.clerk.shut.values() for meter_id in shut.meters]
 
     def register(self, meter_id: str, which: str) -> int:
         """Return what somebody says of a register: what it shows, what is known, or less."""
@@ -36,7 +41,7 @@ class Fitters(Beside):
         card.shows_milli += TURNED_MILLI
         return max(card.shows_milli - BELOW_MILLI * (which == "below"), 0)
 
-    @rule(meter_id=some_meter, person=persons, to=accounts, which=registers, soon=st.booleans())
+    @rule(meter_id=idle_meter, person=persons, to=accounts, which=registers, soon=st.booleans())
     def assign(self, meter_id: str, person: str, to: str, which: str, soon: bool) -> None:
         register_milli = self.register(meter_id, which)
         ask = self.new("assign", meter_id, person, about=to, register_milli=register_milli)
@@ -44,7 +49,7 @@ class Fitters(Beside):
 
     @precondition(lambda self: self.held())
     @rule(
-        meter_id=of_town(lambda town: [*town.held() * 3, *METERS]),
+        meter_id=held_meter,
         person=persons,
         to=accounts,
         which=registers,
@@ -66,7 +71,7 @@ class Fitters(Beside):
         ask = self.new("move", meter_id, person, about=about, register_milli=register_milli)
         self.ask_two(ask, soon)
 
-    @rule(meter_id=some_meter, person=persons, which=registers, soon=st.booleans())
+    @rule(meter_id=held_meter, person=persons, which=registers, soon=st.booleans())
     def release(self, meter_id: str, person: str, which: str, soon: bool) -> None:
         register_milli = self.register(meter_id, which)
         ask = self.new("release", meter_id, person, register_milli=register_milli)
@@ -133,7 +138,7 @@ class Fitters(Beside):
 
     # --- readings ----------------------------------------------------------------------------
 
-    @rule(meter_id=some_meter)
+    @rule(meter_id=of_town(lambda town: [*town.leaving() * 3, *METERS]))
     def read(self, meter_id: str) -> None:
         """Let a reading be charged that is taken a minute later, and comes a minute after that."""
         card = self.clerk.cards[meter_id]
