@@ -23,11 +23,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from services.common.kernel import names
+from services.common.kernel import filters, names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
+from services.vending.adapters.api.documents import FILTER_FIELDS
 from services.vending.adapters.tables import event_of
 from services.vending.application.batches import Draft
 from services.vending.application.numbering import Numbering
@@ -196,7 +197,15 @@ async def said(world: World) -> list[object]:
         await kept.closings("A2", False, 0, 1),
         await kept.closing(closing_id_of("till", "none")),
         await kept.closings_open(T0_MS + LASTS_MS_DEFAULT),
-        [id_ for _, id_ in await kept.documents(0, 10)],
+        [id_ for _, id_ in await kept.documents(filters.All(()), T0_MS, 0, 10)],
+        [
+            await kept.documents(filters.parse(said, FILTER_FIELDS), T0_MS, 0, 10)
+            for said in (
+                "state = scheduled OR state = draft",
+                "NOT kind = policy",
+                "state != draft",
+            )
+        ],
         await kept.scheduled_until(T0_MS + 3 * DAY_MS),
         await kept.scheduled_until(T0_MS + 4 * DAY_MS),
         await kept.offsets("charges"),

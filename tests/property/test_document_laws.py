@@ -20,11 +20,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from services.common.kernel import filters
 from services.common.kernel.errors import InvalidInput
 from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.decisions import Request, fingerprint
-from services.vending.domain.document import Kind, Withdraw
+from services.vending.domain.document import Kind, State, Withdraw
 from services.vending.domain.events.event import Event
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import PublishPolicy
@@ -347,12 +348,26 @@ class Documents(RuleBasedStateMachine):
             papers = [await documents.paper(document_id) for document_id in self.ids]
             return [paper.life.state for paper in papers]
 
+        async def listed() -> dict[str, list[str]]:
+            pages = {
+                state: await self.world.office.documents.page(
+                    filters.Match("state", "=", state.value), 0, len(self.ids) + 1
+                )
+                for state in State
+            }
+            return {s: [p.document.document_id for p in page] for s, (page, _) in pages.items()}
+
         async def versions(kind: Kind) -> list[str]:
             listed = await self.world.office.documents.versions(kind, TARGETS[kind])
             return [state for _, state in listed]
 
         if self.ids or self.asked:
-            assert self.run(found()) == [self.clerk.state(sheet) for sheet in self.clerk.sheets]
+            states = [self.clerk.state(sheet) for sheet in self.clerk.sheets]
+            assert self.run(found()) == states
+            assert self.run(listed()) == {
+                state: [id_ for id_, where in zip(self.ids, states, strict=True) if where == state]
+                for state in State
+            }
             for kind, planned in self.clerk.versions.items():
                 wanted = [self.clerk.where(kind, index) for index in range(len(planned))]
                 assert self.run(versions(kind)) == wanted

@@ -5,7 +5,7 @@ told again after a restart.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,15 +14,19 @@ import pytest
 from google.rpc import error_details_pb2
 from prometheus_client import CollectorRegistry
 
+from services.common.kernel import filters
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call, status_of
+from services.vending.adapters import stores
 from services.vending.adapters.api.desk import Desk
-from services.vending.adapters.api.documents import DocumentApi
+from services.vending.adapters.api.documents import FILTER_FIELDS, DocumentApi
+from services.vending.adapters.database import Statement
 from services.vending.application.documents import Paper
 from services.vending.domain.approval import Status
 from services.vending.domain.decisions import Request
 from services.vending.domain.document import Document, Kind, State, Withdraw
+from services.vending.domain.event_store import NO_EVENTS, StoredEvent, StreamId
 from services.vending.domain.orders import DAY_MS
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import Policy, PublishPolicy
@@ -371,12 +375,10 @@ async def test_documents_are_listed_by_what_they_are_now_and_by_pages(mall: Worl
     await submit(mall, drafts[1])
     await withdraw(mall, drafts[3])
 
-    def is_draft(paper: Paper) -> bool:
-        return paper.life.state is State.DRAFT
-
-    first, after = await mall.office.documents.page(is_draft, 0, 2)
+    wanted = filters.Match("state", "=", State.DRAFT.value)
+    first, after = await mall.office.documents.page(wanted, 0, 2)
     assert after is not None
-    second, end = await mall.office.documents.page(is_draft, after, 2)
+    second, end = await mall.office.documents.page(wanted, after, 2)
     found = [paper.document.document_id for paper in (*first, *second)]
     assert (found, end) == ([drafts[0], drafts[2], drafts[4]], None)
     with pytest.raises(InvalidInput):
@@ -384,6 +386,74 @@ async def test_documents_are_listed_by_what_they_are_now_and_by_pages(mall: Worl
     assert await refused(mall.office.documents.versions(Kind.POLICY, "P7")) is (
         Reason.POLICY_NOT_FOUND
     )
+
+
+def watched(world: World, patched: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which every stream is added that is read from now on."""
+    read: list[str] = []
+    store_read = world.store.read
+
+    async def reads(stream: StreamId, after: int = NO_EVENTS) -> Sequence[StoredEvent]:
+        read.append(stream)
+        return await store_read(stream, after)
+
+    patched.setattr(world.store, "read", reads)
+    return read
+
+
+async def test_a_page_reads_the_streams_of_what_it_shows_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 3
+    found: dict[int, list[str]] = {}
+    for count in (size, 20 * size):
+        path = tmp_path / f"{count}.sqlite"
+        async with vending_world.world(path) as written:
+            await written.mall()
+            await publish(written, **NOBODY_ALONE)
+            drafts = [await draft(written) for _ in range(count)]
+            for document_id in drafts[-size:]:
+                await submit(written, document_id)
+        async with vending_world.world(path) as again:
+            read = watched(again, monkeypatch)
+            for wanted in ("state = submitted", "tariff = tariffs/T1"):
+                page, _ = await again.office.documents.page(
+                    filters.parse(wanted, FILTER_FIELDS), 0, size
+                )
+                assert len(page) == size
+            found[count] = read
+    kinds = [sorted(stream.partition("-")[0] for stream in set(read)) for read in found.values()]
+    # In the larger book the two pages show other documents: of each is read what it is made of.
+    assert kinds == [
+        [*["approval"] * pages * size, *["document"] * pages * size, "tariff"] for pages in (1, 2)
+    ]
+
+
+async def test_documents_of_an_earlier_release_are_listed_as_if_the_table_had_been_there(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as before:
+        await before.mall()
+        lives = [await scheduled(before, days, 3_000 + days) for days in (3, 2, 4)]
+        before.clock.at_ms = T0_MS + 2 * DAY_MS
+        await before.office.complete()
+        await publish(before, **NOBODY_ALONE)
+        lives += [await draft(before) for _ in range(5)]
+        for document_id in lives[3:6]:
+            await submit(before, document_id)
+        papers = [await before.office.documents.paper(id_) for id_ in lives]
+        await approve(before, papers[3].approval_id)
+        await decline(before, papers[4].approval_id)
+        await withdraw(before, lives[6])
+        kept = await before.file.rows("SELECT * FROM paper ORDER BY position")
+        assert len(kept) == len(lives)
+        assert len({row[5] for row in kept}) > 1
+        await before.file.run(
+            [Statement(f"DELETE FROM {name}", [()]) for name in ("paper", "made")]
+        )
+    async with stores.opened(f"sqlite:{path}", "test") as stored:
+        assert await stored.database.rows("SELECT * FROM paper ORDER BY position") == kept
 
 
 async def test_the_api_tells_all_that_a_document_says_and_became(mall: World) -> None:
@@ -463,7 +533,7 @@ async def test_a_document_that_dies_at_any_step_is_published_once(tmp_path: Path
     async def judge(world: World) -> None:
         (version,) = (await of_type(world, "tariff-published"))[1:]
         assert (version.record()["price_micro"], version.record()["version"]) == (850_000, 2)
-        documents = await world.office.documents.page(lambda _: True, 0, 9)
+        documents = await world.office.documents.page(filters.All(()), 0, 9)
         assert [paper.life.state for paper in documents[0]] == [State.WITHDRAWN, State.SCHEDULED]
 
     assert await at_every_step(tmp_path, setting, story, judge) == 14
@@ -484,7 +554,7 @@ async def test_a_policy_that_is_due_is_brought_into_force_once_whatever_dies(
 
     async def judge(world: World) -> None:
         assert [e.record()["version"] for e in await of_type(world, "policy-published")] == [1, 2]
-        (document,) = (await world.office.documents.page(lambda _: True, 0, 9))[0]
+        (document,) = (await world.office.documents.page(filters.All(()), 0, 9))[0]
         assert document.life.state is State.IN_FORCE
 
     assert await at_every_step(tmp_path, setting, story, judge) == 2
@@ -497,4 +567,4 @@ async def test_a_restart_knows_the_documents(tmp_path: Path) -> None:
         before = await world.book.state_of(Document, document_id)
     async with vending_world.world(tmp_path / "events.sqlite") as again:
         assert await again.book.state_of(Document, document_id) == before
-        assert (await again.office.documents.page(lambda _: True, 0, 9))[0]
+        assert (await again.office.documents.page(filters.All(()), 0, 9))[0]

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.runtime.profiles import profiles
 from services.vending.adapters import stores, tables
+from services.vending.adapters.filling import fill
 from services.vending.adapters.sqlite_file import SqliteFile
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.adapters.stores import SQLITE_SCHEMA
@@ -212,6 +213,7 @@ async def world(path: Path, terms: Terms = TERMS) -> AsyncIterator[World]:
     async with SqliteFile(path, SQLITE_SCHEMA) as file:
         kept = SqlTables(file)
         store = SqliteEventStore(file, tables.changes)
+        await fill(store, file)
         book = Book(store, Metrics(CollectorRegistry()))
         clock = FakeClock()
         yield World(file, store, kept, book, Office(book, kept, clock, terms), clock)

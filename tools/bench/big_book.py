@@ -23,7 +23,7 @@ from services.common.runtime import codec
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.profiles import profiles
 from services.common.runtime.topics import catalogue
-from services.vending.adapters import stores, tables
+from services.vending.adapters import filling, stores, tables
 from services.vending.adapters.database import Claim
 from services.vending.adapters.sqlite_file import make
 from services.vending.application.book import Book
@@ -199,6 +199,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.executescript(stores.SQLITE_SCHEMA)
+        make(connection, [filling.mark()])
         for pragma in FAST:
             connection.execute(f"PRAGMA {pragma}").fetchall()
         made = [

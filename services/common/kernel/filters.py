@@ -147,6 +147,19 @@ def holds(of: Filter, values: Mapping[str, Value]) -> bool:
             return not holds(part, values)
 
 
+def joined(of: Filter, compared: Callable[[Match], str]) -> str:
+    """Return a condition of SQL; its comparisons are what `compared` makes of them, in order."""
+    match of:
+        case Match():
+            return compared(of)
+        case All(parts):
+            return " AND ".join(f"({joined(part, compared)})" for part in parts) or "true"
+        case AnyOf(parts):
+            return " OR ".join(f"({joined(part, compared)})" for part in parts) or "false"
+        case Not(part):
+            return f"({joined(part, compared)}) IS NOT TRUE"
+
+
 def wanting(**wanted: str) -> str:
     """Return a filter as text that wants these values of fields; of an empty one any."""
     escaped = (

@@ -1,9 +1,9 @@
 """Filters of lists (services.common.kernel.filters) as conditions of SQL."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from services.common.kernel.filters import All, AnyOf, Filter, Match, Not
+from services.common.kernel.filters import Filter, Match, joined
 
 
 def where(of: Filter, columns: Mapping[str, str], values: list[Any]) -> str:
@@ -18,16 +18,3 @@ def where(of: Filter, columns: Mapping[str, str], values: list[Any]) -> str:
         return f"{columns[match.field]} {comparison} ${len(values)}"
 
     return joined(of, compared)
-
-
-def joined(of: Filter, compared: Callable[[Match], str]) -> str:
-    """Return a condition whose comparisons are what `compared` makes of them, left to right."""
-    match of:
-        case Match():
-            return compared(of)
-        case All(parts):
-            return " AND ".join(f"({joined(part, compared)})" for part in parts) or "true"
-        case AnyOf(parts):
-            return " OR ".join(f"({joined(part, compared)})" for part in parts) or "false"
-        case Not(part):
-            return f"({joined(part, compared)}) IS NOT TRUE"

@@ -12,7 +12,6 @@ import asyncpg
 from services.common.kernel import filters, names
 from services.common.kernel.filters import Field, Fields, Filter, Match
 from services.common.kernel.values import value_class
-from services.reporting.adapters.filters import joined
 from services.reporting.adapters.queries import Queries
 
 _MONEY = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,9})?")
@@ -106,7 +105,7 @@ class _Where:
         self.values = values
 
     def of(self, tree: Filter) -> str:
-        return f"({joined(tree, self._compared)})"
+        return f"({filters.joined(tree, self._compared)})"
 
     def _compared(self, match: Match) -> str:
         column = COLUMNS[match.field]

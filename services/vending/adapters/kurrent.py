@@ -9,6 +9,7 @@ from kurrentdbclient.exceptions import ProgrammingError
 
 from services.common.kernel.errors import WattvendError
 from services.vending.adapters import indexed_store, tables
+from services.vending.adapters.filling import fill
 from services.vending.adapters.indexed_store import IndexedEventStore
 from services.vending.adapters.kurrent_address import KurrentAddress
 from services.vending.adapters.kurrent_control import Control, ControlledTables
@@ -41,6 +42,7 @@ async def writing(
         await control.come()
         store = IndexedEventStore(server, file, projection, control.may_write)
         await store.open()
+        await fill(store, file)
         try:
             yield store, ControlledTables(file, control)
         finally:

@@ -91,7 +91,8 @@ class PostgresDatabase:
             with database._usable():
                 await database._let_read()
                 done = await database.rows("SELECT coalesce(max(number), 0) FROM migrations")
-            if done[0][0] != len(migrations(MIGRATIONS)):
+                newest = await database.rows("SELECT to_regclass('made') IS NOT NULL")
+            if done[0][0] != len(migrations(MIGRATIONS)) or not newest[0][0]:
                 raise WattvendError(
                     f"{shown(dsn)} was never opened by this release: start vending on it"
                 )

@@ -256,7 +256,7 @@ class SqliteReader:
                 f"{path} cannot be read ({failed}): store_path must name the file of the book, and "
                 "this process may have to write beside it, as all readers of SQLite's log do"
             ) from failed
-        if ("checkpoint",) not in tables:
+        if ("made",) not in tables:
             self._connection.close()
             raise WattvendError(f"{path} was never opened by this release: start vending on it")
 

@@ -9,6 +9,7 @@ import structlog
 from services.common.kernel.values import value_class
 from services.vending.adapters import postgres_database, sqlite_store, tables
 from services.vending.adapters.database import Database
+from services.vending.adapters.filling import fill
 from services.vending.adapters.postgres_database import PostgresDatabase
 from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.adapters.sqlite_file import SqliteFile, SqliteReader, in_sqlite
@@ -69,7 +70,9 @@ def shown(address: str) -> str:
 @asynccontextmanager
 async def _sqlite(path: Path) -> AsyncIterator[Stored]:
     async with SqliteFile(path, SQLITE_SCHEMA) as file:
-        yield Stored(SqliteEventStore(file, tables.changes), SqlTables(file), file)
+        store = SqliteEventStore(file, tables.changes)
+        await fill(store, file)
+        yield Stored(store, SqlTables(file), file)
 
 
 @asynccontextmanager
@@ -83,6 +86,7 @@ async def _postgres(dsn: str, name: str) -> AsyncIterator[Stored]:
     async with PostgresDatabase.opened(dsn, f"wattvend-vending {name}", tables.SCHEMA) as database:
         store = await PostgresEventStore.opened(database, tables.changes)
         try:
+            await fill(store, database)
             yield Stored(store, SqlTables(database), database)
         finally:
             await store.drained()

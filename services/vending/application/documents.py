@@ -7,10 +7,10 @@ in the policy's stream, and is brought into force here when its instant comes.
 """
 
 import asyncio
-from collections.abc import Callable
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.filters import Filter
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
@@ -43,8 +43,6 @@ from services.vending.domain.tariff import PublishTariff, Tariff
 
 IS_OVER = (Reason.DOCUMENT_DECIDED, Reason.APPROVAL_DECIDED, Reason.APPROVAL_EXPIRED)
 """Why a document is not withdrawn that another replaces: there is nothing left of it to do."""
-PAGE_READ = 100
-"""Documents that are looked at in one go, for those of the state that is asked for."""
 
 
 @value_class
@@ -143,20 +141,16 @@ class Documents:
         """Return a document. Raises InvalidInput(DOCUMENT_NOT_FOUND)."""
         return await self._shown(await self._document(document_id))
 
-    async def page(
-        self, is_wanted: Callable[[Paper], bool], after: int, limit: int
-    ) -> tuple[list[Paper], int | None]:
-        """Return documents, oldest first, and where to go on if there is more.
+    async def page(self, wanted: Filter, after: int, limit: int) -> tuple[list[Paper], int | None]:
+        """Return documents of which a filter holds, oldest first, and where to go on if more do.
 
-        `after`: 0, or where the page before ended.
+        `after`: 0, or where the page before ended; the filter's fields: see Tables.documents. Only
+        the streams of what the page shows are read.
         """
-        found: list[tuple[int, Paper]] = []
-        while len(found) <= limit and (rows := await self._tables.documents(after, PAGE_READ)):
-            papers = [(position, await self.paper(document_id)) for position, document_id in rows]
-            found += [(position, paper) for position, paper in papers if is_wanted(paper)]
-            after = rows[-1][0]
-        last = found[limit - 1][0] if len(found) > limit else None
-        return [paper for _, paper in found[:limit]], last
+        now_ms = self._clock.now_ms()
+        rows = await self._tables.documents(wanted, now_ms, after, limit + 1)
+        last = rows[limit - 1][0] if len(rows) > limit else None
+        return [await self.paper(document_id) for _, document_id in rows[:limit]], last
 
     async def versions(self, kind: Kind, target_id: str) -> list[tuple[Version, State]]:
         """Return the versions of a tariff or policy, oldest first, and where each is in its life.

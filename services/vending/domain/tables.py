@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 from uuid import UUID
 
+from services.common.kernel import filters
 from services.common.kernel.values import value_class
 from services.vending.domain.event_store import StreamId
 
@@ -226,8 +227,14 @@ class Tables(Protocol):
         """Return at most `limit` batches above a position, the oldest first."""
         ...
 
-    async def documents(self, after: int, limit: int) -> list[tuple[int, str]]:
-        """Return (position, id) of documents, oldest first: at most `limit` above a position."""
+    async def documents(
+        self, wanted: filters.Filter, now_ms: int, after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of documents of which a filter holds now, oldest first.
+
+        At most `limit` above a position. The filter's fields: `state`, `kind`, `tariff`, `policy`
+        ("" of the other kind), `legal_entity`.
+        """
         ...
 
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:

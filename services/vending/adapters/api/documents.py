@@ -79,11 +79,7 @@ class DocumentApi(Handlers, documents_pb2_grpc.DocumentServiceServicer):
         wanted = filters.parse(request.filter, FILTER_FIELDS)
         listed = ("documents", request.filter)
         after = cursor_of(listed, request.page_token, (int,))
-        found, last = await self._office.documents.page(
-            lambda paper: filters.holds(wanted, _values_of(paper)),
-            int(after[0]) if after else 0,
-            size,
-        )
+        found, last = await self._office.documents.page(wanted, int(after[0]) if after else 0, size)
         return pb.ListDocumentsResponse(
             documents=map(self._told, found),
             next_page_token=token_of(listed, (last,)) if last else "",
@@ -133,18 +129,6 @@ class DocumentApi(Handlers, documents_pb2_grpc.DocumentServiceServicer):
 
 def _who(origin: Origin | None) -> str:
     return origin.who if origin else ""
-
-
-def _values_of(paper: Paper) -> dict[str, filters.Value]:
-    """Return what a document is filtered by."""
-    state = paper.document
-    return {
-        "state": paper.life.state.value,
-        "kind": state.kind,
-        "tariff": state.target_id if state.kind == Kind.TARIFF else "",
-        "policy": state.target_id if state.kind == Kind.POLICY else "",
-        "legal_entity": state.legal_entity,
-    }
 
 
 def _content(kind: str, said: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from services.vending.adapters.tables import (
     copies,
     epochs,
     links,
+    made,
     numbers,
     papers,
     pending,
@@ -48,6 +49,7 @@ _TABLES = (
     checkpoints,
     links,
     copies,
+    made,
 )
 SCHEMA = "".join(table.SCHEMA for table in _TABLES)
 """Idempotent; PostgreSQL takes it as it is, SQLite as `sqlite_file.in_sqlite` says it."""
@@ -56,7 +58,7 @@ DERIVED = (
     "todo",
     "waiting",
     "pending",
-    "draft",
+    "paper",
     "scheduled",
     "batch",
     "closing",
