@@ -4,6 +4,7 @@ Method: the office on a real SQLite file; the story of a move dies at each of it
 energy it is, metering's own code says, as in test_orders_reach_metering.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
+from services.vending.domain.approval import Status
+from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request
+from services.vending.domain.event_store import FROM_START
 from services.vending.domain.meter import Meter
 from tests.unit import vending_world
 from tests.unit.metering_log import charges, frame, reading
@@ -129,6 +133,32 @@ async def test_a_register_below_what_was_charged_takes_two_and_then_ends_the_epo
     assert (after.epoch, after.closing_register_milli) == (3, least_milli - 1)
     assert (await mall.office.account("A1")).has("M1") == (end in (replaced, of_ratio))
     assert (await end(mall, least_milli - 1, request)).state == after, "a repeat gets the answer"
+
+
+@pytest.mark.parametrize("end", [moved, released, replaced, of_ratio])
+async def test_no_closing_begins_while_an_end_that_two_let_happen_is_decided(
+    mall: World, end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await refused(end(mall, 999, mall.ask("end"))) is Reason.APPROVAL_REQUIRED
+    (proposed,) = await of_type(mall, "command-proposed")
+    closings: list[asyncio.Task[Any]] = []
+    register_of = mall.tables.charged_register_milli
+
+    async def while_a_closing_is_asked_for(meter_key: int, epoch: int) -> int | None:
+        if not closings:  # who has the meter was looked up just before
+            asked = CloseAccount(mall.ask("close"), "A1", "cash", without_cut=True, reason="gone")
+            closings.append(asyncio.create_task(mall.office.closings.begin(asked)))
+            await asyncio.wait(closings, timeout=0.3)
+        return await register_of(meter_key, epoch)
+
+    monkeypatch.setattr(mall.tables, "charged_register_milli", while_a_closing_is_asked_for)
+    proposal = await approve(mall, proposed.record()["approval_id"])
+    assert proposal.status is Status.EXECUTED
+    await closings[0]
+    order = [event.type for event in await mall.store.read_all(FROM_START, 100)]
+    ended = max(i for i, type_ in enumerate(order) if type_.startswith("meter-"))
+    assert ended < order.index("account-closing"), "the closing knows how the epoch ended"
+    assert await mall.tables.todos() == [], "and both accounts had heard of it"
 
 
 @pytest.mark.parametrize("end", [moved, released, replaced, of_ratio])

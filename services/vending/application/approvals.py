@@ -7,8 +7,9 @@ on where it was.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import MISSING, fields, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from services.vending.domain.seen import Seen, changed_since, seen
 from services.vending.domain.streams import stream_of
 from services.vending.domain.tables import APPROVAL, Tables
 
+CarryOut = Callable[[], Coroutine[Any, Any, Proposal]]
 SEEN = "seen"
 """Where in a proposal it stands what the command depends on; no command has such a field."""
 
@@ -42,6 +44,8 @@ class Guarded:
     command's, where that has none) says what one person may do alone. `completed`: adds to the
     command what the book knows besides; `named`: makes of it what is proposed, by the state it was
     judged on; `said`: what of its fields with a default is proposed too, where it is not that.
+    `around`: carries out what was approved between what must come before and after it, by the id;
+    who asks for such a command is within that already.
     """
 
     made: type[Any]
@@ -52,6 +56,7 @@ class Guarded:
     completed: Callable[[Any], Awaitable[Any]] | None = None
     named: Callable[[Any, Any], Any] | None = None
     said: tuple[str, ...] = ()
+    around: Callable[[str, CarryOut], Awaitable[Proposal]] | None = None
 
 
 @value_class
@@ -162,10 +167,16 @@ class Approvals:
         )
 
     async def carry_out(self, approval_id: str) -> Proposal:
-        """Do what was approved, where it is not done yet; return the proposal after it.
+        """Do what was approved, where it is not done yet; return the proposal after it."""
+        proposal = await self.proposal(approval_id)
+        guarded = self._commands.get(proposal.command)
+        carry_out = partial(self._carried_out, approval_id)
+        if proposal.status is not Status.APPROVED or guarded is None or guarded.around is None:
+            return await carry_out()
+        return await guarded.around(orjson.loads(proposal.content)[guarded.of], carry_out)
 
-        One at a time: what one finds refused another must not find possible.
-        """
+    async def _carried_out(self, approval_id: str) -> Proposal:
+        """Carry out one at a time: what one finds refused another must not find possible."""
         async with self._carrying_out:
             proposal = await self.proposal(approval_id)
             if proposal.status is not Status.APPROVED:
@@ -187,7 +198,7 @@ class Approvals:
 
     async def _answer_of(self, proposal: Proposal, why: str) -> Outcome[Any]:
         """Return what a request gets that became a proposal, or raise what it gets instead."""
-        proposal = await self.carry_out(proposal.approval_id)
+        proposal = await self._carried_out(proposal.approval_id)
         match proposal.status:
             case Status.EXECUTED:
                 return await self.do(*self._proposed(proposal))  # a repeat

@@ -1,14 +1,15 @@
 """Where epochs of meters end: what their deciders need beside the meter's stream."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from services.common.kernel.profiles import Profile
-from services.vending.application.approvals import Guarded
+from services.vending.application.approvals import CarryOut, Guarded
 from services.vending.application.book import Book
 from services.vending.domain import meter_commands
 from services.vending.domain.account import Account
+from services.vending.domain.approval import Proposal
 from services.vending.domain.authority import Action
 from services.vending.domain.meter import Meter
 from services.vending.domain.meter_epochs import (
@@ -20,17 +21,24 @@ from services.vending.domain.meter_epochs import (
 from services.vending.domain.tables import Tables
 
 Ending = TypeVar("Ending", AssignMeter, ReleaseMeter, ReplaceMeter, ChangeRatio)
+Around = Callable[[str, CarryOut], Awaitable[Proposal]]
 OfDevice = TypeVar("OfDevice", ReplaceMeter, ChangeRatio)
 
 
 class Moving:
     """Commands that end an epoch of a meter; each may need a second person for its register."""
 
-    def __init__(self, book: Book, tables: Tables, profile: Callable[[str], Profile]) -> None:
-        """Use `book`; `tables` know what was charged, `profile` finds a device profile by name."""
+    def __init__(
+        self, book: Book, tables: Tables, profile: Callable[[str], Profile], around: Around
+    ) -> None:
+        """Use `book`; `tables` know what was charged, `profile` finds a device profile by name.
+
+        `around`: what a move must not be decided without (Office).
+        """
         self._book = book
         self._tables = tables
         self._profile = profile
+        self._around = around
 
     @property
     def commands(self) -> dict[str, Guarded]:
@@ -38,11 +46,17 @@ class Moving:
         of_meter = (Action.REGISTER, Meter, "meter_id", meter_commands.decide)
         return {
             "move-meter": Guarded(
-                AssignMeter, *of_meter, self._with_account, said=("from_account_id",)
+                AssignMeter,
+                *of_meter,
+                self._with_account,
+                said=("from_account_id",),
+                around=self._around,
             ),
-            "release-meter": Guarded(ReleaseMeter, *of_meter, self._with_end),
-            "replace-meter": Guarded(ReplaceMeter, *of_meter, self._with_device),
-            "change-ratio": Guarded(ChangeRatio, *of_meter, self._with_device),
+            "release-meter": Guarded(ReleaseMeter, *of_meter, self._with_end, around=self._around),
+            "replace-meter": Guarded(
+                ReplaceMeter, *of_meter, self._with_device, around=self._around
+            ),
+            "change-ratio": Guarded(ChangeRatio, *of_meter, self._with_device, around=self._around),
         }
 
     async def _with_end(self, command: Ending) -> Ending:

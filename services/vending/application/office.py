@@ -194,7 +194,7 @@ class Office:
             **self.transfers.commands,
             **Changing(book).commands,
             **Registers(book, tables).commands,
-            **Moving(book, tables, self._profile).commands,
+            **Moving(book, tables, self._profile, self._moved).commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
@@ -635,9 +635,7 @@ class Office:
                 done += await each(self._book.failing, ASSIGNMENT, meters, self._complete)
         return done + await self.closings.complete()
 
-    async def _moved(
-        self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, Outcome[Meter]]]
-    ) -> Outcome[Meter]:
+    async def _moved(self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Decide a move with nothing half done before it nor, if all goes well, after it."""
         async with self._assigning:
             await self._complete(meter_id)
