@@ -640,6 +640,7 @@ def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPa
         **dict.fromkeys(("PublishAuthority", "GetAuthority"), document),
         **dict.fromkeys(("GetApproval", "Approve", "Decline"), v.Approval()),
         ListApprovals=v.ListApprovalsResponse(approvals=[v.Approval(name="approvals/x")]),
+        ForceRelay=v.Meter(name="meters/meter-001"),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
         for flags in (("--json",), ()):
