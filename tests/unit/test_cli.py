@@ -609,6 +609,22 @@ def test_the_commands_of_the_page_on_sales_work(
         **dict.fromkeys(("AdjustCredit", "WriteOff"), ACCOUNT),
         PublishAuthority=v.Authority(currency="CNY", rules='{"reversal": 5000}'),
         GetReceipt=v.Receipt(number=7, sale=v.Sale(currency="CNY")),
+        ListPayments=v.ListPaymentsResponse(
+            payments=[
+                v.Payment(
+                    name="sellers/web-shop/payments/T%2F1",
+                    account="accounts/shop-001",
+                    amount_minor=10_000,
+                    currency="CNY",
+                    method="qr",
+                    status=status,
+                    refusal_reason="ACCOUNT_NOT_OPEN" if status == "refused" else "",
+                    expires_at_ms=1,
+                )
+                for status in ("reserved", "refused", "sold")
+            ],
+            next_page_token="abc",
+        ),
         PrintReceipt=v.PrintReceiptResponse(number=7, pdf=b"%PDF-"),
     )
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
@@ -630,6 +646,30 @@ def test_the_commands_of_the_page_on_sales_work(
     assert (tmp_path / "receipt.pdf").read_bytes() == b"%PDF-"
     rules = json.loads(dict(vending.asked)["PublishAuthority"].rules)
     assert rules == {"reversal": 5000, "adjustment": 500}
+
+
+def test_payments_are_shown_with_what_a_clerk_has_to_do_about_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    payment = v.Payment(
+        name="sellers/web-shop/payments/T%2F1",
+        account="accounts/shop-001",
+        amount_minor=10_000,
+        currency="CNY",
+        status="refused",
+        refusal_reason="ACCOUNT_NOT_OPEN",
+    )
+    vending = Vending(ListPayments=v.ListPaymentsResponse(payments=[payment]))
+    asked = ("payment", "list", "--seller", "web-shop", "--account", "shop-001", "--status", "sold")
+    result = wattvend(monkeypatch, vending, *asked)
+    assert result.exit_code == 0, result.output
+    for shown in ("T/1", "100.00 CNY", "ACCOUNT_NOT_OPEN"):
+        assert shown in result.output
+    (request,) = (request for name, request in vending.asked if name == "ListPayments")
+    assert request.parent == "sellers/web-shop"
+    assert request.filter == 'account = "accounts/shop-001" AND status = "sold"'
+    assert wattvend(monkeypatch, vending, "payment", "list").exit_code == 0
+    assert dict(vending.asked)["ListPayments"].parent == "sellers/-"
 
 
 def test_the_commands_of_the_page_on_four_eyes_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,20 @@ are told again after a restart.
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters import stores
 from services.vending.adapters.api import messages
+from services.vending.adapters.api.desk import Desk
+from services.vending.adapters.api.payments import Payments
+from services.vending.adapters.database import Statement
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.authority import PublishAuthority, rules_text
@@ -30,6 +37,7 @@ from services.vending.domain.payment import (
     ReserveSale,
     Status,
 )
+from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import ids, of_type
 from tests.unit.test_vending_office import closing, refused, settle
@@ -40,6 +48,7 @@ from wattvend.vending.v1 import vending_pb2 as pb
 NANO = 10**7
 PORTAL = Origin("portal", "u-77", "10.0.0.9")
 PAID = "4200001234"
+CALL = Call("portal", "u-77", "10.0.0.9", 9.0)
 
 
 def asked(world: World, number: int, *content: object, caller: str = "portal") -> Request:
@@ -96,6 +105,88 @@ async def test_what_is_reserved_is_sold_when_it_is_confirmed_and_not_before(mall
     assert await confirm(mall) == first, "the same request"
     assert await confirm(mall, 9) == first, "another request of a seller that forgot its id"
     assert await credited(mall) == 100
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+async def test_payments_are_listed_by_what_became_of_them_and_by_pages(mall: World) -> None:
+    await mall.account("A2")
+    for number, (account_id, seller) in enumerate(
+        [("A1", "portal"), ("A2", "portal"), ("A1", "kiosk"), ("A1", "portal"), ("A1", "portal")]
+    ):
+        request = mall.ask(number, caller=seller, origin=Origin(seller))
+        reserved = ReserveSale(request, f"T{number}", account_id, 100, "qr", 0)
+        await mall.office.payments.reserve(reserved)
+    sold = (await confirm(mall, 20, "T0")).event
+    assert isinstance(sold, CreditSold)
+    await confirm(mall, 21, "T1")
+    request = asked(mall, 22, "cancel")
+    await mall.office.payments.cancel(CancelSale(request, "T3", "went away"))
+    alone = rules_text({"reversal": None, "authority": None})
+    await mall.office.publish_authority(PublishAuthority(asked(mall, 23), "LE1", "CNY", alone, 0))
+    reverse = ReverseSale(asked(mall, 24, "reverse"), "A1", sold.receipt_id, "paid twice")
+    await mall.office.correct(reverse)
+    api = Payments(Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0))
+
+    async def listed(filter_: str = "", parent: str = "sellers/-", **more: Any) -> list[str]:
+        asked_for = pb.ListPaymentsRequest(parent=parent, filter=filter_, **more)
+        page = await api.ListPayments(asked_for, CALL)
+        token.append(page.next_page_token)
+        return [payment.name.rpartition("/")[2] for payment in page.payments]
+
+    token: list[str] = []
+    assert await listed() == ["T4", "T3", "T2", "T1", "T0"]
+    assert token == [""]
+    assert await listed(page_size=3) == ["T4", "T3", "T2"]
+    assert await listed(page_size=3, page_token=token[-1]) == ["T1", "T0"]
+    assert await listed("account = accounts/A2") == ["T1"]
+    assert await listed("", "sellers/kiosk") == ["T2"]
+    assert await listed("status = reserved", "sellers/portal") == ["T4"]
+    for said, names in {
+        "status = sold": ["T1"],
+        "status = cancelled": ["T3"],
+        "status = reversed": ["T0"],
+        "status = confirmed OR status = refused": [],
+        "NOT status = reserved": ["T3", "T1", "T0"],
+        'legal_entity = "legalEntities/LE2"': [],
+    }.items():
+        assert await listed(said) == names, said
+    await time_out(mall)
+    assert await listed("status = timed-out") == ["T4", "T2"]
+    (told,) = (
+        await api.ListPayments(
+            pb.ListPaymentsRequest(parent="sellers/portal", filter="status = reversed"), CALL
+        )
+    ).payments
+    assert told == await api.GetPayment(pb.GetPaymentRequest(name=told.name), CALL)
+    for wrong in (
+        pb.ListPaymentsRequest(parent="sellers/-", filter="state = open"),
+        pb.ListPaymentsRequest(parent="accounts/A1"),
+        pb.ListPaymentsRequest(parent="sellers/-", page_token="x"),
+    ):
+        assert await refused(api.ListPayments(wrong, CALL)) is Reason.INVALID_ARGUMENT
+
+
+async def test_payments_of_an_earlier_release_are_listed_as_if_the_table_had_been_there(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as before:
+        await before.mall()
+        await reserve(before)
+        await confirm(before)
+        await reserve(before, 5, transaction_id="4200001235")
+        kept = await before.file.rows("SELECT * FROM payment ORDER BY position")
+        assert [row[5] for row in kept] == ["sold", "reserved"]
+        await before.file.run([Statement("DELETE FROM payment", [()])])
+        await before.file.run([Statement("DELETE FROM made", [()])])
+    async with stores.opened(f"sqlite:{path}", "test") as stored:
+        assert await stored.database.rows("SELECT * FROM payment ORDER BY position") == kept
+        assert sorted(await stored.database.rows("SELECT name FROM made")) == [
+            ("paper",),
+            ("payment",),
+        ]
 
 
 async def test_a_payment_whose_sale_was_reversed_says_so(mall: World) -> None:

@@ -18,6 +18,7 @@ from tools.cli.documents import document_app
 from tools.cli.explaining import explain_app
 from tools.cli.meters import meter_app
 from tools.cli.openings import opening_app
+from tools.cli.payments import payment_app
 from tools.cli.publishing import policy_app, tariff_app
 from tools.cli.readings import batch_export_readings
 from tools.cli.selling import receipt_app
@@ -36,6 +37,7 @@ app.add_typer(document_app, name="document")
 app.add_typer(approval_app, name="approval")
 app.add_typer(authority_app, name="authority")
 app.add_typer(receipt_app, name="receipt")
+app.add_typer(payment_app, name="payment")
 app.add_typer(site_app, name="site")
 app.add_typer(explain_app, name="explain")
 account_app.command("list")(lists.account_list)

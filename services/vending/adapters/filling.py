@@ -8,10 +8,10 @@ from collections.abc import Collection
 from types import ModuleType
 
 from services.vending.adapters.database import Change, Claim, Database, Statement
-from services.vending.adapters.tables import event_of, papers
+from services.vending.adapters.tables import event_of, papers, payments
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent
 
-LATER = {"paper": papers}
+LATER = {"paper": papers, "payment": payments}
 """Each such table → its module."""
 EVENTS_AT_ONCE_MAX = 5_000
 

@@ -16,6 +16,7 @@ KEYS = {
     "waiting": ("kind", "id"),
     "batch": ("batch_id",),
     "paper": ("document_id",),
+    "payment": ("payment_id",),
     "scheduled": ("policy_id", "version"),
     "closing": ("closing_id",),
     "pending": ("id",),
@@ -33,7 +34,10 @@ KEYS = {
 FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
 OF_POSITIONS = ("raised", "checkpoint", "link", "document", "series", "numbered")
 """Those that no append makes. Where positions differ, the relay counts receipts anew."""
-NAMING_POSITIONS = ("todo", "waiting", "pending", "paper", "batch", "closing", *OF_POSITIONS)
+NAMING_POSITIONS = (
+    *("todo", "waiting", "pending", "paper", "payment", "batch", "closing"),
+    *OF_POSITIONS,
+)
 NOT_COPIED = ("book", "root", "unfinished_copy", "made")
 """The book epoch is raised through its port; `root` is empty since its release; the others are of
 the copy itself, and of the tables of a store."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.filters import Filter
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.process import each, step
@@ -65,6 +66,18 @@ class Payments:
         if found is None:
             raise payment.payment_not_found(transaction_id).as_error()
         return found
+
+    async def page(
+        self, seller: str, wanted: Filter, before: int, limit: int
+    ) -> tuple[list[Payment], int | None]:
+        """Return payments of which a filter holds, newest first, and where to go on if more do.
+
+        Of a seller or, "", of all; the filter's fields: see Tables.payments.
+        """
+        rows = await self._tables.payments(seller, wanted, before, limit + 1)
+        last = rows[limit - 1][0] if len(rows) > limit else None
+        states = [await self._book.state_of(Payment, payment_id) for _, payment_id in rows[:limit]]
+        return [state for state in states if state is not None], last
 
     async def reversal_of(self, state: Payment) -> str:
         """Return the receipt by which the sale of a payment was reversed; "": it was not."""

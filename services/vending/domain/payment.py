@@ -53,6 +53,10 @@ class Status(StrEnum):
     TIMED_OUT = "timed-out"
 
 
+REVERSED = "reversed"
+"""What a payment is told to be whose sale was reversed, in its account's stream."""
+
+
 @value_class
 class Payment:
     """The folded stream of a payment. `receipt_id`: of its sale, "" before.

@@ -237,6 +237,16 @@ class Tables(Protocol):
         """
         ...
 
+    async def payments(
+        self, seller: str, wanted: filters.Filter, before: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Return (position, id) of payments of which a filter holds, newest first.
+
+        Of a seller or, "", of all; at most `limit` below a position. The filter's fields:
+        `account`, `status`, `legal_entity`.
+        """
+        ...
+
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:
         """Return (policy, version) of those whose instant has come and that do not apply yet."""
         ...

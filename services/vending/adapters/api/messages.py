@@ -12,7 +12,7 @@ from services.vending.domain.events.refunds import CreditRefunded
 from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
-from services.vending.domain.payment import Payment
+from services.vending.domain.payment import REVERSED, Payment
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
 from services.vending.domain.tariff import Tariff
@@ -86,7 +86,7 @@ def payment(state: Payment, version: pb.BookVersion, reversal_id: str = "") -> p
         amount_minor=state.amount_minor,
         currency=state.currency,
         method=state.method,
-        status="reversed" if reversal_id else state.status.value,
+        status=REVERSED if reversal_id else state.status.value,
         reserved_at_ms=state.reserved_at_ms,
         expires_at_ms=state.expires_at_ms,
         receipt=names.RECEIPT.name_if(state.receipt_id),

@@ -1,18 +1,28 @@
 """Payments of outside sellers: reserved, then confirmed or cancelled."""
 
-# ruff: noqa: N802 - names and parameters are those of the generated servicer
+# ruff: noqa: N802, ARG002 - names and parameters are those of the generated servicer
 
 from typing import Any
 
+from services.common.kernel import filters
 from services.common.kernel.errors import InvalidInput, shown
+from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
+from services.common.kernel.units import INT64_MAX
 from services.common.runtime.grpc import Call
 from services.vending.adapters import names
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Handlers
 from services.vending.domain import checks
-from services.vending.domain.payment import CancelSale, ConfirmSale, ReserveSale
+from services.vending.domain.payment import REVERSED, CancelSale, ConfirmSale, ReserveSale, Status
 from wattvend.vending.v1 import vending_pb2 as pb
+
+ALL = "sellers/-"
+FILTER_FIELDS = {
+    "account": filters.name(names.ACCOUNT),
+    "status": filters.choice(*Status, REVERSED),
+    "legal_entity": filters.name(names.LEGAL_ENTITY),
+}
 
 
 class Payments(Handlers):
@@ -53,6 +63,27 @@ class Payments(Handlers):
         state = await payments.of(context.caller, _transaction_id(request, context))
         reversal_id = await payments.reversal_of(state)
         return messages.payment(state, self._desk.version(state.answers.revision), reversal_id)
+
+    async def ListPayments(
+        self, request: pb.ListPaymentsRequest, context: Any
+    ) -> pb.ListPaymentsResponse:
+        """Return a page of payments, the newest first."""
+        seller = "" if request.parent == ALL else names.SELLER.id("parent", request.parent)
+        size = page_size_of(request.page_size)
+        of = filters.parse(request.filter, FILTER_FIELDS)
+        listed = ("payments", request.parent, request.filter)
+        cursor = cursor_of(listed, request.page_token, (int,))
+        before = int(cursor[0]) if cursor else INT64_MAX
+        payments = self._office.payments
+        found, last = await payments.page(seller, of, before, size)
+        reversals = [await payments.reversal_of(state) for state in found]
+        told = [
+            messages.payment(state, self._desk.version(state.answers.revision), reversal_id)
+            for state, reversal_id in zip(found, reversals, strict=True)
+        ]
+        return pb.ListPaymentsResponse(
+            payments=told, next_page_token=token_of(listed, (last,)) if last else ""
+        )
 
 
 def _transaction_id(request: Any, call: Call) -> str:

@@ -21,6 +21,7 @@ from services.vending.adapters.tables import (
     made,
     numbers,
     papers,
+    payments,
     pending,
     scheduled,
     todos,
@@ -39,6 +40,7 @@ _TABLES = (
     waiting,
     batches,
     papers,
+    payments,
     scheduled,
     closings,
     pending,
@@ -59,6 +61,7 @@ DERIVED = (
     "waiting",
     "pending",
     "paper",
+    "payment",
     "scheduled",
     "batch",
     "closing",
@@ -76,6 +79,7 @@ class SqlTables(
     waiting.Waiting,
     batches.Batches,
     papers.Papers,
+    payments.Payments,
     scheduled.Scheduled,
     closings.Closings,
     pending.Pending,
@@ -92,7 +96,17 @@ class SqlTables(
 
 def _by_subject() -> dict[str, list[Make]]:
     made: dict[str, list[Make]] = {}
-    derived = (unique_names, todos, waiting, batches, papers, scheduled, closings, pending)
+    derived = (
+        unique_names,
+        todos,
+        waiting,
+        batches,
+        papers,
+        payments,
+        scheduled,
+        closings,
+        pending,
+    )
     for table in derived:
         for kind, make in table.CHANGES.items():
             made.setdefault(kind.SUBJECT, []).append(make)

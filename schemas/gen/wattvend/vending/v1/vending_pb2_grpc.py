@@ -150,6 +150,11 @@ class VendingServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
                 _registered_method=True)
+        self.ListPayments = channel.unary_unary(
+                '/wattvend.vending.v1.VendingService/ListPayments',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsResponse.FromString,
+                _registered_method=True)
         self.GetReceipt = channel.unary_unary(
                 '/wattvend.vending.v1.VendingService/GetReceipt',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetReceiptRequest.SerializeToString,
@@ -434,6 +439,13 @@ class VendingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPayments(self, request, context):
+        """Payments of one seller or, `sellers/-`, of all, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReceipt(self, request, context):
         """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
         a moment after the sale. As often as it is asked, the same.
@@ -713,6 +725,11 @@ def add_VendingServiceServicer_to_server(servicer, server):
                     servicer.GetPayment,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.SerializeToString,
+            ),
+            'ListPayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPayments,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsResponse.SerializeToString,
             ),
             'GetReceipt': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReceipt,
@@ -1401,6 +1418,33 @@ class VendingService:
             '/wattvend.vending.v1.VendingService/GetPayment',
             wattvend_dot_vending_dot_v1_dot_vending__pb2.GetPaymentRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Payment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.VendingService/ListPayments',
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.ListPaymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,8 @@ class VendingServiceStub:
     CancelSale: _grpc.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]
+    ListPayments: _grpc.UnaryUnaryMultiCallable[_vending_pb2.ListPaymentsRequest, _vending_pb2.ListPaymentsResponse]
+    """Payments of one seller or, `sellers/-`, of all, the newest first."""
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.Receipt]
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
@@ -191,6 +193,8 @@ class VendingServiceAsyncStub(VendingServiceStub):
     CancelSale: _aio.UnaryUnaryMultiCallable[_vending_pb2.CancelSaleRequest, _vending_pb2.Payment]  # type: ignore[assignment]
     """The seller wants no sale; refused once it was confirmed."""
     GetPayment: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetPaymentRequest, _vending_pb2.Payment]  # type: ignore[assignment]
+    ListPayments: _aio.UnaryUnaryMultiCallable[_vending_pb2.ListPaymentsRequest, _vending_pb2.ListPaymentsResponse]  # type: ignore[assignment]
+    """Payments of one seller or, `sellers/-`, of all, the newest first."""
     GetReceipt: _aio.UnaryUnaryMultiCallable[_vending_pb2.GetReceiptRequest, _vending_pb2.Receipt]  # type: ignore[assignment]
     """A sale or its reversal as a paper, with its number: without a gap for each legal entity, and given
     a moment after the sale. As often as it is asked, the same.
@@ -416,6 +420,14 @@ class VendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vending_pb2.GetPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vending_pb2.Payment, _abc.Awaitable[_vending_pb2.Payment]]: ...
+
+    @_abc_1.abstractmethod
+    def ListPayments(
+        self,
+        request: _vending_pb2.ListPaymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.ListPaymentsResponse, _abc.Awaitable[_vending_pb2.ListPaymentsResponse]]:
+        """Payments of one seller or, `sellers/-`, of all, the newest first."""
 
     @_abc_1.abstractmethod
     def GetReceipt(
