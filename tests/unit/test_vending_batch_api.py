@@ -23,6 +23,8 @@ from tests.unit import vending_world
 from tests.unit.test_vending_batches import EVERYTHING, alone, many, to_its_end
 from tests.unit.test_vending_office import refused
 from tests.unit.vending_world import World
+from tools.cli import asking
+from tools.cli.batches import results
 from wattvend.vending.v1 import batches_pb2 as pb
 
 CALL = Call("web", "u-alice", "10.0.0.7", 5.0)
@@ -122,6 +124,22 @@ async def test_results_are_paged_and_filtered(mall: World, api: BatchApi) -> Non
     request = pb.ListBatchResultsRequest(parent=drafted.name, filter='outcome = "waiting"')
     waiting = (await api.ListBatchResults(request, CALL)).results
     assert [each.target for each in waiting] == ["meters/M11", "meters/M12"]
+
+
+async def test_results_tell_amounts_with_their_currency(
+    mall: World, api: BatchApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await mall.site("S9", currency="JPY")
+    await mall.tariff("T9", currency="JPY")
+    await mall.policy("P9", currency="JPY")
+    await mall.account("A99", site_id="S9", tariff_id="T9", policy_id="P9")
+    target = pb.BatchTarget(name="accounts/A99", amount_minor=500)
+    listed = pb.BatchTargets(targets=[target])
+    drafted = await api.CreateBatch(creating(0, kind="sale", method="cash", list=listed), CALL)
+    found = await api.ListBatchResults(pb.ListBatchResultsRequest(parent=drafted.name), CALL)
+    assert found.currency == "JPY"
+    asking.out.print(results(found))
+    assert "500 JPY" in capsys.readouterr().out
 
 
 async def test_batches_are_listed_by_what_a_filter_says(api: BatchApi) -> None:

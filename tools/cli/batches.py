@@ -385,22 +385,21 @@ def previewed(answer: b.BatchPreview) -> RenderableType:
         approval = f"[yellow]when it is submitted: {escape(answer.needs_approval)}[/]"
     else:
         approval = "one person may submit it"
-    first = b.ListBatchResultsResponse(results=answer.first)
-    return Group(shown(answer.batch), counted, results(first, answer.batch.currency), approval)
+    first = b.ListBatchResultsResponse(results=answer.first, currency=answer.batch.currency)
+    return Group(shown(answer.batch), counted, results(first), approval)
 
 
-def results(answer: b.ListBatchResultsResponse, currency: str = "") -> RenderableType:
+def results(answer: b.ListBatchResultsResponse) -> RenderableType:
     """Show targets with what came of each."""
     table = Table(header_style="bold")
     for name in ("target", "site", "amount", "outcome", "why"):
         table.add_column(name, overflow="fold")
-    decimals = show.currency_of(currency).minor_decimals
     for each in answer.results:
         has_amount = each.HasField("amount_minor")
         table.add_row(
             escape(show.id_of(each.target)),
             escape(show.id_of(each.site)),
-            format_scaled(each.amount_minor, decimals) if has_amount else "",
+            _money(each.amount_minor, answer.currency) if has_amount else "",
             _colored(each.outcome),
             escape(f"{each.reason} {each.message}".strip()),
         )

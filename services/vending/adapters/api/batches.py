@@ -294,5 +294,7 @@ def _result(batch: Batch, result: Result) -> pb.BatchResult:
 
 def _results(batch: Batch, found: list[Result], token: str) -> pb.ListBatchResultsResponse:
     return pb.ListBatchResultsResponse(
-        results=[_result(batch, result) for result in found], next_page_token=token
+        results=[_result(batch, result) for result in found],
+        next_page_token=token,
+        currency=batch.currency,
     )
