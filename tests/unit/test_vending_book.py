@@ -6,7 +6,7 @@ Method: the book on the memory store, made to conflict, to lose answers and to r
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,14 @@ from services.vending.adapters.api.desk import fingerprint_of
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.application.book import COMMANDS_PER_APPEND_MAX, Book, Outcome
 from services.vending.domain import site
-from services.vending.domain.decisions import Answers, Decision, Request, fingerprint
+from services.vending.domain.decisions import (
+    Accepted,
+    Answers,
+    Decision,
+    Request,
+    fingerprint,
+    stamp,
+)
 from services.vending.domain.event_store import (
     FROM_START,
     Appended,
@@ -216,6 +223,32 @@ async def test_a_command_whose_decision_breaks_fails_alone(book: Book) -> None:
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [Outcome, ZeroDivisionError, Outcome]
+
+
+async def test_of_a_command_whose_second_event_cannot_be_stored_nothing_is(
+    book: Book, store: Restless
+) -> None:
+    await tell(book, register())
+    before = await store.head()
+
+    def odd(_: Site | None) -> Decision:
+        held = decide_hold(asking(3))
+        return Accepted((held, replace(held, occurred_at_ms=2**70)))
+
+    answers = await asyncio.gather(
+        tell(book, HoldCuts(asking(2), "S1", "test")),
+        book.submit(Site, "S1", odd),
+        tell(book, ReleaseCuts(asking(4), "S1", "test")),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [Outcome, InvalidInput, Outcome]
+    assert await store.head() == before + 2
+    assert [event.revision for event in await store.read(StreamId("site-S1"))] == [0, 1, 2]
+    check_stream_chain(await store.read(StreamId("site-S1")))
+
+
+def decide_hold(request: Request) -> CutsHeld:
+    return CutsHeld(**stamp(request), site_id="S1", reason="test")
 
 
 async def test_an_altered_event_breaks_the_chain_of_its_stream(book: Book, store: Restless) -> None:

@@ -379,10 +379,16 @@ def _plan(stream: StreamId, folded: _Folded, commands: Sequence[_Command]) -> _P
             decision = command.decide(folded.state)
             if isinstance(decision, Accepted):
                 event: Event | None = None
-                for event in decision.events:
-                    sealed, folded = _seal(stream, folded, event)
-                    events.append(sealed)
-                    decided.append((event, folded.state, folded.last_hash))
+                new: list[NewEvent] = []
+                after: list[Decided] = []
+                of_all = folded
+                for event in decision.events:  # all of them, or, where one cannot be sealed, none
+                    sealed, of_all = _seal(stream, of_all, event)
+                    new.append(sealed)
+                    after.append((event, of_all.state, of_all.last_hash))
+                folded = of_all
+                events += new
+                decided += after
                 answer = Outcome(folded.state, folded.revision, event)
                 if event is not None:
                     fresh[folded.revision] = answer
