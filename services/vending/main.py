@@ -82,7 +82,6 @@ class _Vending:
             runtime.spawn(self.office.batches.run(runtime.log), "batches")
         self.stack.push_async_callback(self._drain)
         await self._start_grpc()
-        grpc.spare_the_collector()
 
     async def _start_relay(self) -> str:
         """Start publishing; or return why the store must not be used."""

@@ -6,6 +6,7 @@ calls through a stub, as any client's.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -22,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from services.common.runtime import grpc as product_grpc
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.http import Health
+from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import api
 from services.vending.adapters.api.desk import Desk
 from services.vending.config import VendingSettings
@@ -130,3 +132,44 @@ async def test_health_and_reflection_know_every_service(channel: grpc.aio.Channe
     first, *files = [answer async for answer in stub.ServerReflectionInfo(iter(asked))]
     assert set(api.NAMES) < {service.name for service in first.list_services_response.service}
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in files)
+
+
+async def test_a_port_that_another_listens_on_is_not_shared_with_him() -> None:
+    def serving(port: int) -> Any:
+        settings = VendingSettings(grpc_port=port)
+        return product_grpc.serving(settings, structlog.get_logger(), Health(), lambda _: None, [])
+
+    async with serving(0) as port:
+        with pytest.raises(WrongSettings, match=f"{port}"):
+            async with serving(port):
+                raise AssertionError("two would share the calls of one port")
+
+
+async def test_one_call_more_than_the_setting_allows_is_told_to_come_again(
+    office: Asleep,
+) -> None:
+    desk = Desk(cast("Any", office), SystemClock(), Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    settings = VendingSettings(grpc_port=0, grpc_concurrent_max=3)
+    serving = product_grpc.serving(
+        settings, structlog.get_logger(), Health(), partial(api.register, desk), api.NAMES
+    )
+    async with serving as port, AsyncExitStack() as stack:
+        stubs = [  # connections of their own: the servers of the port share them
+            vending_pb2_grpc.VendingServiceStub(
+                await stack.enter_async_context(
+                    grpc.aio.insecure_channel(
+                        f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
+                    )
+                )
+            )
+            for _ in range(8)
+        ]
+        request = pb.GetAccountRequest(name="accounts/A1")
+        calls = [
+            asyncio.ensure_future(stub.GetAccount(request, metadata=CALLER, timeout=DEFAULT_S))
+            for stub in stubs
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 5
+    assert codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == 3

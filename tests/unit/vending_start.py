@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.ids import name_uuid
-from services.common.runtime import grpc, http, service
+from services.common.runtime import http, service
 from services.common.runtime.clock import SystemClock
 from services.common.runtime.kafka import Outgoing
 from services.vending import main
@@ -58,7 +58,6 @@ async def started(
     patched.setattr(bus, "KafkaPublisher", _Told)
     patched.setattr(bus, "follow", _nothing_comes)
     patched.setattr(main._Vending, "_start_grpc", _nobody_asks)
-    patched.setattr(grpc, "spare_the_collector", lambda: None)
     log = structlog.get_logger("test")
     async with AsyncExitStack() as stack, asyncio.timeout(WITHIN_S):
         health, stopping = http.Health("start"), asyncio.Event()

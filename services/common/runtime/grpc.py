@@ -6,7 +6,6 @@ and a person reads the message.
 """
 
 import asyncio
-import gc
 import os
 import re
 import socket
@@ -38,6 +37,7 @@ from pydantic import Field
 from services.common.kernel.errors import InvalidInput, Retriable, WattvendError
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
+from services.common.runtime import collector
 from services.common.runtime.http import Health, cannot_listen
 from services.common.runtime.settings import ServiceSettings
 
@@ -50,8 +50,10 @@ HEALTH_MIRROR_S = 0.1
 GUARDED = ("/wattvend.", "/google.longrunning.")
 """How the names of the product's methods begin."""
 MESSAGE_BYTES_MAX = 4 << 20
-NEW_OBJECTS_PER_COLLECTION = 50_000
-"""More than the calls at once make and forget again; they are no sign of garbage."""
+SERVERS = 16
+"""So many servers share a port, each with some of the connections. grpc.aio's server takes up one
+call at a time, each after a turn of a thread and one of the loop: while the loop is busy calls
+would wait in line for being seen at all, some of them for many turns."""
 ERROR_CHARACTERS_MAX = 500
 """Of an error's message: it travels twice in the trailers, of which clients take 8 KiB."""
 
@@ -205,9 +207,15 @@ Handler = Callable[[Any, Call], Awaitable[Any]]
 class Guard:
     """Around every unary method of the product: a caller, a deadline, errors with a reason."""
 
-    def __init__(self, log: structlog.stdlib.BoundLogger, timeout_s: float) -> None:
+    def __init__(self, log: structlog.stdlib.BoundLogger, timeout_s: float, calls_max: int) -> None:
         self._log = log
         self._timeout_s = timeout_s
+        self._calls_max = calls_max
+        self._running = 0
+
+    def running(self) -> int:
+        """Return how many calls wait for their answer."""
+        return self._running
 
     def around(self, handler: Any, method: str) -> Any:
         """Return the guarded handler of a method."""
@@ -219,7 +227,13 @@ class Guard:
 
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
+            if self._running >= self._calls_max:
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{self._calls_max} calls are under way; repeat with the same request_id",
+                )
             request = None
+            self._running += 1
             try:
                 call = call_of(context)
                 request = _request(decoded, sent)
@@ -244,6 +258,8 @@ class Guard:
                     "the service failed; repeat with the same request_id, "
                     "and tell the operator of the platform if it fails again",
                 )
+            finally:
+                self._running -= 1
             await context.abort_with_status(rpc_status.to_status(status))
             raise AssertionError("abort_with_status returned")
 
@@ -312,41 +328,44 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _listen(server: grpc.aio.Server, settings: GrpcSettings) -> int:
-    """Bind; return the port. Raises WrongSettings where it cannot."""
-    address = _address(settings.grpc_host, settings.grpc_port)
+def _listen(servers: Sequence[grpc.aio.Server], settings: GrpcSettings) -> int:
+    """Bind all to one port; return it. Raises WrongSettings where they cannot."""
+    _check_is_free(settings)
+    port = settings.grpc_port
+    address = _address(settings.grpc_host, port)
     try:
-        if settings.tls_certificate and settings.tls_key:
-            pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-            credentials = grpc.ssl_server_credentials([pair])
-            return server.add_secure_port(address, credentials)
-        return server.add_insecure_port(address)
+        credentials = _credentials(settings)
+        for server in servers:
+            address = _address(settings.grpc_host, port)
+            if credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, credentials)
     except RuntimeError as failed:
-        raise _why_not_bound(settings, address) from failed
+        raise WattvendError(
+            f"gRPC cannot listen on {address}: check grpc_host, grpc_port and the TLS files"
+        ) from failed
+    return port
 
 
-def _why_not_bound(settings: GrpcSettings, address: str) -> Exception:
-    """Ask a plain socket, because gRPC does not say why it could not bind."""
+def _credentials(settings: GrpcSettings) -> grpc.ServerCredentials | None:
+    if not (settings.tls_certificate and settings.tls_key):
+        return None
+    pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+    return grpc.ssl_server_credentials([pair])
+
+
+def _check_is_free(settings: GrpcSettings) -> None:
+    """Ask a plain socket for the port: it does not share it, and says why it cannot have it."""
     family = socket.AF_INET6 if ":" in settings.grpc_host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # calls that ended linger
         try:
             probe.bind((settings.grpc_host, settings.grpc_port))
         except OSError as failed:
-            return cannot_listen(settings, "grpc", settings.grpc_host, settings.grpc_port, failed)
-    return WattvendError(
-        f"gRPC cannot listen on {address}: check grpc_host, grpc_port and the TLS files"
-    )
-
-
-def spare_the_collector() -> None:
-    """Let the garbage collector look for cycles among what is new, and less often.
-
-    What the start made stays, and what calls keep (folded states) has no cycles. Looking through
-    all of it again and again, as Python does by itself, stops every call for tens of ms.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(NEW_OBJECTS_PER_COLLECTION)
+            raise cannot_listen(
+                settings, "grpc", settings.grpc_host, settings.grpc_port, failed
+            ) from failed
 
 
 @contextmanager
@@ -400,28 +419,35 @@ async def serving(
     On leaving, new calls are refused and running ones get half of `stop_timeout_s` to end.
     Raises WrongSettings where it cannot listen.
     """
+    options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+    calls_max = settings.grpc_concurrent_max
     with yielding_threads():
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),  # two processes on one port would share its calls
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ],
-            maximum_concurrent_rpcs=settings.grpc_concurrent_max,
-        )
-    methods: Any = _Methods(Guard(log, settings.grpc_timeout_s))
+        servers = [
+            grpc.aio.server(options=options, maximum_concurrent_rpcs=calls_max)
+            for _ in range(SERVERS)
+        ]
+    guard = Guard(log, settings.grpc_timeout_s, calls_max)
+    methods: Any = _Methods(guard)
     register(methods)
     servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, methods)
     names = [*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], methods)
-    server.add_generic_rpc_handlers((methods,))
-    port = _listen(server, settings)
-    await server.start()
-    mirror = asyncio.create_task(_mirror(health, servicer, names), name="grpc-health")
+    port = _listen(servers, settings)
+    for server in servers:
+        server.add_generic_rpc_handlers((methods,))
+        await server.start()
+    beside = (
+        asyncio.create_task(_mirror(health, servicer, names), name="grpc-health"),
+        asyncio.create_task(collector.collect_at_leisure(guard.running), name="collector"),
+    )
     log.info("grpc listens", address=_address(settings.grpc_host, port), tls=settings.has_tls)
     try:
-        yield port
+        with collector.spared():
+            yield port
     finally:
-        mirror.cancel()
+        for task in beside:
+            task.cancel()
         await servicer.enter_graceful_shutdown()
-        await server.stop(settings.stop_timeout_s / 2)
+        stop_s = settings.stop_timeout_s / 2
+        await asyncio.gather(*(server.stop(stop_s) for server in servers))

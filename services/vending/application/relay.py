@@ -36,7 +36,7 @@ from services.vending.metrics import Metrics
 STATES_MAX = 20_000
 SCAN_EVENTS_MAX = 5_000
 RETRY_S = 1.0
-PACE_S = 0.100
+PACE_S = 0.030
 """Batches begin at least so far apart: under load they are large, and cost less an event."""
 EVENTS_IN_A_ROW = 16
 FIRST_BOOK_EPOCH = 1
