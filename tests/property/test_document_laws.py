@@ -93,7 +93,7 @@ class Clerk:
         if refusal := self.refusal(kind, at_ms):
             return refusal
         self.sheets.append(Sheet(kind, at_ms, len(self.versions[kind])))
-        if replaced is not None:
+        if replaced is not None and not self.sheets[replaced].became:
             self.withdraw(self.sheets[replaced])
         return "done"
 
@@ -142,11 +142,29 @@ class Clerk:
         return "done"
 
     def withdraw(self, sheet: Sheet) -> str:
+        if sheet.state == "withdrawn":
+            return "DOCUMENT_DECIDED"
+        if sheet.became:
+            return self.take_back(sheet)
         if sheet.by:
             return self.judge(sheet, "", approves=False)
         if sheet.state != "draft":
             return "DOCUMENT_DECIDED"
         sheet.state = "withdrawn"
+        return "done"
+
+    def take_back(self, sheet: Sheet) -> str:
+        planned = self.versions[sheet.kind]
+        is_last = sheet.became == len(planned)
+        if self.where(sheet.kind, sheet.became - 1) != "scheduled" or not is_last:
+            return "DOCUMENT_DECIDED"
+        at_ms = planned[-1].at_ms
+        if refusal := self.refusal(sheet.kind, at_ms):
+            return refusal
+        if not self.alone:
+            return "APPROVAL_REQUIRED"
+        self.publish(sheet.kind, at_ms)
+        sheet.became, sheet.state = 0, "withdrawn"
         return "done"
 
     def tick(self, hours: int) -> None:

@@ -347,6 +347,10 @@ def test_a_document_is_shown_with_who_must_look_at_it_and_what_it_says(
     assert wattvend(monkeypatch, vending, "document", "withdraw", "D1", *reason).exit_code == 0
     versions = wattvend(monkeypatch, vending, "policy", "versions", "homes")
     assert "superseded" in versions.stdout
+    taken_back = d.Document(name="documents/D1", state="withdrawn", published_version=2)
+    vending = Vending(WithdrawDocument=taken_back)
+    shown = wattvend(monkeypatch, vending, "document", "withdraw", "D1", *reason)
+    assert "was to apply from" in shown.stdout
 
 
 ADJUST = ("tariff", "adjust", "shops", "3", "--from", "2027-01-01T00:00+08:00")

@@ -23,7 +23,7 @@ from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.documents import FILTER_FIELDS, DocumentApi
 from services.vending.adapters.database import Statement
 from services.vending.application.documents import Paper
-from services.vending.domain.approval import Status
+from services.vending.domain.approval import Status, approval_id_of
 from services.vending.domain.decisions import Request
 from services.vending.domain.document import Document, Kind, State, Withdraw
 from services.vending.domain.event_store import NO_EVENTS, StoredEvent, StreamId
@@ -177,7 +177,6 @@ async def test_where_one_person_may_a_draft_is_published_when_it_is_submitted(ma
     document_id = await draft(mall)
     paper = await submit(mall, document_id)
     assert (paper.life.state, paper.life.by, paper.approval_id) == (State.SCHEDULED, ALICE, "")
-    assert await refused(withdraw(mall, document_id)) is Reason.DOCUMENT_DECIDED
     assert await submit(mall, document_id) == paper
     assert len(await of_type(mall, "tariff-published")) == 2
 
@@ -366,6 +365,73 @@ async def test_a_later_version_that_comes_first_takes_the_place_of_a_scheduled_o
     ]
 
 
+# --- what is published by mistake -----------------------------------------------------------------
+
+
+async def test_a_version_that_has_not_begun_is_taken_back_and_what_stood_goes_on(
+    mall: World,
+) -> None:
+    document_id = await draft(mall, tariff(by_alice(mall, "1"), effective_at_ms=T0_MS + DAY_MS))
+    await submit(mall, document_id)
+    request = by_alice(mall, "withdraw")
+    command = Withdraw(request, document_id, "typed wrong")
+    paper = await mall.office.documents.withdraw(command)
+    assert (paper.life.state, paper.life.reason) == (State.WITHDRAWN, "typed wrong")
+    assert paper.life.decided_by == ALICE
+    assert await mall.office.documents.withdraw(command) == paper, "a repeat"
+    assert await refused(withdraw(mall, document_id)) is Reason.DOCUMENT_DECIDED
+    assert await refused(submit(mall, document_id)) is Reason.DOCUMENT_DECIDED
+    first, second, third = [e.record() for e in await of_type(mall, "tariff-published")]
+    assert (third["price_micro"], third["plan"]) == (first["price_micro"], None)
+    assert third["effective_at_ms"] == second["effective_at_ms"] == T0_MS + DAY_MS
+    mall.clock.at_ms = T0_MS + DAY_MS
+    in_force = await mall.office._in_force("T1")
+    assert in_force is not None
+    assert in_force.price_micro == 800_000
+
+
+async def test_a_policy_that_has_not_begun_is_taken_back_whole(mall: World) -> None:
+    content = {"alarm_1_minor": 3_000, "rules": '{"grace_minutes":240}', "ceiling_minor": 90_000}
+    stands = policy(by_alice(mall, "stands"), fee_ppm=10, overdraft_minor=5, **content)
+    await mall.office.publish_policy(stands)
+    document_id = await scheduled(mall, 2, 4_000)
+    before = (await of_type(mall, "policy-published"))[-1].record()
+    paper = await withdraw(mall, document_id)
+    assert paper.life.state is State.WITHDRAWN
+    mall.clock.at_ms = T0_MS + 2 * DAY_MS
+    assert await mall.office.complete() == 1
+    after = (await of_type(mall, "policy-published"))[-1].record()
+    own = ("version", "occurred_at_ms", "caller", "request_id", "fingerprint")
+    assert {k: v for k, v in after.items() if k not in own} == {
+        k: v for k, v in before.items() if k not in own
+    }
+
+
+async def test_only_the_last_version_that_is_to_come_is_taken_back(mall: World) -> None:
+    first = await draft(mall, tariff(by_alice(mall, "1"), effective_at_ms=T0_MS + DAY_MS))
+    await submit(mall, first)
+    second = await draft(mall, tariff(by_alice(mall, "2"), effective_at_ms=T0_MS + 2 * DAY_MS))
+    await submit(mall, second)
+    assert await refused(withdraw(mall, first)) is Reason.DOCUMENT_DECIDED
+    mall.clock.at_ms = T0_MS + 2 * DAY_MS - LEAD_MS + 1
+    assert await refused(withdraw(mall, second)) is Reason.EFFECTIVE_TOO_EARLY
+    mall.clock.at_ms = T0_MS + 2 * DAY_MS
+    assert await refused(withdraw(mall, second)) is Reason.DOCUMENT_DECIDED
+
+
+async def test_what_two_let_happen_two_take_back(mall: World) -> None:
+    await publish(mall, **NOBODY_ALONE)
+    document_id = await draft(mall, tariff(by_alice(mall, "1"), effective_at_ms=T0_MS + DAY_MS))
+    await approve(mall, (await submit(mall, document_id)).approval_id)
+    command = Withdraw(by_alice(mall, "withdraw"), document_id, "typed wrong")
+    assert await refused(mall.office.documents.withdraw(command)) is Reason.APPROVAL_REQUIRED
+    assert await state(mall, document_id) is State.SCHEDULED
+    await approve(mall, approval_id_of(command.request))
+    assert await state(mall, document_id) is State.SUPERSEDED
+    paper = await mall.office.documents.withdraw(command)
+    assert (paper.life.state, paper.life.decided_by) == (State.WITHDRAWN, ALICE)
+
+
 # --- lists ---------------------------------------------------------------------------------------
 
 
@@ -510,6 +576,28 @@ async def test_the_api_tells_all_that_a_document_says_and_became(mall: World) ->
     assert await refused(api.ListVersions(nowhere, alice)) is Reason.INVALID_ARGUMENT
 
 
+async def test_the_api_takes_back_a_version_that_has_not_begun(mall: World) -> None:
+    api = DocumentApi(Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0))
+    alice = Call("web", "u-alice", "10.0.0.7", 9.0)
+    document_id = await draft(mall, tariff(by_alice(mall, "1"), effective_at_ms=T0_MS + DAY_MS))
+    await submit(mall, document_id)
+    asked = pb.WithdrawDocumentRequest(
+        request_id=str(UUID(int=80)), name=f"documents/{document_id}", reason="typed wrong"
+    )
+    told = await api.WithdrawDocument(asked, alice)
+    assert (told.state, told.decided_by, told.reason) == (
+        "withdrawn",
+        "web u-alice",
+        "typed wrong",
+    )
+    assert told.published_version == 2
+    assert await api.WithdrawDocument(asked, alice) == told
+    listed = pb.ListDocumentsRequest(filter="state = withdrawn")
+    assert list((await api.ListDocuments(listed, alice)).documents) == [told]
+    versions = await api.ListVersions(pb.ListVersionsRequest(parent="tariffs/T1"), alice)
+    assert [each.state for each in versions.versions] == ["in-force", "superseded", "scheduled"]
+
+
 # --- whatever dies in between --------------------------------------------------------------------
 
 
@@ -537,6 +625,27 @@ async def test_a_document_that_dies_at_any_step_is_published_once(tmp_path: Path
         assert [paper.life.state for paper in documents[0]] == [State.WITHDRAWN, State.SCHEDULED]
 
     assert await at_every_step(tmp_path, setting, story, judge) == 14
+
+
+async def test_a_version_that_is_taken_back_dies_anywhere_and_is_so_once(tmp_path: Path) -> None:
+    async def setting(world: World) -> None:
+        await world.site()
+        await world.tariff()
+        later = {"effective_at_ms": T0_MS + DAY_MS}
+        await submit(world, await draft(world, tariff(same(world, 1, "later"), **later)))
+
+    async def story(world: World) -> None:
+        (document,) = (await world.office.documents.page(filters.All(()), 0, 9))[0]
+        command = Withdraw(same(world, 2, "back"), document.document.document_id, "typed wrong")
+        await world.office.documents.withdraw(command)
+
+    async def judge(world: World) -> None:
+        (document,) = (await world.office.documents.page(filters.All(()), 0, 9))[0]
+        assert document.life.state is State.WITHDRAWN
+        prices = [e.record()["price_micro"] for e in await of_type(world, "tariff-published")]
+        assert prices == [800_000, PRICE_MICRO, 800_000]
+
+    assert await at_every_step(tmp_path, setting, story, judge) == 4
 
 
 async def test_a_policy_that_is_due_is_brought_into_force_once_whatever_dies(

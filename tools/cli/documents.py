@@ -70,7 +70,7 @@ def document_submit(document: DocumentId, request_id: RequestId = "") -> None:
 
 @document_app.command("withdraw")
 def document_withdraw(document: DocumentId, reason: Reason, request_id: RequestId = "") -> None:
-    """Let a document not be published."""
+    """Let a document not be published, or its version not begin."""
     request = d.WithdrawDocumentRequest(
         request_id=request_id or str(uuid4()), name=names.DOCUMENT.name(document), reason=reason
     )
@@ -111,7 +111,8 @@ def show_document(answer: d.Document) -> RenderableType:
             rows.append((name, escape(text)))
     if answer.published_version:
         rows.append(("version", str(answer.published_version)))
-        rows.append(("applies from", show.moment(answer.begins_at_ms)))
+        applies = "was to apply from" if answer.state == "withdrawn" else "applies from"
+        rows.append((applies, show.moment(answer.begins_at_ms)))
     fields = show.fields(f"[bold]document {show.id_of(answer.name)}[/]", rows)
     return Group(fields, _says(answer))
 

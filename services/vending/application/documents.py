@@ -7,6 +7,7 @@ in the policy's stream, and is brought into force here when its instant comes.
 """
 
 import asyncio
+from dataclasses import replace
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import InvalidInput
@@ -98,6 +99,8 @@ class Documents:
             replaced.document_id,
             by.document_id,
         )
+        if (await self._shown(replaced)).life.version is not None:
+            return  # its version stands until the new one takes its place
         reason = f"replaced by document {by.document_id}"
         try:
             await self.withdraw(Withdraw(request, replaced.document_id, reason))
@@ -123,19 +126,51 @@ class Documents:
             return await self._shown(state)
 
     async def withdraw(self, command: Withdraw) -> Paper:
-        """Let a draft not be submitted, or decline what became of it."""
+        """Let a draft not be submitted, decline what became of it, or let its version not begin.
+
+        Raises InvalidInput: APPROVAL_REQUIRED where others have to let a version not begin; the
+        same request, when they have, withdraws the document.
+        """
         async with self._moving:
             state = await self._document(command.document_id)
             paper = await self._shown(state)
-            if paper.approval_id:
+            if paper.life.version is not None:
+                state = await self._take_back(state, paper.life.version, command)
+            elif paper.approval_id:
                 declined = Decline(command.request, paper.approval_id, command.reason)
                 await self._approvals.decline(declined)
-            elif paper.life.version is not None:
-                text = f"document {command.document_id} is {paper.life.state} already"
-                raise InvalidInput(Reason.DOCUMENT_DECIDED, text, field="document_id")
             else:
                 state = (await self._submit(command.document_id, command)).state
             return await self._shown(state)
+
+    async def _take_back(self, state: Document, version: Version, command: Withdraw) -> Document:
+        """Publish, by the instant of a version that has not begun, what would apply without it."""
+        request = command.request
+        kind, document_id = Kind(state.kind), state.document_id
+        said = (command.reason, *request.key)
+        origin = request.origin
+        ending = step(request.at_ms, said, origin, "taken-back", document_id, *request.key)
+        if state.withdrawn_by is not None:
+            if state.answers.get(ending.key) is not None:
+                return state
+            raise document.withdrawn(state).as_error()
+        versions = await self._versions(kind, state.target_id)
+        not_now = document.why_not_taken_back(version, versions)
+        if not_now and not await self._is_asked(kind, state.target_id, request):
+            raise not_now.as_error()
+        instead = document.instead(
+            version, document.before(version, versions), state.legal_entity, request, self._lead_ms
+        )
+        await self._approvals.ask(instead)
+        points.point("taken-back")
+        return (await self._submit(document_id, replace(command, request=ending))).state
+
+    async def _is_asked(self, kind: Kind, target_id: str, request: Request) -> bool:
+        """Say whether a request has changed a tariff or policy, or waits for others to let it."""
+        target = await self._target(kind, target_id)
+        proposal = await self._book.state_of(Proposal, approval_id_of(request))
+        is_done = target is not None and target.answers.get(request.key) is not None
+        return is_done or proposal is not None
 
     async def paper(self, document_id: str) -> Paper:
         """Return a document. Raises InvalidInput(DOCUMENT_NOT_FOUND)."""

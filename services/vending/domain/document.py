@@ -339,6 +339,58 @@ def state_of(version: Version, versions: Sequence[Version]) -> State:
     return State.IN_FORCE if version.has_begun else State.SCHEDULED
 
 
+def why_not_taken_back(version: Version, versions: Sequence[Version]) -> Rejection | None:
+    """Return why a version stands; None where it can be taken back: it is the last, and to come."""
+    where = state_of(version, versions)
+    text = f"document {version.document_id} is {where} already"
+    if where is State.SCHEDULED and version.number < versions[-1].number:
+        text = f"version {versions[-1].number} was published behind it"
+    elif where is State.SCHEDULED:
+        return None
+    text = f"{text}; publish what shall apply instead"
+    return Rejection(Reason.DOCUMENT_DECIDED, text, "document_id")
+
+
+def before(version: Version, versions: Sequence[Version]) -> Version:
+    """Return what would apply at the instant of a scheduled version if that were not there.
+
+    What was to begin later, and gave way to it, does not come back.
+    """
+    earlier = [
+        other
+        for other in versions
+        if other.number < version.number and other.begins_ms <= version.begins_ms
+    ]
+    assert earlier, "the first version of all applies at once"
+    return earlier[-1]
+
+
+def instead(
+    of: Version, by: Version, legal_entity: str, request: Request, lead_ms: int
+) -> PublishTariff | PublishPolicy:
+    """Return the publication of what one version says `by` the instant of another."""
+    event = by.content
+    if isinstance(event, TariffPublished):
+        return PublishTariff(
+            request,
+            event.tariff_id,
+            event.commodity,
+            event.currency,
+            event.legal_entity,
+            event.price_micro,
+            event.plan,
+            of.begins_ms,
+            lead_ms,
+        )
+    said = policy.said_in_minor(event)
+    return PublishPolicy(
+        request,
+        event.policy_id,
+        **(said | {"legal_entity": said["legal_entity"] or legal_entity}),
+        effective_at_ms=of.begins_ms,
+    )
+
+
 _BY_PROPOSAL = {
     approval.Status.PENDING: State.SUBMITTED,
     approval.Status.APPROVED: State.APPROVED,
@@ -356,6 +408,8 @@ def life_of(
     decided_by, reason = (proposal.decider, proposal.reason) if proposal else (None, "")
     for version in versions:
         if version.document_id == state.document_id:
+            if state.withdrawn_by is not None:
+                return Life(State.WITHDRAWN, version, by, state.withdrawn_by, state.reason)
             where = state_of(version, versions)
             return Life(where, version, by or version.published_by, decided_by, reason)
     if state.withdrawn_by is not None:

@@ -23,7 +23,7 @@ from services.vending.domain.decisions import (
     stamp,
 )
 from services.vending.domain.events.event import Event
-from services.vending.domain.events.prices import PolicyPublished, PolicyScheduled
+from services.vending.domain.events.prices import PolicyPublished, PolicyScheduled, PolicyVersion
 from services.vending.domain.tariff import stale
 
 LEASE_MS_MAX = 300_000
@@ -243,6 +243,25 @@ def _said(command: PublishPolicy) -> dict[str, Any]:
         "legal_entity": command.legal_entity or None,
         "rounding": command.rounding or Rounding.DOWN.value,
         "document_id": command.document_id or None,
+    }
+
+
+def said_in_minor(event: PolicyVersion) -> dict[str, Any]:
+    """Return what a version says, as a publication says it, but for policy and instant."""
+    nano_per_minor = checks.currency_named(event.currency).nano_per_minor
+    amounts = ("alarm_1", "alarm_2", "overdraft", "restore", "emergency", "ceiling")
+    minor = {
+        f"{name}_minor": (getattr(event, f"{name}_nano") or 0) // nano_per_minor for name in amounts
+    }
+    return minor | {
+        "currency": event.currency,
+        "lease_ms": event.lease_ms,
+        "max_evidence_age_ms": event.max_evidence_age_ms,
+        "rules": event.rules,
+        "fee_ppm": event.fee_ppm or 0,
+        "fee_minor": event.fee_minor or 0,
+        "rounding": event.rounding or Rounding.DOWN.value,
+        "legal_entity": event.legal_entity or "",
     }
 
 

@@ -14,8 +14,7 @@ from services.vending.adapters import names
 from services.vending.adapters.api.desk import Handlers
 from services.vending.adapters.api.prices import policy_of, tariff_of
 from services.vending.application.documents import Paper
-from services.vending.domain import checks
-from services.vending.domain.closing import Rounding
+from services.vending.domain import policy
 from services.vending.domain.document import Kind, State, Version, Withdraw
 from services.vending.domain.events.prices import PolicyScheduled, PolicyVersion, TariffPublished
 from services.vending.domain.origin import Origin
@@ -167,20 +166,7 @@ def _tariff_says(event: TariffPublished) -> dict[str, Any]:
 
 
 def _policy_says(event: PolicyVersion) -> dict[str, Any]:
-    nano_per_minor = checks.currency_named(event.currency).nano_per_minor
-    amounts = ("alarm_1", "alarm_2", "overdraft", "restore", "emergency", "ceiling")
-    minor = {
-        f"{name}_minor": (getattr(event, f"{name}_nano") or 0) // nano_per_minor for name in amounts
-    }
-    return minor | {
+    return policy.said_in_minor(event) | {
         "policy_id": event.policy_id,
-        "currency": event.currency,
-        "lease_ms": event.lease_ms,
-        "max_evidence_age_ms": event.max_evidence_age_ms,
-        "rules": event.rules,
-        "fee_ppm": event.fee_ppm or 0,
-        "fee_minor": event.fee_minor or 0,
-        "rounding": event.rounding or Rounding.DOWN.value,
-        "legal_entity": event.legal_entity or "",
         "effective_at_ms": event.effective_at_ms if isinstance(event, PolicyScheduled) else 0,
     }

@@ -46,10 +46,12 @@ CREATE INDEX IF NOT EXISTS paper_asked ON paper(approval_id);
 """
 """`draft` is of an earlier release.
 
-`state`: what was written, while there is no `version`. `begins_at_ms`: when that is to apply,
-`applies_from_ms`: when it does; of a policy's not before it was brought into force.
+`state`: what was written; of one that became a `version`, only that it was withdrawn.
+`begins_at_ms`: when that is to apply, `applies_from_ms`: when it does; of a policy's not before it
+was brought into force.
 """
 _STATE = f"""CASE
+  WHEN state = '{State.WITHDRAWN}' THEN state
   WHEN version > 0 AND superseded_at_ms <= $1 THEN '{State.SUPERSEDED}'
   WHEN version > 0 AND applies_from_ms <= $1 THEN '{State.IN_FORCE}'
   WHEN version > 0 THEN '{State.SCHEDULED}'

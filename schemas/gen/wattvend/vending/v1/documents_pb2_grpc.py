@@ -87,7 +87,9 @@ class DocumentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WithdrawDocument(self, request, context):
-        """A draft is not submitted any more; of one that was, the approval is declined.
+        """A draft is not submitted any more; of one that was, the approval is declined. A version that has not
+        begun, and is the last, does not begin: for its instant what stood is published again. Where that
+        needs a second person, APPROVAL_REQUIRED: when he has approved, the same request withdraws.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

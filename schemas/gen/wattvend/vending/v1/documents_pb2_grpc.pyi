@@ -40,7 +40,10 @@ class DocumentServiceStub:
     the document names (VendingService.Approve, Decline).
     """
     WithdrawDocument: _grpc.UnaryUnaryMultiCallable[_documents_pb2.WithdrawDocumentRequest, _documents_pb2.Document]
-    """A draft is not submitted any more; of one that was, the approval is declined."""
+    """A draft is not submitted any more; of one that was, the approval is declined. A version that has not
+    begun, and is the last, does not begin: for its instant what stood is published again. Where that
+    needs a second person, APPROVAL_REQUIRED: when he has approved, the same request withdraws.
+    """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_documents_pb2.GetDocumentRequest, _documents_pb2.Document]
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_documents_pb2.ListDocumentsRequest, _documents_pb2.ListDocumentsResponse]
     """Oldest first."""
@@ -59,7 +62,10 @@ class DocumentServiceAsyncStub(DocumentServiceStub):
     the document names (VendingService.Approve, Decline).
     """
     WithdrawDocument: _aio.UnaryUnaryMultiCallable[_documents_pb2.WithdrawDocumentRequest, _documents_pb2.Document]  # type: ignore[assignment]
-    """A draft is not submitted any more; of one that was, the approval is declined."""
+    """A draft is not submitted any more; of one that was, the approval is declined. A version that has not
+    begun, and is the last, does not begin: for its instant what stood is published again. Where that
+    needs a second person, APPROVAL_REQUIRED: when he has approved, the same request withdraws.
+    """
     GetDocument: _aio.UnaryUnaryMultiCallable[_documents_pb2.GetDocumentRequest, _documents_pb2.Document]  # type: ignore[assignment]
     ListDocuments: _aio.UnaryUnaryMultiCallable[_documents_pb2.ListDocumentsRequest, _documents_pb2.ListDocumentsResponse]  # type: ignore[assignment]
     """Oldest first."""
@@ -93,7 +99,10 @@ class DocumentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _documents_pb2.WithdrawDocumentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_documents_pb2.Document, _abc.Awaitable[_documents_pb2.Document]]:
-        """A draft is not submitted any more; of one that was, the approval is declined."""
+        """A draft is not submitted any more; of one that was, the approval is declined. A version that has not
+        begun, and is the last, does not begin: for its instant what stood is published again. Where that
+        needs a second person, APPROVAL_REQUIRED: when he has approved, the same request withdraws.
+        """
 
     @_abc_1.abstractmethod
     def GetDocument(
