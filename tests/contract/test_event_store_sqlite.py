@@ -136,6 +136,15 @@ def test_a_file_that_another_has_is_refused_with_what_to_do(
     assert file.look("SELECT 1") == [(1,)]
 
 
+def test_a_file_has_one_owner_under_whatever_name(tmp_path: Path, file: SqliteFile) -> None:
+    (tmp_path / "there").mkdir()
+    other = tmp_path / "there" / "other.sqlite"
+    other.symlink_to(tmp_path / "events.sqlite")
+    with pytest.raises(FileInUse):
+        SqliteFile(other, SCHEMA)
+    assert file.look("SELECT 1") == [(1,)]
+
+
 def test_a_file_that_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
     path.write_bytes(b"something else altogether" * 100)

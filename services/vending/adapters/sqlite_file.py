@@ -66,7 +66,7 @@ class SqliteFile:
         self._waiting: deque[_Write] = deque()
         self._running: asyncio.Task[None] | None = None
         self.after_commit: list[Callable[[], None]] = []
-        self._lock = _locked(path)
+        self._lock = _locked(path.resolve())  # one file, whatever leads to it
         with ExitStack() as opened:
             opened.callback(os.close, self._lock)
             try:
