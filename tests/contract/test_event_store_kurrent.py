@@ -27,7 +27,7 @@ from services.vending.adapters.kurrent_address import KurrentAddress
 from services.vending.adapters.kurrent_control import ControlledTables
 from services.vending.adapters.kurrent_store import Bounds, KurrentEventStore
 from services.vending.adapters.tables.unique_names import FREE
-from services.vending.commands import copy_book
+from services.vending.commands import copy_book, verify
 from services.vending.config import VendingSettings
 from services.vending.domain.event_store import (
     FROM_START,
@@ -458,6 +458,9 @@ async def test_a_book_moves_to_the_server_and_back(
         assert "16 events in 7 streams are the same in both" in said
         assert f"it is book epoch {book_epoch}" in said
         assert PASSWORD not in said
+        there_too = VendingSettings(store=SecretStr(there))
+        assert await verify(there_too, with_ledger=False) == 0
+        assert "16 events in 7 streams are unaltered" in capsys.readouterr().out
     first, last = dump(source), dump(back)
     for table in ("stream", "event", "unique_name", "todo", "waiting", "charged"):
         assert first[table] == last[table], table
