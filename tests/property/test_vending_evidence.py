@@ -182,3 +182,18 @@ def test_of_two_findings_the_first_counts() -> None:
     assert first_of(at(1, 9), at(4, 4)) == at(4, 4)
     assert first_of(at(1, 9), at(12, 12)) == at(1, 9)
     assert commands.FAULT_FOUND
+
+
+def test_of_a_rewritten_end_without_its_checkpoints_ledger_names_the_first_event() -> None:
+    *_, last_but_one, last = book().checkpoints
+    event = book().events[last_but_one]
+    with tampered() as (path, connection):
+        rewrite(connection, event.position)
+        connection.execute("DELETE FROM checkpoint WHERE position = ?", (last,))
+        verdict = verified(path)
+        _, differs = compared(path)
+    assert verdict.fault is None, "nothing in the store can tell"
+    assert verdict.signed is not None
+    assert verdict.root.count - verdict.signed.root.count == len(book().events) - last_but_one
+    assert differs is not None
+    assert (differs.position, differs.until) == (event.position, event.position)

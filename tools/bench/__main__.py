@@ -51,7 +51,8 @@ async def _vending(screen: Screen, cores: Cores) -> list[Figure]:
 
 
 async def _restart(screen: Screen, cores: Cores) -> list[Figure]:
-    async with running(STACK, cores) as stand:
+    # On PostgreSQL a book is started too: it is no reader that may wait.
+    async with running(STACK, cores, postgres_niceness=0) as stand:
         return await restart.measure(stand, screen, restart.Plan())
 
 
