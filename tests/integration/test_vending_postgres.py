@@ -26,9 +26,11 @@ from hypothesis.stateful import run_state_machine_as_test
 from services.common.kernel import filters, names
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
+from services.common.kernel.units import INT64_MAX
 from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
 from services.vending.adapters.api.documents import FILTER_FIELDS
+from services.vending.adapters.api.payments import FILTER_FIELDS as PAYMENT_FIELDS
 from services.vending.adapters.tables import event_of
 from services.vending.application.batches import Draft
 from services.vending.application.numbering import Numbering
@@ -204,6 +206,14 @@ async def said(world: World) -> list[object]:
                 "state = scheduled OR state = draft",
                 "NOT kind = policy",
                 "state != draft",
+            )
+        ],
+        [
+            [id_ for _, id_ in await kept.payments(*asked, INT64_MAX, 10)]
+            for asked in (
+                ("", filters.All(())),
+                ("till", filters.parse("NOT status = reserved", PAYMENT_FIELDS)),
+                ("nobody", filters.parse("account = accounts/A1", PAYMENT_FIELDS)),
             )
         ],
         await kept.scheduled_until(T0_MS + 3 * DAY_MS),

@@ -461,3 +461,34 @@ def test_readings_of_a_period_come_to_the_same_in_any_order(document: dict[str, 
             come_late(log, *readings[i])
         totals.add(charged(log))
     assert len(totals) == 1
+
+
+def test_accounts_of_other_zones_under_a_flat_price_that_gets_a_plan_pay_in_full_by_its_clock() -> (
+    None
+):
+    # The zone of a site stands in no charge: the plan's clock is the tariff's, as its prices are.
+    log = Log()
+    log.now_ms = at("03-02T06:00")
+    names = {"A1": "M1", "A2": "M2"}
+    zones = {"A1": ("S1", "Asia/Shanghai"), "A2": ("S2", "Europe/London")}
+    for site_id, zone in zones.values():
+        log.fact(site(site_id=site_id, zone=zone))
+    log.fact(tariff(price_micro=2))
+    log.fact(policy())
+    for account_id, meter_id in names.items():
+        site_id, _ = zones[account_id]
+        log.fact(account(account_id, site_id=site_id))
+        log.fact(meter(meter_id, account_id, site_id=site_id))
+    log.fact(plan(TWO_RATES, version=2, effective_at_ms=at("03-02T07:00")))
+    for text, register_milli in (("03-02T06:00", 0), ("03-02T09:00", 3 * HOUR_S)):
+        log.now_ms = at(text)
+        told = [
+            reading(register_milli, meter_id=meter_id, at_ms=log.now_ms)
+            for meter_id in names.values()
+        ]
+        done = log.read(*told)
+    paid = {charge["account_key"]: charge for charge in charges(done)}
+    assert len(paid) == len(names)
+    for charge in paid.values():
+        assert charge["energy_milli"] == 3 * HOUR_S
+        assert charge["amount_nano"] == HOUR_S * (2 + 1 + 3), "flat, then valley, then peak at 8"

@@ -15,17 +15,19 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call
-from services.vending.adapters import stores
+from services.vending.adapters import filling, stores
 from services.vending.adapters.api import messages
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.payments import Payments
 from services.vending.adapters.database import Statement
+from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import ReverseSale
 from services.vending.domain.decisions import Request
+from services.vending.domain.event_store import StoredEvent, StoreUnavailable
 from services.vending.domain.events.corrections import SaleReversed
 from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.origin import Origin
@@ -168,8 +170,8 @@ async def test_payments_are_listed_by_what_became_of_them_and_by_pages(mall: Wor
         assert await refused(api.ListPayments(wrong, CALL)) is Reason.INVALID_ARGUMENT
 
 
-async def test_payments_of_an_earlier_release_are_listed_as_if_the_table_had_been_there(
-    tmp_path: Path,
+async def test_payments_of_an_earlier_release_are_listed_also_if_their_table_was_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.sqlite"
     async with vending_world.world(path) as before:
@@ -179,14 +181,26 @@ async def test_payments_of_an_earlier_release_are_listed_as_if_the_table_had_bee
         await reserve(before, 5, transaction_id="4200001235")
         kept = await before.file.rows("SELECT * FROM payment ORDER BY position")
         assert [row[5] for row in kept] == ["sold", "reserved"]
+        count = before.store.count()
         await before.file.run([Statement("DELETE FROM payment", [()])])
         await before.file.run([Statement("DELETE FROM made", [()])])
+
+    async def dies_later(store: SqliteEventStore, after: int, limit: int) -> list[StoredEvent]:
+        if after:
+            raise StoreUnavailable("the disk is away")
+        return await read_all(store, after, limit)
+
+    read_all = SqliteEventStore.read_all
+    monkeypatch.setattr(filling, "EVENTS_AT_ONCE_MAX", count - 2)
+    monkeypatch.setattr(SqliteEventStore, "read_all", dies_later)
+    with pytest.raises(StoreUnavailable):
+        async with stores.opened(f"sqlite:{path}", "test"):
+            pass
+    monkeypatch.setattr(SqliteEventStore, "read_all", read_all)
     async with stores.opened(f"sqlite:{path}", "test") as stored:
         assert await stored.database.rows("SELECT * FROM payment ORDER BY position") == kept
-        assert sorted(await stored.database.rows("SELECT name FROM made")) == [
-            ("paper",),
-            ("payment",),
-        ]
+        made = await stored.database.rows("SELECT name FROM made ORDER BY name")
+        assert made == [("paper",), ("payment",)]
 
 
 async def test_a_payment_whose_sale_was_reversed_says_so(mall: World) -> None:
