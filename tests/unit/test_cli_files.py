@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from tests.unit.test_cli import OPENED, Vending, exporting, wattvend
+from wattvend.vending.v1 import openings_pb2 as o
 
 HEAD = "account,site,tariff,policy,meters,sale\n"
 
@@ -71,3 +73,30 @@ def test_a_list_in_another_encoding_is_told(
         result = wattvend(monkeypatch, Vending(), *command, "--file", str(file))
         assert result.exit_code == 2
         assert "in UTF-8" in " ".join(result.stderr.split())
+
+
+def test_an_opening_that_was_cancelled_is_not_done_and_is_opened_only_where_its_line_says_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To a repeated request vending says what became of it, so the line has to ask anew."""
+    file = tmp_path / "shops.csv"
+
+    def run(text: str, status: str) -> tuple[Result, list[str]]:
+        file.write_text(text)
+        opened = o.Opening(account="accounts/A1", status=status)
+        vending = Vending(CreateOpening=opened)
+        result = wattvend(monkeypatch, vending, "opening", "batch", str(file), "--prepare")
+        return result, [request.request_id for _, request in vending.asked]
+
+    two = "account,site,tariff,policy\nA1,S,T,P\nA2,S,T,P\n"
+    done, first = run(two, "prepared")
+    assert (done.exit_code, len(first)) == (0, 2)
+    for status in ("cancelled", "refused"):
+        ended, second = run(two, status)
+        assert (ended.exit_code, second) == (1, first)
+        told = " ".join(ended.stdout.replace("│", " ").split())
+        assert "0 of 2 lines are done" in told
+        assert f"it was {status}; if it shall be done after all" in told
+    anew, third = run("account,site,tariff,policy,again\nA1,S,T,P,2\nA2,S,T,P,\n", "prepared")
+    assert anew.exit_code == 0
+    assert (third[0] in first, third[1] == first[1]) == (False, True)

@@ -38,8 +38,10 @@ opening_app = typer.Typer(
 )
 COLUMNS = ("account", "site", "tariff", "policy")
 MORE_COLUMNS = ("meters", "sale", "method", "subject", "commodity")
+AGAIN = "again"
+"""The column whose word makes a line another request: to open what was cancelled or refused."""
 AT_ONCE_MAX = 8
-OPEN = "open"
+OPEN, ENDED = "open", ("cancelled", "refused")
 COLORS = {"open": "green", "prepared": "cyan", "would open": "green", "would be prepared": "cyan"}
 
 AccountId = Annotated[str, typer.Argument(help="id of the account")]
@@ -209,11 +211,11 @@ def _read(file: Path, currency: str, *, prepare: bool) -> list[_Line]:
 def _check_columns(columns: Sequence[str]) -> None:
     for found, of in (
         (set(COLUMNS).difference(columns), "is missing"),
-        (set(columns).difference(COLUMNS, MORE_COLUMNS), "is unknown"),
+        (set(columns).difference(COLUMNS, MORE_COLUMNS, [AGAIN]), "is unknown"),
         ({column for column in columns if columns.count(column) > 1}, "is there twice"),
     ):
         if found:
-            known = f"{', '.join(COLUMNS)}, and perhaps {', '.join(MORE_COLUMNS)}"
+            known = f"{', '.join(COLUMNS)}, and perhaps {', '.join((*MORE_COLUMNS, AGAIN))}"
             text = f"the column {', '.join(sorted(found))} {of}; write {known}"
             raise typer.BadParameter(text)
 
@@ -224,10 +226,11 @@ def _line(
     """Return a line. Its request id derives from what it says, so it is the same run after run."""
     told = dict(zip(columns, row, strict=False))
     said = {column: told.get(column, "") for column in (*COLUMNS, *MORE_COLUMNS)}
+    again = filter(None, [told.get(AGAIN)])
     wrong = _misshapen(columns, row)
     wrong += [f"{column} is empty" for column in COLUMNS if not said[column]]
     request = o.CreateOpeningRequest(
-        request_id=sitefile.request_id("opening", prepare, currency, *said.values()),
+        request_id=sitefile.request_id("opening", prepare, currency, *said.values(), *again),
         opening_id=said["account"],
         prepare_only=prepare,
     )
@@ -293,6 +296,9 @@ async def _ask(clients: Clients, line: _Line, *, dry_run: bool) -> None:
         line.wrong.append(f"{refused.message} [{refused.reason or refused.code}]{again}")
         return
     line.wrong += [f"{each.message} [{each.reason}]" for each in line.result.problems]
+    if line.result.status in ENDED:
+        told = "if it shall be done after all, write a word that is new there, e.g. 2, into its"
+        line.wrong.append(f"it was {line.result.status}; {told} column {AGAIN}")
 
 
 def _results(lines: Sequence[_Line], *, dry_run: bool) -> RenderableType:
