@@ -177,8 +177,8 @@ class SiteFileError(Exception):
 def read(path: Path) -> SiteFile:
     """Return the site of a YAML (or JSON) file. Raises SiteFileError."""
     try:
-        return SiteFile.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as unreadable:
+        return SiteFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as unreadable:
         raise SiteFileError(f"{path} cannot be read: {unreadable}") from unreadable
     except ValidationError as wrong:
         places = "; ".join(

@@ -5,12 +5,20 @@ Method: that of test_cli, whose script of answers stands behind the commands.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
 
+from services.common.kernel import names
+from services.common.kernel.errors import InvalidInput
 from tests.unit.test_cli import OPENED, Vending, exporting, wattvend
+from tools import sitefile
+from tools.cli import asking
+from tools.client import Refused
+from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.vending.v1 import openings_pb2 as o
+from wattvend.vending.v1 import vending_pb2 as v
 
 HEAD = "account,site,tariff,policy,meters,sale\n"
 
@@ -100,3 +108,90 @@ def test_an_opening_that_was_cancelled_is_not_done_and_is_opened_only_where_its_
     anew, third = run("account,site,tariff,policy,again\nA1,S,T,P,2\nA2,S,T,P,\n", "prepared")
     assert anew.exit_code == 0
     assert (third[0] in first, third[1] == first[1]) == (False, True)
+
+
+def test_a_meter_that_is_no_id_is_told_and_the_other_lines_are_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Strict(Vending):
+        async def __call__(self, method: str, request: Any, **more: float) -> Any:
+            for each in request.opening.meters:
+                try:
+                    names.METER.id("meter", each.meter)
+                except InvalidInput as wrong:
+                    raise Refused("INVALID_ARGUMENT", wrong.reason, wrong.message) from None
+            return await super().__call__(method, request, **more)
+
+    file = tmp_path / "shops.csv"
+    file.write_text(f"{HEAD}A1,S1,T1,P1,M1,1.00\nA2,S1,T1,P1,表2,1.00\n", encoding="utf-8")
+    vending = Strict(CreateOpening=OPENED)
+    result = wattvend(monkeypatch, vending, "opening", "batch", str(file))
+    assert (result.exit_code, len(vending.asked)) == (1, 1)
+    assert "1 of 2 lines are done" in result.stdout
+    assert "is no name of this kind" in " ".join(result.stdout.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("begun", ["", "meter,time_ms"])
+def test_an_export_whose_power_was_cut_at_its_begin_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.csv").write_text(begun)
+    (tmp_path / "out.csv.progress").write_text("")
+    readings = f.ListReadingsResponse(readings=[f.ChargedReading(register_milli=1_234)])
+    result = wattvend(monkeypatch, Vending(ListReadings=readings), *exporting("M1"))
+    assert result.exit_code == 0, result.output
+    head, line = (tmp_path / "out.csv").read_text().splitlines()
+    assert head.startswith("meter,time_ms,register")
+    assert line.startswith("M1,0,1.234,")
+
+
+@pytest.mark.parametrize(
+    ("progress", "says"),
+    [
+        ("", "no export that was broken off"),
+        ("my notes\n", "no progress of an export"),
+        ('{"from_ms": %d, "to_ms": %d}\n', "shorter than it was"),
+    ],
+)
+def test_a_file_that_an_export_did_not_leave_so_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    instants = tuple(asking.instant_ms(day) for day in ("2027-01-01 00:00", "2027-02-01 00:00"))
+    mine = "mine" if "%" in progress else "mine " * 100
+    (tmp_path / "out.csv").write_text(mine)
+    (tmp_path / "out.csv.progress").write_text(progress % instants if "%" in progress else progress)
+    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
+    assert refused.exit_code == 1
+    assert says in " ".join(refused.stderr.split())
+    assert (tmp_path / "out.csv").read_text() == mine
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*exporting("M1")[:-1], "nowhere/out.csv"),
+        ("receipt", "print", "R1", "--to", "nowhere/receipt.pdf"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = wattvend(monkeypatch, Vending(PrintReceipt=v.PrintReceiptResponse()), *command)
+    assert refused.exit_code == 1
+    assert "a file cannot be used" in refused.stderr
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_a_document_in_another_encoding_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    file = tmp_path / "mall.yaml"
+    file.write_text("site: {id: mall-1, name: 商场}\n", encoding=encoding)
+    with pytest.raises(sitefile.SiteFileError, match="cannot be read"):
+        sitefile.read(file)
+    checked = wattvend(monkeypatch, Vending(), "tariff", "check", str(file))
+    assert checked.exit_code == 1
+    assert "cannot be read" in checked.stderr

@@ -77,6 +77,9 @@ def run(
         again = request_id if in_steps or refused.code in OUTCOME_UNKNOWN else ""
         say_refused(refused, again)
         raise SystemExit(1) from None
+    except OSError as failed:  # of a file: what goes wrong with a call is Refused
+        say_refused(Refused("FAILED_PRECONDITION", "", f"a file cannot be used: {failed}"))
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         known = "broken off: it may have been done, or not" if request_id else "broken off"
         say_refused(Refused("CANCELLED", "", known), request_id)

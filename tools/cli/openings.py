@@ -270,7 +270,7 @@ def _keys(lines: Sequence[_Line]) -> list[str]:
     """Return what may stand in one line only: accounts, and meters."""
     accounts = [f"account {line.request.opening_id}" for line in lines]
     meters = [each.meter for line in lines for each in line.request.opening.meters]
-    return accounts + [f"meter {names.METER.id('meter', name)}" for name in meters]
+    return accounts + [f"meter {show.id_of(name)}" for name in meters]
 
 
 async def _do(clients: Clients, line: _Line, repeated: set[str], *, dry_run: bool) -> None:

@@ -35,7 +35,7 @@ def document(path: Path) -> str:
     """Return a YAML (or JSON) file as JSON. Raises Refused where it cannot be read."""
     try:
         # Dates of holidays may be written without quotes; YAML then makes dates of them.
-        return orjson.dumps(yaml.safe_load(path.read_text())).decode()
+        return orjson.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))).decode()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as unreadable:
         message = f"{path} cannot be read: {unreadable}"
         raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message) from unreadable

@@ -119,21 +119,41 @@ def _resumed(export: Export) -> dict[str, str]:
 
     Raises Refused where the file is of another export.
     """
-    if not export.progress.exists():
-        if export.path.exists():
+    try:
+        text = export.progress.read_text(encoding="utf-8") if export.progress.exists() else None
+        whole = (text or "").rpartition("\n")[0]
+        said, *lines = [json.loads(line) for line in whole.splitlines()] or [None]
+    except ValueError:
+        message = f"{export.progress} is no progress of an export: choose another file"
+        raise Refused("INVALID_ARGUMENT", "", message) from None
+    if said is None:
+        begun_max = -1 if text is None else len(_row(HEADER))  # power was cut at its begin
+        if export.path.exists() and export.path.stat().st_size > begun_max:
             message = f"{export.path} exists and is no export that was broken off: choose another"
             raise Refused("INVALID_ARGUMENT", "", message)
-        export.path.write_text(_row(HEADER), encoding="utf-8")
-        export.progress.write_text(json.dumps(export.what) + "\n", encoding="utf-8")
-        return {}
-    whole = export.progress.read_text(encoding="utf-8").rpartition("\n")[0]
-    export.progress.write_text(whole + "\n", encoding="utf-8")  # a line may have been cut short
-    said, *lines = [json.loads(line) for line in whole.splitlines()]
+        return _begun(export)
     if said != export.what:
         message = f"{export.path} is of other instants: choose another file, or remove both"
         raise Refused("INVALID_ARGUMENT", "", message)
-    os.truncate(export.path, lines[-1]["size"] if lines else len(_row(HEADER)))
+    size = lines[-1]["size"] if lines else len(_row(HEADER))
+    if export.path.stat().st_size < size:
+        message = f"{export.path} is shorter than it was: choose another file, or remove both"
+        raise Refused("INVALID_ARGUMENT", "", message)
+    export.progress.write_text(whole + "\n", encoding="utf-8")  # a line may have been cut short
+    os.truncate(export.path, size)
     return {line["meter"]: line["result"] for line in lines}
+
+
+def _begun(export: Export) -> dict[str, str]:
+    """Write the heads of both files, that of the progress when that of the file is durable."""
+    for path, head in (
+        (export.path, _row(HEADER)),
+        (export.progress, json.dumps(export.what) + "\n"),
+    ):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            file.write(head)
+            _durable(file)
+    return {}
 
 
 async def _meter(clients: Clients, export: Export, meter: str, file: Any) -> str:
