@@ -135,11 +135,36 @@ def test_what_is_no_amount_is_refused_before_anything_is_asked(
 
 
 def test_more_decimals_than_the_currency_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = ("authority", "publish", "LE1", "--currency", "CNY")
+    for command, asked in (
+        (("sell", "A1", "1.005"), ["GetAccount"]),
+        (opening("--sale", "1.005"), []),
+        (("opening", "start", "A1", "--sale", "1.005"), []),
+        ((*publish, "--alone", "refund=1.005"), []),
+    ):
+        vending = Vending()
+        result = wattvend(monkeypatch, vending, *command)
+        assert (result.exit_code, [method for method, _ in vending.asked]) == (2, asked)
+        assert "more than 2 decimals" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("alone", "says"),
+    [
+        (("refund", "refund=5.00"), "refund is named twice"),
+        (("refund=5.00", "refund"), "refund is named twice"),
+        (("batch=2.9",), "no whole number"),
+    ],
+)
+def test_what_one_person_may_do_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, alone: tuple[str, ...], says: str
+) -> None:
     vending = Vending()
-    result = wattvend(monkeypatch, vending, "sell", "A1", "1.005")
-    assert result.exit_code == 1
-    assert "more than 2 decimals" in result.stderr
-    assert [method for method, _ in vending.asked] == ["GetAccount"]
+    each = [part for text in alone for part in ("--alone", text)]
+    publish = ("authority", "publish", "LE1", "--currency", "CNY", *each)
+    result = wattvend(monkeypatch, vending, *publish)
+    assert (result.exit_code, vending.asked) == (2, [])
+    assert says in result.stderr
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -215,7 +240,7 @@ def test_what_is_wrong_with_a_file_is_told_line_by_line_and_no_such_line_is_sent
         ["meter M2 is in more than one line"],
         [
             "'x' is no register; write e.g. 1234.56",
-            "1.005 has more than 2 decimals, those of the currency",
+            "1.005 has more than 2 decimals of its currency",
         ],
         [],
     ]

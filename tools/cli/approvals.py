@@ -27,11 +27,24 @@ def _rule(text: str, currency: str) -> tuple[str, int | None]:
     if not is_limited:
         return action, None
     if action in show.COUNTED:
-        return action, int(amount_of(limit))
+        if not limit.isdecimal():
+            raise typer.BadParameter(f"{action} is counted: {limit!r} is no whole number")
+        return action, int(limit)
     known = CURRENCIES.get(currency)
     if known is None:
         raise typer.BadParameter(f"{currency!r} is no currency")
     return action, minor_of(amount_of(limit), known.minor_decimals)
+
+
+def _rules(alone: list[str], currency: str) -> str:
+    """Return what one person may do, as JSON; leaves with an action that is named twice."""
+    rules: dict[str, int | None] = {}
+    for text in alone:
+        action, up_to = _rule(text, currency)
+        if action in rules:
+            raise typer.BadParameter(f"{action} is named twice; say once up to what")
+        rules[action] = up_to
+    return json.dumps(rules)
 
 
 @authority_app.command("publish")
@@ -49,7 +62,7 @@ def authority_publish(
         request_id=request_id or str(uuid4()),
         name=names.AUTHORITY.name(legal_entity),
         currency=currency,
-        rules=json.dumps(dict(_rule(text, currency) for text in alone)),
+        rules=_rules(alone, currency),
         proposals_last_ms=wait_hours * 3_600_000,
     )
     run(

@@ -128,11 +128,12 @@ async def account_of(clients: Clients, account: str) -> v.Account:
 
 
 def minor_of(amount: Decimal, minor_decimals: int) -> int:
-    """Return an amount in minor units. Raises Refused where it has too many decimals."""
+    """Return an amount in minor units; leaves where it has more decimals than the currency."""
     scaled = amount.scaleb(minor_decimals)
     if int(scaled.as_tuple().exponent) < 0:  # also of 1.000: to some that is a thousand
-        message = f"{amount} has more than {minor_decimals} decimals, those of the currency"
-        raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message)
+        raise typer.BadParameter(
+            f"{amount} has more than {minor_decimals} decimals of its currency"
+        )
     return int(scaled)
 
 

@@ -251,7 +251,7 @@ def _line(
         if said["sale"]:
             sale = _sale(said["sale"], said["method"] or "cash", currency)
             request.opening.first_sale.CopyFrom(sale)
-    except (typer.BadParameter, Refused) as unreadable:
+    except typer.BadParameter as unreadable:
         wrong.append(unreadable.message)
     if prepare and said["sale"]:
         wrong.append("what is prepared has no sale: it is said at the start")
