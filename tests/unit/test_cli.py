@@ -774,6 +774,20 @@ def test_the_commands_of_the_page_on_batches_work(
     assert (tmp_path / "january.csv").read_text().splitlines()[1].startswith("M1,0,1.234,")
 
 
+def test_a_terminal_obeys_nothing_that_stands_in_the_book(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E.g. a batch of a release before, whose filter would write over what it says."""
+    said = "wattvend\x1b[2K\x1b[1A \x9b2K \u202etxet 物业"
+    batch = b.Batch(name="batches/x", kind="sale", status="draft", reason="[b]sale", filter=said)
+    result = wattvend(monkeypatch, Vending(GetBatch=batch), "batch", "show", "x")
+    assert result.exit_code == 0
+    assert not {"\x1b", "\x9b", "\u202e"} & set(result.stdout)
+    assert "wattvend�[2K�[1A �2K �txet 物业" in result.stdout
+    assert "[b]sale" in result.stdout
+    refused = Vending(GetBatch=Refused("NOT_FOUND", "BATCH_NOT_FOUND", said))
+    told = wattvend(monkeypatch, refused, "batch", "show", "x").stderr
+    assert "\x1b" not in told
+
+
 def exporting(*meters: str) -> tuple[str, ...]:
     targets = (part for meter in meters for part in ("--target", meter))
     instants = ("--from", "2027-01-01 00:00", "--to", "2027-02-01 00:00")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 
 from services.common.kernel import names
@@ -26,6 +26,7 @@ AMOUNT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 """What int64 holds in minor units of any currency, with room."""
 REGISTER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,3})?")
 """A register as a display shows it: units with at most three decimals."""
+WHITE = "\n\u00a0\u3000"
 OUTCOME_UNKNOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN")
 """gRPC codes after which a command may have been done."""
 INTERRUPTED = 130
@@ -87,7 +88,24 @@ def run(
     if options.as_json:
         print(json.dumps(fields_of(answer), ensure_ascii=False))
     else:
-        out.print(shown(answer))
+        out.print(_Legible(shown(answer)))
+
+
+@dataclass(frozen=True)
+class _Legible:
+    """What is printed, without what a terminal would obey, whoever wrote it into the book."""
+
+    what: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.what, options):
+            is_text = segment.control is None
+            yield segment._replace(text=legible(segment.text)) if is_text else segment
+
+
+def legible(text: str) -> str:
+    """Return a text with a mark for each character that is neither printable nor white."""
+    return "".join(each if each.isprintable() or each in WHITE else "\ufffd" for each in text)
 
 
 def say_refused(refused: Refused, again: str = "") -> None:
@@ -96,7 +114,7 @@ def say_refused(refused: Refused, again: str = "") -> None:
         fault = {"error": refused.reason or refused.code, "message": refused.message}
         print(json.dumps(fault | ({"request_id": again} if again else {})), file=sys.stderr)
         return
-    err.print(f"[bold red]refused[/] {escape(refused.message)}", highlight=False)
+    err.print(f"[bold red]refused[/] {escape(legible(refused.message))}", highlight=False)
     err.print(f"[dim]{refused.reason or refused.code}[/]", highlight=False)
     if again:
         hint = f"repeat it with --request-id {again}: what was done is not done twice"
