@@ -62,6 +62,7 @@ from wattvend.vending.v1 import vending_pb2_grpc
 pytestmark = pytest.mark.stack
 
 CALLER = (("wattvend-caller", "test"),)
+OPEN_OR_NOT = (None, True, False)
 DEADLINE_S = 20.0
 SCHEMA = postgres_database.SCHEMA
 OPENED = 60
@@ -216,6 +217,8 @@ async def said(world: World) -> list[object]:
                 ("nobody", filters.parse("account = accounts/A1", PAYMENT_FIELDS)),
             )
         ],
+        [await kept.holds(is_transfer=False, is_open=is_, after=0, limit=9) for is_ in OPEN_OR_NOT],
+        await kept.hold("none"),
         await kept.scheduled_until(T0_MS + 3 * DAY_MS),
         await kept.scheduled_until(T0_MS + 4 * DAY_MS),
         await kept.offsets("charges"),

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.longrunning import operations_proto_pb2 as lro
+from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters.api import OPERATIONS
+from services.vending.adapters.api.desk import Desk
+from services.vending.adapters.api.operations import OperationsApi
 from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
@@ -33,6 +39,7 @@ from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.settling import SettleClosing
 from services.vending.domain.tables import HOLD, TRANSFER
 from services.vending.domain.trial_balance import TrialBalance
+from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_approvals import approve, ids, of_type, publish, stored
 from tests.unit.test_vending_corrections import adjust, reverse, sold
@@ -40,6 +47,8 @@ from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_refunds import echo, refund
 from tests.unit.vending_crashing import at_every_step
 from tests.unit.vending_world import World
+from wattvend.vending.v1 import accounts_pb2 as a
+from wattvend.vending.v1 import vending_pb2 as v
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
@@ -104,6 +113,52 @@ async def test_all_that_is_left_goes_over_when_metering_has_said_what_that_is(ma
     after = await mall.office.account("A1")
     assert (after.held_nano, after.refunding) == (0, None)
     assert fact_of(after, book_epoch=1, shards=8).record["hold_id"] is None
+
+
+async def test_a_refund_and_a_transfer_are_operations_while_they_wait_and_for_good(
+    mall: World,
+) -> None:
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api = OperationsApi(OPERATIONS, desk)
+    call = Call("desk", "u-1", "10.0.0.7", 5.0)
+
+    async def listed(name: str, filter_: str = "") -> list[Any]:
+        asked = lro.ListOperationsRequest(name=f"operations/{name}", filter=filter_)
+        return list((await api.ListOperations(asked, call)).operations)
+
+    with suppress(Retriable):
+        await refund(mall, 200)
+    (waits,) = await listed("refunds", "done = false")
+    asked = v.Refund()
+    assert waits.metadata.Unpack(asked)
+    assert (asked.account, asked.amount_minor, asked.receipt) == ("accounts/A1", 200, "")
+    assert await listed("transfers") == []
+    cancel = lro.CancelOperationRequest(name=waits.name)
+    assert await refused(api.CancelOperation(cancel, call)) is Reason.REFUND_UNDER_WAY
+    await echo(mall, 0)
+    assert await listed("refunds", "done = false") == []
+    (done,) = await listed("refunds")
+    paid = v.Refund()
+    assert (done.name, done.done, done.response.Unpack(paid)) == (waits.name, True, True)
+    assert (paid.amount_minor, paid.receipt[:9]) == (200, "receipts/")
+
+    with suppress(Retriable):
+        await transfer(mall, 300)
+    (waits,) = await listed("transfers", "done = false")
+    await echo(mall, 0)
+    assert not (await listed("transfers"))[0].done, "it is in transit"
+    await mall.office.complete()
+    (arrived,) = await listed("transfers")
+    sent = a.TransferCreditResponse()
+    assert (arrived.name, arrived.response.Unpack(sent)) == (waits.name, True)
+    assert (sent.to_account, sent.amount_minor) == ("accounts/A2", 300)
+    with suppress(Retriable):
+        await transfer(mall, 400)
+    await echo(mall, 900 * NANO)
+    (failed,) = (each for each in await listed("transfers") if each.HasField("error"))
+    assert failed.done
+    other = lro.GetOperationRequest(name=f"operations/refunds/{failed.name.rpartition('/')[2]}")
+    assert await refused(api.GetOperation(other, call)) is Reason.OPERATION_NOT_FOUND
 
 
 async def test_an_echo_that_comes_by_itself_is_carried_within_the_next_round(mall: World) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Collection
 from types import ModuleType
 
 from services.vending.adapters.database import Change, Claim, Database, Statement
-from services.vending.adapters.tables import event_of, papers, payments
+from services.vending.adapters.tables import event_of, holds, papers, payments
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent
 
-LATER = {"paper": papers, "payment": payments}
+LATER = {"paper": papers, "payment": payments, "hold": holds}
 """Each such table → its module."""
 EVENTS_AT_ONCE_MAX = 5_000
 

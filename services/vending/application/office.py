@@ -26,6 +26,7 @@ from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
 from services.vending.application.closings import Closings
 from services.vending.application.documents import Documents
+from services.vending.application.holds import Holds
 from services.vending.application.moving import Moving
 from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
@@ -186,6 +187,7 @@ class Office:
             said=("at_most_minor",),
         )
         self.openings = Openings(book, tables, clock, self)
+        self.holds = Holds(book, tables)
         self.transfers = Transfers(book, tables, clock, terms.hold_lasts_ms)
         commands = {
             "reverse-sale": reverse,

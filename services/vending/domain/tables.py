@@ -177,6 +177,17 @@ class ClosingRow:
 
 
 @value_class
+class HoldRow:
+    """A hold of a refund or, `is_transfer`, a transfer, at a position; over where not open."""
+
+    position: int
+    hold_id: str
+    account_id: str
+    is_transfer: bool
+    is_open: bool
+
+
+@value_class
 class ClosingsOpen:
     """How many closings are under way, how many too late, when the oldest began (0: none)."""
 
@@ -245,6 +256,16 @@ class Tables(Protocol):
         Of a seller or, "", of all; at most `limit` below a position. The filter's fields:
         `account`, `status`, `legal_entity`.
         """
+        ...
+
+    async def hold(self, hold_id: str) -> HoldRow | None:
+        """Return a hold of a refund or transfer, where there is one."""
+        ...
+
+    async def holds(
+        self, is_transfer: bool, is_open: bool | None, after: int, limit: int
+    ) -> list[HoldRow]:
+        """Return at most `limit` holds above a position, oldest first; `is_open` None: all."""
         ...
 
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from services.common.kernel.values import value_class
-from services.vending.adapters.api import batches, closings, openings, operations
+from services.vending.adapters.api import batches, closings, holds, openings, operations
 from services.vending.adapters.api.accounts import Accounts
 from services.vending.adapters.api.approvals import Approvals
 from services.vending.adapters.api.changes import AccountApi
@@ -62,6 +62,8 @@ class Service:
 OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {
     batches.COLLECTION: batches.BatchOperations,
     closings.COLLECTION: closings.ClosingOperations,
+    holds.REFUNDS: partial(holds.HoldOperations, are_transfers=False),
+    holds.TRANSFERS: partial(holds.HoldOperations, are_transfers=True),
 }
 """What goes on after its call was answered: collection below `operations/` → its processes."""
 SERVICES = (

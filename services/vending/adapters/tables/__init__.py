@@ -17,6 +17,7 @@ from services.vending.adapters.tables import (
     closings,
     copies,
     epochs,
+    holds,
     links,
     made,
     numbers,
@@ -41,6 +42,7 @@ _TABLES = (
     batches,
     papers,
     payments,
+    holds,
     scheduled,
     closings,
     pending,
@@ -62,6 +64,7 @@ DERIVED = (
     "pending",
     "paper",
     "payment",
+    "hold",
     "scheduled",
     "batch",
     "closing",
@@ -80,6 +83,7 @@ class SqlTables(
     batches.Batches,
     papers.Papers,
     payments.Payments,
+    holds.Holds,
     scheduled.Scheduled,
     closings.Closings,
     pending.Pending,
@@ -97,15 +101,8 @@ class SqlTables(
 def _by_subject() -> dict[str, list[Make]]:
     made: dict[str, list[Make]] = {}
     derived = (
-        unique_names,
-        todos,
-        waiting,
-        batches,
-        papers,
-        payments,
-        scheduled,
-        closings,
-        pending,
+        *(unique_names, todos, waiting, batches, papers, payments),
+        *(holds, scheduled, closings, pending),
     )
     for table in derived:
         for kind, make in table.CHANGES.items():
