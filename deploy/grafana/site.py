@@ -56,6 +56,7 @@ COLORS = {
     "not-cut": "orange",
     "not-restored": "orange",
     "frozen": "purple",
+    "thawed": "green",
     "reading-held": "purple",
     "not-cut-ended": "text",
     "meter-flagged": "orange",

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.stack
 
 TOPICS = {"charge-frame": "charges", "balance": "balances", "alarm": "alarms"}
 KINDS = (AlarmRow, AccountLevelRow, AccountTotalsRow)
-JUDGED = "('reading-held', 'meter-flagged', 'meter-silent', 'not-cut')"
+JUDGED = "('reading-held', 'meter-flagged', 'meter-silent', 'not-cut', 'frozen')"
 
 
 def test_what_lasts_is_what_metering_holds_and_flags_and_why_it_does_not_cut(
@@ -67,8 +67,8 @@ async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> Non
         columns = (list(column) for column in zip(*standing, strict=True))
         await connection.execute(database.upsert(table), *columns)
     found = await connection.fetch(
-        "SELECT account_id, CASE kind WHEN 'not-cut' THEN '' ELSE meter_id END, reason "
-        f"FROM lasting_exceptions WHERE kind IN {JUDGED}"
+        "SELECT account_id, CASE WHEN kind IN ('not-cut', 'frozen') THEN '' ELSE meter_id END, "
+        f"reason FROM lasting_exceptions WHERE kind IN {JUDGED}"
     )
     still = await connection.fetch("SELECT * FROM exceptions WHERE ended_at_ms IS NULL")
     lasting = await connection.fetch("SELECT * FROM lasting_exceptions")
@@ -79,7 +79,7 @@ async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> Non
 
 
 def standing_of(accounts: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Yield (account, meter, reason) of meters as they stand, and of accounts that are not cut.
+    """Yield (account, meter, reason) of meters as they stand, of accounts not cut, or frozen.
 
     House accounts have no alarms.
     """
@@ -89,6 +89,8 @@ def standing_of(accounts: dict[int, dict[str, Any]]) -> Iterator[tuple[str, str,
             continue
         if account["refusal"]:
             yield names[account_key], "", REFUSALS[account["refusal"]]
+        if account["frozen"]:
+            yield names[account_key], "", "cannot-charge"
         for meter_key, meter in account["meters"].items():
             waiting = ["closing"] * bool(meter["waiting"])
             for reason in (*meter["flags"], *filter(None, [meter["hold"]]), *waiting):

@@ -435,6 +435,7 @@ class Book:
             "hold_id": None,
             "keep_power_until_ms": fact.get("keep_power_until_ms"),
             "promise_until_ms": fact.get("promise_until_ms"),
+            "thaw_id": fact.get("thaw_id"),
             "notice_id": fact.get("notice_id"),
             "notice_outcome": fact.get("notice_outcome"),
             "revision": fact["revision"] + 1,
@@ -474,6 +475,10 @@ class Book:
             self._account(op, keep_power_until_ms=until_ms)
         else:
             self._account(op, promise_until_ms=until_ms)
+
+    def _thaw(self, op: Op) -> None:
+        """Order that an account be charged again, frozen or not."""
+        self._account(op, thaw_id=str(name_uuid("thaw", op.a, op.c, self.now_ms)))
 
     def _outcome(self, op: Op) -> None:
         """Let it be known what became of the notice that stands, or of one that does not.
@@ -973,7 +978,7 @@ _kinds = st.sampled_from(
         *("replace",) * 3,
         *("hold", "ask", "policy", "tariff", "open", "register", "status", "calendar", "calendar")
         * 2,
-        *("tariff", "order", "force"),
+        *("tariff", "order", "force", "thaw", "thaw"),
         *(
             "overtake",
             "overtake",

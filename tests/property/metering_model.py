@@ -429,6 +429,7 @@ class ScalarShard:
             self._echo(account, ask_id=ask["ask_id"])
 
     def _apply_account_fact(self, account: Account, fact: Fact) -> None:
+        thaw_id, thawed = fact["thaw_id"], account.fact and account.fact["thaw_id"]
         if fact["credited_nano"] != account.credited:
             account.sequence = checked(account.sequence + 1)
         if account.fact is None:
@@ -443,6 +444,10 @@ class ScalarShard:
         account.credited = fact["credited_nano"]
         account.held = fact["held_nano"]
         checked(account.available)
+        if account.frozen and thaw_id not in (None, thawed):
+            account.frozen = False
+            if not account.house:
+                self._alarm(account, "thawed", "ordered", BY_FACT, None, account.level)
         self._judge(account, BY_FACT)
         self.work.publish.add(account.key)
         self._keep("account", fact["account_id"], fact)

@@ -239,6 +239,7 @@ def account(number: int, *, revision: int, credited_nano: int) -> dict[str, Any]
         "held_nano": 0,
         "hold_id": None,
         "keep_power_until_ms": None,
+        "thaw_id": None,
         "promise_until_ms": None,
         "notice_id": None,
         "notice_outcome": None,

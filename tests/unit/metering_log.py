@@ -103,6 +103,7 @@ def account(account_id: str = "A1", credit: int = 100, **changes: Any) -> dict[s
         "held_nano": 0,
         "hold_id": None,
         "keep_power_until_ms": None,
+        "thaw_id": None,
         "promise_until_ms": None,
         "notice_id": None,
         "notice_outcome": None,

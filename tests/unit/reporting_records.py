@@ -308,6 +308,7 @@ class Story:
             "held_nano": 0,
             "hold_id": None,
             "keep_power_until_ms": None,
+            "thaw_id": None,
             "promise_until_ms": None,
             "notice_id": None,
             "notice_outcome": None,

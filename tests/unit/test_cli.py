@@ -602,7 +602,7 @@ def test_the_commands_of_the_page_on_closings_work(monkeypatch: pytest.MonkeyPat
 def test_the_commands_of_the_page_on_orders_work(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/operations/orders.md").read_text()
     of_meters = ("ReplaceMeter", "ChangeRatio", "ResolveReading", "ForceRelay", "GetMeter")
-    of_accounts = ("KeepPower", "PromisePayment", "RecordNotice")
+    of_accounts = ("KeepPower", "PromisePayment", "RecordNotice", "Thaw")
     vending = Vending(
         **dict.fromkeys(of_meters, v.Meter()),
         **dict.fromkeys(of_accounts, v.Account()),

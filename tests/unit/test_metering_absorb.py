@@ -538,6 +538,44 @@ def test_a_frozen_account_is_restored_by_a_fact_but_never_cut() -> None:
     assert kinds(log.later(1_000).use(10**12 + 1)) == []
 
 
+def thaw(number: int = 1, **changes: Any) -> dict[str, Any]:
+    return account(revision=number, thaw_id=f"00000000-0000-5000-8000-{number:012}", **changes)
+
+
+def frozen_log() -> Log:
+    """Return a log whose account has used 5 kWh, is frozen, and has used 10^12 + 1 Wh since."""
+    log = standing_log(credit=50)
+    log.use(5 * KWH_MILLI)
+    log.fact(tariff(version=2, price_micro=INT64_MAX, effective_at_ms=log.now_ms + 1))
+    log.later(1_000)
+    assert kinds(log.use(10**12)) == ["frozen"]
+    assert kinds(log.later(1_000).use(10**12 + 1)) == []
+    return log
+
+
+def test_what_was_used_while_frozen_is_charged_once_when_a_person_has_thawed_it() -> None:
+    log = frozen_log()
+    log.fact(tariff(tariff_id="T3", price_micro=1))
+    done = log.fact(thaw(credit=50, tariff_id="T3"))
+    assert kinds(done) == ["thawed"]
+    (balance,) = of(done, "balance")
+    assert not balance["frozen"]
+    (charge,) = charges(log.later(1_000).use(10**12 + 2))
+    assert (charge["from_register_milli"], charge["sequence"]) == (5 * KWH_MILLI, 2)
+    assert charge["energy_milli"] == 10**12 + 2 - 5 * KWH_MILLI
+    assert charge["amount_nano"] == charge["energy_milli"]
+
+
+def test_a_thaw_is_obeyed_once_and_freezes_again_where_the_cause_lasts() -> None:
+    log = frozen_log()
+    assert kinds(log.fact(thaw(1))) == ["thawed"]
+    assert kinds(log.later(1_000).use(10**12 + 2)) == ["frozen"]
+    assert kinds(log.fact(account(revision=2, thaw_id=thaw(1)["thaw_id"]))) == [], "the same order"
+    assert kinds(log.fact(account(revision=3))) == [], "a book that has lost it"
+    assert kinds(log.fact(thaw(4))) == ["thawed"]
+    assert kinds(log.fact(thaw(5))) == [], "it is not frozen"
+
+
 # Rule 1, and what cannot be of this log
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from services.common.kernel.frames import FEE_RATE, KIND_FEE
+from services.common.kernel.ids import name_uuid
 from services.metering.domain import outbox
 from services.metering.domain.shard import ShardState
 from tests.unit.metering_log import (
@@ -193,6 +194,17 @@ def test_a_fee_that_does_not_fit_freezes_the_account_and_is_asked_no_more() -> N
     done = wake_at(log, "12-31T12:00")
     assert (kinds(done), charges(done)) == (["frozen"], [])
     assert (charged(log), log.state.next_deadline_ms()) == (before, None)
+
+
+def test_fees_that_fell_due_while_frozen_are_charged_once_when_a_person_has_thawed_it() -> None:
+    log = log_of(DAILY_FEE, "01-01T12:00")
+    assert kinds(log.fact(account(credit=1000, policy_id="P7", revision=1))) == ["frozen"]
+    assert charges(wake_at(log, "01-09T12:00")) == []
+    done = log.fact(account(credit=1000, thaw_id=str(name_uuid("thaw")), revision=2))
+    assert kinds(done) == ["thawed"]
+    assert [charge["amount_nano"] for charge in charges(done)] == [8 * CREDIT_NANO]
+    (charge,) = charges(wake_at(log, "01-10T12:00"))
+    assert charge["amount_nano"] == CREDIT_NANO
 
 
 def test_fees_of_a_whole_shard_go_in_frames_that_a_broker_takes(monkeypatch: Any) -> None:

@@ -320,7 +320,7 @@ def test_the_rows_of_a_fact_are_the_fields_of_its_schema() -> None:
             "previous_epoch",
             "closing_register_milli",
         },
-        "accounts": {"hold_id"},
+        "accounts": {"hold_id", "thaw_id"},
     }
     facts = {"sites": "site-fact", "meters": "meter-fact", "accounts": "account-fact"}
     for table in TABLES.values():

@@ -102,6 +102,7 @@ def of_account(
             "held_nano": 0,
             "hold_id": None,
             "keep_power_until_ms": None,
+            "thaw_id": None,
             "promise_until_ms": None,
             "notice_id": None,
             "notice_outcome": None,

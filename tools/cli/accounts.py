@@ -60,6 +60,15 @@ def account_change_tenant(
     run(lambda clients: clients.accounts("ChangeTenant", request), show.account, request.request_id)
 
 
+@account_app.command("thaw")
+def account_thaw(account: AccountId, reason: Reason, request_id: RequestId = "") -> None:
+    """Let metering charge an account again that it froze, when the cause is mended."""
+    request = a.ThawRequest(
+        request_id=request_id or str(uuid4()), name=f"accounts/{account}", reason=reason
+    )
+    run(lambda clients: clients.accounts("Thaw", request), show.account, request.request_id)
+
+
 @account_app.command("transfer")
 def account_transfer(
     account: AccountId,

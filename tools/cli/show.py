@@ -19,7 +19,13 @@ from wattvend.vending.v1 import vending_pb2 as v
 COUNTED = {"keep-power": "days", "batch": "targets"}
 """Actions whose size is no money → in what it is told."""
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
-KINDS = {"cut": "red", "restored": "green", "frozen": "magenta", "alarm-1": "yellow"}
+KINDS = {
+    "cut": "red",
+    "restored": "green",
+    "frozen": "magenta",
+    "thawed": "green",
+    "alarm-1": "yellow",
+}
 
 
 def currency_of(code: str, minor_decimals: int = 2) -> Currency:

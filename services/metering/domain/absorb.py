@@ -19,7 +19,7 @@ from services.metering.domain.fees import post_fees, set_due
 from services.metering.domain.holds import resolve, tell_leaving, tell_silence
 from services.metering.domain.judging import close, end_refusal, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
-from services.metering.domain.outbox import Cause, Outbox, freeze
+from services.metering.domain.outbox import Cause, Outbox, freeze, thaw
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
     ABSORB_VERSION,
@@ -137,12 +137,20 @@ def _account_fact(out: Outbox, fact: Fact) -> None:
     if not _can_stand(state, slot, fact):
         freeze(out, slot, Cause(identity=fact))
         return
+    thaws = _thaws(state, slot, entity, fact)
     _keep(out, entity, fact)
     if state.accounts["known"][slot] and state.is_other_tariff(slot, fact):
         state.forget_shapes(slot)
         state.accounts["fees_until_ms"][slot] = state.now_ms
     state.link_account(slot, fact)
-    _set_account(out, slot, fact)
+    _set_account(out, slot, fact, thaws=thaws)
+
+
+def _thaws(state: ShardState, slot: int, entity: str, fact: Fact) -> bool:
+    """Say whether a person orders by the fact that a frozen account be charged again."""
+    known = state.facts.newest(entity) or {}
+    is_news = fact["thaw_id"] not in (None, known.get("thaw_id"))
+    return is_news and bool(state.accounts["frozen"][slot])
 
 
 def _can_stand(state: ShardState, slot: int, fact: Fact) -> bool:
@@ -155,7 +163,7 @@ def _can_stand(state: ShardState, slot: int, fact: Fact) -> bool:
     return fits and (bool(policy["present"]) or not judged)
 
 
-def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
+def _set_account(out: Outbox, slot: int, fact: Fact, *, thaws: bool) -> None:
     account, slots = out.state.accounts[slot], np.array([slot])
     if account["credited_nano"] != fact["credited_nano"]:
         account["sequence"] += 1
@@ -169,6 +177,8 @@ def _set_account(out: Outbox, slot: int, fact: Fact) -> None:
     account["credited_nano"] = fact["credited_nano"]
     account["held_nano"] = fact["held_nano"]
     out.touch(slots)
+    if thaws:
+        thaw(out, slot)
     judge(out, slots, lambda _: Cause())
     if account["closed"]:
         end_refusal(out, slot, Cause())

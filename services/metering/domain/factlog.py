@@ -23,7 +23,7 @@ from services.metering.domain.rows import (
 
 _OF_ACCOUNTS = (
     *("account_id", "site_id", "legal_entity", "revision", "credited_nano", "held_nano"),
-    *("subject_id", "hold_id", "notice_id", "keep_power_until_ms", "promise_until_ms"),
+    *("subject_id", "hold_id", "notice_id", "keep_power_until_ms", "promise_until_ms", "thaw_id"),
 )
 _OF_METERS = (
     *("meter_id", "serial", "account_id", "account_key", "site_id", "legal_entity"),

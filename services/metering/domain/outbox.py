@@ -478,6 +478,14 @@ def freeze(out: Outbox, slot: int, cause: Cause) -> None:
         out.alarm(slot, "frozen", "cannot-charge", cause)
 
 
+def thaw(out: Outbox, slot: int) -> None:
+    """Let a frozen account be charged again, from where its registers stood (rule 9)."""
+    account = out.state.accounts[slot]
+    account["frozen"] = False
+    if not account["house"]:
+        out.alarm(slot, "thawed", "ordered", Cause())
+
+
 def warn_of_closed(
     out: Outbox, slots: Array, lines: Array, cause_of: Callable[[int], Cause]
 ) -> None:

@@ -99,6 +99,9 @@ GUARDED = {
     "promise-payment": Guarded(
         orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account_commands.decide
     ),
+    "thaw-account": Guarded(
+        orders.ThawAccount, Action.THAW, Account, "account_id", account_commands.decide
+    ),
     "publish-policy": Guarded(
         policy.PublishPolicy,
         Action.POLICY_CHANGE,
@@ -612,9 +615,9 @@ class Office:
     async def order_for(self, command: orders.Order) -> Outcome[Account]:
         """Give an order about an account, or say what became of a notice.
 
-        To keep power may need a second person, for a promise too.
+        But for a notice it may need a second person.
         """
-        if isinstance(command, orders.KeepPower | orders.PromisePayment):
+        if not isinstance(command, orders.RecordNotice):
             return await self.approvals.ask(command)
         decide = partial(_on, account_commands.decide, command)
         return await self._book.submit(Account, command.account_id, decide)

@@ -14,7 +14,14 @@ from services.vending.domain.decisions import (
 from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
 from services.vending.domain.events.event import Event
 from services.vending.domain.lending import GrantEmergencyCredit, SetDebt, grant, set_debt
-from services.vending.domain.orders import KeepPower, Order, PromisePayment, RecordNotice, obeyed
+from services.vending.domain.orders import (
+    KeepPower,
+    Order,
+    PromisePayment,
+    RecordNotice,
+    ThawAccount,
+    obeyed,
+)
 from services.vending.domain.sale import Sell, sell
 from services.vending.domain.usage import PostUsage
 
@@ -69,7 +76,7 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
             return not_open(state) or no_room(state) or Accepted((_joined(command),))
         case LeaveMeter():
             return Accepted((_left(command),))
-        case KeepPower() | PromisePayment() | RecordNotice():
+        case KeepPower() | PromisePayment() | RecordNotice() | ThawAccount():
             return _obey(state, command)
 
 

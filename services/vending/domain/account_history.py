@@ -10,6 +10,7 @@ from services.vending.domain.events.accounts import (
     AccountOpened,
     AccountTenantChanged,
     AccountTermsChanged,
+    AccountThawed,
     NoticeRecorded,
     PaymentPromised,
     PowerKept,
@@ -98,7 +99,7 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=share_ppm)
             ended_at = state.debt_ended_at if event.debt_minor else answers.revision
             return changed(state, answers=answers, owed=owed, debt_ended_at=ended_at)
-        case PowerKept() | PaymentPromised() | NoticeRecorded():
+        case PowerKept() | PaymentPromised() | NoticeRecorded() | AccountThawed():
             return changed(state, answers=answers, orders=state.orders.after(event))
         case SaleReversed():
             pair = (event.reversed_receipt_id, event.receipt_id)

@@ -46,6 +46,7 @@ class Action(StrEnum):
     REFUND = "refund"
     REGISTER = "register"
     REVERSAL = "reversal"
+    THAW = "thaw"
     TRANSFER = "transfer"
     WRITE_OFF = "write-off"
 

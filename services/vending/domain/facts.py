@@ -179,6 +179,7 @@ def _account(state: Account) -> dict[str, Any]:
     ) | {
         "status": state.status.value,
         "hold_id": next((hold.hold_id for hold in holding if hold and hold.hold_id), None),
+        "thaw_id": state.orders.thaw_id,
         "keep_power_until_ms": state.orders.keep_power_until_ms,
         "promise_until_ms": state.orders.promise_until_ms,
         "notice_id": state.orders.notice_id,

@@ -1,15 +1,21 @@
-"""Orders about an account that keep its power on, and what became of a notice to its person.
+"""Orders about an account: to keep its power on, to charge it again; what became of a notice.
 
-The book keeps what was said last; metering alone decides what it means for a cut.
+The book keeps what was said last; metering alone decides what it means.
 """
 
 from services.common.kernel.errors import Bug
+from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.vending.domain import checks
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import Rejection, Request, changed, stamp
-from services.vending.domain.events.accounts import NoticeRecorded, PaymentPromised, PowerKept
+from services.vending.domain.events.accounts import (
+    AccountThawed,
+    NoticeRecorded,
+    PaymentPromised,
+    PowerKept,
+)
 from services.vending.domain.events.event import Event
 
 DAY_MS = 86_400_000
@@ -20,12 +26,16 @@ OUTCOMES = ("delivered", "failed")
 
 @value_class
 class Orders:
-    """What was ordered last, None where nothing was: instants up to which arrears cut nobody."""
+    """What was ordered last, None where nothing was: instants up to which arrears cut nobody.
+
+    `thaw_id`: of the newest order to charge the account again.
+    """
 
     keep_power_until_ms: int | None = None
     promise_until_ms: int | None = None
     notice_id: str | None = None
     notice_outcome: str | None = None
+    thaw_id: str | None = None
 
     def after(self, event: Event) -> "Orders":
         """Return what is ordered after an event of an order."""
@@ -36,6 +46,8 @@ class Orders:
                 return changed(self, promise_until_ms=event.until_ms)
             case NoticeRecorded():
                 return changed(self, notice_id=event.notice_id, notice_outcome=event.outcome)
+            case AccountThawed():
+                return changed(self, thaw_id=event.thaw_id)
         raise Bug(f"{event.SUBJECT} is no order about an account")
 
 
@@ -93,7 +105,25 @@ class RecordNotice:
         checks.check_choice("outcome", self.outcome, OUTCOMES)
 
 
-Order = KeepPower | PromisePayment | RecordNotice
+@value_class
+class ThawAccount:
+    """What froze the account at metering is mended: it shall be charged again.
+
+    `authority`: what one person may do alone at the account's legal entity.
+    """
+
+    request: Request
+    account_id: str
+    reason: str
+    authority: Authority | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_id("account_id", self.account_id)
+        checks.check_text("reason", self.reason)
+
+
+Order = KeepPower | PromisePayment | RecordNotice | ThawAccount
 
 
 def obeyed(orders: Orders, order: Order) -> Event | Rejection:
@@ -115,6 +145,22 @@ def obeyed(orders: Orders, order: Order) -> Event | Rejection:
                 notice_id=order.notice_id,
                 outcome=order.outcome,
             )
+        case ThawAccount():
+            return _thawed(order)
+
+
+def _thawed(order: ThawAccount) -> AccountThawed | Rejection:
+    """Return the order, whether or not the account is frozen: only metering knows.
+
+    One that a restored book gives anew is another one, also by the same request.
+    """
+    request = order.request
+    return needs_another(order.authority, Action.THAW, 1, "", request) or AccountThawed(
+        **stamp(request),
+        account_id=order.account_id,
+        thaw_id=str(name_uuid("thaw", order.account_id, *request.key, request.at_ms)),
+        reason=order.reason,
+    )
 
 
 def _kept(orders: Orders, order: KeepPower) -> PowerKept | Rejection:

@@ -11,6 +11,7 @@ from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.events.refunds import TransferArrived
+from services.vending.domain.orders import ThawAccount
 from wattvend.vending.v1 import accounts_pb2 as pb
 from wattvend.vending.v1 import accounts_pb2_grpc, vending_pb2
 
@@ -43,6 +44,15 @@ class AccountApi(Handlers, accounts_pb2_grpc.AccountServiceServicer):
             request.reason,
         )
         return self._desk.told(messages.account, (await self._office.change(command)).state)
+
+    async def Thaw(self, request: pb.ThawRequest, context: Any) -> vending_pb2.Account:
+        """Let metering charge an account again that it froze."""
+        command = ThawAccount(
+            await self._desk.request(request, context),
+            names.ACCOUNT.id("name", request.name),
+            request.reason,
+        )
+        return self._desk.told(messages.account, (await self._office.order_for(command)).state)
 
     async def MoveMeter(self, request: pb.MoveMeterRequest, context: Any) -> vending_pb2.Meter:
         """Give a meter of an account to another one."""

@@ -92,6 +92,15 @@ class PaymentPromised(Event):
 
 
 @named_value_class
+class AccountThawed(Event):
+    SUBJECT: ClassVar[str] = "account-thawed"
+
+    account_id: str
+    thaw_id: str
+    reason: str
+
+
+@named_value_class
 class NoticeRecorded(Event):
     SUBJECT: ClassVar[str] = "notice-recorded"
 

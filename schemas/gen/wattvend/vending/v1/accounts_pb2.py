@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from wattvend.vending.v1 import vending_pb2 as wattvend_dot_vending_dot_v1_dot_vending__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"wattvend/vending/v1/accounts.proto\x12\x13wattvend.vending.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!wattvend/vending/v1/vending.proto\"\xb3\x01\n\x12\x43hangeTermsRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12$\n\x06tariff\x18\x03 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Tariff\x12$\n\x06policy\x18\x04 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Policy\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x8f\x01\n\x13\x43hangeTenantRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12\x11\n\twith_owed\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xaf\x01\n\x15TransferCreditRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12-\n\nto_account\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xc6\x01\n\x16TransferCreditResponse\x12&\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12)\n\nto_account\x18\x02 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x31\n\x07version\x18\x05 \x01(\x0b\x32 .wattvend.vending.v1.BookVersion\"\xe3\x01\n\x10MoveMeterRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12%\n\x04name\x18\x02 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0ewattvend/Meter\x12/\n\x0c\x66rom_account\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12-\n\nto_account\x18\x04 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x1b\n\x0eregister_milli\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_register_milli2\xf9\x02\n\x0e\x41\x63\x63ountService\x12T\n\x0b\x43hangeTerms\x12\'.wattvend.vending.v1.ChangeTermsRequest\x1a\x1c.wattvend.vending.v1.Account\x12V\n\x0c\x43hangeTenant\x12(.wattvend.vending.v1.ChangeTenantRequest\x1a\x1c.wattvend.vending.v1.Account\x12N\n\tMoveMeter\x12%.wattvend.vending.v1.MoveMeterRequest\x1a\x1a.wattvend.vending.v1.Meter\x12i\n\x0eTransferCredit\x12*.wattvend.vending.v1.TransferCreditRequest\x1a+.wattvend.vending.v1.TransferCreditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"wattvend/vending/v1/accounts.proto\x12\x13wattvend.vending.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!wattvend/vending/v1/vending.proto\"\xb3\x01\n\x12\x43hangeTermsRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12$\n\x06tariff\x18\x03 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Tariff\x12$\n\x06policy\x18\x04 \x01(\tB\x14\xfa\x41\x11\n\x0fwattvend/Policy\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x8f\x01\n\x13\x43hangeTenantRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12\x11\n\twith_owed\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"`\n\x0bThawRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xaf\x01\n\x15TransferCreditRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12-\n\nto_account\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xc6\x01\n\x16TransferCreditResponse\x12&\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12)\n\nto_account\x18\x02 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12\x14\n\x0c\x61mount_minor\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x31\n\x07version\x18\x05 \x01(\x0b\x32 .wattvend.vending.v1.BookVersion\"\xe3\x01\n\x10MoveMeterRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12%\n\x04name\x18\x02 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0ewattvend/Meter\x12/\n\x0c\x66rom_account\x18\x03 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12-\n\nto_account\x18\x04 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Account\x12\x1b\n\x0eregister_milli\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_register_milli2\xc1\x03\n\x0e\x41\x63\x63ountService\x12T\n\x0b\x43hangeTerms\x12\'.wattvend.vending.v1.ChangeTermsRequest\x1a\x1c.wattvend.vending.v1.Account\x12V\n\x0c\x43hangeTenant\x12(.wattvend.vending.v1.ChangeTenantRequest\x1a\x1c.wattvend.vending.v1.Account\x12\x46\n\x04Thaw\x12 .wattvend.vending.v1.ThawRequest\x1a\x1c.wattvend.vending.v1.Account\x12N\n\tMoveMeter\x12%.wattvend.vending.v1.MoveMeterRequest\x1a\x1a.wattvend.vending.v1.Meter\x12i\n\x0eTransferCredit\x12*.wattvend.vending.v1.TransferCreditRequest\x1a+.wattvend.vending.v1.TransferCreditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGETENANTREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
   _globals['_CHANGETENANTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CHANGETENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\022\n\020wattvend/Account'
+  _globals['_THAWREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_THAWREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_THAWREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_THAWREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\022\n\020wattvend/Account'
   _globals['_TRANSFERCREDITREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_TRANSFERCREDITREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
   _globals['_TRANSFERCREDITREQUEST'].fields_by_name['name']._loaded_options = None
@@ -68,12 +72,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGETERMSREQUEST']._serialized_end=334
   _globals['_CHANGETENANTREQUEST']._serialized_start=337
   _globals['_CHANGETENANTREQUEST']._serialized_end=480
-  _globals['_TRANSFERCREDITREQUEST']._serialized_start=483
-  _globals['_TRANSFERCREDITREQUEST']._serialized_end=658
-  _globals['_TRANSFERCREDITRESPONSE']._serialized_start=661
-  _globals['_TRANSFERCREDITRESPONSE']._serialized_end=859
-  _globals['_MOVEMETERREQUEST']._serialized_start=862
-  _globals['_MOVEMETERREQUEST']._serialized_end=1089
-  _globals['_ACCOUNTSERVICE']._serialized_start=1092
-  _globals['_ACCOUNTSERVICE']._serialized_end=1469
+  _globals['_THAWREQUEST']._serialized_start=482
+  _globals['_THAWREQUEST']._serialized_end=578
+  _globals['_TRANSFERCREDITREQUEST']._serialized_start=581
+  _globals['_TRANSFERCREDITREQUEST']._serialized_end=756
+  _globals['_TRANSFERCREDITRESPONSE']._serialized_start=759
+  _globals['_TRANSFERCREDITRESPONSE']._serialized_end=957
+  _globals['_MOVEMETERREQUEST']._serialized_start=960
+  _globals['_MOVEMETERREQUEST']._serialized_end=1187
+  _globals['_ACCOUNTSERVICE']._serialized_start=1190
+  _globals['_ACCOUNTSERVICE']._serialized_end=1639
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,11 @@ class AccountServiceStub:
                 request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
                 response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
                 _registered_method=True)
+        self.Thaw = channel.unary_unary(
+                '/wattvend.vending.v1.AccountService/Thaw',
+                request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ThawRequest.SerializeToString,
+                response_deserializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+                _registered_method=True)
         self.MoveMeter = channel.unary_unary(
                 '/wattvend.vending.v1.AccountService/MoveMeter',
                 request_serializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.MoveMeterRequest.SerializeToString,
@@ -73,6 +78,14 @@ class AccountServiceServicer:
     def ChangeTenant(self, request, context):
         """The account becomes another person's, with its credit and its meters. What is owed goes along
         only where that is said.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Thaw(self, request, context):
+        """What froze the account at metering is mended: it is charged again, from where its registers
+        stood. Where it is not, the next reading freezes it anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +119,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
             'ChangeTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangeTenant,
                     request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.FromString,
+                    response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
+            ),
+            'Thaw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Thaw,
+                    request_deserializer=wattvend_dot_vending_dot_v1_dot_accounts__pb2.ThawRequest.FromString,
                     response_serializer=wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.SerializeToString,
             ),
             'MoveMeter': grpc.unary_unary_rpc_method_handler(
@@ -173,6 +191,33 @@ class AccountService:
             target,
             '/wattvend.vending.v1.AccountService/ChangeTenant',
             wattvend_dot_vending_dot_v1_dot_accounts__pb2.ChangeTenantRequest.SerializeToString,
+            wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Thaw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wattvend.vending.v1.AccountService/Thaw',
+            wattvend_dot_vending_dot_v1_dot_accounts__pb2.ThawRequest.SerializeToString,
             wattvend_dot_vending_dot_v1_dot_vending__pb2.Account.FromString,
             options,
             channel_credentials,

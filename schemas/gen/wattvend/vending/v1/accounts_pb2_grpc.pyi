@@ -42,6 +42,10 @@ class AccountServiceStub:
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
     """
+    Thaw: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ThawRequest, _vending_pb2.Account]
+    """What froze the account at metering is mended: it is charged again, from where its registers
+    stood. Where it is not, the next reading freezes it anew.
+    """
     MoveMeter: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.MoveMeterRequest, _vending_pb2.Meter]
     """A meter goes from one account to another at one register, in one step: no interval of its energy
     is the house's. Where the other account cannot take it in after all, it is its house's.
@@ -64,6 +68,10 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ChangeTenant: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ChangeTenantRequest, _vending_pb2.Account]  # type: ignore[assignment]
     """The account becomes another person's, with its credit and its meters. What is owed goes along
     only where that is said.
+    """
+    Thaw: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ThawRequest, _vending_pb2.Account]  # type: ignore[assignment]
+    """What froze the account at metering is mended: it is charged again, from where its registers
+    stood. Where it is not, the next reading freezes it anew.
     """
     MoveMeter: _aio.UnaryUnaryMultiCallable[_accounts_pb2.MoveMeterRequest, _vending_pb2.Meter]  # type: ignore[assignment]
     """A meter goes from one account to another at one register, in one step: no interval of its energy
@@ -96,6 +104,16 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
         """The account becomes another person's, with its credit and its meters. What is owed goes along
         only where that is said.
+        """
+
+    @_abc_1.abstractmethod
+    def Thaw(
+        self,
+        request: _accounts_pb2.ThawRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vending_pb2.Account, _abc.Awaitable[_vending_pb2.Account]]:
+        """What froze the account at metering is mended: it is charged again, from where its registers
+        stood. Where it is not, the next reading freezes it anew.
         """
 
     @_abc_1.abstractmethod
