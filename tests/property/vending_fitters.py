@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from services.vending.domain.tables import Charged
-from tests.property.vending_paper import AS_CHARGED, SWITCHING
+from tests.property.vending_paper import AS_CHARGED, SWITCHING, Ask
 from tests.property.vending_town import METERS, MINUTE_MS, PERSONS, Beside, another_than, of_town
 
 TURNED_MILLI = 5
@@ -135,6 +135,34 @@ class Fitters(Beside):
         if self.waiting.get(many) == "APPROVAL_REQUIRED":
             self.judges(many, another_than(person), yes=True)
         self.gives_rounds()
+
+    @precondition(lambda self: self.held())
+    @rule(person=persons, to=accounts, what=st.sampled_from(sorted(SWITCHING)))
+    def another_takes_over_what_a_closing_has_cut(self, person: str, to: str, what: str) -> None:
+        """Let a batch order a relay that a closing has cut, before and after somebody has it."""
+        meter_id = self.is_cut(person).about
+        self.read(meter_id)
+        for _ in range(2):
+            self.ask_two(self.new(what, "", person, about=meter_id), soon=True)
+            self.gives_rounds()
+            self.assign(meter_id, person, to, "shown", soon=False)
+
+    def is_cut(self, person: str) -> Ask:
+        """Let a closing in part begin; return it."""
+        meter_id = self.held()[0]
+        account = self.clerk.cards[meter_id].owner
+        closing = self.new("close part", account, person, 1, meter_id)
+        self.ask(closing)
+        return closing
+
+    @precondition(lambda self: self.held())
+    @rule(person=persons, meanwhile=st.sampled_from(["", "off", "prepaid"]))
+    def a_closing_that_has_cut_is_cancelled(self, person: str, meanwhile: str) -> None:
+        """Let its cut be undone, unless a person has ordered something since."""
+        closing = self.is_cut(person)
+        if meanwhile:
+            self.switch(closing.about, person, meanwhile)
+        self.ask(self.new("cancel closing", closing.account, person, about=closing.closing_id))
 
     # --- readings ----------------------------------------------------------------------------
 

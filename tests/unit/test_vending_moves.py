@@ -6,14 +6,16 @@ energy it is, metering's own code says, as in test_orders_reach_metering.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
-from services.vending.domain.approval import Status
+from services.vending.domain.approval import Status, approval_id_of
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request
 from services.vending.domain.event_store import FROM_START
@@ -21,7 +23,7 @@ from services.vending.domain.meter import Meter
 from tests.unit import vending_world
 from tests.unit.metering_log import charges, frame, reading
 from tests.unit.test_orders_reach_metering import MINUTE_MS, Shards
-from tests.unit.test_vending_approvals import approve, ids, of_type
+from tests.unit.test_vending_approvals import ALICE, approve, ids, of_type
 from tests.unit.test_vending_office import refused
 from tests.unit.test_vending_orders import Desk
 from tests.unit.test_vending_relay import relaying
@@ -226,3 +228,33 @@ async def test_a_move_that_dies_anywhere_is_whole_and_once(tmp_path: Path) -> No
 
     # meter-assigned, account-meter-left, account-meter-joined: before and after each
     assert await at_every_step(tmp_path, set_up, story, judge) == 6
+
+
+async def test_a_move_that_two_make_dies_anywhere_and_both_accounts_hear_of_it(
+    tmp_path: Path,
+) -> None:
+    """At a register below what was charged: proposed, approved, moved, told to both, concluded."""
+
+    async def setting(world: World) -> None:
+        await set_up(world)
+        meter = await world.office.meter("M1")
+        await world.charge(meter.meter_key, meter.epoch, 1, 6_000)
+
+    async def story(world: World) -> None:
+        request = world.ask("move", request_id=ids(1), caller="web", origin=ALICE)
+        with suppress(InvalidInput):  # it waits for the second person
+            await move(world, request=request)
+        await approve(world, approval_id_of(request), number=2)
+        await world.office.complete()
+
+    async def judge(world: World) -> None:
+        has = [n for n in ("A1", "A2") if (await world.office.account(n)).has("M1")]
+        assert has == ["A2"]
+        meter = await world.office.meter("M1")
+        assert (meter.account_id, meter.epoch, meter.opening_register_milli) == ("A2", 3, 5_000)
+        assert await world.tables.todos() == []
+        assert await world.office.complete() == 0
+
+    # command-proposed, proposal-approved, meter-assigned, account-meter-left,
+    # account-meter-joined, proposal-executed: before and after each
+    assert await at_every_step(tmp_path, setting, story, judge) == 12

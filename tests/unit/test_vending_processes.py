@@ -79,8 +79,9 @@ def table() -> dict[str, tuple[set[str], list[tuple[str, str]]]]:
     """Return process → (its steps, the tests that let it die)."""
     _, _, section = PAGE.read_text().partition("## Processes of the book\n")
     section, _, _ = section.partition("\n## ")
-    rows = re.findall(r"^\| ([^|`]+) \| ([^|]*) \| ([^|]*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|`]+) \|([^|]*)\| ([^|]*) \|$", section, re.MULTILINE)
     found = {}
+    assert len(rows) == section.count("\n| "), "a row is not read"
     for process, steps, tests in rows[1:]:
         named = re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", tests)
         found[process] = (set(re.findall(r"`([a-z-]+)`", steps)), named)
@@ -109,6 +110,15 @@ def test_every_process_has_a_test_in_which_it_dies_at_every_step(process: str) -
         assert found, f"{path} has no {name}"
         body = ast.unparse(found[0])
         assert any(killer in body for killer in KILLERS), f"{name} lets nothing die at every step"
+
+
+def test_every_test_in_which_a_process_dies_at_every_step_stands_in_the_table() -> None:
+    listed = {test for _, tests in table().values() for test in tests}
+    for path in sorted(ROOT.glob("tests/unit/test_vending_*.py")):
+        for test in nodes(ast.parse(path.read_text()), ast.AsyncFunctionDef):
+            assert isinstance(test, ast.AsyncFunctionDef)
+            if test.name.startswith("test_") and "await at_every_step(" in ast.unparse(test):
+                assert (f"tests/unit/{path.name}", test.name) in listed
 
 
 async def test_a_step_that_is_stuck_is_logged_ever_more_seldom_and_measured() -> None:
