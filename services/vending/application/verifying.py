@@ -184,7 +184,7 @@ class _Walk:
         self._safe_until = FROM_START
         self._before_links: StoredEvent | None = None
         self._behind_links: StoredEvent | None = None
-        """The first event before the links begin, and the first where they have ended."""
+        """The first event, as long as the links have not begun; the first where they have ended."""
         self._unlinked: Fault | None = None
         """Said where nothing worse is found: events, not what tells of them, are what matters."""
         self.root = START
@@ -207,6 +207,7 @@ class _Walk:
                     if link != link_of(event, hash_):
                         return await self._misfit(event, hash_, link)
                     self.linked += 1
+                    self._before_links = None
                     link = await anext(links, None)
                 elif link is None:
                     self._behind_links = self._behind_links or event
@@ -254,8 +255,9 @@ class _Walk:
     def _unlinked_before(self, checkpoint: Checkpoint) -> Fault | None:
         """Return the first event that must have a link, for a checkpoint tells of it.
 
-        Releases that kept no links wrote no time. In a raised book epoch the relay tells again what
-        they told, and keeps no link where some stand behind it.
+        Releases that kept no links wrote no time; where links were lost with all that is beside the
+        events (the index of a server's book) the checkpoints begin with them anew. In a raised book
+        epoch the relay tells again what was told, and keeps no link where some stand behind it.
         """
         if not checkpoint.written_at_ms:
             self._before_links = self._behind_links = None
