@@ -6,18 +6,25 @@ Method: office, relay and metering's `absorb` in one process, as in test_closing
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.common.kernel.reasons import Reason
+from services.common.runtime.grpc import Call
+from services.vending.adapters.api.changes import AccountApi
+from services.vending.adapters.api.desk import Desk
 from services.vending.domain.approval import Status
 from services.vending.domain.facts import fact_of
 from services.vending.domain.orders import ThawAccount
+from services.vending.metrics import Metrics
 from tests.unit.test_closings_reach_metering import ALONE, Shop, close
 from tests.unit.test_usage_comes_from_metering import platform
 from tests.unit.test_vending_approvals import approve, asked_by_alice, of_type, publish
 from tests.unit.test_vending_office import refused
+from wattvend.vending.v1 import accounts_pb2 as pb
 
 
 @pytest.fixture
@@ -88,5 +95,10 @@ async def test_each_order_is_told_under_an_id_of_its_own_and_a_repeated_one_unde
     ids = [await told_after(first), await told_after(first), await told_after(world.ask("anew"))]
     assert ids[0] == ids[1] != ids[2]
     assert len(await of_type(world, "account-thawed")) == 2
+    desk = Desk(world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    asked = pb.ThawRequest(request_id=str(uuid4()), name="accounts/A1", reason="mended")
+    told = await AccountApi(desk).Thaw(asked, Call("desk", "u-1", "10.0.0.7", 5.0))
+    assert told.name == "accounts/A1"
+    assert len(await of_type(world, "account-thawed")) == 3
     nobody = ThawAccount(world.ask("nobody"), "A9", "mended")
     assert await refused(world.office.order_for(nobody)) is Reason.ACCOUNT_NOT_FOUND
