@@ -9,7 +9,7 @@ from services.vending.domain.tables import Charged
 from tests.property.vending_paper import AS_CHARGED, SWITCHING, Ask
 from tests.property.vending_town import METERS, MINUTE_MS, PERSONS, Beside, another_than, of_town
 
-TURNED_MILLI = 5
+TURNED_MILLI = 15
 """What a meter shows more when somebody looks at it."""
 BELOW_MILLI = 20
 
@@ -137,6 +137,20 @@ class Fitters(Beside):
         self.gives_rounds()
 
     @precondition(lambda self: self.held())
+    @rule(person=persons, to=accounts)
+    def another_moves_in_where_a_meter_is_to_go(self, person: str, to: str) -> None:
+        """Let it be approved afterwards: what one has used is not charged to the next."""
+        meter_id = self.held()[0]
+        self.read(meter_id)
+        about = f"{self.clerk.cards[meter_id].owner} {to}"
+        register_milli = self.register(meter_id, "below")
+        ask = self.new("move", meter_id, person, about=about, register_milli=register_milli)
+        self.ask(ask)
+        self.ask_two(self.new("move in", to, person, about="owed too"), soon=True)
+        if self.waiting.get(ask) == "APPROVAL_REQUIRED":
+            self.judges(ask, another_than(person), yes=True)
+
+    @precondition(lambda self: self.held())
     @rule(person=persons, to=accounts, what=st.sampled_from(sorted(SWITCHING)))
     def another_takes_over_what_a_closing_has_cut(self, person: str, to: str, what: str) -> None:
         """Let a batch order a relay that a closing has cut, before and after somebody has it."""
@@ -156,11 +170,13 @@ class Fitters(Beside):
         return closing
 
     @precondition(lambda self: self.held())
-    @rule(person=persons, meanwhile=st.sampled_from(["", "off", "prepaid"]))
+    @rule(person=persons, meanwhile=st.sampled_from(["", "off", "prepaid", "release"]))
     def a_closing_that_has_cut_is_cancelled(self, person: str, meanwhile: str) -> None:
-        """Let its cut be undone, unless a person has ordered something since."""
+        """Let its cut be undone, unless a person has ordered something since; nobody takes it."""
         closing = self.is_cut(person)
-        if meanwhile:
+        if meanwhile == "release":
+            self.release(closing.about, person, "shown", soon=False)
+        elif meanwhile:
             self.switch(closing.about, person, meanwhile)
         self.ask(self.new("cancel closing", closing.account, person, about=closing.closing_id))
 
