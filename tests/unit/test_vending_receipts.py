@@ -9,8 +9,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -26,10 +28,12 @@ from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.receipt_pdf import lines, printed
 from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import DOCUMENTS, Numbering
+from services.vending.application.receipts import Paper
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events.corrections import SaleReversed
 from services.vending.domain.events.refunds import CreditRefunded
 from services.vending.domain.events.sales import CreditSold
+from services.vending.domain.origin import Origin
 from services.vending.domain.tables import Document
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -41,6 +45,7 @@ from tests.unit.test_vending_relay import Notebook, relaying
 from tests.unit.vending_world import World
 from wattvend.vending.v1 import vending_pb2 as pb
 
+SHANGHAI = ZoneInfo("Asia/Shanghai")
 UNKNOWN = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 
 
@@ -220,9 +225,9 @@ def text_of(pdf: bytes) -> str:
     shown: dict[int, str] = {}
     for code, value in re.findall(rb"<([0-9A-Fa-f]{4})> <([0-9A-Fa-f]{4,})>\n", mapping):
         shown[int(code, 16)] = bytes.fromhex(value.decode()).decode("utf-16-be")
-    (page,) = [s for s in streams if b" Tf" in s and b"BT" in s]
+    pages = b"\n".join(s for s in streams if b" Tf" in s and b"BT" in s)
     said = []
-    for raw in re.findall(rb"\((.*?)(?<!\\)\) Tj", page, re.DOTALL):
+    for raw in re.findall(rb"\((.*?)(?<!\\)\) Tj", pages, re.DOTALL):
         plain = re.sub(rb"\\([nrtbf()\\])", lambda m: ESCAPES.get(m[1], m[1]), raw)
         codes = [int.from_bytes(plain[i : i + 2], "big") for i in range(0, len(plain), 2)]
         said.append("".join(shown.get(code, "?") for code in codes))
@@ -266,6 +271,30 @@ async def test_a_reversed_sale_is_marked_and_its_reversal_names_it(mall: World) 
     reversal = text_of(printed(await mall.office.receipts.paper(taken_back.receipt_id)))
     for said in ("冲正单 Reversal", "00000001", "wrong account", "100.00 CNY"):
         assert said in reversal
+
+
+async def test_the_mark_of_a_reversal_is_on_every_page(mall: World) -> None:
+    event = replace(
+        await sold(mall, 10_000),
+        fee_minor=10,
+        recovered_emergency_minor=10,
+        recovered_debt_minor=10,
+        origin=Origin("counter-of-the-mall-at-zhangjiang-hi-tech-park/2nd-floor", "u-0123456789"),
+    )
+    for legal_entity, count in (("商场物业 Ltd", 1), ("上海" * 35, 1), ("上海" * 100, 2)):
+        paper = Paper(1, replace(event, legal_entity=legal_entity), "S1", SHANGHAI, 2, "tenant-1")
+        pdf = printed(paper)
+        pages = re.findall(rb"/Type\s*/Page\b", pdf)
+        assert (len(pages), text_of(pdf).count("已冲正 REVERSED № 00000002")) == (count, count)
+
+
+async def test_a_character_that_the_font_has_not_is_told_by_its_number(
+    mall: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = replace(await sold(mall, 10_000), legal_entity="𠮷田物业 㛃 😀")
+    text = text_of(printed(Paper(1, event, "S1", SHANGHAI, None, None)))
+    assert "[U+20BB7]田物业 [U+36C3] [U+1F600]" in text
+    assert "missing" not in caplog.text
 
 
 async def test_a_refund_is_a_paper_of_the_series_too(mall: World) -> None:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from fpdf import FPDF
+from fpdf.fonts import TTFFont
 
 from services.common.kernel.units import CURRENCIES, format_scaled
 from services.vending.application.receipts import Paper
@@ -16,7 +17,9 @@ from services.vending.domain.events.sales import CreditSold
 FONT = files("paperang_p2_fonts_cjk") / "fonts" / "wqy-microhei.ttc"
 """WenQuanYi Micro Hei (Apache License 2.0): Chinese, Latin, Greek, Cyrillic in one file."""
 WIDTH_MM, HEIGHT_MM, MARGIN_MM = 105, 148, 8
-LABEL_MM, LINE_MM = 33, 5.5
+LABEL_MM, LINE_MM, NAME_LINE_MM = 33, 5.5, 6.5
+FAMILY = "cjk"
+NEXT: dict[str, Any] = {"new_x": "LMARGIN", "new_y": "NEXT"}
 TITLES: dict[type[Any], str] = {
     CreditSold: "收据 Receipt",
     SaleReversed: "冲正单 Reversal",
@@ -27,34 +30,58 @@ COMMODITIES = {"electricity": "电 electricity", "water": "水 water", "gas": "�
 UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
 
 
+class _Sheet(FPDF):
+    """Pages with one font, each with `mark` at its top; "": none."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(format=(WIDTH_MM, HEIGHT_MM))
+        self._mark = mark
+        self.set_margin(MARGIN_MM)
+        self.set_auto_page_break(auto=True, margin=MARGIN_MM)
+        self.add_font(FAMILY, fname=str(FONT))
+        font = self.fonts[FAMILY]
+        assert isinstance(font, TTFFont), "it is of a file"
+        self._known = font.cmap
+        self.add_page()
+
+    def header(self) -> None:
+        """Draw the mark, wherever a page begins: whoever sees one alone sees it."""
+        if self._mark:
+            self.set_font(FAMILY, size=14)
+            self.cell(0, 1.5 * LINE_MM, self._mark, align="C", border=1, **NEXT)
+
+    def write_line(self, label: str, text: str) -> None:
+        """Draw what is said under a label."""
+        self.set_font(FAMILY, size=7)
+        self.cell(LABEL_MM, LINE_MM, label)
+        self.set_font(FAMILY, size=8)
+        self.multi_cell(0, LINE_MM, self.legible(text), align="R", **NEXT)
+
+    def write_heading(self, legal_entity: str, title: str) -> None:
+        """Draw whose paper it is, and what it is."""
+        self.set_font(FAMILY, size=12)
+        self.multi_cell(0, NAME_LINE_MM, self.legible(legal_entity), align="C", **NEXT)
+        self.set_font(FAMILY, size=14)
+        self.cell(0, 2 * LINE_MM, title, align="C", **NEXT)
+
+    def legible(self, text: str) -> str:
+        """Return a text with the number of each character that the font has not."""
+        return "".join(
+            each if ord(each) in self._known else f"[U+{ord(each):04X}]" for each in text
+        )
+
+
 def printed(paper: Paper) -> bytes:
     """Return the PDF of a receipt."""
     event = paper.event
-    pdf = FPDF(format=(WIDTH_MM, HEIGHT_MM))
-    pdf.set_creation_date(datetime.fromtimestamp(event.occurred_at_ms // 1000, UTC))
-    pdf.set_title(f"{event.legal_entity} {paper.number}")
-    pdf.set_margin(MARGIN_MM)
-    pdf.add_font("cjk", fname=str(FONT))
-    pdf.add_page()
-    is_sale = isinstance(event, CreditSold)
-    _heading(pdf, event.legal_entity, TITLES[type(event)])
+    is_reversed = isinstance(event, CreditSold) and paper.other_number is not None
+    sheet = _Sheet(f"已冲正 REVERSED № {paper.other_number:08d}" if is_reversed else "")
+    sheet.set_creation_date(datetime.fromtimestamp(event.occurred_at_ms // 1000, UTC))
+    sheet.set_title(f"{event.legal_entity} {paper.number}")
+    sheet.write_heading(event.legal_entity, TITLES[type(event)])
     for label, text in lines(paper):
-        pdf.set_font("cjk", size=7)
-        pdf.cell(LABEL_MM, LINE_MM, label)
-        pdf.set_font("cjk", size=8)
-        pdf.multi_cell(0, LINE_MM, text, align="R", new_x="LMARGIN", new_y="NEXT")
-    if is_sale and paper.other_number is not None:
-        pdf.set_font("cjk", size=14)
-        text = f"已冲正 REVERSED № {paper.other_number:08d}"
-        pdf.cell(0, 3 * LINE_MM, text, align="C", border=1)
-    return bytes(pdf.output())
-
-
-def _heading(pdf: FPDF, legal_entity: str, title: str) -> None:
-    pdf.set_font("cjk", size=12)
-    pdf.multi_cell(0, 2 * LINE_MM, legal_entity, align="C", new_x="LMARGIN", new_y="NEXT")
-    pdf.set_font("cjk", size=14)
-    pdf.cell(0, 2 * LINE_MM, title, align="C", new_x="LMARGIN", new_y="NEXT")
+        sheet.write_line(label, text)
+    return bytes(sheet.output())
 
 
 def lines(paper: Paper) -> list[tuple[str, str]]:
