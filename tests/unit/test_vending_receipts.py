@@ -227,7 +227,7 @@ def text_of(pdf: bytes) -> str:
         shown[int(code, 16)] = bytes.fromhex(value.decode()).decode("utf-16-be")
     pages = b"\n".join(s for s in streams if b" Tf" in s and b"BT" in s)
     said = []
-    for raw in re.findall(rb"\((.*?)(?<!\\)\) Tj", pages, re.DOTALL):
+    for raw in re.findall(rb"\(((?:[^\\)]|\\.)*)\) Tj", pages, re.DOTALL):
         plain = re.sub(rb"\\([nrtbf()\\])", lambda m: ESCAPES.get(m[1], m[1]), raw)
         codes = [int.from_bytes(plain[i : i + 2], "big") for i in range(0, len(plain), 2)]
         said.append("".join(shown.get(code, "?") for code in codes))
