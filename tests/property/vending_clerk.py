@@ -388,12 +388,13 @@ class Clerk:
             return "ACCOUNT_HAS_DEBT"
         if not 0 < amount <= left:
             return "BALANCE_TOO_LOW"
-        self.keep(name, "REFUNDED_SINCE")
         if ask.what == "transfer":
             if self.status[ask.about] != "open":
                 return "ACCOUNT_NOT_OPEN"  # it comes back
             if self.tenants[ask.about] != self.sent_to[name]:
                 return "TENANT_CHANGED_SINCE"  # and so it does then
+        self.keep(name, "REFUNDED_SINCE")
+        if ask.what == "transfer":
             self.ledger.enter(name, amount, "prepaid", "transit")
             self.ledger.enter(ask.about, amount, "transit", "prepaid")
         else:

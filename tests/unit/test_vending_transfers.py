@@ -223,6 +223,25 @@ async def test_what_cannot_arrive_any_more_comes_back_and_the_answer_says_why(ma
     assert (await mall.office.account("A1")).refunding is None
 
 
+async def test_what_came_back_keeps_no_sale_from_its_reversal_and_a_refund_before_it_does(
+    mall: World,
+) -> None:
+    refunded = await sold(mall, 100)
+    with suppress(Retriable):
+        await refund(mall, 100)
+    await echo(mall, 0)
+    sale = await sold(mall, 500)
+    with suppress(Retriable):
+        await transfer(mall, 400)
+    await close(mall, "A2")
+    await echo(mall, 0)
+    await mall.office.complete()
+    assert len(await of_type(mall, "transfer-returned")) == 1
+    assert await refused(reverse(mall, refunded.receipt_id)) is Reason.REFUNDED_SINCE
+    await reverse(mall, sale.receipt_id)
+    assert await credited(mall) == (1_000, 0)
+
+
 async def test_what_is_sent_to_a_tenant_who_has_left_meanwhile_comes_back(mall: World) -> None:
     request = mall.ask("late")
     with suppress(Retriable):

@@ -128,7 +128,11 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             assert state.refunding is not None, "what was sent was held"
             # Metering has said what it had to say; the transfer is under way until it arrives.
             sent = changed(
-                state.refunding, hold_id="", sent_as=event.hold_id, sent_minor=event.amount_minor
+                state.refunding,
+                hold_id="",
+                sent_as=event.hold_id,
+                sent_minor=event.amount_minor,
+                refunded_before=state.refunded_at,
             )
             return changed(
                 state,
@@ -141,8 +145,13 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
         case TransferArrived():
             return changed(state, answers=answers, refunding=None)
         case TransferReturned():
+            assert state.refunding is not None, "what comes back was sent"
             return changed(
-                state, answers=answers, credited_nano=event.credited_nano, refunding=None
+                state,
+                answers=answers,
+                credited_nano=event.credited_nano,
+                refunding=None,
+                refunded_at=state.refunding.refunded_before,  # nothing was paid out by it
             )
         case TransferReceived():
             return changed(state, answers=answers, credited_nano=event.credited_nano)

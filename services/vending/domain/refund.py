@@ -56,7 +56,8 @@ class Refunding:
     `held_nano`: the most that is paid out, for of so much it was judged who may. `deadline_ms`:
     when it is let go, None: never, as one of an earlier release. `to_account_id`: of a transfer,
     "": it is paid out; `to_tenancy`: which of that account's it is for, None: any; `sent_minor`:
-    what of it is in transit, under `sent_as`, its hold_id before.
+    what of it is in transit, under `sent_as`, its hold_id before; `refunded_before`: the account's
+    `refunded_at` until then.
     """
 
     hold_id: str
@@ -74,6 +75,7 @@ class Refunding:
     to_tenancy: int | None = None
     sent_minor: int = 0
     sent_as: str = ""
+    refunded_before: int = -1
 
     def settled(
         self,
