@@ -203,6 +203,18 @@ async def test_what_no_opening_can_be_is_told_field_by_field(
     assert len(await wrong_with(mall, what, sale)) == times
 
 
+@pytest.mark.parametrize("what", [plan(account_id="a\0b"), plan(("M\0", 1))])
+@pytest.mark.parametrize("sale", [None, SALE])
+async def test_what_no_opening_can_be_is_refused_before_the_store_is_asked(
+    mall: World, monkeypatch: pytest.MonkeyPatch, what: Plan, sale: FirstSale | None
+) -> None:
+    """PostgreSQL takes no NUL, and nobody is told of its address for it."""
+    monkeypatch.setattr(mall.book, "state_of", None)
+    with pytest.raises(InvalidInput, match="is no id"):
+        await prepare(mall, what, sale)
+    assert await wrong_with(mall, what)
+
+
 async def test_a_sale_that_could_not_be_made_opens_nothing(mall: World) -> None:
     await mall.policy("P2", fee_minor=500)
     what = plan(policy_id="P2")
@@ -227,6 +239,38 @@ async def test_what_was_cancelled_may_be_prepared_anew(mall: World) -> None:
     await mall.office.openings.cancel(Cancel(mall.ask("no"), "B1", "does not come"))
     assert (await prepare(mall, plan(("M2", 5)))).status is Status.OPEN
     assert [each.meter_id for each in (await mall.office.account("B1")).meters] == ["M2"]
+
+
+async def test_a_repeat_gets_its_own_opening_also_when_a_later_one_was_prepared(
+    mall: World,
+) -> None:
+    await mall.tariff("T2")
+    first, go = mall.ask("first"), mall.ask("go")
+    prepared = await prepare(mall, plan(), None, first)
+    cancelled = await mall.office.openings.cancel(Cancel(mall.ask("no"), "B1", "does not come"))
+    assert (await prepare(mall, plan(tariff_id="T2"), None)).plan.tariff_id == "T2"
+    again = await prepare(mall, plan(), None, first)
+    assert again == cancelled, "what came of it: not prepared any more, and not of T2"
+    assert again.plan == prepared.plan
+    opened = await start(mall, request=go)
+    assert (opened.plan.tariff_id, opened.status) == ("T2", Status.OPEN)
+    assert await prepare(mall, plan(), None, first) == cancelled
+    assert await start(mall, request=go) == opened
+
+
+async def test_a_repeat_of_what_was_refused_says_so_when_another_has_opened_since(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_away(*_: object, **__: object) -> None:
+        raise InvalidInput(Reason.SITE_NOT_FOUND, "the site is gone")
+
+    first = mall.ask("first")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(mall.office.openings._desk, "open_account", is_away)
+        refusal = await prepare(mall, BOTH, request=first)
+    assert refusal.status is Status.REFUSED
+    assert (await prepare(mall, plan(("M2", 5)))).status is Status.OPEN
+    assert await prepare(mall, BOTH, request=first) == refusal
 
 
 async def test_what_another_takes_meanwhile_is_told_and_the_rest_is_open(
@@ -366,3 +410,15 @@ async def test_the_api_tells_all_that_is_wrong_and_opens_what_is_right(mall: Wor
     asked.request_id = str(ids(2))
     with pytest.raises(InvalidInput, match="open already"):
         await api.CreateOpening(asked, call)
+
+
+async def test_an_opening_of_far_too_many_meters_is_refused_before_they_are_looked_at(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    monkeypatch.setattr(desk, "request", None)  # it takes the fingerprint of them all
+    meters = [pb.OpeningMeter(meter=f"meters/M{n}") for n in range(METERS_MAX + 1)]
+    asked = pb.CreateOpeningRequest(opening_id="B1", opening=pb.Opening(meters=meters))
+    for asked.validate_only in (True, False):
+        with pytest.raises(InvalidInput, match="write 0 to 256"):
+            await OpeningApi(desk).CreateOpening(asked, Call("desk", "", "10.0.0.7", 9.0))

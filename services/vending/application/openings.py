@@ -16,7 +16,7 @@ from services.vending.application.process import each, step
 from services.vending.domain import checks, opening
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Failure
-from services.vending.domain.decisions import Rejection, Repeat, Request, answered
+from services.vending.domain.decisions import Rejection, Request
 from services.vending.domain.meter import Meter
 from services.vending.domain.opening import FirstSale, LeftOut, Opening, Plan, Seen, Status
 from services.vending.domain.policy import Policy
@@ -64,25 +64,28 @@ class Openings:
 
     async def problems(self, request: Request, plan: Plan, sale: FirstSale) -> list[Rejection]:
         """Return all that would be wrong with an opening now."""
-        return opening.problems(plan, sale, await self._seen(plan), request)
+        if wrong := opening.malformed(plan, sale):
+            return wrong
+        return opening.unfit(plan, sale, await self._seen(plan), request)
 
     async def prepare(self, request: Request, plan: Plan, sale: FirstSale | None) -> Opening:
-        """Prepare an opening; with `sale`, start it too, and return it when it is carried out."""
+        """Prepare an opening; with `sale`, start it too, and return it when it is carried out.
+
+        A repeat gets what came of its own opening, also where a later one was prepared since.
+        """
+        if wrong := opening.malformed(plan, sale or opening.NO_SALE):
+            raise opening.told(wrong).as_error()
         command = opening.Prepare(request, plan, sale, await self._seen(plan))
-        await self._submit(plan.account_id, command)
-        return await self.carry_out(plan.account_id)
+        prepared = await self._submit(plan.account_id, command)
+        return await self._came_of(plan.account_id, prepared)
 
     async def start(
         self, request: Request, account_id: str, subject_id: str | None, sale: FirstSale
     ) -> Opening:
-        """Start what is prepared, and return it when it is carried out."""
-        state = await self.of(account_id)
-        if not isinstance(answered(state.answers, request), Repeat):
-            seen = await self._seen(state.plan)
-            await self._submit(
-                account_id, opening.Start(request, account_id, subject_id, sale, seen)
-            )
-        return await self.carry_out(account_id)
+        """Start what is prepared, and return it when it is carried out; a repeat, its own."""
+        seen = await self._seen((await self.of(account_id)).plan)
+        command = opening.Start(request, account_id, subject_id, sale, seen)
+        return await self._came_of(account_id, await self._submit(account_id, command))
 
     async def cancel(self, command: opening.Cancel) -> Opening:
         """Let what is prepared not be opened."""
@@ -124,6 +127,13 @@ class Openings:
             request = self._step(state, (), "opened")
             concluded = opening.Conclude(request, account_id, failure, left_out)
             return (await self._submit(account_id, concluded)).state
+
+    async def _came_of(self, account_id: str, asked: Outcome[Opening]) -> Opening:
+        """Return the opening that a request was about, as far as it has come."""
+        newest = await self.carry_out(account_id)
+        if newest.prepared_at <= asked.revision:
+            return newest
+        return opening.as_of(await self._book.history(Opening, account_id), asked.revision)
 
     async def _open(self, state: Opening) -> Failure | None:
         plan, sale = state.plan, state.sale

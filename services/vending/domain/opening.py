@@ -4,7 +4,7 @@ prepared → started → open, or refused; or cancelled. It is decided on all th
 what is wrong is told at once and whole; what changes between that and its steps ends it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -123,6 +123,7 @@ class Opening:
     """The folded stream of the openings of an account: the newest one.
 
     `starter`, `started_by`: who started it, and by which request. `failure`: why it was refused.
+    `prepared_at`: the stream's revision at which it began.
     """
 
     answers: Answers
@@ -134,6 +135,7 @@ class Opening:
     started_by: RequestKey = ("", "")
     failure: Failure | None = None
     left_out: tuple[LeftOut, ...] = ()
+    prepared_at: int = 0
 
 
 @value_class
@@ -192,7 +194,22 @@ def opening_not_found(account_id: str) -> Rejection:
 
 def problems(plan: Plan, sale: FirstSale, seen: Seen, request: Request) -> list[Rejection]:
     """Return all that is wrong with a plan; nothing where it can be opened now."""
-    return list(_malformed(plan, sale)) or list(_unfit(plan, sale, seen, request))
+    return malformed(plan, sale) or unfit(plan, sale, seen, request)
+
+
+def malformed(plan: Plan, sale: FirstSale) -> list[Rejection]:
+    """Return what no account can be, whatever the plan would meet: nothing is read for it."""
+    return too_many(len(plan.meters)) or list(_malformed(plan, sale))
+
+
+def too_many(meters: int) -> list[Rejection]:
+    """Return why no account has so many meters; nothing where it may."""
+    return list(_wrong(checks.check_between, "meters", meters, 0, METERS_MAX))
+
+
+def unfit(plan: Plan, sale: FirstSale, seen: Seen, request: Request) -> list[Rejection]:
+    """Return why a plan that is well formed cannot be opened now."""
+    return list(_unfit(plan, sale, seen, request))
 
 
 def _malformed(plan: Plan, sale: FirstSale) -> Iterator[Rejection]:
@@ -207,7 +224,6 @@ def _malformed(plan: Plan, sale: FirstSale) -> Iterator[Rejection]:
     if sale.amount_minor:
         yield from _wrong(checks.check_amount, "first_sale_minor", sale.amount_minor)
         yield from _wrong(checks.check_choice, "method", sale.method, checks.METHODS)
-    yield from _wrong(checks.check_between, "meters", len(meters), 0, METERS_MAX)
     for planned in meters:
         yield from _wrong(checks.check_id, "meter_id", planned.meter_id)
         yield from _wrong(checks.check_register, planned.register_milli)
@@ -324,7 +340,7 @@ def _prepare(state: Opening | None, command: Prepare) -> Decision:
     if command.sale is None:
         wrong += _used_by_its_house(plan, command.seen)
     if wrong:
-        return _told(wrong)
+        return told(wrong)
     assert command.seen.site is not None, "else it were a problem"
     site = command.seen.site
     prepared = OpeningPrepared(
@@ -355,7 +371,7 @@ def _start(state: Opening, command: Start) -> Decision:
     wrong = problems(plan, command.sale, command.seen, command.request)
     wrong += _used_by_its_house(plan, command.seen)
     if wrong:
-        return _told(wrong)
+        return told(wrong)
     assert command.seen.site is not None, "else it were a problem"
     return Accepted((_started(command.request, plan, command.seen.site, command.sale),))
 
@@ -373,7 +389,7 @@ def _started(request: Request, plan: Plan, site: Site, sale: FirstSale) -> Openi
     )
 
 
-def _told(wrong: list[Rejection]) -> Rejection:
+def told(wrong: list[Rejection]) -> Rejection:
     """Return one refusal that tells all that is wrong, by the first one's reason."""
     return Rejection(wrong[0].reason, "; ".join(each.message for each in wrong), wrong[0].field)
 
@@ -421,7 +437,7 @@ def evolve(state: Opening | None, event: Event) -> Opening:
             event.policy_id,
             meters,
         )
-        return Opening(answers, plan, event.legal_entity)
+        return Opening(answers, plan, event.legal_entity, prepared_at=answers.revision)
     if state is None:
         raise Bug(f"the stream of an opening begins with {event.SUBJECT}")
     match event:
@@ -445,3 +461,14 @@ def evolve(state: Opening | None, event: Event) -> Opening:
             return changed(state, answers=answers, status=Status.CANCELLED)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into the stream of an opening here")
+
+
+def as_of(events: Iterable[Event], revision: int) -> Opening:
+    """Return the opening that stood at a revision of the stream, as far as it ever came."""
+    state: Opening | None = None
+    for number, event in enumerate(events):
+        if number > revision and isinstance(event, OpeningPrepared):
+            break
+        state = evolve(state, event)
+    assert state is not None, "a revision is one of the stream's"
+    return state

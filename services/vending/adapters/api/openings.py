@@ -10,7 +10,14 @@ from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.vending.adapters import names
 from services.vending.adapters.api.desk import Handlers, said
 from services.vending.domain.decisions import Rejection
-from services.vending.domain.opening import Cancel, FirstSale, Opening, Plan, PlannedMeter
+from services.vending.domain.opening import (
+    Cancel,
+    FirstSale,
+    Opening,
+    Plan,
+    PlannedMeter,
+    too_many,
+)
 from wattvend.vending.v1 import openings_pb2 as pb
 from wattvend.vending.v1 import openings_pb2_grpc, vending_pb2
 
@@ -22,6 +29,9 @@ class OpeningApi(Handlers, openings_pb2_grpc.OpeningServiceServicer):
 
     async def CreateOpening(self, request: pb.CreateOpeningRequest, context: Any) -> pb.Opening:
         """Prepare an opening, and start it; or say what would be wrong with it."""
+        wrong = too_many(len(request.opening.meters))
+        if wrong:  # before all of them are looked at
+            raise wrong[0].as_error()
         asked = await self._desk.request(request, context)
         plan, wrong = _plan(request.opening_id, request.opening)
         sale = _sale(request.opening)
