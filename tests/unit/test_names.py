@@ -26,7 +26,9 @@ from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from wattvend.vending.v1 import vending_pb2 as pb
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
+TEXTS = st.text(
+    st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1, max_size=200
+)
 UUID = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 
 
@@ -41,6 +43,15 @@ def test_an_id_is_read_out_of_its_name(id_: str) -> None:
 def test_a_free_text_of_any_script_is_read_out_of_its_name(one: str, other: str) -> None:
     assert names.AUTHORITY.id("name", names.AUTHORITY.name(one)) == one
     assert names.PAYMENT.ids("name", names.PAYMENT.name(one, other)) == (one, other)
+
+
+@pytest.mark.parametrize("unprintable", ["\0", "%00", "\x1b[2K", "%1B", "\n", "%E2%80%AE"])
+def test_no_name_has_a_character_that_cannot_be_printed(unprintable: str) -> None:
+    """PostgreSQL refuses a NUL as if it were away, and a terminal obeys an escape."""
+    with pytest.raises(InvalidInput, match="printable"):
+        names.LEGAL_ENTITY.id("filter", f"legalEntities/a{unprintable}")
+    with pytest.raises(InvalidInput, match="printable"):
+        names.PAYMENT.ids("name", f"sellers/till/payments/{unprintable}")
 
 
 def test_names_are_legible() -> None:

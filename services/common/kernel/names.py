@@ -3,7 +3,8 @@
 A name is `accounts/` and the id, so that nobody takes one thing for another. Ids that the platform
 gives out, and those that match ID_PATTERN, stand in it as they are. A free text (a legal entity, a
 seller's own transaction) does too, in any script, but "/" is written %2F and "%" is written %25:
-names are compared and split at "/", and never part of a URL unless the client quotes them.
+names are compared and split at "/", and never part of a URL unless the client quotes them. None has
+a character that cannot be printed: a terminal would obey it, and PostgreSQL stores no NUL.
 """
 
 import re
@@ -23,7 +24,7 @@ _RULES = {
     _ACCOUNT_ID: "1 to 63 letters, digits, dots, underscores or dashes, beginning with a letter or "
     "digit",
     _UUID: "the UUID as it was told, in full",
-    _TEXT: 'its text, in which "/" is written %2F and "%" is written %25',
+    _TEXT: 'its text of printable characters, in which "/" is written %2F and "%" is written %25',
 }
 
 
@@ -61,9 +62,12 @@ class Pattern:
         if self._segment is not _TEXT:
             return found.groups()
         try:
-            return tuple(unquote(part, errors="strict") for part in found.groups())
+            ids = tuple(unquote(part, errors="strict") for part in found.groups())
         except UnicodeDecodeError:
             raise self._wrong(field, name) from None
+        if not all(map(str.isprintable, ids)):
+            raise self._wrong(field, name)
+        return ids
 
     def id(self, field: str, name: str) -> str:
         """Return the one id in a name, which came in `field`. Raises InvalidInput."""
