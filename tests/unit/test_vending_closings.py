@@ -566,7 +566,7 @@ async def test_an_estimate_is_proposed_as_the_figure_it_came_to(tmp_path: Path) 
         closing = await under_way(world)
         world.clock.at_ms += LASTS_MS_DEFAULT
         desk = Desk(
-            world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, echo_wait_s=1.0
+            world.office, world.clock, Metrics(CollectorRegistry()), lambda: 1, timeout_s=1.0
         )
         give = pb.GiveRegisterRequest(
             name=f"accounts/A1/closings/{closing.closing_id}",
@@ -803,7 +803,7 @@ async def test_a_cancelled_closing_that_dies_anywhere_is_as_if_it_had_never_been
 async def test_a_closing_is_asked_for_and_watched_as_a_resource_and_as_an_operation(
     mall: World,
 ) -> None:
-    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, echo_wait_s=1.0)
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, timeout_s=1.0)
     api, operations = ClosingApi(desk), OperationsApi(OPERATIONS, desk)
     call: Any = Call("desk-1", "u-alice", "10.0.0.7", None)
     ask = pb.CreateClosingRequest(
@@ -842,7 +842,7 @@ async def test_a_closing_is_asked_for_and_watched_as_a_resource_and_as_an_operat
 
 
 async def test_a_cancelled_closing_is_a_cancelled_operation(mall: World) -> None:
-    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, echo_wait_s=1.0)
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, timeout_s=1.0)
     operations = OperationsApi(OPERATIONS, desk)
     call: Any = Call("desk-1", "u-alice", "10.0.0.7", None)
     await close(mall)
@@ -854,7 +854,7 @@ async def test_a_cancelled_closing_is_a_cancelled_operation(mall: World) -> None
 
 
 async def test_a_closing_that_is_refused_is_a_failed_operation(mall: World) -> None:
-    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, echo_wait_s=1.0)
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, timeout_s=1.0)
     operations = OperationsApi(OPERATIONS, desk)
     call: Any = Call("desk-1", "u-alice", "10.0.0.7", None)
     await close(mall)

@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call
-from services.vending.adapters.api.desk import Desk
-from services.vending.adapters.api.operations import OperationsApi, View, not_found
+from services.vending.adapters.api import operations
+from services.vending.adapters.api.desk import WAIT_MAX_S, Desk
+from services.vending.adapters.api.operations import OperationsApi, View
 from services.vending.application.office import Office
 from services.vending.domain.approval import Failure
 from services.vending.domain.decisions import Request
@@ -39,7 +40,7 @@ class Counting:
     async def view(self, id_: str) -> View:
         self.looked += 1
         if id_ not in self.views:
-            raise not_found(id_)
+            raise InvalidInput(Reason.BATCH_NOT_FOUND, "there is no such batch")
         return self.views[id_]
 
     async def page(self, done: bool | None, after: int, limit: int) -> list[tuple[int, View]]:
@@ -152,7 +153,19 @@ async def test_a_list_that_is_none_and_a_filter_that_says_nothing_are_refused(
     assert await reason_of(api.ListOperations(wrong, CALL)) is Reason.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize("name", ["", "operations", "operations/some", "some/1", "operations/x/1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "operations",
+        "operations/some",
+        "some/1",
+        "operations/x/1",
+        "operations/some/9",
+        "operations/some/1/2",
+        "operations/some/\0",
+    ],
+)
 async def test_a_name_that_no_operation_has_is_not_found(api: OperationsApi, name: str) -> None:
     asked = api.GetOperation(lro.GetOperationRequest(name=name), CALL)
     assert await reason_of(asked) is Reason.OPERATION_NOT_FOUND
@@ -168,6 +181,23 @@ async def test_who_waits_gets_the_end_or_what_there_is_when_the_time_is_over(
     assert some.looked > 1
     some.end("1")
     assert (await api.WaitOperation(request, CALL)).done
+
+
+@pytest.mark.parametrize("timeout_s", [0, 60, 31_000_000])
+async def test_nobody_waits_longer_than_a_call_may_last(
+    api: OperationsApi, monkeypatch: pytest.MonkeyPatch, timeout_s: int
+) -> None:
+    """Where the client set no deadline that is a second here; for a year, it holds no place."""
+    monkeypatch.setattr(operations, "LOOK_AGAIN_S", 0)
+    waiting = lro.WaitOperationRequest(
+        name="operations/some/1", timeout=Duration(seconds=timeout_s)
+    )
+    clock = api._clock
+    for remaining_s, at_most_s in ((None, 1.0), (1e9, WAIT_MAX_S)):
+        began_ms = clock.monotonic_ms()
+        answer = await api.WaitOperation(waiting, Call("desk", "", "10.0.0.7", remaining_s))
+        assert not answer.done
+        assert clock.monotonic_ms() - began_ms <= at_most_s * 1000 + 300
 
 
 async def test_a_cancellation_is_asked_once_a_caller_and_never_of_what_is_done(

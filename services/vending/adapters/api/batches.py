@@ -27,7 +27,13 @@ from services.vending.domain.batch import (
     Target,
     Terms,
 )
-from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
+from services.vending.domain.batching import (
+    CancelBatch,
+    PauseBatch,
+    ResumeBatch,
+    SubmitBatch,
+    batch_not_found,
+)
 from services.vending.domain.decisions import Request
 from services.vending.domain.tables import BatchRow
 from wattvend.vending.v1 import batches_pb2 as pb
@@ -182,11 +188,10 @@ class BatchOperations:
         self._batches = desk.office.batches
 
     async def view(self, id_: str) -> operations.View:
-        """Return one. Raises InvalidInput(OPERATION_NOT_FOUND)."""
-        name = names.BATCH.name(id_)
-        batch = await self._batches.of(names.BATCH.id("name", name))
+        """Return one. Raises InvalidInput where none was submitted."""
+        batch = await self._batches.of(id_)
         if batch.submitted_at_ms is None:
-            raise operations.not_found(f"{operations.COLLECTION}/{name}")
+            raise batch_not_found(id_).as_error()
         return _view(batch, self._desk, await self._batches.paces(batch))
 
     async def page(

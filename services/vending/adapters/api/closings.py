@@ -5,7 +5,6 @@
 from typing import Any
 
 from services.common.kernel import filters
-from services.common.kernel.errors import InvalidInput
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
 from services.vending.adapters import names
@@ -144,8 +143,8 @@ class ClosingOperations:
         self._closings = desk.office.closings
 
     async def view(self, id_: str) -> operations.View:
-        """Return one. Raises InvalidInput(OPERATION_NOT_FOUND)."""
-        return view_of(await self._found(id_))
+        """Return one. Raises InvalidInput where there is none."""
+        return view_of(await self._closings.look(id_))
 
     async def page(
         self, done: bool | None, after: int, limit: int
@@ -157,17 +156,9 @@ class ClosingOperations:
 
     async def cancel(self, id_: str, request: Request) -> None:
         """Let it not go on, where no meter has left."""
-        look = await self._found(id_)
+        look = await self._closings.look(id_)
         why = "its operation was cancelled"
         await self._closings.cancel(CancelClosing(request, look.row.account_id, id_, why))
-
-    async def _found(self, id_: str) -> Look:
-        try:
-            return await self._closings.look(id_)
-        except InvalidInput as refused:
-            if refused.reason is Reason.CLOSING_NOT_FOUND:
-                raise operations.not_found(f"operations/{COLLECTION}/{id_}") from None
-            raise
 
 
 def view_of(look: Look) -> operations.View:

@@ -17,6 +17,8 @@ from wattvend.vending.v1 import vending_pb2 as pb
 
 ANSWER_MARGIN_S = 0.5
 """What is kept of a call's deadline to send the answer that nothing came."""
+WAIT_MAX_S = 60.0
+"""How long a call waits at most, whatever its deadline: it takes the place of another meanwhile."""
 M = TypeVar("M")
 
 _AS_IT_IS = (str, int, bytes)
@@ -71,15 +73,15 @@ class Desk:
         clock: Clock,
         metrics: Metrics,
         book_epoch: Callable[[], int],
-        echo_wait_s: float,
+        timeout_s: float,
     ) -> None:
-        """Answer for `office`; `echo_wait_s`: how long a call waits for metering's echo."""
+        """Answer for `office`; `timeout_s`: how long a call lasts whose client set no deadline."""
         self.office = office
         self.clock = clock
         self.metrics = metrics
         self._gathering = Gathering()
         self._book_epoch = book_epoch
-        self._echo_wait_s = echo_wait_s
+        self._timeout_s = timeout_s
 
     async def request(self, message: Any, call: Call) -> Request:
         """Return who asks what, when it is its turn."""
@@ -103,10 +105,9 @@ class Desk:
         return message(state, self.version(state.answers.revision))
 
     def wait_s(self, call: Call) -> float:
-        """Return how long a call may wait for metering's echo."""
-        remaining_s = call.remaining_s
-        wait_s = self._echo_wait_s if remaining_s is None else remaining_s
-        return max(0.0, wait_s - ANSWER_MARGIN_S)
+        """Return how long a call may wait for what comes by itself: an echo, an operation's end."""
+        lasts_s = self._timeout_s if call.remaining_s is None else call.remaining_s
+        return min(max(0.0, lasts_s - ANSWER_MARGIN_S), WAIT_MAX_S)
 
 
 class Handlers:

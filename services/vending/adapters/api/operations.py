@@ -31,8 +31,6 @@ SERVICE_NAME = operations_proto_pb2.DESCRIPTOR.services_by_name["Operations"].fu
 add_to_server = operations_grpc_pb2.add_OperationsServicer_to_server
 COLLECTION = "operations"
 LOOK_AGAIN_S = 0.2
-ANSWER_MARGIN_S = 0.5
-"""What is kept of a call's deadline to send the answer that it is not done."""
 WAIT_S = 5.0
 """How long WaitOperation waits where its caller says nothing."""
 
@@ -55,7 +53,7 @@ class Kind(Protocol):
     """The processes of one kind. Their positions are those of the events that began them."""
 
     async def view(self, id_: str) -> View:
-        """Return one. Raises InvalidInput(OPERATION_NOT_FOUND)."""
+        """Return one. Raises InvalidInput where there is none."""
         ...
 
     async def page(self, done: bool | None, after: int, limit: int) -> list[tuple[int, View]]:
@@ -108,12 +106,14 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
         return answer
 
     async def WaitOperation(self, request: Any, context: Call) -> Any:
-        """Return an operation when it is done, or as it is when the time is over."""
+        """Return an operation when it is done, or as it is when the time is over.
+
+        That is the caller's, but no more than `Desk.wait_s` lets a call wait.
+        """
         wait_s = WAIT_S
         if request.HasField("timeout"):
             wait_s = request.timeout.seconds + request.timeout.nanos / 1e9
-        if context.remaining_s is not None:
-            wait_s = min(wait_s, context.remaining_s - ANSWER_MARGIN_S)
+        wait_s = min(wait_s, self._desk.wait_s(context))
         until_ms = self._clock.monotonic_ms() + int(wait_s * 1000)
         operation = await self._operation(request.name)
         while not operation.done and self._clock.monotonic_ms() < until_ms:
@@ -124,7 +124,7 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
     async def CancelOperation(self, request: Any, context: Call) -> Any:
         """Ask for the end of an operation. One that is done stays as it is."""
         kind, id_ = self._parsed(request.name)
-        if not (await self._kinds[kind].view(id_)).done:
+        if not (await self._view(kind, id_)).done:
             await self._kinds[kind].cancel(id_, self._request(request.name, context))
         return empty_pb2.Empty()
 
@@ -136,7 +136,15 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
 
     async def _operation(self, name: str) -> Any:
         kind, id_ = self._parsed(name)
-        return message(kind, await self._kinds[kind].view(id_))
+        return message(kind, await self._view(kind, id_))
+
+    async def _view(self, kind: str, id_: str) -> View:
+        """Return a process as an operation, which is what a caller asked for and may not find."""
+        try:
+            checks.check_id("name", id_)
+            return await self._kinds[kind].view(id_)
+        except InvalidInput:
+            raise not_found(f"{COLLECTION}/{kind}/{id_}") from None
 
     def _kinds_below(self, name: str) -> list[str]:
         """Return the kinds of `operations`, which are all, or of `operations/<kind>`."""
