@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import selection
@@ -367,6 +367,54 @@ async def test_each_target_has_its_result_and_one_refusal_stops_no_other(mall: W
     state = await mall.book.state_of(Meter, "M1")
     assert state is not None
     assert results[0].revision == state.answers.revision
+
+
+@pytest.mark.parametrize("mistake", [AssertionError("sites are known"), Bug("no"), KeyError("S1")])
+async def test_a_target_that_cannot_be_decided_is_refused_and_stops_no_other(
+    mall: World, monkeypatch: pytest.MonkeyPatch, mistake: Exception
+) -> None:
+    """Neither the rest of its batch, nor another batch that the budget of the site has room for."""
+    await alone(mall, **EVERYTHING)
+    batches_ = mall.office.batches
+    one = await created(mall, Kind.FORCE_OFF, 10, 1)
+    two = await batches_.create(draft(mall, Kind.FORCE_OFF, ["M11"], 2))
+    prepared = batches_._prepared
+
+    async def breaks(state: Batch, number: int, by: str) -> Any:
+        if state.batch_id == one.batch_id and number == 3:
+            raise mistake
+        return await prepared(state, number, by)
+
+    monkeypatch.setattr(batches_, "_prepared", breaks)
+    assert (await batches_.preview(one.batch_id)).reasons == {Reason.INTERNAL.value: 1}
+    await submitted(mall, one.batch_id, 51)
+    await submitted(mall, two.batch_id, 52)
+    for batch_id in (two.batch_id, one.batch_id):
+        await to_its_end(mall, batch_id)
+    assert await outcomes(mall, one.batch_id) == {Outcome.DONE: 9, Outcome.REFUSED: 1}
+    assert await outcomes(mall, two.batch_id) == {Outcome.DONE: 1}
+    _, results = await batches_.results(one.batch_id)
+    assert results[3].reason == Reason.INTERNAL.value
+
+
+async def test_a_store_that_is_away_refuses_no_target(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await alone(mall, **EVERYTHING)
+    drafted = await created(mall, Kind.FORCE_OFF, 2)
+    await submitted(mall, drafted.batch_id)
+    submit = mall.book.submit
+
+    async def is_away(kind: Any, *asked: Any) -> Any:
+        if kind is Meter:
+            raise Retriable("the store is away")
+        return await submit(kind, *asked)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(mall.book, "submit", is_away)
+        await mall.office.batches.turn()
+    await to_its_end(mall, drafted.batch_id)
+    assert await outcomes(mall, drafted.batch_id) == {Outcome.DONE: 2}
 
 
 async def test_a_preview_says_who_must_approve_and_what_would_be_refused(mall: World) -> None:

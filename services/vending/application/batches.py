@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import structlog
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import InvalidInput, Retriable
+from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
@@ -42,6 +42,19 @@ TARGETS_AT_A_STRETCH = 20
 BATCH = "batch"
 ROWS_AT_ONCE = 1_000
 FAR_MS = checks.TIME_MS_MAX
+MISTAKES = (
+    Bug,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What is raised where a target cannot be decided, by a mistake of ours: however often it is tried.
+
+A store that is away, or dies, raises others: then the round stays open.
+"""
 APPROVED = "a preview"
 """Who lets a command happen in a preview: what it takes of persons, the batch takes once."""
 
@@ -322,6 +335,8 @@ class Batches:
             outcome = accepted(await self._book.submit(ready.kind, ready.entity_id, ready.decide))
         except InvalidInput as refused:
             return _refused(number, refused.reason, refused.message)
+        except MISTAKES:
+            return _broken(state, number)
         return Result(number, batch.Outcome.DONE, outcome.revision)
 
     async def _tried(self, state: Batch, number: int) -> tuple[Result, Any]:
@@ -337,6 +352,8 @@ class Batches:
                 check_accepted(decision.events[-1])
         except InvalidInput as refused:
             return _refused(number, refused.reason, refused.message), entity
+        except MISTAKES:
+            return _broken(state, number), entity
         return Result(number, batch.Outcome.DONE), entity
 
     async def _prepared(self, state: Batch, number: int, approved_by: str) -> Prepared:
@@ -480,6 +497,16 @@ def _refused(number: int, reason: Reason, message: str) -> Result:
     is_skipped = reason in (Reason.NOTHING_CHANGES, Reason.CHANGED_SINCE)
     outcome = batch.Outcome.SKIPPED if is_skipped else batch.Outcome.REFUSED
     return Result(number, outcome, None, reason.value, message)
+
+
+def _broken(state: Batch, number: int) -> Result:
+    """Return the result of a target that a mistake of ours keeps from its own; log the mistake."""
+    target_id = state.targets[number].target_id
+    structlog.get_logger("vending").exception(
+        "a target of a batch cannot be decided", batch=state.batch_id, target=target_id
+    )
+    text = "the service failed at it: look at it, and tell the operator of the platform"
+    return _refused(number, Reason.INTERNAL, text)
 
 
 def _known(state: Batch | None, request: Request) -> Decision:
