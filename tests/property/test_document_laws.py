@@ -25,7 +25,7 @@ from services.common.kernel.errors import InvalidInput
 from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import PublishAuthority, rules_text
 from services.vending.domain.decisions import Request, fingerprint
-from services.vending.domain.document import Kind, State, Withdraw
+from services.vending.domain.document import Kind, State, Submit, Withdraw
 from services.vending.domain.events.event import Event
 from services.vending.domain.origin import Origin
 from services.vending.domain.policy import PublishPolicy
@@ -321,9 +321,9 @@ class Documents(RuleBasedStateMachine):
     @rule(person=persons, data=st.data())
     def submit(self, person: str, data: st.DataObject) -> None:
         sheet, document_id = self.chosen(data)
-        by = Origin("web", person)
+        command = Submit(self.request(person), document_id)
         expected = self.clerk.submit(sheet, person)
-        self.answer(lambda: self.world.office.documents.submit(document_id, by), expected)
+        self.answer(lambda: self.world.office.documents.submit(command), expected)
 
     @precondition(lambda self: any(sheet.by for sheet in self.clerk.sheets))
     @rule(person=persons, approves=st.sampled_from([True, True, True, False]), data=st.data())

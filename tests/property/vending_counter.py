@@ -19,7 +19,7 @@ from services.vending.domain.corrections import (
     TransferCredit,
     WriteOff,
 )
-from services.vending.domain.document import State
+from services.vending.domain.document import State, Submit
 from services.vending.domain.events.closings import AccountCloseRefused
 from services.vending.domain.lending import GrantEmergencyCredit, SetDebt
 from services.vending.domain.meter_orders import ForceRelay
@@ -200,7 +200,8 @@ async def _document(office: Office, ask: Ask, request: Any) -> str | None:
             **said_of_policy(ask.account, ask.about),
         )
     paper = await office.documents.draft(request, publication, "")
-    paper = await office.documents.submit(paper.document.document_id, request.origin)
+    submission = replace(ask.submission, at_ms=request.at_ms)
+    paper = await office.documents.submit(Submit(submission, paper.document.document_id))
     return "APPROVAL_REQUIRED" if paper.life.state is State.SUBMITTED else None
 
 

@@ -6,6 +6,7 @@ told again after a restart.
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,7 +26,14 @@ from services.vending.adapters.database import Statement
 from services.vending.application.documents import Paper
 from services.vending.domain.approval import Status, approval_id_of
 from services.vending.domain.decisions import Request
-from services.vending.domain.document import Document, Kind, State, Withdraw
+from services.vending.domain.document import (
+    Document,
+    Kind,
+    State,
+    Submit,
+    Withdraw,
+    document_id_of,
+)
 from services.vending.domain.event_store import NO_EVENTS, StoredEvent, StreamId
 from services.vending.domain.orders import DAY_MS
 from services.vending.domain.origin import Origin
@@ -43,7 +51,7 @@ from tests.unit.test_vending_approvals import (
     publish,
 )
 from tests.unit.test_vending_office import refused
-from tests.unit.vending_crashing import at_every_step
+from tests.unit.vending_crashing import Died, at_every_step, mortal
 from tests.unit.vending_world import LEAD_MS, T0_MS, World
 from wattvend.vending.v1 import documents_pb2 as pb
 from wattvend.vending.v1 import vending_pb2
@@ -54,6 +62,10 @@ PRICE_MICRO = 900_000
 
 def by_alice(world: World, *content: object) -> Request:
     return world.ask(*content, caller="web", origin=ALICE)
+
+
+def same(world: World, number: int, *content: object, by: Origin = ALICE) -> Request:
+    return world.ask(*content, request_id=UUID(int=number), caller="web", origin=by)
 
 
 def tariff(request: Request, **changed: Any) -> PublishTariff:
@@ -99,7 +111,8 @@ async def draft(
 
 
 async def submit(world: World, document_id: str, by: Origin = ALICE) -> Paper:
-    return await world.office.documents.submit(document_id, by)
+    request = world.ask(document_id, caller="web", origin=by)
+    return await world.office.documents.submit(Submit(request, document_id))
 
 
 async def withdraw(world: World, document_id: str, by: Origin = ALICE) -> Paper:
@@ -273,6 +286,71 @@ async def test_a_draft_that_is_replaced_is_withdrawn_also_when_it_was_submitted(
     assert await refused(approve(mall, waiting.approval_id)) is Reason.APPROVAL_DECIDED
     paper = await mall.office.documents.paper(second)
     assert paper.life.reason == f"replaced by document {third}"
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_where_a_draft_is_there_nobody_publishes_what_it_replaces_whatever_died(
+    tmp_path: Path, is_submitted: bool
+) -> None:
+    """Also where its drafter never asks again: what is replaced is withdrawn before."""
+    for dies_at in range(4):
+        path = tmp_path / f"{dies_at}.sqlite"
+        async with mortal(path) as (world, store):
+            await world.mall()
+            await publish(world, **NOBODY_ALONE)
+            wrong = await draft(world)
+            if is_submitted:
+                await submit(world, wrong)
+            right = document_id_of(same(world, 7, "right"))
+            store.arm(dies_at)
+            with suppress(Died):
+                await draft(world, tariff(same(world, 7, "right"), price_micro=910_000), wrong)
+            assert store.dead
+        async with vending_world.world(path) as again:
+            await again.office.complete()
+            was = await state(again, wrong)
+            assert was in {State.WITHDRAWN, State.DECLINED} or dies_at == 0
+            with suppress(InvalidInput):
+                await approve(again, (await submit(again, wrong)).approval_id)
+            is_there = await again.book.state_of(Document, right) is not None
+            assert is_there == (dies_at == 3)
+            assert await state(again, wrong) is (State.SCHEDULED if dies_at == 0 else was)
+
+
+async def test_what_a_draft_would_replace_stays_where_it_is_refused(mall: World) -> None:
+    first = await draft(mall)
+    late = tariff(by_alice(mall, "late"), effective_at_ms=1)
+    assert await refused(draft(mall, late, first)) is Reason.EFFECTIVE_IN_PAST
+    assert await state(mall, first) is State.DRAFT
+
+
+async def test_a_request_submits_one_document_and_its_repeat_the_same(mall: World) -> None:
+    await publish(mall, **NOBODY_ALONE)
+    one, other = await draft(mall), await draft(mall)
+    asked = Submit(same(mall, 7, one), one)
+    submitted = await mall.office.documents.submit(asked)
+    assert await mall.office.documents.submit(asked) == submitted
+    for reused in (Submit(same(mall, 7, other), other), Submit(same(mall, 7, "changed"), one)):
+        assert await refused(mall.office.documents.submit(reused)) is Reason.REQUEST_ID_REUSED
+    assert await state(mall, other) is State.DRAFT
+    assert len(await of_type(mall, "document-submitted")) == 1
+
+
+async def test_a_submission_that_died_publishes_nothing_that_was_withdrawn_since(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> None:
+        raise Died
+
+    document_id = await draft(mall)
+    asked = Submit(same(mall, 7, document_id), document_id)
+    with monkeypatch.context() as meanwhile, suppress(Died):
+        meanwhile.setattr(mall.office.approvals, "ask", dies)
+        await mall.office.documents.submit(asked)
+    assert await state(mall, document_id) is State.DRAFT
+    await withdraw(mall, document_id)
+    assert await refused(mall.office.documents.submit(asked)) is Reason.DOCUMENT_DECIDED
+    assert len(await of_type(mall, "tariff-published")) == 1, "that of the mall"
 
 
 async def test_nobody_approves_in_time_and_the_draft_has_expired(mall: World) -> None:
@@ -601,10 +679,6 @@ async def test_the_api_takes_back_a_version_that_has_not_begun(mall: World) -> N
 # --- whatever dies in between --------------------------------------------------------------------
 
 
-def same(world: World, number: int, *content: object, by: Origin = ALICE) -> Request:
-    return world.ask(*content, request_id=UUID(int=number), caller="web", origin=by)
-
-
 async def test_a_document_that_dies_at_any_step_is_published_once(tmp_path: Path) -> None:
     async def setting(world: World) -> None:
         await world.site()
@@ -624,7 +698,7 @@ async def test_a_document_that_dies_at_any_step_is_published_once(tmp_path: Path
         documents = await world.office.documents.page(filters.All(()), 0, 9)
         assert [paper.life.state for paper in documents[0]] == [State.WITHDRAWN, State.SCHEDULED]
 
-    assert await at_every_step(tmp_path, setting, story, judge) == 14
+    assert await at_every_step(tmp_path, setting, story, judge) == 16
 
 
 async def test_a_version_that_is_taken_back_dies_anywhere_and_is_so_once(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 A draft is submitted by asking for its publication, by a request that derives from it: done at once
 where one person may, else a proposal, which another person approves. So there is one append a step,
-and what dies in between goes on with the approvals. A policy's version that is to apply later waits
-in the policy's stream, and is brought into force here when its instant comes.
+and what dies in between goes on with the approvals, or when it is submitted again. What a draft
+replaces is withdrawn before it: whatever dies then, nobody approves what its drafter found wrong. A
+policy's version that is to apply later waits in the policy's stream, and is brought into force here
+when its instant comes.
 """
 
 import asyncio
@@ -20,13 +22,14 @@ from services.vending.application.book import Book, Outcome
 from services.vending.application.process import each, step
 from services.vending.domain import approval, checks, document, policy
 from services.vending.domain.approval import Decline, Proposal, approval_id_of
-from services.vending.domain.decisions import Request
+from services.vending.domain.decisions import Rejection, Request
 from services.vending.domain.document import (
     Document,
     Draft,
     Kind,
     Life,
     State,
+    Submit,
     Version,
     Withdraw,
     document_not_found,
@@ -74,7 +77,7 @@ class Documents:
     ) -> Paper:
         """Let a draft exist. Raises InvalidInput for whatever publishing would refuse.
 
-        A draft that it replaces, or the proposal that came of that, is withdrawn.
+        A draft that it replaces, or the proposal that came of that, is withdrawn before.
         """
         if replaces:
             checks.check_uuid("replaces", replaces)
@@ -83,43 +86,40 @@ class Documents:
         target = await self._target(kind, target_id)
         command = Draft(request, publication, replaces, target, self._lead_ms, replaced)
         document_id = document.document_id_of(request)
-        state = (await self._submit(document_id, command)).state
-        if replaced is not None:
-            points.point("drafted")
-            await self._let_go(replaced, state)
-        return await self._shown(state)
+        known = await self._book.state_of(Document, document_id)
+        if replaced and not isinstance(document.decide(known, command), Rejection):
+            await self._let_go(replaced, document_id, approval.behind(request))
+            points.point("let-go")
+        return await self._shown((await self._submit(document_id, command)).state)
 
-    async def _let_go(self, replaced: Document, by: Document) -> None:
+    async def _let_go(self, replaced: Document, by_document: str, by: Origin) -> None:
         """Withdraw what a draft replaces, where that may still be done."""
-        request = step(
-            self._clock.now_ms(),
-            (),
-            by.drafted_by,
-            "replaced",
-            replaced.document_id,
-            by.document_id,
-        )
         if (await self._shown(replaced)).life.version is not None:
             return  # its version stands until the new one takes its place
-        reason = f"replaced by document {by.document_id}"
+        request = step(self._clock.now_ms(), (), by, "replaced", replaced.document_id, by_document)
+        reason = f"replaced by document {by_document}"
         try:
             await self.withdraw(Withdraw(request, replaced.document_id, reason))
         except InvalidInput as decided:
             if decided.reason not in IS_OVER:
                 raise
 
-    async def submit(self, document_id: str, by: Origin) -> Paper:
+    async def submit(self, command: Submit) -> Paper:
         """Ask for the publication of a draft; done at once where one person may.
 
         Raises InvalidInput where it is refused: it stays a draft, or what it had become.
         """
         async with self._moving:
-            state = await self._document(document_id)
-            if state.withdrawn_by is not None:
+            await self._submit(command.document_id, command)
+            points.point("submitted")
+            state = await self._document(command.document_id)
+            if state.withdrawn_by is not None:  # since, where this is a repeat
                 raise document.withdrawn(state).as_error()
-            command = published(state, self._publishing(state, by), self._lead_ms)
+            by = approval.behind(command.request)
             try:
-                await self._approvals.ask(command)
+                await self._approvals.ask(
+                    published(state, self._publishing(state, by), self._lead_ms)
+                )
             except InvalidInput as refused:
                 if refused.reason is not Reason.APPROVAL_REQUIRED:
                     raise
@@ -251,7 +251,7 @@ class Documents:
             raise document_not_found(document_id).as_error()
         return found
 
-    async def _submit(self, document_id: str, command: Draft | Withdraw) -> Outcome[Document]:
+    async def _submit(self, document_id: str, command: document.Command) -> Outcome[Document]:
         return await self._book.submit(
             Document, document_id, lambda state: document.decide(state, command)
         )

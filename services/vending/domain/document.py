@@ -1,9 +1,10 @@
 """A document: a version of a tariff or policy on paper, until two persons have let it happen.
 
-Its stream says that it was drafted, or withdrawn. What became of it since is written once,
-elsewhere: its submission is a proposal (or, where one person may, done at once), its publication a
-version that names the document, and the clock says whether that one is in force. So none of these
-can be told in two ways. A document is never edited; a change is a new one that names it.
+Its stream says that it was drafted, submitted, or withdrawn. What became of it since is written
+once, elsewhere: its submission is a proposal (or, where one person may, done at once), its
+publication a version that names the document, and the clock says whether that one is in force. So
+none of these can be told in two ways. A document is never edited; a change is a new one that names
+it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,11 @@ from services.vending.domain.decisions import (
     changed,
     stamp,
 )
-from services.vending.domain.events.documents import DocumentDrafted, DocumentWithdrawn
+from services.vending.domain.events.documents import (
+    DocumentDrafted,
+    DocumentSubmitted,
+    DocumentWithdrawn,
+)
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.prices import (
     PolicyPublished,
@@ -72,7 +77,8 @@ class Document:
 
     `target_id`: of the tariff or policy, `content`: the JSON of the publication's fields;
     `base_version`: the newest version of it that the drafter saw, 0: none; `replaces`: the document
-    that it was made from, "" for none; `withdrawn_by`: None: nobody did.
+    that it was made from, "" for none; `is_submitted`: somebody asked for its publication, whatever
+    came of that; `withdrawn_by`: None: nobody did.
     """
 
     answers: Answers
@@ -85,6 +91,7 @@ class Document:
     content: str
     drafted_by: Origin
     drafted_at_ms: int
+    is_submitted: bool = False
     withdrawn_by: Origin | None = None
     reason: str = ""
 
@@ -103,6 +110,18 @@ class Draft:
     target: Tariff | Policy | None
     lead_ms: int
     replaced: Document | None = None
+
+
+@value_class
+class Submit:
+    """The publication of a draft is asked for."""
+
+    request: Request
+    document_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_uuid("document_id", self.document_id)
 
 
 @value_class
@@ -130,7 +149,10 @@ def document_not_found(document_id: str) -> Rejection:
     return Rejection(Reason.DOCUMENT_NOT_FOUND, text, "document_id")
 
 
-def decide(state: Document | None, command: Draft | Withdraw) -> Decision:
+Command = Draft | Submit | Withdraw
+
+
+def decide(state: Document | None, command: Command) -> Decision:
     """Return what a command does to a document, or why nothing may happen."""
     if state and (earlier := answered(state.answers, command.request)):
         return earlier
@@ -141,6 +163,9 @@ def decide(state: Document | None, command: Draft | Withdraw) -> Decision:
         return document_not_found(command.document_id)
     if state.withdrawn_by is not None:
         return withdrawn(state)
+    if isinstance(command, Submit):
+        submitted = DocumentSubmitted(**stamp(command.request), document_id=state.document_id)
+        return Accepted(() if state.is_submitted else (submitted,))
     withdrawal = DocumentWithdrawn(
         **stamp(command.request), document_id=state.document_id, reason=command.reason
     )
@@ -243,6 +268,8 @@ def evolve(state: Document | None, event: Event) -> Document:
                 approval.behind(event),
                 event.occurred_at_ms,
             )
+        case Document(), DocumentSubmitted():
+            return changed(state, answers=state.answers.after(event), is_submitted=True)
         case Document(), DocumentWithdrawn():
             return changed(
                 state,

@@ -15,7 +15,7 @@ from services.vending.adapters.api.desk import Handlers
 from services.vending.adapters.api.prices import policy_of, tariff_of
 from services.vending.application.documents import Paper
 from services.vending.domain import policy
-from services.vending.domain.document import Kind, State, Version, Withdraw
+from services.vending.domain.document import Kind, State, Submit, Version, Withdraw
 from services.vending.domain.events.prices import PolicyScheduled, PolicyVersion, TariffPublished
 from services.vending.domain.origin import Origin
 from wattvend.vending.v1 import documents_pb2 as pb
@@ -53,8 +53,8 @@ class DocumentApi(Handlers, documents_pb2_grpc.DocumentServiceServicer):
     async def SubmitDocument(self, request: pb.SubmitDocumentRequest, context: Any) -> pb.Document:
         """Ask for the publication of a draft."""
         asked = await self._desk.request(request, context)
-        document_id = names.DOCUMENT.id("name", request.name)
-        return self._told(await self._office.documents.submit(document_id, asked.origin))
+        command = Submit(asked, names.DOCUMENT.id("name", request.name))
+        return self._told(await self._office.documents.submit(command))
 
     async def WithdrawDocument(
         self, request: pb.WithdrawDocumentRequest, context: Any

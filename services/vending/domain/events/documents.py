@@ -20,6 +20,13 @@ class DocumentDrafted(Event):
 
 
 @named_value_class
+class DocumentSubmitted(Event):
+    SUBJECT: ClassVar[str] = "document-submitted"
+
+    document_id: str
+
+
+@named_value_class
 class DocumentWithdrawn(Event):
     SUBJECT: ClassVar[str] = "document-withdrawn"
 
