@@ -18,6 +18,7 @@ from services.vending.adapters.api import OPERATIONS
 from services.vending.adapters.api.batches import BatchApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.operations import OperationsApi
+from services.vending.domain.batch import TARGETS_MAX
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
 from tests.unit.test_vending_batches import EVERYTHING, alone, many, to_its_end
@@ -180,6 +181,7 @@ async def test_what_is_of_another_kind_is_refused(api: BatchApi) -> None:
         creating(1, kind="price"),
         creating(1, amount_minor=5),
         creating(0),
+        creating(TARGETS_MAX + 1),
         creating(1, kind="sale", method="cash", amount_minor=5),  # of meters
     ):
         assert await refused(api.CreateBatch(request, CALL)) is Reason.INVALID_ARGUMENT

@@ -4,6 +4,7 @@ Method: the office on a real SQLite file. The story of a batch of every kind die
 appends, is told again after a restart, and is compared with that which nobody disturbs.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import selection
 from services.vending.adapters.tables import event_of
-from services.vending.application.batches import Draft, Selected, UnderWay
+from services.vending.application.batches import TARGETS_AT_A_STRETCH, Draft, Selected, UnderWay
 from services.vending.domain import batch as batches
 from services.vending.domain import batching
 from services.vending.domain.approval import Approve
@@ -427,6 +428,29 @@ async def test_a_preview_says_who_must_approve_and_what_would_be_refused(mall: W
     assert "batch of 2 targets needs a second person" in preview.needs_two
     assert preview.reasons == {Reason.ACCOUNT_NOT_OPEN.value: 1}
     assert await stored(mall, "sale-refused") == []
+
+
+async def test_targets_are_read_some_at_once_and_one_that_is_wrong_is_told(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is a network away takes some at once, and a draft of ten thousand is in time."""
+    state_of, under_way, most = mall.book.state_of, 0, 0
+
+    async def slow(*of: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return await state_of(*of)
+
+    monkeypatch.setattr(mall.book, "state_of", slow)
+    drafted = await created(mall, Kind.SALE, 25)
+    assert [target.target_id for target in drafted.targets] == names(Kind.SALE, 25)
+    assert 2 < most <= TARGETS_AT_A_STRETCH
+    asked = draft(mall, Kind.SALE, ["A1", "B1", "B2"], 2)
+    with pytest.raises(InvalidInput, match="there is no account"):
+        await mall.office.batches.create(asked)
 
 
 async def test_amounts_of_a_list_are_each_its_own(mall: World) -> None:

@@ -417,12 +417,11 @@ class Batches:
                 raise checks.invalid("filter", f"it finds no {of}; nothing is to do")
         checks.check_between("targets", len(listed), 1, batch.TARGETS_MAX)
         targets, entities, currencies = [], set(), set()
-        for number, (id_, amount_minor) in enumerate(listed):
-            await _let_others(number)
-            entity = await self._entity(of, id_)
+        for (id_, amount_minor), (entity, tenancy) in zip(
+            listed, await self._chosen(of, listed), strict=True
+        ):
             amount = draft.amount_minor if amount_minor is None else amount_minor
             of_meter = entity.account_id if isinstance(entity, Meter) else None
-            tenancy = await self._tenancy(entity)
             targets.append(Target(id_, entity.site_id, amount, of_meter, tenancy))
             entities.add(entity.legal_entity)
             currencies.add(entity.currency)
@@ -439,6 +438,21 @@ class Batches:
             as_of_ms,
             tuple(targets),
         )
+
+    async def _chosen(
+        self, of: Of, listed: Sequence[tuple[str, int | None]]
+    ) -> list[tuple[Meter | Account, int]]:
+        """Return each target and its tenancy; some are read at once, where a store can do that."""
+
+        async def one(id_: str) -> tuple[Meter | Account, int]:
+            entity = await self._entity(of, id_)
+            return entity, await self._tenancy(entity)
+
+        found: list[tuple[Meter | Account, int]] = []
+        for begin in range(0, len(listed), TARGETS_AT_A_STRETCH):
+            stretch = listed[begin : begin + TARGETS_AT_A_STRETCH]
+            found += await asyncio.gather(*(one(id_) for id_, _ in stretch))
+        return found
 
     async def _entity(self, of: Of, id_: str) -> Meter | Account:
         found: Meter | Account | None

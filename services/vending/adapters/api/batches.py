@@ -18,6 +18,7 @@ from services.vending.application.batches import Draft, Pace
 from services.vending.domain import checks
 from services.vending.domain.approval import Failure
 from services.vending.domain.batch import (
+    TARGETS_MAX,
     Batch,
     Kind,
     Of,
@@ -70,6 +71,7 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
             names.TARIFF.id_if("tariff", request.tariff) or None,
             names.POLICY.id_if("policy", request.policy) or None,
         )
+        checks.check_between("list", len(request.list.targets), 0, TARGETS_MAX)
         pattern = _TARGETS[terms.rule.of]
         listed = tuple(
             (pattern.id("list", target.name), said(target, "amount_minor"))
