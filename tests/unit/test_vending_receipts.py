@@ -6,12 +6,14 @@ would: its text is what its embedded font maps back to characters.
 """
 
 import re
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -346,3 +348,29 @@ async def test_receipts_of_an_account_are_listed_newest_first_by_a_filter(mall: 
         token = page.next_page_token
     assert pages == [[300, 200], [100]]
     assert await refused(listed("kind = sale")) is Reason.INVALID_ARGUMENT
+
+
+async def test_a_restored_book_gives_a_lost_number_again_and_never_its_id(tmp_path: Path) -> None:
+    """What docs/operations/restored.md says of receipts."""
+    path, backup = tmp_path / "events.sqlite", tmp_path / "backup.sqlite"
+    async with vending_world.world(path) as world:
+        await world.mall()
+        kept = await sold(world, 100)
+        await number(world)
+    shutil.copy(path, backup)
+    async with vending_world.world(path) as world:
+        request = world.ask("lost", request_id=UUID(int=7))
+        lost = (await world.sell(200, request=request)).event
+        assert isinstance(lost, CreditSold)
+        await number(world)
+        assert await number_of(world, lost.receipt_id) == 2
+    async with vending_world.world(backup) as restored:
+        other = await sold(restored, 300)
+        again = (await restored.sell(200, request=request)).event
+        assert isinstance(again, CreditSold)
+        await number(restored)
+        papers = {
+            event.receipt_id: await number_of(restored, event.receipt_id)
+            for event in (kept, other, again)
+        }
+    assert papers == {kept.receipt_id: 1, other.receipt_id: 2, lost.receipt_id: 3}
