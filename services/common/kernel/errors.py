@@ -47,6 +47,11 @@ class InvalidInput(WattvendError):  # noqa: N818 - reads as what it is: the inpu
 class Retriable(WattvendError):  # noqa: N818 - an adjective for what to do about it
     """The world may change: the same call may succeed later."""
 
+    @property
+    def told(self) -> str:
+        """What a caller is told of it, who may not be who runs the service."""
+        return str(self)
+
 
 class Bug(WattvendError):  # noqa: N818 - a noun for what it is
     """An invariant of ours broke."""

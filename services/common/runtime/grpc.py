@@ -245,7 +245,9 @@ class Guard:
                 field = field_of(request, wrong.field)
                 status = status_of(wrong.reason, wrong.message, field, wrong.offers)
             except Retriable as later:
-                status = status_of(Reason.UNAVAILABLE, str(later))
+                if later.told != str(later):
+                    self._log.warning("a call cannot be answered", method=method, why=str(later))
+                status = status_of(Reason.UNAVAILABLE, later.told)
             except TimeoutError:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -75,7 +75,15 @@ class NameTaken(WattvendError):  # noqa: N818 - says what was found
 
 
 class StoreUnavailable(Retriable):
-    """The store could not say whether it stored: read, then try again."""
+    """The store could not say whether it stored: read, then try again.
+
+    Its message is for who runs the service: it may name the database, its host and user.
+    """
+
+    @property
+    def told(self) -> str:
+        """What a caller is told, which names none of these."""
+        return "the event store does not answer; repeat with the same request_id"
 
 
 class NotTheWriter(Retriable):
