@@ -129,6 +129,8 @@ def parse(said: str, fields: Fields) -> Filter:
     """Return what a filter says of these fields; All(()) where it is empty. Raises InvalidInput."""
     if len(said) > FILTER_SIZE_MAX:
         raise _wrong(f"it has {len(said)} characters; write at most {FILTER_SIZE_MAX}")
+    if not all(each.isprintable() or each.isspace() for each in said):
+        raise _wrong("it has a character that cannot be printed, as no value has")
     if not said.strip():
         return All(())
     return _Parser(said, fields).whole()
