@@ -218,7 +218,7 @@ async def test_where_a_book_lost_its_last_events_the_series_goes_on_without_them
 def text_of(pdf: bytes) -> str:
     """Return the text of a PDF of ours, by the map of its embedded font back to characters."""
     streams = []
-    for found in re.finditer(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL):
+    for found in re.finditer(rb"stream\n(.*?)\nendstream", pdf, re.DOTALL):
         try:
             streams.append(zlib.decompress(found[1]))
         except zlib.error:
