@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_written_is_told(
     monkeypatch.chdir(tmp_path)
     refused = wattvend(monkeypatch, Vending(PrintReceipt=v.PrintReceiptResponse()), *command)
     assert refused.exit_code == 1
-    assert "a file cannot be used" in refused.stderr
+    assert "a file cannot be used" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
@@ -194,4 +194,18 @@ def test_a_document_in_another_encoding_is_told(
         sitefile.read(file)
     checked = wattvend(monkeypatch, Vending(), "tariff", "check", str(file))
     assert checked.exit_code == 1
-    assert "cannot be read" in checked.stderr
+    assert "cannot be read" in " ".join(checked.stderr.split())
+
+
+@pytest.mark.parametrize("text", ["price: 0.80\nprice: 0.08\n", '{"price": 1, "price": 2}'])
+def test_a_document_that_says_something_twice_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+    with pytest.raises(sitefile.SiteFileError, match="price is there twice"):
+        sitefile.read(file)
+    for command in ("tariff", "policy"):
+        checked = wattvend(monkeypatch, Vending(), command, "check", str(file))
+        assert checked.exit_code == 1
+        assert "price is there twice" in " ".join(checked.stderr.split())
