@@ -21,6 +21,7 @@ from services.common.policies.rules import Rules
 from services.common.policies.windows import why_nobody_is_cut
 from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import Plan
+from tools import yamlfile
 from tools.client import Clients, Refused
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -177,7 +178,7 @@ class SiteFileError(Exception):
 def read(path: Path) -> SiteFile:
     """Return the site of a YAML (or JSON) file. Raises SiteFileError."""
     try:
-        return SiteFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return SiteFile.model_validate(yamlfile.read(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as unreadable:
         raise SiteFileError(f"{path} cannot be read: {unreadable}") from unreadable
     except ValidationError as wrong:

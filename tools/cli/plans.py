@@ -17,6 +17,7 @@ from services.common.kernel.units import format_scaled
 from services.common.tariffs import plan as plans
 from services.common.tariffs.plan import PPM, Ladder, Plan, Season, Step
 from services.common.tariffs.pricing import Terms, foldings, terms_of
+from tools import yamlfile
 from tools.client import Refused
 
 MILLI_DECIMALS = 3
@@ -35,7 +36,7 @@ def document(path: Path) -> str:
     """Return a YAML (or JSON) file as JSON. Raises Refused where it cannot be read."""
     try:
         # Dates of holidays may be written without quotes; YAML then makes dates of them.
-        return orjson.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))).decode()
+        return orjson.dumps(yamlfile.read(path)).decode()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as unreadable:
         message = f"{path} cannot be read: {unreadable}"
         raise Refused("INVALID_ARGUMENT", "INVALID_ARGUMENT", message) from unreadable
