@@ -61,7 +61,7 @@ async def audit(settings: VendingSettings, chosen: argparse.Namespace) -> int:
         chosen.since,
         chosen.until,
     )
-    shown = _as_json if chosen.json else _as_row
+    shown = _as_json if chosen.json else as_row
     count, last = 0, FROM_START
     async with stores.reading(settings.store_address, "audit") as stored:
         async for entry in trail(stored.store, stored.tables, sought, chosen.after):
@@ -94,9 +94,10 @@ def _as_json(entry: Entry) -> str:
     ).decode()
 
 
-def _as_row(entry: Entry) -> str:
+def as_row(entry: Entry) -> str:
+    """Return an entry as a line of a table, of what it says the short parts."""
     said = ", ".join(
-        f"{name} {value}"
+        f"{name} {value if str(value).isprintable() else repr(value)}"  # a terminal obeys the rest
         for name, value in entry.said.items()
         if isinstance(value, int | str) and value != ""
     )

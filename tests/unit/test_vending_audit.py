@@ -9,6 +9,7 @@ import asyncio
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.vending import commands
+from services.vending import audit, commands
 from services.vending.adapters import stores
 from services.vending.application import auditing
 from services.vending.application.auditing import MARGIN_MS, Entry, Sought, entry_of, trail
@@ -176,6 +177,13 @@ def test_a_person_reads_who_did_what_when_from_where_and_by_whose_approval(
     assert "Z account-A1 credit-sold office u-1 10.0.4.1 office u-3" in first
     assert "amount_minor 102" in first
     assert "method cash" in first
+
+
+def test_a_terminal_obeys_nothing_that_stands_in_the_book() -> None:
+    """E.g. the filter of a batch of a release before."""
+    entry = everything()[0]
+    escaping = replace(entry, said={"filter": "\x1b[2K\x1b[1A", "reason": "物业 ok"})
+    assert audit.as_row(escaping).endswith(r"filter '\x1b[2K\x1b[1A', reason 物业 ok")
 
 
 def test_a_program_reads_all_that_an_event_says(capsys: pytest.CaptureFixture[str]) -> None:
