@@ -33,7 +33,7 @@ class Moving:
     ) -> None:
         """Use `book`; `tables` know what was charged, `profile` finds a device profile by name.
 
-        `around`: what a move must not be decided without (Office).
+        `around`: what a move must not be decided without (Assignments).
         """
         self._book = book
         self._tables = tables

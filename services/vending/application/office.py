@@ -1,8 +1,8 @@
-"""The office: what each command needs beside its own stream, and the processes over two streams.
+"""The office: what each command needs beside its own stream, and what is asked of the processes.
 
-An assignment is decided in the meter's stream and then told to the accounts; a closing waits for
-metering's echo. Both are processes that can be repeated: each step derives its request from the one
-before, and what is half done is known from the store.
+Processes over several streams, such as assignments and closings, have modules of their own: each
+can be repeated, for a step derives its request from the one before, and what is half done is known
+from the store.
 """
 
 import asyncio
@@ -12,25 +12,28 @@ from functools import partial
 from typing import Any, TypeVar
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import Bug, InvalidInput, Retriable, shown
-from services.common.kernel.ids import house_account_id, name_uuid
+from services.common.kernel.errors import InvalidInput, shown
+from services.common.kernel.ids import house_account_id
 from services.common.kernel.profiles import Profile
 from services.common.kernel.reasons import Reason
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
-from services.common.runtime import points
 from services.common.tariffs.plan import ENERGY_MILLI_MAX
-from services.vending.application.approvals import Approvals, Guarded
+from services.vending.application.approvals import Approvals
+from services.vending.application.assignments import Assignments
 from services.vending.application.batches import Batches
 from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.changing import Changing
 from services.vending.application.closings import Closings
+from services.vending.application.correcting import Correcting
 from services.vending.application.documents import Documents
+from services.vending.application.echoes import Echoes
+from services.vending.application.guarded import GUARDED
 from services.vending.application.holds import Holds
 from services.vending.application.moving import Moving
 from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
-from services.vending.application.process import PROCESS, each, step
+from services.vending.application.process import Unbroken
 from services.vending.application.receipts import Receipts
 from services.vending.application.registers import Registers
 from services.vending.application.transfers import Transfers
@@ -39,7 +42,6 @@ from services.vending.domain import (
     account_commands,
     account_opening,
     authority,
-    batching,
     changes,
     checks,
     closings,
@@ -60,74 +62,22 @@ from services.vending.domain import (
     usage,
 )
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action, Authority
-from services.vending.domain.batch import Batch
+from services.vending.domain.authority import Authority
 from services.vending.domain.decisions import Rejection, Request, changed
 from services.vending.domain.events.closings import AccountCloseRefused, AccountClosing
-from services.vending.domain.events.event import Event
 from services.vending.domain.events.prices import TariffPublished
 from services.vending.domain.events.refunds import CreditTransferred, RefundHeld
-from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.gateway import Gateway
 from services.vending.domain.meter import Meter
 from services.vending.domain.policy import Policy
 from services.vending.domain.refund import LASTS_MS_DEFAULT
 from services.vending.domain.site import Site
 from services.vending.domain.streams import State
-from services.vending.domain.tables import Tables, Todo
+from services.vending.domain.tables import Tables
 from services.vending.domain.tariff import Tariff
 from services.vending.domain.terms import Quote
 
-STEPS_MAX = 8
-ASSIGNMENT = "assignment"
-OF_A_DRAFT = ("document_id", "base_version")
-GUARDED = {
-    "publish-authority": Guarded(
-        authority.PublishAuthority, Action.AUTHORITY, Authority, "legal_entity", authority.decide
-    ),
-    "publish-tariff": Guarded(
-        tariff.PublishTariff,
-        Action.PRICE_CHANGE,
-        Tariff,
-        "tariff_id",
-        tariff.decide,
-        said=OF_A_DRAFT,
-    ),
-    "keep-power": Guarded(
-        orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account_commands.decide
-    ),
-    "promise-payment": Guarded(
-        orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account_commands.decide
-    ),
-    "thaw-account": Guarded(
-        orders.ThawAccount, Action.THAW, Account, "account_id", account_commands.decide
-    ),
-    "publish-policy": Guarded(
-        policy.PublishPolicy,
-        Action.POLICY_CHANGE,
-        Policy,
-        "policy_id",
-        policy.decide,
-        said=(*OF_A_DRAFT, "effective_at_ms"),
-    ),
-    "set-debt": Guarded(
-        lending.SetDebt, Action.DEBT, Account, "account_id", account_commands.decide
-    ),
-    "adjust-credit": Guarded(
-        corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
-    ),
-    "submit-batch": Guarded(batching.SubmitBatch, Action.BATCH, Batch, "batch_id", batching.decide),
-    "settle-account": Guarded(
-        settling.SettleAccount, Action.REFUND, Account, "account_id", closings.decide
-    ),
-    "write-off": Guarded(
-        corrections.WriteOff, Action.WRITE_OFF, Account, "account_id", corrections.decide
-    ),
-}
-"""What may need a second person, by the names that stand in proposals for good."""
-T = TypeVar("T")
 S = TypeVar("S", bound=State)
-OfPolicy = TypeVar("OfPolicy", corrections.RefundCredit, lending.GrantEmergencyCredit)
 
 
 @value_class
@@ -152,54 +102,23 @@ class Office:
     def __init__(self, book: Book, tables: Tables, clock: Clock, terms: Terms) -> None:
         """Use `book`; `tables` are its projections and what was charged."""
         self._book = book
-        self._tables = tables
         self._clock = clock
         self._terms = terms
-        self._assigning = asyncio.Lock()
+        self._assignments = Assignments(book, tables, clock)
         self._placing = asyncio.Lock()
-        self._settled = asyncio.Event()
-        self._steps: set[asyncio.Task[Any]] = set()
-        reverse = Guarded(
-            corrections.ReverseSale,
-            Action.REVERSAL,
-            Account,
-            "account_id",
-            corrections.decide,
-            self._with_sale,
-        )
+        self._echoes = Echoes()
+        self._unbroken = Unbroken()
         self.payments = Payments(book, tables, clock)
         self.receipts = Receipts(book, tables)
-        refund = Guarded(
-            corrections.RefundCredit,
-            Action.REFUND,
-            Account,
-            "account_id",
-            corrections.decide,
-            self._with_book_epoch,
-            corrections.named,
-            said=("at_most_minor",),
-        )
-        grant = Guarded(
-            lending.GrantEmergencyCredit,
-            Action.EMERGENCY,
-            Account,
-            "account_id",
-            account_commands.decide,
-            self._with_policy,
-            lending.grant_named,
-            said=("at_most_minor",),
-        )
         self.openings = Openings(book, tables, clock, self)
         self.holds = Holds(book, tables)
         self.transfers = Transfers(book, tables, clock, terms.hold_lasts_ms)
         commands = {
-            "reverse-sale": reverse,
-            "refund-credit": refund,
-            "grant-emergency": grant,
+            **Correcting(book, tables, terms.hold_lasts_ms).commands,
             **self.transfers.commands,
             **Changing(book).commands,
             **Registers(book, tables).commands,
-            **Moving(book, tables, self._profile, self._moved).commands,
+            **Moving(book, tables, self._profile, self._assignments.moved).commands,
             **GUARDED,
         }
         self.approvals = Approvals(book, tables, clock, commands)
@@ -211,7 +130,7 @@ class Office:
             clock,
             approvals=self.approvals,
             release=self.release_meter,
-            assigning=self._assigning,
+            assigning=self._assignments.lock,
         )
 
     @property
@@ -223,15 +142,15 @@ class Office:
 
     async def register_site(self, command: site.RegisterSite) -> Outcome[Site]:
         """Let a site exist."""
-        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+        return await self._submit(Site, command.site_id, site.decide, command)
 
     async def hold_cuts(self, command: site.HoldCuts) -> Outcome[Site]:
         """Hold the cuts of a site."""
-        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+        return await self._submit(Site, command.site_id, site.decide, command)
 
     async def release_cuts(self, command: site.ReleaseCuts) -> Outcome[Site]:
         """Let cuts of a site be sent again."""
-        return await self._book.submit(Site, command.site_id, partial(_on, site.decide, command))
+        return await self._submit(Site, command.site_id, site.decide, command)
 
     async def place_site(self, command: site.PlaceSite) -> Outcome[Site]:
         """Let a site lie within another. One at a time, or two could come to lie in each other."""
@@ -245,8 +164,7 @@ class Office:
                 above.append(parent_id)
                 parent_id = parent.parent_site_id
             command = replace(command, above=tuple(above))
-            decide = partial(_on, site.decide, command)
-            return await self._book.submit(Site, command.site_id, decide)
+            return await self._submit(Site, command.site_id, site.decide, command)
 
     async def register_gateway(
         self, request: Request, gateway_id: str, site_id: str, protocol: str, address: str
@@ -254,7 +172,7 @@ class Office:
         """Let a gateway exist."""
         at = await self._book.state_of(Site, site_id)
         command = gateway.RegisterGateway(request, gateway_id, site_id, protocol, address, at)
-        return await self._book.submit(Gateway, gateway_id, partial(_on, gateway.decide, command))
+        return await self._submit(Gateway, gateway_id, gateway.decide, command)
 
     async def register_meter(
         self,
@@ -287,9 +205,7 @@ class Office:
             behind,
             at,
         )
-        return await self._book.submit(
-            Meter, meter_id, partial(_on, meter_commands.decide, command)
-        )
+        return await self._submit(Meter, meter_id, meter_commands.decide, command)
 
     def _profile(self, name: str) -> Profile:
         """Return a device profile. Raises InvalidInput(PROFILE_UNKNOWN)."""
@@ -351,9 +267,7 @@ class Office:
             await self._book.state_of(Tariff, tariff_id),
             await self._book.state_of(Policy, policy_id),
         )
-        return await self._book.submit(
-            Account, account_id, partial(_on, account_commands.decide, command)
-        )
+        return await self._submit(Account, account_id, account_commands.decide, command)
 
     async def sell(self, command: sale.Sell) -> Outcome[Account]:
         """Sell credit, or what energy costs. The outcome's event is the CreditSold."""
@@ -363,8 +277,9 @@ class Office:
             energy = command.energy_milli
             tariff = await self._in_force(of.tariff_id) if energy else None
             command = changed(command, policy=by, tariff=tariff)
-        decide = partial(_on, account_commands.decide, command)
-        return accepted(await self._book.submit(Account, command.account_id, decide))
+        return accepted(
+            await self._submit(Account, command.account_id, account_commands.decide, command)
+        )
 
     async def grant_emergency_credit(self, request: Request, account_id: str) -> Outcome[Account]:
         """Grant what the account's policy, as it is now, grants; it may need a second person."""
@@ -404,7 +319,7 @@ class Office:
         The outcome's event is the CreditRefunded. Raises Retriable where no echo came within
         `wait_s`: the refund goes on by itself, and the same request gets its answer.
         """
-        return await self._until_settled(
+        return await self._echoes.awaited(
             partial(self.approvals.ask, command),
             RefundHeld,
             wait_s,
@@ -424,55 +339,17 @@ class Office:
         async def ask() -> Outcome[Account]:
             outcome: Outcome[Account] = await self.approvals.ask(command)
             if isinstance(outcome.event, CreditTransferred):
-                await self._unbroken(self.transfers.carry(command.account_id))
+                await self._unbroken.run(self.transfers.carry(command.account_id))
                 outcome = await self.approvals.ask(command)
             return outcome
 
-        return await self._until_settled(
+        return await self._echoes.awaited(
             ask,
             RefundHeld,
             wait_s,
             f"credit of account {command.account_id} is held, but metering has not yet said what "
             "was used; repeat with the same request_id to get the answer",
         )
-
-    async def _until_settled(
-        self,
-        ask: Callable[[], Coroutine[Any, Any, Outcome[Account]]],
-        waits: type[Event],
-        wait_s: float,
-        late: str,
-    ) -> Outcome[Account]:
-        """Ask until the answer is another event than `waits`. Raises Retriable with `late`."""
-        outcome = await ask()
-        try:
-            async with asyncio.timeout(wait_s):
-                while isinstance(outcome.event, waits):
-                    settled = self._settled
-                    outcome = await ask()
-                    if isinstance(outcome.event, waits):
-                        await settled.wait()
-        except TimeoutError:
-            raise Retriable(late) from None
-        return outcome
-
-    async def _with_policy(self, command: OfPolicy) -> OfPolicy:
-        of = await self._book.state_of(Account, command.account_id)
-        by = await self._book.state_of(Policy, of.policy_id) if of else None
-        return replace(command, policy=by)
-
-    async def _with_book_epoch(self, command: corrections.RefundCredit) -> corrections.RefundCredit:
-        command = await self._with_policy(command)
-        return replace(
-            command,
-            book_epoch=await self._tables.book_epoch(),
-            lasts_ms=self._terms.hold_lasts_ms,
-        )
-
-    async def _with_sale(self, command: corrections.ReverseSale) -> corrections.ReverseSale:
-        sales = await self._book.events_of(Account, command.account_id, CreditSold)
-        of_receipt = (sale for sale in sales if sale.receipt_id == command.receipt_id)
-        return replace(command, sale=next(of_receipt, None))
 
     async def close_account(
         self, command: closings.CloseAccount, wait_s: float
@@ -484,7 +361,7 @@ class Office:
         """
         outcome = await self.closings.begin(command)
         if isinstance(outcome.event, AccountClosing):
-            outcome = await self._until_settled(
+            outcome = await self._echoes.awaited(
                 partial(self.closings.begin, command),
                 AccountClosing,
                 wait_s,
@@ -499,17 +376,11 @@ class Office:
     async def settle(self, command: settling.SettleClosing) -> None:
         """Take in metering's echo of a hold."""
         await self.closings.answer(command)
-        self._wake()
-
-    def _wake(self) -> None:
-        """Let those look again who wait for metering's echo."""
-        settled, self._settled = self._settled, asyncio.Event()
-        settled.set()
+        self._echoes.wake()
 
     async def post_usage(self, command: usage.PostUsage) -> Outcome[Account]:
         """Take in what metering says an account was charged. The event, where it is news."""
-        decide = partial(_on, account_commands.decide, command)
-        return await self._book.submit(Account, command.account_id, decide)
+        return await self._submit(Account, command.account_id, account_commands.decide, command)
 
     # --- assignment -------------------------------------------------------------------------------
 
@@ -532,8 +403,8 @@ class Office:
             )
             return await self.approvals.ask(command)
 
-        outcome = await self._unbroken(self._moved(meter_id, decide))
-        if await self._undone(outcome.state):
+        outcome = await self._unbroken.run(self._assignments.moved(meter_id, decide))
+        if await self._assignments.undone(outcome.state):
             raise InvalidInput(
                 Reason.ACCOUNT_NOT_OPEN,
                 f"account {account_id} could not take meter {meter_id} in, which is its house's "
@@ -551,7 +422,7 @@ class Office:
             command = meter_epochs.ReleaseMeter(request, meter_id, register_milli, closing_id)
             return await self.approvals.ask(command)
 
-        return await self._unbroken(self._moved(meter_id, decide))
+        return await self._unbroken.run(self._assignments.moved(meter_id, decide))
 
     # --- orders ---------------------------------------------------------------------------------
 
@@ -586,7 +457,7 @@ class Office:
             )
             return await self.approvals.ask(command)
 
-        return await self._unbroken(self._moved(meter_id, decide))
+        return await self._unbroken.run(self._assignments.moved(meter_id, decide))
 
     async def change_ratio(
         self, request: Request, meter_id: str, ratio: int, register_milli: int | None, reason: str
@@ -597,7 +468,7 @@ class Office:
             command = meter_epochs.ChangeRatio(request, meter_id, ratio, register_milli, reason)
             return await self.approvals.ask(command)
 
-        return await self._unbroken(self._moved(meter_id, decide))
+        return await self._unbroken.run(self._assignments.moved(meter_id, decide))
 
     async def order(
         self, command: meter_orders.ResolveReading | meter_orders.ForceRelay
@@ -608,9 +479,7 @@ class Office:
         """
         if isinstance(command, meter_orders.ForceRelay):
             return await self.approvals.ask(command)
-        return await self._book.submit(
-            Meter, command.meter_id, partial(_on, meter_commands.decide, command)
-        )
+        return await self._submit(Meter, command.meter_id, meter_commands.decide, command)
 
     async def order_for(self, command: orders.Order) -> Outcome[Account]:
         """Give an order about an account, or say what became of a notice.
@@ -619,8 +488,7 @@ class Office:
         """
         if not isinstance(command, orders.RecordNotice):
             return await self.approvals.ask(command)
-        decide = partial(_on, account_commands.decide, command)
-        return await self._book.submit(Account, command.account_id, decide)
+        return await self._submit(Account, command.account_id, account_commands.decide, command)
 
     # --- what is half done ------------------------------------------------------------------------
 
@@ -632,77 +500,14 @@ class Office:
         done = await self.approvals.complete() + await self.payments.complete()
         done += await self.documents.complete() + await self.openings.complete()
         if ended := await self.transfers.complete():
-            self._wake()
+            self._echoes.wake()
         done += ended
-        if todos := await self._tables.todos():
-            meters = dict.fromkeys(todo.meter_id for todo in todos)
-            async with self._assigning:
-                done += await each(self._book.failing, ASSIGNMENT, meters, self._complete)
+        done += await self._assignments.complete()
         return done + await self.closings.complete()
-
-    async def _moved(self, meter_id: str, decide: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Decide a move with nothing half done before it nor, if all goes well, after it."""
-        async with self._assigning:
-            await self._complete(meter_id)
-            outcome = await decide()
-            await self._complete(meter_id)
-            return outcome
-
-    async def _unbroken(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Run the steps to their end also where the caller stops waiting."""
-        task = asyncio.ensure_future(steps)
-        self._steps.add(task)
-        task.add_done_callback(self._steps.discard)
-        return await asyncio.shield(task)
 
     async def drained(self) -> None:
         """Wait for the processes that are under way."""
-        while self._steps:
-            await asyncio.wait(set(self._steps))
-
-    async def _complete(self, meter_id: str) -> int:
-        done = 0
-        while todos := await self._tables.todos(meter_id):
-            for todo in todos:
-                points.point("telling")
-                await self._tell(todo)
-                done += 1
-            if done > STEPS_MAX:
-                raise Bug(f"the assignment of {meter_id} does not come to an end: {todos}")
-        return done
-
-    async def _tell(self, todo: Todo) -> None:
-        """Tell an account that a meter came or went; where it cannot come, release it again."""
-        content = (todo.account_id, todo.meter_id, todo.epoch, todo.register_milli)
-        request = await self._derived(todo.kind, todo, content)
-        if todo.kind == "leave":
-            leave = account_commands.LeaveMeter(request, *content)
-            decide = partial(_on, account_commands.decide, leave)
-            await self._book.submit(Account, todo.account_id, decide)
-            return
-        join = account_commands.JoinMeter(request, *content)
-        try:
-            decide = partial(_on, account_commands.decide, join)
-            await self._book.submit(Account, todo.account_id, decide)
-        except InvalidInput:
-            now = await self._book.state_of(Meter, todo.meter_id)
-            if now is None or now.epoch != todo.epoch:
-                return  # released already: the leaving, which is next, settles both
-            undo = meter_epochs.ReleaseMeter(
-                await self._derived("undo", todo, content), todo.meter_id, todo.register_milli
-            )
-            await self._book.submit(Meter, todo.meter_id, partial(_on, meter_commands.decide, undo))
-
-    async def _derived(self, name: str, todo: Todo, content: tuple[object, ...]) -> Request:
-        """Return the request of a step, whose origin is that of the move."""
-        origin = await self._book.origin_at(todo.position)
-        now_ms = self._clock.now_ms()
-        return step(now_ms, content, origin, name, todo.meter_id, todo.epoch)
-
-    async def _undone(self, assigned: Meter) -> bool:
-        now = await self._book.state_of(Meter, assigned.meter_id)
-        undo = name_uuid("process", "undo", assigned.meter_id, assigned.epoch)
-        return now is not None and now.answers.get((PROCESS, str(undo))) is not None
+        await self._unbroken.drained()
 
     # --- queries ----------------------------------------------------------------------------------
 
@@ -723,6 +528,7 @@ class Office:
             raise missing(entity_id).as_error()
         return found
 
-
-def _on(decide: Callable[[Any, Any], Any], command: Any, state: Any) -> Any:
-    return decide(state, command)
+    def _submit(
+        self, kind: type[S], entity_id: str, decide: Callable[[Any, Any], Any], command: Any
+    ) -> Coroutine[Any, Any, Outcome[S]]:
+        return self._book.submit(kind, entity_id, lambda state: decide(state, command))

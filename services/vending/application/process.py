@@ -1,8 +1,9 @@
 """What vending asks of itself: the steps of its processes, which anyone may repeat."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import structlog
 
@@ -15,6 +16,8 @@ PROCESS = "~vending"
 LOG_AGAIN_MIN_S, LOG_AGAIN_MAX_S = 10.0, 3_600.0
 """What is stuck is logged again when it has been for twice as long; between these."""
 FORGOTTEN_AFTER_S = 600.0
+
+T = TypeVar("T")
 
 
 def step(at_ms: int, content: tuple[object, ...], origin: Origin, *name: object) -> Request:
@@ -96,3 +99,22 @@ async def each(
             failing.succeeded(process, id_)
             done += 1
     return done
+
+
+class Unbroken:
+    """Steps that go to their end also where whoever asked for them waits no more."""
+
+    def __init__(self) -> None:
+        self._steps: set[asyncio.Task[Any]] = set()
+
+    async def run(self, steps: Coroutine[Any, Any, T]) -> T:
+        """Run steps, and return what they do."""
+        task = asyncio.ensure_future(steps)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
+
+    async def drained(self) -> None:
+        """Wait for those that are under way."""
+        while self._steps:
+            await asyncio.wait(set(self._steps))
