@@ -20,7 +20,7 @@ from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
-from services.vending.application.process import each, step
+from services.vending.application.process import decided_and_overdue, step
 from services.vending.domain import approval, checks
 from services.vending.domain.approval import Failure, Proposal, Status
 from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action, Authority
@@ -153,18 +153,18 @@ class Approvals:
 
     async def complete(self) -> int:
         """Carry out what is approved, end what nobody approved in time; return how many."""
-        done = await each(
-            self._book.failing, APPROVAL, await self._tables.decided(APPROVAL), self.carry_out
+        return await decided_and_overdue(
+            self._book.failing,
+            self._tables,
+            APPROVAL,
+            self._clock,
+            carry_out=self.carry_out,
+            end=self._expire,
         )
-        now_ms = self._clock.now_ms()
 
-        async def expire(approval_id: str) -> None:
-            request = step(now_ms, (), NOBODY, "expire", approval_id)
-            await self._submit(approval_id, approval.Expire(request, approval_id))
-
-        return done + await each(
-            self._book.failing, APPROVAL, await self._tables.overdue(APPROVAL, now_ms), expire
-        )
+    async def _expire(self, approval_id: str, now_ms: int) -> None:
+        request = step(now_ms, (), NOBODY, "expire", approval_id)
+        await self._submit(approval_id, approval.Expire(request, approval_id))
 
     async def carry_out(self, approval_id: str) -> Proposal:
         """Do what was approved, where it is not done yet; return the proposal after it."""

@@ -13,7 +13,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.filters import Filter
 from services.common.runtime import points
 from services.vending.application.book import Book, Outcome, accepted
-from services.vending.application.process import each, step
+from services.vending.application.process import decided_and_overdue, step
 from services.vending.domain import account_commands, payment
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Failure
@@ -86,18 +86,18 @@ class Payments:
 
     async def complete(self) -> int:
         """Sell what is confirmed, time out what nobody confirmed; return how many."""
-        done = await each(
-            self._book.failing, PAYMENT, await self._tables.decided(PAYMENT), self.sell
+        return await decided_and_overdue(
+            self._book.failing,
+            self._tables,
+            PAYMENT,
+            self._clock,
+            carry_out=self.sell,
+            end=self._time_out,
         )
-        now_ms = self._clock.now_ms()
 
-        async def time_out(payment_id: str) -> None:
-            request = step(now_ms, (), NOBODY, "time-out", payment_id)
-            await self._submit(payment_id, payment.TimeOut(request))
-
-        return done + await each(
-            self._book.failing, PAYMENT, await self._tables.overdue(PAYMENT, now_ms), time_out
-        )
+    async def _time_out(self, payment_id: str, now_ms: int) -> None:
+        request = step(now_ms, (), NOBODY, "time-out", payment_id)
+        await self._submit(payment_id, payment.TimeOut(request))
 
     async def sell(self, payment_id: str) -> Payment:
         """Sell a payment that is confirmed and not sold yet; return it after that.

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from services.common.kernel.clock import Clock
 from services.common.kernel.ids import name_uuid
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.origin import Origin
+from services.vending.domain.tables import Tables
 
 PROCESS = "~vending"
 """The caller of what vending asks of itself; no caller from outside can have this name."""
@@ -99,6 +101,25 @@ async def each(
             failing.succeeded(process, id_)
             done += 1
     return done
+
+
+async def decided_and_overdue(
+    failing: Failing,
+    tables: Tables,
+    kind: str,
+    clock: Clock,
+    *,
+    carry_out: Callable[[str], Awaitable[object]],
+    end: Callable[[str, int], Awaitable[object]],
+) -> int:
+    """Carry out what is decided, and end what nobody decided in time; return how many.
+
+    `kind`: of what waits in the tables; `end`: takes its id, and the time now in ms.
+    """
+    done = await each(failing, kind, await tables.decided(kind), carry_out)
+    now_ms = clock.now_ms()
+    overdue = await tables.overdue(kind, now_ms)
+    return done + await each(failing, kind, overdue, lambda id_: end(id_, now_ms))
 
 
 class Unbroken:

@@ -27,8 +27,8 @@ from services.vending.domain.usage import PostUsage
 
 
 @value_class
-class JoinMeter:
-    """A meter whose stream says that it belongs here since `epoch`, from `register_milli` on."""
+class _OfMeter:
+    """What a meter's stream tells the account: at which register an `epoch` begins or ends here."""
 
     request: Request
     account_id: str
@@ -38,14 +38,13 @@ class JoinMeter:
 
 
 @value_class
-class LeaveMeter:
-    """A meter whose stream says that its `epoch` here ended at `register_milli`."""
+class JoinMeter(_OfMeter):
+    """A meter whose stream says that it belongs here since `epoch`, from `register_milli` on."""
 
-    request: Request
-    account_id: str
-    meter_id: str
-    epoch: int
-    register_milli: int
+
+@value_class
+class LeaveMeter(_OfMeter):
+    """A meter whose stream says that its `epoch` here ended at `register_milli`."""
 
 
 Command = (
@@ -73,9 +72,9 @@ def decide(state: Account | None, command: Command) -> Decision:  # noqa: C901, 
         case SetDebt():
             return set_debt(state, command)
         case JoinMeter():
-            return not_open(state) or no_room(state) or Accepted((_joined(command),))
+            return not_open(state) or no_room(state) or _heard(AccountMeterJoined, command)
         case LeaveMeter():
-            return Accepted((_left(command),))
+            return _heard(AccountMeterLeft, command)
         case KeepPower() | PromisePayment() | RecordNotice() | ThawAccount():
             return _obey(state, command)
 
@@ -87,24 +86,15 @@ def _obey(state: Account, order: Order) -> Decision:
     return said if isinstance(said, Rejection) else Accepted((said,))
 
 
-def _joined(command: JoinMeter) -> AccountMeterJoined:
-    return AccountMeterJoined(
-        **stamp(command.request),
-        account_id=command.account_id,
-        meter_id=command.meter_id,
-        epoch=command.epoch,
-        register_milli=command.register_milli,
+def _heard(kind: type[AccountMeterJoined | AccountMeterLeft], told: _OfMeter) -> Decision:
+    event = kind(
+        **stamp(told.request),
+        account_id=told.account_id,
+        meter_id=told.meter_id,
+        epoch=told.epoch,
+        register_milli=told.register_milli,
     )
-
-
-def _left(command: LeaveMeter) -> AccountMeterLeft:
-    return AccountMeterLeft(
-        **stamp(command.request),
-        account_id=command.account_id,
-        meter_id=command.meter_id,
-        epoch=command.epoch,
-        register_milli=command.register_milli,
-    )
+    return Accepted((event,))
 
 
 def usage_news(state: Account, told: PostUsage) -> tuple[Event, ...]:

@@ -93,8 +93,8 @@ class Propose:
 
 
 @value_class
-class Approve:
-    """A second person lets it happen."""
+class _Verdict:
+    """What a person says of a proposal."""
 
     request: Request
     approval_id: str
@@ -107,17 +107,13 @@ class Approve:
 
 
 @value_class
-class Decline:
+class Approve(_Verdict):
+    """A second person lets it happen."""
+
+
+@value_class
+class Decline(_Verdict):
     """A person, also the one who proposed it, lets it not happen."""
-
-    request: Request
-    approval_id: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_uuid("approval_id", self.approval_id)
-        checks.check_text("reason", self.reason)
 
 
 @value_class

@@ -102,42 +102,31 @@ class SubmitBatch:
 
 
 @value_class
-class PauseBatch:
+class _Order:
+    """What a person says of a batch that was drafted."""
+
+    request: Request
+    batch_id: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not well formed."""
+        checks.check_text("reason", self.reason)
+
+
+@value_class
+class PauseBatch(_Order):
     """No further round shall begin until it is resumed."""
 
-    request: Request
-    batch_id: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_text("reason", self.reason)
-
 
 @value_class
-class ResumeBatch:
+class ResumeBatch(_Order):
     """A paused batch shall go on."""
 
-    request: Request
-    batch_id: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_text("reason", self.reason)
-
 
 @value_class
-class CancelBatch:
+class CancelBatch(_Order):
     """No further round shall begin, ever."""
-
-    request: Request
-    batch_id: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_text("reason", self.reason)
 
 
 @value_class

@@ -63,8 +63,8 @@ class RegisterSite:
 
 
 @value_class
-class HoldCuts:
-    """No cut shall be sent at the site until released."""
+class _AboutCuts:
+    """What a person says of a site's cuts."""
 
     request: Request
     site_id: str
@@ -77,17 +77,13 @@ class HoldCuts:
 
 
 @value_class
-class ReleaseCuts:
+class HoldCuts(_AboutCuts):
+    """No cut shall be sent at the site until released."""
+
+
+@value_class
+class ReleaseCuts(_AboutCuts):
     """Cuts may be sent again."""
-
-    request: Request
-    site_id: str
-    reason: str
-
-    def __post_init__(self) -> None:
-        """Refuse what is not well formed."""
-        checks.check_id("site_id", self.site_id)
-        checks.check_text("reason", self.reason)
 
 
 @value_class
