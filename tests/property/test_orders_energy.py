@@ -22,8 +22,8 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import column_key
 from services.common.runtime.kafka import Outgoing
 from services.metering.domain.messages import Absorbed
-from services.vending.adapters.tables import event_of
 from services.vending.application.relay import Relay
+from services.vending.application.stored import event_of
 from services.vending.domain.meter import Meter
 from services.vending.domain.streams import evolve_of, stream_of
 from tests.property.metering_runs import examples

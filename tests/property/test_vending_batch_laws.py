@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput, Retriable
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.batch import Kind, Outcome
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch
 from services.vending.domain.events.event import Event

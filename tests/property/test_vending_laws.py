@@ -24,8 +24,8 @@ from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import INT64_MAX
 from services.vending.adapters.memory_store import MemoryEventStore
-from services.vending.adapters.tables import event_of
 from services.vending.application.book import Book
+from services.vending.application.stored import event_of
 from services.vending.domain import account_commands, closings
 from services.vending.domain.account import Account
 from services.vending.domain.account_opening import OpenAccount

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.account import Account
 from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
 from services.vending.domain.events.meters import MeterAssigned, MeterRatioChanged, MeterReplaced

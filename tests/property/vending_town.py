@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.ids import name_uuid
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import (
     PROPOSALS_LAST_MS_DEFAULT,

@@ -20,7 +20,7 @@ import pytest
 from services.vending.adapters import stores
 from services.vending.adapters.keys import PublicKeys
 from services.vending.adapters.scratch import ScratchLasts
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.application.verifying import verify
 from services.vending.domain.events.sales import CreditSold
 from tests.recovery import bus

@@ -18,7 +18,7 @@ from services.common.kernel import names
 from services.common.kernel.ids import house_account_id
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, kafka, topics
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain import chain, facts
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft

@@ -14,6 +14,7 @@ from services.vending.adapters.database import Claim
 from services.vending.adapters.keys import PublicKeys
 from services.vending.adapters.memory_store import MemoryEventStore
 from services.vending.adapters.scratch import ScratchLasts
+from services.vending.application.stored import event_of
 from services.vending.application.verifying import verify
 from services.vending.domain.event_store import FROM_START
 from services.vending.domain.events.sales import CreditSold
@@ -49,5 +50,5 @@ async def test_the_accounts_of_the_book_are_what_the_office_decides(tmp_path: Pa
         numbered = papers.fetchall()
     claims = [change for event in found for change in tables.changes(event)]
     assert names == {(c.kind, c.name, c.owner) for c in claims if isinstance(c, Claim)}
-    sold = [(e, tables.event_of(e)) for e in found]
+    sold = [(e, event_of(e)) for e in found]
     assert numbered == [(s.receipt_id, e.position) for e, s in sold if isinstance(s, CreditSold)]

@@ -15,7 +15,7 @@ from services.common.kernel.errors import InvalidInput
 from services.common.runtime.grpc import Call
 from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.decisions import Accepted
 from services.vending.domain.events.event import Event
 from services.vending.domain.events.prices import PolicyPublished, TariffPublished

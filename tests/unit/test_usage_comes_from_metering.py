@@ -23,9 +23,9 @@ from services.common.kernel.ids import name_uuid
 from services.common.runtime import codec, kafka
 from services.metering.domain.messages import Absorbed
 from services.vending.adapters import bus
-from services.vending.adapters.tables import event_of
 from services.vending.application.relay import Relay
 from services.vending.application.statements import DAY_MS, Pace, Statements
+from services.vending.application.stored import event_of
 from services.vending.domain.events.closings import AccountCloseRefused
 from services.vending.domain.events.event import MoneyEvent
 from services.vending.domain.events.usage import UsagePosted

@@ -20,8 +20,8 @@ from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call
 from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
-from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
+from services.vending.application.stored import event_of
 from services.vending.domain import policy
 from services.vending.domain.approval import Approve, Decline, Proposal, Status, approval_id_of
 from services.vending.domain.authority import (

@@ -19,8 +19,8 @@ from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import selection
-from services.vending.adapters.tables import event_of
 from services.vending.application.batches import TARGETS_AT_A_STRETCH, Draft, Selected, UnderWay
+from services.vending.application.stored import event_of
 from services.vending.domain import batch as batches
 from services.vending.domain import batching
 from services.vending.domain.approval import Approve

@@ -15,9 +15,9 @@ from uuid import UUID
 import pytest
 
 from services.common.kernel.errors import InvalidInput
-from services.vending.adapters.tables import event_of
 from services.vending.application import numbering as numbering_module
 from services.vending.application.numbering import Numbering
+from services.vending.application.stored import event_of
 from services.vending.domain.decisions import Request
 from tests.unit import vending_world
 from tests.unit.test_vending_office import assign_and_crash, closing

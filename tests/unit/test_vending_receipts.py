@@ -28,9 +28,9 @@ from services.common.runtime.grpc import Call
 from services.vending.adapters.api import VendingApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.receipt_pdf import lines, printed
-from services.vending.adapters.tables import event_of
 from services.vending.application.numbering import DOCUMENTS, Numbering
 from services.vending.application.receipts import Paper
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import StoredEvent, StreamId
 from services.vending.domain.events.corrections import SaleReversed
 from services.vending.domain.events.refunds import CreditRefunded

@@ -19,8 +19,8 @@ from services.common.runtime.grpc import Call
 from services.vending.adapters.api import OPERATIONS
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.operations import OperationsApi
-from services.vending.adapters.tables import event_of
 from services.vending.application.book import Outcome
+from services.vending.application.stored import event_of
 from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.changes import ChangeTenant

@@ -21,12 +21,12 @@ from services.common.runtime import codec
 from services.common.runtime.kafka import Outgoing
 from services.common.runtime.service import EXIT_FAILED
 from services.vending.adapters import bus, stores
-from services.vending.adapters.tables import event_of
 from services.vending.application import balances
 from services.vending.application import statements as statements_module
 from services.vending.application.balances import Until
 from services.vending.application.relay import START, Relay
 from services.vending.application.statements import DAY_MS, LOST_AFTER_MS, Pace, Statements
+from services.vending.application.stored import event_of
 from services.vending.domain.account import Account, Status
 from services.vending.domain.event_store import StoreUnavailable
 from services.vending.domain.events.closings import AccountClosed

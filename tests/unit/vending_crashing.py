@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import Any
 
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,

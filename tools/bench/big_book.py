@@ -30,6 +30,7 @@ from services.vending.application.book import Book
 from services.vending.application.numbering import SUBJECTS
 from services.vending.application.office import Office, Terms
 from services.vending.application.relay import FIRST_BOOK_EPOCH, START, root_with
+from services.vending.application.stored import event_of
 from services.vending.domain import chain
 from services.vending.domain.account import Account
 from services.vending.domain.decisions import Request, fingerprint
@@ -92,7 +93,7 @@ class Rows:
                 else:
                     make(self._connection, [change])
             if event.type in SUBJECTS:
-                sold = tables.event_of(event)
+                sold = event_of(event)
                 assert isinstance(sold, CreditSold)
                 self.number(sold.receipt_id, event)
         return Appended(self.root.position, len(events) - 1)

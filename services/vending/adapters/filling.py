@@ -8,7 +8,8 @@ from collections.abc import Collection
 from types import ModuleType
 
 from services.vending.adapters.database import Change, Claim, Database, Statement
-from services.vending.adapters.tables import event_of, holds, papers, payments
+from services.vending.adapters.tables import holds, papers, payments
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent
 
 LATER = {"paper": papers, "payment": payments, "hold": holds}

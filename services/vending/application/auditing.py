@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from services.common.kernel.values import value_class
-from services.vending.adapters.tables import event_of
 from services.vending.application.relay import SCAN_EVENTS_MAX
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.origin import Origin
 from services.vending.domain.tables import Tables

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from services.common.kernel.units import CURRENCIES, format_scaled
 from services.common.kernel.values import value_class
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import FROM_START, EventStore
 from services.vending.domain.events.event import MoneyEvent
 from services.vending.domain.trial_balance import MONEY_EVENTS, Line, TrialBalance

@@ -18,8 +18,8 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
-from services.vending.adapters.tables import event_of
 from services.vending.application.process import Failing
+from services.vending.application.stored import event_of
 from services.vending.domain import chain, tables
 from services.vending.domain.decisions import (
     Accepted,

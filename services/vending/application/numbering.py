@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from services.common.kernel.errors import Retriable
 from services.common.runtime import points
-from services.vending.adapters.tables import event_of
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import EventStore, StoredEvent
 from services.vending.domain.events.corrections import SaleReversed
 from services.vending.domain.events.event import Event

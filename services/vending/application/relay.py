@@ -21,9 +21,9 @@ from services.common.kernel.ids import name_uuid
 from services.common.kernel.values import value_class
 from services.common.runtime import codec, points
 from services.common.runtime.kafka import Outgoing
-from services.vending.adapters.tables import event_of
 from services.vending.application.book import Decided
 from services.vending.application.numbering import Numbering
+from services.vending.application.stored import event_of
 from services.vending.domain import chain
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.events.event import Event

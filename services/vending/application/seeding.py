@@ -13,8 +13,8 @@ from services.common.kernel.ids import house_account_id
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
 from services.common.runtime import codec
-from services.vending.adapters.tables import event_of
 from services.vending.application.relay import SCAN_EVENTS_MAX
+from services.vending.application.stored import event_of
 from services.vending.domain.account import Account
 from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent, StreamId
 from services.vending.domain.events.usage import UsagePosted

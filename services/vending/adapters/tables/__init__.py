@@ -7,7 +7,6 @@ is used outside is imported from there; what is of all tables stands here.
 
 from collections.abc import Callable, Iterable, Iterator
 
-from services.common.runtime import codec
 from services.vending.adapters.database import Change
 from services.vending.adapters.tables import (
     asks,
@@ -30,10 +29,8 @@ from services.vending.adapters.tables import (
     waiting,
 )
 from services.vending.adapters.tables.table import Make
-from services.vending.domain import chain
+from services.vending.application.stored import event_of
 from services.vending.domain.event_store import StoredEvent
-from services.vending.domain.events import event_from
-from services.vending.domain.events.event import Event
 
 _TABLES = (
     unique_names,
@@ -111,12 +108,6 @@ def _by_subject() -> dict[str, list[Make]]:
 
 
 _CHANGES = _by_subject()
-
-
-def event_of(stored: StoredEvent) -> Event:
-    """Return what a stored event says."""
-    meta = chain.read_meta(stored.meta)
-    return event_from(stored.type, codec.decode(meta.schema, stored.data), meta.origin)
 
 
 def changes(stored: StoredEvent) -> Iterable[Change]:
