@@ -108,6 +108,27 @@ def legible(text: str) -> str:
     return "".join(each if each.isprintable() or each in WHITE else "\ufffd" for each in text)
 
 
+def run_with_amount(
+    method: str,
+    request: Any,
+    amount: Decimal | None,
+    shown: Callable[[Any], Any],
+    field: str = "amount_minor",
+) -> None:
+    """Ask for something of an account with an amount in its currency; None: with none."""
+
+    async def work(clients: Clients) -> Answer:
+        known: v.Account = await clients.vending(
+            "GetAccount", v.GetAccountRequest(name=request.name)
+        )
+        if amount is not None:
+            setattr(request, field, minor_of(amount, known.minor_decimals))
+        answer: Answer = await clients.vending(method, request)
+        return answer
+
+    run(work, shown, request.request_id)
+
+
 def say_refused(refused: Refused, again: str = "") -> None:
     """Say why something was refused, and by which request it may be repeated."""
     if options.as_json:

@@ -14,8 +14,8 @@ from tools.cli.asking import (
     account_of,
     amount_of,
     instant_ms,
-    minor_of,
     run,
+    run_with_amount,
 )
 from tools.client import Clients
 from wattvend.reporting.v1 import reporting_pb2 as r
@@ -63,23 +63,13 @@ def account_debt(
     request_id: RequestId = "",
 ) -> None:
     """Set what an account owes, to be recovered as a share of each sale."""
-    request, owed = request_id or str(uuid4()), amount_of(amount)
-
-    async def work(clients: Clients) -> v.Account:
-        known = await account_of(clients, account)
-        answer: v.Account = await clients.vending(
-            "SetDebt",
-            v.SetDebtRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                debt_minor=minor_of(owed, known.minor_decimals),
-                share_ppm=share_ppm,
-                reason=reason,
-            ),
-        )
-        return answer
-
-    run(work, show.account, request)
+    request = v.SetDebtRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        share_ppm=share_ppm,
+        reason=reason,
+    )
+    run_with_amount("SetDebt", request, amount_of(amount), show.account, "debt_minor")
 
 
 def account_keep_power(
@@ -146,23 +136,13 @@ def account_refund(
     request_id: RequestId = "",
 ) -> None:
     """Pay credit out, when metering has said what is left."""
-    request, wanted = request_id or str(uuid4()), amount_of(amount) if amount else None
-
-    async def work(clients: Clients) -> v.RefundCreditResponse:
-        known = await account_of(clients, account)
-        answer: v.RefundCreditResponse = await clients.vending(
-            "RefundCredit",
-            v.RefundCreditRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                amount_minor=0 if wanted is None else minor_of(wanted, known.minor_decimals),
-                method=method,
-                reason=reason,
-            ),
-        )
-        return answer
-
-    run(work, show.refund, request)
+    request = v.RefundCreditRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        method=method,
+        reason=reason,
+    )
+    run_with_amount("RefundCredit", request, amount_of(amount) if amount else None, show.refund)
 
 
 def account_adjust(
@@ -172,22 +152,12 @@ def account_adjust(
     request_id: RequestId = "",
 ) -> None:
     """Set the credit of an account right; nobody pays."""
-    request, more = request_id or str(uuid4()), amount_of(amount)
-
-    async def work(clients: Clients) -> v.Account:
-        known = await account_of(clients, account)
-        answer: v.Account = await clients.vending(
-            "AdjustCredit",
-            v.AdjustCreditRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                amount_minor=minor_of(more, known.minor_decimals),
-                reason=reason,
-            ),
-        )
-        return answer
-
-    run(work, show.account, request)
+    request = v.AdjustCreditRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        reason=reason,
+    )
+    run_with_amount("AdjustCredit", request, amount_of(amount), show.account)
 
 
 def account_write_off(
@@ -198,20 +168,10 @@ def account_write_off(
     request_id: RequestId = "",
 ) -> None:
     """Give up what an account owes."""
-    request, owed = request_id or str(uuid4()), amount_of(amount)
-
-    async def work(clients: Clients) -> v.Account:
-        known = await account_of(clients, account)
-        answer: v.Account = await clients.vending(
-            "WriteOff",
-            v.WriteOffRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                kind=kind,
-                amount_minor=minor_of(owed, known.minor_decimals),
-                reason=reason,
-            ),
-        )
-        return answer
-
-    run(work, show.account, request)
+    request = v.WriteOffRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        kind=kind,
+        reason=reason,
+    )
+    run_with_amount("WriteOff", request, amount_of(amount), show.account)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from services.common.kernel import names
 from tools.cli import lists, show
-from tools.cli.asking import REGISTER, Reason, RequestId, account_of, amount_of, minor_of, run
+from tools.cli.asking import REGISTER, Reason, RequestId, amount_of, run, run_with_amount
 from tools.client import Clients
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -44,23 +44,13 @@ def sell_energy(
     request_id: RequestId = "",
 ) -> None:
     """Sell what so much energy costs now."""
-    request, told = request_id or str(uuid4()), amount_of(at) if at else None
-
-    async def work(clients: Clients) -> v.SellResponse:
-        known = await account_of(clients, account)
-        sold: v.SellResponse = await clients.vending(
-            "Sell",
-            v.SellRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                amount_minor=0 if told is None else minor_of(told, known.minor_decimals),
-                method=method,
-                energy_milli=_energy_milli(energy),
-            ),
-        )
-        return sold
-
-    run(work, show.receipt, request)
+    request = v.SellRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        method=method,
+        energy_milli=_energy_milli(energy),
+    )
+    run_with_amount("Sell", request, amount_of(at) if at else None, show.receipt)
 
 
 @receipt_app.command("show")
@@ -110,19 +100,9 @@ def sell(
     request_id: RequestId = "",
 ) -> None:
     """Sell credit and print the receipt."""
-    request, paid = request_id or str(uuid4()), amount_of(amount)
-
-    async def work(clients: Clients) -> v.SellResponse:
-        known = await account_of(clients, account)
-        sold: v.SellResponse = await clients.vending(
-            "Sell",
-            v.SellRequest(
-                request_id=request,
-                name=names.ACCOUNT.name(account),
-                amount_minor=minor_of(paid, known.minor_decimals),
-                method=method,
-            ),
-        )
-        return sold
-
-    run(work, show.receipt, request)
+    request = v.SellRequest(
+        request_id=request_id or str(uuid4()),
+        name=names.ACCOUNT.name(account),
+        method=method,
+    )
+    run_with_amount("Sell", request, amount_of(amount), show.receipt)
