@@ -227,7 +227,7 @@ class Guard:
 
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
-            if self._running >= self._calls_max:
+            if self._running >= self._calls_max:  # of all servers: each one's own limit is not
                 await context.abort(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                     f"{self._calls_max} calls are under way; repeat with the same request_id",
@@ -422,13 +422,9 @@ async def serving(
     Raises WrongSettings where it cannot listen.
     """
     options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
-    calls_max = settings.grpc_concurrent_max
     with yielding_threads():
-        servers = [
-            grpc.aio.server(options=options, maximum_concurrent_rpcs=calls_max)
-            for _ in range(SERVERS)
-        ]
-    guard = Guard(log, settings.grpc_timeout_s, calls_max)
+        servers = [grpc.aio.server(options=options) for _ in range(SERVERS)]
+    guard = Guard(log, settings.grpc_timeout_s, settings.grpc_concurrent_max)
     methods: Any = _Methods(guard)
     register(methods)
     servicer = HealthServicer()
