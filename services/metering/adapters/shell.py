@@ -15,7 +15,7 @@ import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.frames import ReadingFrame
-from services.common.runtime import memory, points
+from services.common.runtime import collector, memory, points
 from services.metering.adapters import changelog
 from services.metering.adapters.changelog import Batches, ShardChangelog, StoredRow
 from services.metering.adapters.decoding import (
@@ -132,6 +132,9 @@ class Shell:
         finally:
             gc.enable()
         gc.freeze()
+        # A frame makes thousands of objects and forgets them: by itself Python would look for
+        # cycles among them dozens of times a second.
+        gc.set_threshold(collector.NEW_OBJECTS)
         self._log.info(
             "rows recovered",
             shards=sorted(self.owned),
