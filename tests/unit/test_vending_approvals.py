@@ -128,13 +128,13 @@ async def test_a_document_that_names_nothing_asks_a_second_person_for_everything
     await publish(mall)
     for asked in (
         force(mall, mall.ask("off")),
+        force(mall, mall.ask("on"), "on"),
         keep(mall, 1),
         mall.tariff(price_micro=900_000),
         publish(mall, force_off=None),
     ):
         assert await refused(asked) is Reason.APPROVAL_REQUIRED
-    assert len(await of_type(mall, "command-proposed")) == 4
-    await force(mall, mall.ask("on"), "on")
+    assert len(await of_type(mall, "command-proposed")) == 5
     await mall.tariff("T2")  # no price is changed where none was
 
 
@@ -151,6 +151,20 @@ async def test_a_limit_is_what_one_person_may_still_do(mall: World) -> None:
     await keep(mall, 7)
     said = await message_of(keep(mall, 8))
     assert "keep-power of 8 days needs a second person, above 7 days" in said
+
+
+async def test_a_relay_forced_on_keeps_power_without_an_end_and_falls_under_keep_power(
+    mall: World,
+) -> None:
+    await publish(mall, keep_power=400, authority=None)
+    request = asked_by_alice(mall, "on")
+    said = await message_of(force(mall, request, "on"))
+    assert "keep-power without end needs a second person, above 400 days" in said
+    assert (await approve(mall, approval_id_of(request))).action == Action.KEEP_POWER
+    assert (await mall.office.meter("M1")).forced == "on"
+    await force(mall, mall.ask("prepaid"), "prepaid")  # its end needs nobody
+    await publish(mall, keep_power=None)
+    await force(mall, mall.ask("alone"), "on")
 
 
 async def test_a_promise_keeps_power_on_and_its_days_count_alike(mall: World) -> None:

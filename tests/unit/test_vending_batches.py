@@ -146,6 +146,7 @@ EVENT_OF = {
 EVERYTHING: dict[str, int | None] = {
     "batch": None,
     "force_off": None,
+    "keep_power": None,
     "adjustment": None,
     "account_terms": None,
 }
@@ -304,8 +305,10 @@ async def test_what_one_person_may_not_force_off_no_batch_of_one_does(mall: Worl
     await alone(mall, batch=None)
     drafted = await created(mall, Kind.FORCE_OFF, 1)
     assert await refused(submitted(mall, drafted.batch_id)) is Reason.APPROVAL_REQUIRED
-    on = await created(mall, Kind.FORCE_ON, 1, 1)
-    assert (await submitted(mall, on.batch_id, 51)).status is Status.RUNNING
+    on = await created(mall, Kind.FORCE_ON, 1, 1)  # it keeps power, and without an end
+    assert await refused(submitted(mall, on.batch_id, 51)) is Reason.APPROVAL_REQUIRED
+    prepaid = await created(mall, Kind.RESTORE_PREPAID, 1, 2)
+    assert (await submitted(mall, prepaid.batch_id, 52)).status is Status.RUNNING
 
 
 async def test_a_document_that_grew_stricter_refuses_what_was_not_approved(mall: World) -> None:

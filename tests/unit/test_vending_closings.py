@@ -309,6 +309,7 @@ async def test_power_that_is_not_to_be_cut_stays_and_any_reading_since_is_the_la
 async def test_whose_power_a_person_keeps_is_not_cut(tmp_path: Path) -> None:
     async with vending_world.world(tmp_path / "events.sqlite") as world:
         await with_two(world)
+        await publish(world, world.ask("document"), **(ALONE | {"keep-power": None}))
         on = ForceRelay(world.ask("on"), "M2", "on", "fire brigade")
         await world.office.order(on)
         await close(world)
@@ -317,7 +318,6 @@ async def test_whose_power_a_person_keeps_is_not_cut(tmp_path: Path) -> None:
         assert forced == ["off", "on"]
         await world.office.closings.cancel(cancelling(world, await under_way(world)))
         kept = KeepPower(world.ask("keep"), "A1", T0_MS + HOUR_MS, "a lift")
-        await publish(world, world.ask("document"), **(ALONE | {"keep-power": None}))
         await world.office.order_for(kept)
         await close(world, request=by_alice(world, 44))
         assert (await world.office.meter("M1")).forced is None

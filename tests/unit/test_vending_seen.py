@@ -142,7 +142,8 @@ async def test_an_order_that_somebody_has_given_since_is_not_undone(mall: World)
         )
         for days in (10, 20)
     ]
-    await mall.office.order(ForceRelay(mall.ask("on"), "M1", "on", "the pumps"))
+    on = ForceRelay(asked(mall, "on"), "M1", "on", "the pumps")
+    await approve(mall, await proposed(mall, mall.office.order(on)))
     assert "forced was None and is on" in await has_changed(mall, cut)
     assert (await approve(mall, longer)).status is Status.EXECUTED
     assert "keep_power_until_ms" in await has_changed(mall, shorter)

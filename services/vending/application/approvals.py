@@ -23,7 +23,7 @@ from services.vending.application.book import Book, Outcome, accepted
 from services.vending.application.process import decided_and_overdue, step
 from services.vending.domain import approval, checks
 from services.vending.domain.approval import Failure, Proposal, Status
-from services.vending.domain.authority import PROPOSALS_LAST_MS_DEFAULT, Action, Authority
+from services.vending.domain.authority import ACTION, PROPOSALS_LAST_MS_DEFAULT, Authority
 from services.vending.domain.decisions import Accepted, Decision, Repeat, Request, answered
 from services.vending.domain.origin import NOBODY
 from services.vending.domain.seen import Seen, changed_since, seen
@@ -39,17 +39,16 @@ SEEN = "seen"
 class Guarded:
     """A command that may need a second person.
 
-    `made`: its class; `action`: what of the authority's rules it falls under. It is decided by
-    `decide` in the stream of a `kind`, whose id the field `of` has, and whose legal entity (the
-    command's, where that has none) says what one person may do alone. `completed`: adds to the
-    command what the book knows besides; `named`: makes of it what is proposed, by the state it was
-    judged on; `said`: what of its fields with a default is proposed too, where it is not that.
+    `made`: its class. It is decided by `decide` in the stream of a `kind`, whose id the field `of`
+    has, and whose legal entity (the command's, where that has none) says what one person may do
+    alone. `completed`: adds to the command what the book knows besides; `named`: makes of it what
+    is proposed, by the state it was judged on; `said`: what of its fields with a default is
+    proposed too, where it is not that.
     `around`: carries out what was approved between what must come before and after it, by the id;
     who asks for such a command is within that already.
     """
 
     made: type[Any]
-    action: Action
     kind: type[Any]
     of: str
     decide: Callable[[Any, Any], Decision]
@@ -114,7 +113,8 @@ class Approvals:
             except InvalidInput as refused:
                 if refused.reason is not Reason.APPROVAL_REQUIRED:
                     raise
-                proposal, why = await self._propose(command), refused.message
+                proposal = await self._propose(command, refused.offers[ACTION])
+                why = refused.message
         else:
             why = f"{proposal.action} needs a second person"
             known = answered(proposal.answers, command.request)
@@ -245,7 +245,7 @@ class Approvals:
             return None
         return await self._book.state_of(Authority, _entity_of(target, command))
 
-    async def _propose(self, command: Any) -> Proposal:
+    async def _propose(self, command: Any, action: str) -> Proposal:
         guarded = self._guarded(command)
         entity_id = getattr(command, guarded.of)
         target = await self._book.state_of(guarded.kind, entity_id)
@@ -257,7 +257,7 @@ class Approvals:
         proposed = approval.Propose(
             command.request,
             _entity_of(target, command),
-            guarded.action,
+            action,
             stream_of(guarded.kind, entity_id),
             self._names[type(command)],
             _content_of(named, guarded.said, seen(target, command)),

@@ -6,7 +6,6 @@ from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
 from services.vending.domain import changes, meter_commands
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.meter import Meter
 from services.vending.domain.meter_orders import ForceRelay
@@ -27,13 +26,10 @@ class Changing:
         """The commands, by the names that stand in proposals for good."""
         of_account = (Account, "account_id", changes.decide)
         return {
-            "change-terms": Guarded(
-                ChangeTerms, Action.ACCOUNT_TERMS, *of_account, self._with_terms
-            ),
-            "change-tenant": Guarded(ChangeTenant, Action.TRANSFER, *of_account),
+            "change-terms": Guarded(ChangeTerms, *of_account, self._with_terms),
+            "change-tenant": Guarded(ChangeTenant, *of_account),
             "force-relay": Guarded(
                 ForceRelay,
-                Action.FORCE_OFF,
                 Meter,
                 "meter_id",
                 meter_commands.decide,

@@ -7,7 +7,6 @@ from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
 from services.vending.domain import account_commands, corrections, lending
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action
 from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.policy import Policy
 from services.vending.domain.tables import Tables
@@ -30,7 +29,6 @@ class Correcting:
         return {
             "reverse-sale": Guarded(
                 corrections.ReverseSale,
-                Action.REVERSAL,
                 Account,
                 "account_id",
                 corrections.decide,
@@ -38,7 +36,6 @@ class Correcting:
             ),
             "refund-credit": Guarded(
                 corrections.RefundCredit,
-                Action.REFUND,
                 Account,
                 "account_id",
                 corrections.decide,
@@ -48,7 +45,6 @@ class Correcting:
             ),
             "grant-emergency": Guarded(
                 lending.GrantEmergencyCredit,
-                Action.EMERGENCY,
                 Account,
                 "account_id",
                 account_commands.decide,

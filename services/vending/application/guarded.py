@@ -14,7 +14,7 @@ from services.vending.domain import (
     tariff,
 )
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action, Authority
+from services.vending.domain.authority import Authority
 from services.vending.domain.batch import Batch
 from services.vending.domain.policy import Policy
 from services.vending.domain.tariff import Tariff
@@ -22,45 +22,31 @@ from services.vending.domain.tariff import Tariff
 OF_A_DRAFT = ("document_id", "base_version")
 GUARDED = {
     "publish-authority": Guarded(
-        authority.PublishAuthority, Action.AUTHORITY, Authority, "legal_entity", authority.decide
+        authority.PublishAuthority, Authority, "legal_entity", authority.decide
     ),
     "publish-tariff": Guarded(
         tariff.PublishTariff,
-        Action.PRICE_CHANGE,
         Tariff,
         "tariff_id",
         tariff.decide,
         said=OF_A_DRAFT,
     ),
-    "keep-power": Guarded(
-        orders.KeepPower, Action.KEEP_POWER, Account, "account_id", account_commands.decide
-    ),
+    "keep-power": Guarded(orders.KeepPower, Account, "account_id", account_commands.decide),
     "promise-payment": Guarded(
-        orders.PromisePayment, Action.KEEP_POWER, Account, "account_id", account_commands.decide
+        orders.PromisePayment, Account, "account_id", account_commands.decide
     ),
-    "thaw-account": Guarded(
-        orders.ThawAccount, Action.THAW, Account, "account_id", account_commands.decide
-    ),
+    "thaw-account": Guarded(orders.ThawAccount, Account, "account_id", account_commands.decide),
     "publish-policy": Guarded(
         policy.PublishPolicy,
-        Action.POLICY_CHANGE,
         Policy,
         "policy_id",
         policy.decide,
         said=(*OF_A_DRAFT, "effective_at_ms"),
     ),
-    "set-debt": Guarded(
-        lending.SetDebt, Action.DEBT, Account, "account_id", account_commands.decide
-    ),
-    "adjust-credit": Guarded(
-        corrections.AdjustCredit, Action.ADJUSTMENT, Account, "account_id", corrections.decide
-    ),
-    "submit-batch": Guarded(batching.SubmitBatch, Action.BATCH, Batch, "batch_id", batching.decide),
-    "settle-account": Guarded(
-        settling.SettleAccount, Action.REFUND, Account, "account_id", closings.decide
-    ),
-    "write-off": Guarded(
-        corrections.WriteOff, Action.WRITE_OFF, Account, "account_id", corrections.decide
-    ),
+    "set-debt": Guarded(lending.SetDebt, Account, "account_id", account_commands.decide),
+    "adjust-credit": Guarded(corrections.AdjustCredit, Account, "account_id", corrections.decide),
+    "submit-batch": Guarded(batching.SubmitBatch, Batch, "batch_id", batching.decide),
+    "settle-account": Guarded(settling.SettleAccount, Account, "account_id", closings.decide),
+    "write-off": Guarded(corrections.WriteOff, Account, "account_id", corrections.decide),
 }
 """What may need a second person, by the names that stand in proposals for good."""

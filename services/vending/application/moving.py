@@ -10,7 +10,6 @@ from services.vending.application.book import Book
 from services.vending.domain import meter_commands
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Proposal
-from services.vending.domain.authority import Action
 from services.vending.domain.meter import Meter
 from services.vending.domain.meter_epochs import (
     AssignMeter,
@@ -43,7 +42,7 @@ class Moving:
     @property
     def commands(self) -> dict[str, Guarded]:
         """The commands, by the names that stand in proposals for good."""
-        of_meter = (Action.REGISTER, Meter, "meter_id", meter_commands.decide)
+        of_meter = (Meter, "meter_id", meter_commands.decide)
         return {
             "move-meter": Guarded(
                 AssignMeter,

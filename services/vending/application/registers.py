@@ -6,7 +6,6 @@ from services.vending.application.approvals import Guarded
 from services.vending.application.book import Book
 from services.vending.domain import closings
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action
 from services.vending.domain.closings import GiveRegister
 from services.vending.domain.meter import Meter
 from services.vending.domain.tables import Tables
@@ -25,7 +24,7 @@ class Registers:
         """The command, by the name that stands in proposals for good."""
         of_account = (Account, "account_id", closings.decide)
         return {
-            "give-register": Guarded(GiveRegister, Action.REGISTER, *of_account, self._with_bounds),
+            "give-register": Guarded(GiveRegister, *of_account, self._with_bounds),
         }
 
     async def _with_bounds(self, command: GiveRegister) -> GiveRegister:

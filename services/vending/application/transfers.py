@@ -17,7 +17,6 @@ from services.vending.application.book import Book
 from services.vending.application.process import each, step
 from services.vending.domain import corrections, transfer
 from services.vending.domain.account import Account
-from services.vending.domain.authority import Action
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Rejection
 from services.vending.domain.origin import NOBODY
@@ -42,7 +41,6 @@ class Transfers:
         return {
             "transfer-credit": Guarded(
                 TransferCredit,
-                Action.TRANSFER,
                 Account,
                 "account_id",
                 corrections.decide,

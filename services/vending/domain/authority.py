@@ -51,6 +51,8 @@ class Action(StrEnum):
     WRITE_OFF = "write-off"
 
 
+ACTION = "action"
+"""Where in a refusal it stands what a second person is needed for."""
 MINOR = "minor"
 DAYS = "days"
 TARGETS = "targets"
@@ -159,25 +161,29 @@ def limit_of(authority: Authority | None, action: Action) -> int | None:
 
 
 def needs_another(
-    authority: Authority | None, action: Action, size: int, currency: str, request: Request
+    authority: Authority | None, action: Action, size: int | None, currency: str, request: Request
 ) -> Rejection | None:
     """Return why a request may not be carried out as one person's; None where it may.
 
-    `size` > 0, in the action's unit: of an amount in minor units of `currency`. Amounts in another
-    currency than the document's always need a second person.
+    `size` > 0, in the action's unit: of an amount in minor units of `currency`; None: it has no
+    end, and is above every limit. Amounts in another currency than the document's always need a
+    second person.
     """
     if request.origin.approved_by:
         return None
     limit = limit_of(authority, action)
     if limit and UNITS.get(action) == MINOR and authority and currency != authority.currency:
         limit = 0
-    if limit is None or size <= limit:
+    if limit is None or (size is not None and size <= limit):
         return None
-    return Rejection(
-        Reason.APPROVAL_REQUIRED,
-        f"{action}{_told(action, ' of', size, currency)} needs a second person"
-        + (f",{_told(action, ' above', limit, currency)}" if limit else ""),
-    )
+    of = " without end" if size is None else _told(action, " of", size, currency)
+    above = f",{_told(action, ' above', limit, currency)}" if limit else ""
+    return another_needed(action, f"{action}{of} needs a second person{above}")
+
+
+def another_needed(action: Action, why: str) -> Rejection:
+    """Return the refusal of what waits for a second person, with what it falls under."""
+    return Rejection(Reason.APPROVAL_REQUIRED, why, offers=((ACTION, action.value),))
 
 
 def _told(action: Action, how: str, size: int, currency: str) -> str:

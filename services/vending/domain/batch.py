@@ -78,7 +78,7 @@ class Rule:
 
 RULES = {
     Kind.FORCE_OFF: Rule(Of.METERS, Action.FORCE_OFF, "off"),
-    Kind.FORCE_ON: Rule(Of.METERS, None, "on"),
+    Kind.FORCE_ON: Rule(Of.METERS, Action.KEEP_POWER, "on"),
     Kind.RESTORE_PREPAID: Rule(Of.METERS, None, "prepaid"),
     Kind.SALE: Rule(Of.ACCOUNTS, has_amounts=True),
     Kind.ADJUSTMENT: Rule(Of.ACCOUNTS, Action.ADJUSTMENT, has_amounts=True),

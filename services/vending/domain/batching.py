@@ -170,7 +170,9 @@ def why_two(state: Batch, authority: Authority | None, request: Request) -> Reje
         return problem
     if (action := state.terms.rule.action) is None:
         return None
-    return needs_another(authority, action, state.total_minor or 1, state.currency, request)
+    # Relays that are forced on are so without an end.
+    size = None if action is Action.KEEP_POWER else state.total_minor or 1
+    return needs_another(authority, action, size, state.currency, request)
 
 
 def decide(state: Batch | None, command: Command) -> Decision:  # noqa: PLR0911 - one a case

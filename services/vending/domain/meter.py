@@ -11,6 +11,7 @@ from services.vending.domain.decisions import Answers, Rejection
 
 FIRST_EPOCH = 1
 OFF = "off"
+ON = "on"
 PREPAID = "prepaid"
 COMMAND = "command"
 """Source of what the caller said himself."""

@@ -7,10 +7,10 @@ from services.vending.domain.account import Account
 from services.vending.domain.authority import Action, Authority, needs_another
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, stamp
 from services.vending.domain.events.meters import MeterHoldResolved, RelayForced
-from services.vending.domain.meter import OFF, PREPAID, Meter, nothing_changes
+from services.vending.domain.meter import OFF, ON, PREPAID, Meter, nothing_changes
 
 RESOLUTIONS = ("accept", "reject")
-POSITIONS = (OFF, "on", PREPAID)
+POSITIONS = (OFF, ON, PREPAID)
 
 
 @value_class
@@ -78,11 +78,7 @@ def force(state: Meter, command: ForceRelay) -> Decision:
         return nothing_changes(what, "position")
     if command.position != OFF and (problem := _not_to_be_powered(state, command)):
         return problem
-    if command.position == OFF and (
-        problem := needs_another(
-            command.authority, Action.FORCE_OFF, 1, state.currency, command.request
-        )
-    ):
+    if problem := _not_alone(state, command):
         return problem
     forced = RelayForced(
         **stamp(command.request),
@@ -92,6 +88,15 @@ def force(state: Meter, command: ForceRelay) -> Decision:
         closing_id=command.closing_id or None,
     )
     return Accepted((forced,))
+
+
+def _not_alone(state: Meter, command: ForceRelay) -> Rejection | None:
+    """Return why one person may not order it; None where he may. ON keeps power without an end."""
+    size_of = {OFF: (Action.FORCE_OFF, 1), ON: (Action.KEEP_POWER, None)}
+    if command.position not in size_of:
+        return None
+    action, size = size_of[command.position]
+    return needs_another(command.authority, action, size, state.currency, command.request)
 
 
 def _not_to_be_powered(state: Meter, command: ForceRelay) -> Rejection | None:

@@ -10,7 +10,7 @@ from services.common.kernel.values import value_class
 from services.common.policies.rules import read
 from services.common.policies.windows import why_nobody_is_cut
 from services.vending.domain import checks
-from services.vending.domain.authority import Action, Authority, needs_another
+from services.vending.domain.authority import Action, Authority, another_needed, needs_another
 from services.vending.domain.closing import Rounding
 from services.vending.domain.decisions import (
     Accepted,
@@ -291,7 +291,7 @@ def _not_its_next(state: Policy, command: PublishPolicy) -> Rejection | None:
     # Whose document counts, nobody has said before: one person does not choose it.
     if not state.legal_entity and not command.request.origin.approved_by:
         text = f"{text} of an earlier release and gets its legal entity: that needs a second person"
-        return Rejection(Reason.APPROVAL_REQUIRED, text)
+        return another_needed(Action.POLICY_CHANGE, text)
     return needs_another(
         command.authority, Action.POLICY_CHANGE, 1, state.currency, command.request
     )
