@@ -75,6 +75,8 @@ class Clerk:
     back: set[str] = field(default_factory=set)
     """Receipts whose sale was reversed; then those that something else keeps from that."""
     kept: dict[str, str] = field(default_factory=dict)
+    lent_most: Counter[str] = field(default_factory=Counter)
+    """The most that an account was lent at once."""
     holding: dict[str, Ask] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     sent_to: dict[str, int] = field(default_factory=dict)
@@ -200,10 +202,13 @@ class Clerk:
                 return "NO_EMERGENCY_CREDIT"
             case "reverse" if self.ledger.sales.get(ask.about, "?")[0] != name:
                 return "RECEIPT_NOT_FOUND"
-            case "reverse":
-                return (
-                    "ALREADY_REVERSED" if ask.about in self.back else self.kept.get(ask.about, "")
-                )
+            case "reverse" if ask.about in self.back:
+                return "ALREADY_REVERSED"
+            case "reverse" if kept := self.kept.get(ask.about, ""):
+                return kept
+            case "reverse" if lent := self.ledger.sales[ask.about][1]["emergency"]:
+                too_much = self.owed(name, "emergency") + lent > self.lent_most[name]
+                return "EMERGENCY_GRANTED_SINCE" if too_much else ""
             case "transfer" if self.status[ask.about] != "open":
                 return "ACCOUNT_NOT_OPEN"
             case "close" | "close part" if name in self.shut:
@@ -490,6 +495,7 @@ class Clerk:
                 lent = self.policy(name)[2]
                 lent = min(lent, self.named.get(ask, lent))
                 ledger.enter(name, lent, "emergency", "prepaid")
+                self.lent_most[name] = max(self.lent_most[name], lent)
             case "owe":
                 ledger.owe(name, amount)
                 self.ended[name] += not amount

@@ -51,7 +51,8 @@ class Account:
 
     `reversed_receipts`: (receipt of a sale, that of its reversal); `refunded_at`: the stream's
     revision at which credit was paid out last, -1: never; `debt_ended_at`, `closed_at`: the one at
-    which a person ended a debt, and the account's end; `tenancies`: the ones that ended, oldest
+    which a person ended a debt, and the account's end; `emergency_most_minor`: the most that one
+    grant ever was; `tenancies`: the ones that ended, oldest
     first.
     """
 
@@ -79,6 +80,7 @@ class Account:
     refunding: Refunding | None = None
     refunded_at: int = -1
     debt_ended_at: int = -1
+    emergency_most_minor: int = 0
     closed_at: int = -1
     used: Used = Used()
     tenancies: tuple[Tenancy, ...] = ()

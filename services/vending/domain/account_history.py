@@ -92,8 +92,13 @@ def evolve(state: Account | None, event: Event) -> Account:  # noqa: C901, PLR09
             )
             return changed(state, answers=answers, credited_nano=event.credited_nano, owed=owed)
         case EmergencyGranted():
-            owed = changed(state.owed, emergency_minor=event.amount_minor)
-            return changed(state, answers=answers, credited_nano=event.credited_nano, owed=owed)
+            return changed(
+                state,
+                answers=answers,
+                credited_nano=event.credited_nano,
+                owed=changed(state.owed, emergency_minor=event.amount_minor),
+                emergency_most_minor=max(state.emergency_most_minor, event.amount_minor),
+            )
         case DebtSet():
             share_ppm = event.share_ppm if event.debt_minor else 0  # a debt of 0 is ended
             owed = changed(state.owed, debt_minor=event.debt_minor, debt_share_ppm=share_ppm)

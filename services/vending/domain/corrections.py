@@ -260,6 +260,8 @@ def _reversed(state: Account, command: ReverseSale) -> SaleReversed | Rejection:
         return Rejection(Reason.ALREADY_REVERSED, text, "receipt_id")
     if problem := _paid_out_since(state, sale) or _sold_to_another(state, sale):
         return problem
+    if problem := _lent_again(state, sale):
+        return problem
     emergency_minor = sale.recovered_emergency_minor or 0
     recovered_minor = sale.recovered_debt_minor or 0
     # What a person has ended since stays ended, whatever debt was set after that.
@@ -336,6 +338,27 @@ def _sold_to_another(state: Account, sale: CreditSold) -> Rejection | None:
         f"{state.account_id} has gone over to the one of now; adjust it, as the two agree"
     )
     return Rejection(Reason.TENANT_CHANGED_SINCE, text, "receipt_id")
+
+
+def _lent_again(state: Account, sale: CreditSold) -> Rejection | None:
+    """Return why a sale is not taken back: more would be lent than was ever granted at once.
+
+    Else what a sale has recovered could be granted again, and the sale be reversed, without an end.
+    """
+    recovered_minor, owed_minor = sale.recovered_emergency_minor or 0, state.owed.emergency_minor
+    if not recovered_minor or owed_minor + recovered_minor <= state.emergency_most_minor:
+        return None
+    decimals = checks.currency_named(state.currency).minor_decimals
+    recovered, owed, most = (
+        format_scaled(minor, decimals)
+        for minor in (recovered_minor, owed_minor, state.emergency_most_minor)
+    )
+    text = (
+        f"the sale of receipt {sale.receipt_id} recovered {recovered} of emergency credit, and "
+        f"account {state.account_id} was lent {owed} again since: with both it would owe more than "
+        f"the {most} that were ever granted at once; reverse it when that is recovered"
+    )
+    return Rejection(Reason.EMERGENCY_GRANTED_SINCE, text, "receipt_id")
 
 
 def _adjusted(state: Account, command: AdjustCredit) -> CreditAdjusted | Rejection:
