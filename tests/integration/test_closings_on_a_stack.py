@@ -6,7 +6,9 @@ Method: the real service beside a real Kafka; the test plays metering: it charge
 # ruff: noqa: F811 - fixtures of another module
 
 import time
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import numpy as np
@@ -17,8 +19,10 @@ from google.longrunning import operations_proto_pb2 as lro
 from services.common.kernel import names
 from services.common.kernel.frames import CHARGE, ChargeFrame
 from services.common.kernel.ids import column_key
+from tests.integration.test_policy_on_paper import ANOTHER
 from tests.integration.test_vending import (  # noqa: F401 - fixtures
     CALLER,
+    DEADLINE_S,
     Vending,
     _topics,
     call,
@@ -56,9 +60,13 @@ async def begun(vending: Vending) -> c.Closing:
         rules = pb.PublishAuthorityRequest(
             name="legalEntities/LE1/authority",
             currency="CNY",
-            rules='{"refund": null, "force-off": null, "authority": null}',
+            rules='{"refund": null, "force-off": null, "authority": null, "closing": null}',
         )
-        await call(stub.PublishAuthority, rules)
+        with suppress(grpc.aio.AioRpcError):  # the first one needs another person
+            await call(stub.PublishAuthority, rules)
+        for waits in (await call(stub.ListApprovals, pb.ListApprovalsRequest())).approvals:
+            approve = pb.ApproveRequest(name=waits.name, reason="seen", request_id=str(uuid4()))
+            await stub.Approve(approve, metadata=ANOTHER, timeout=DEADLINE_S)
         assign = pb.AssignMeterRequest(
             name=names.METER.name(name("M")),
             account=names.ACCOUNT.name(name("A")),

@@ -35,7 +35,6 @@ from services.vending.application.batches import Draft
 from services.vending.application.numbering import Numbering
 from services.vending.application.stored import event_of
 from services.vending.domain.approval import Approve, approval_id_of
-from services.vending.domain.authority import PublishAuthority
 from services.vending.domain.batch import Batch, Kind, Terms
 from services.vending.domain.batching import BeginRound, CancelBatch, SubmitBatch, decide
 from services.vending.domain.closing import LASTS_MS_DEFAULT, closing_id_of
@@ -125,7 +124,7 @@ async def a_day(world: World) -> None:
 async def batches(world: World) -> None:
     """Leave a batch that is finished, one with an open round, one cancelled, one a draft."""
     alone = '{"authority": null, "batch": null}'
-    await world.office.publish_authority(PublishAuthority(world.ask(), "LE1", "CNY", alone, 0))
+    await world.may_alone(alone)
     terms = Terms(Kind.SALE, "subsidy", "cash")
     made = []
     for number in range(4):
@@ -144,8 +143,7 @@ async def batches(world: World) -> None:
 
 async def proposals_and_payments(world: World) -> None:
     """Leave one of each that waits, one that is carried out, and number the receipts."""
-    document = PublishAuthority(world.ask(), "LE1", "CNY", "{}", 0)
-    await world.office.publish_authority(document)
+    await world.may_alone("{}")
     for position in ("off", "off"):
         asked = world.ask(position)
         with pytest.raises(InvalidInput) as waits:

@@ -56,7 +56,7 @@ NANO = 10**7
 PRICE_NANO = 37_777_777
 """Of a thousandth of a unit: no number of them is whole minor units."""
 METERS, SHOPS = ("M1", "M2", "M3"), ("A1", "A2")
-ALONE: dict[str, Any] = dict.fromkeys(("refund", "force-off", "register", "authority"))
+ALONE: dict[str, Any] = dict.fromkeys(("refund", "force-off", "register", "authority", "closing"))
 
 
 class Street(RuleBasedStateMachine):

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from services.common.kernel import filters
 from services.common.kernel.errors import InvalidInput
 from services.vending.domain.approval import Approve, Decline
-from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.authority import rules_text
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.document import Kind, State, Submit, Withdraw
 from services.vending.domain.events.event import Event
@@ -237,8 +237,7 @@ class Documents(RuleBasedStateMachine):
             await self.start()
             await self.world.tariff()
             await self.world.policy(legal_entity="LE1")
-            document = PublishAuthority(self.world.ask(), "LE1", "CNY", rules_text(rules), 0)
-            await self.world.office.publish_authority(document)
+            await self.world.may_alone(rules_text(rules))
 
         self.run(opened())
 

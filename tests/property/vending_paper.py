@@ -45,7 +45,12 @@ LIMITS = {
     "emergency": 400,
     "batch": 1,
 }
-ALONE = {**LIMITS, **dict.fromkeys(("debt", "authority", "force-off"))}
+ALONE = {
+    **LIMITS,
+    **dict.fromkeys(
+        ("debt", "authority", "force-off", "closing", "move", "exchange", "keep-power")
+    ),
+}
 """What one person may do; giving up what is owed, a register, a price always need two."""
 
 

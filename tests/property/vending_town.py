@@ -16,7 +16,6 @@ from services.vending.application.stored import event_of
 from services.vending.domain.approval import Approve, Decline
 from services.vending.domain.authority import (
     PROPOSALS_LAST_MS_DEFAULT,
-    PublishAuthority,
     rules_text,
 )
 from services.vending.domain.decisions import Request
@@ -203,8 +202,7 @@ class Beside(RuleBasedStateMachine):
         for name in ACCOUNTS:
             await world.account(name)
             self.clerk.status[name], self.clerk.terms[name] = "open", {"T": "T1", "P": "P1"}
-        document = PublishAuthority(world.ask(), "LE1", "CNY", rules_text(ALONE), 0)
-        await world.office.publish_authority(document)
+        await world.may_alone(rules_text(ALONE))
 
     # --- the desk ----------------------------------------------------------------------------
 

@@ -25,7 +25,9 @@ from tests.unit.metering_log import frame, of, reading
 from tests.unit.test_usage_comes_from_metering import HALF_HOUR_MS, Platform, platform
 from tests.unit.test_vending_approvals import of_type, publish, stored
 
-ALONE: dict[str, Any] = dict.fromkeys(("refund", "force-off", "register", "authority"))
+ALONE: dict[str, Any] = dict.fromkeys(
+    ("refund", "force-off", "register", "authority", "closing", "exchange")
+)
 
 
 class Shop(Platform):

@@ -55,8 +55,7 @@ def ids(number: int) -> UUID:
 
 async def publish(world: World, request: Request | None = None, **rules: int | None) -> Authority:
     said = rules_text({name.replace("_", "-"): above for name, above in rules.items()})
-    command = PublishAuthority(request or world.ask(said), "LE1", "CNY", said, 0)
-    return (await world.office.publish_authority(command)).state
+    return (await world.may_alone(said, request)).state
 
 
 async def force(world: World, request: Request, position: str = "off") -> Outcome[Meter]:

@@ -24,7 +24,7 @@ from services.vending.application.stored import event_of
 from services.vending.domain import batch as batches
 from services.vending.domain import batching
 from services.vending.domain.approval import Approve
-from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.authority import rules_text
 from services.vending.domain.batch import Batch, Kind, Of, Outcome, Status, Terms
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
 from services.vending.domain.changes import ChangeTenant
@@ -53,7 +53,7 @@ async def alone(world: World, **rules: int | None) -> None:
     """Let one person do what is named, and nothing else."""
     said = rules_text({name.replace("_", "-"): above for name, above in rules.items()})
     request = world.ask(said, request_id=ids(900), caller="web", origin=ALICE)
-    await world.office.publish_authority(PublishAuthority(request, "LE1", "CNY", said, 0))
+    await world.may_alone(said, request)
 
 
 async def many(world: World, count: int) -> None:
@@ -317,7 +317,7 @@ async def test_a_document_that_grew_stricter_refuses_what_was_not_approved(mall:
     await submitted(mall, drafted.batch_id)
     said = rules_text({"batch": None})
     request = mall.ask(said, caller="web", origin=ALICE)
-    await mall.office.publish_authority(PublishAuthority(request, "LE1", "CNY", said, 0))
+    await mall.may_alone(said, request)
     await to_its_end(mall, drafted.batch_id)
     _, results = await mall.office.batches.results(drafted.batch_id)
     assert {result.reason for result in results.values()} == {Reason.APPROVAL_REQUIRED.value}
@@ -326,7 +326,7 @@ async def test_a_document_that_grew_stricter_refuses_what_was_not_approved(mall:
 
 @pytest.mark.parametrize("kind", [Kind.FORCE_OFF, Kind.SALE, Kind.ADJUSTMENT, Kind.PRICE])
 async def test_what_has_become_anothers_since_the_draft_is_skipped(mall: World, kind: Kind) -> None:
-    await alone(mall, **EVERYTHING, authority=None, transfer=None)
+    await alone(mall, **EVERYTHING, authority=None, transfer=None, move=None)
     for number in (1, 2, 3):
         await mall.assign(f"M{number}", f"A{number}")
     drafted = await created(mall, kind)

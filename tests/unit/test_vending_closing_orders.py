@@ -111,7 +111,7 @@ async def test_no_batch_powers_what_a_closing_has_cut_until_somebody_moves_in(
 
 async def test_a_batch_powers_what_a_cancelled_closing_has_given_back(tmp_path: Path) -> None:
     async with vending_world.world(tmp_path / "events.sqlite") as world:
-        await with_a_meter(world, ALONE | {"batch": None})
+        await with_a_meter(world, ALONE | {"batch": None, "keep-power": None})
         await close(world)
         meter = await cancelled(world)
         assert (meter.forced, meter.closing_id) == (None, "")

@@ -72,6 +72,9 @@ ALONE: dict[str, Any] = dict.fromkeys(
         *("refund", "adjustment", "debt", "authority", "force-off", "register", "write-off"),
         "emergency",
         "policy-change",
+        "closing",
+        "move",
+        "exchange",
     )
 )
 LATER_MS = T0_MS + READ_AFTER_CUT_MS

@@ -20,6 +20,7 @@ from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request
 from services.vending.domain.event_store import FROM_START
 from services.vending.domain.meter import Meter
+from services.vending.domain.tables import Charged
 from tests.unit import vending_world
 from tests.unit.metering_log import charges, frame, reading
 from tests.unit.test_orders_reach_metering import MINUTE_MS, Shards
@@ -144,16 +145,16 @@ async def test_no_closing_begins_while_an_end_that_two_let_happen_is_decided(
     assert await refused(end(mall, 999, mall.ask("end"))) is Reason.APPROVAL_REQUIRED
     (proposed,) = await of_type(mall, "command-proposed")
     closings: list[asyncio.Task[Any]] = []
-    register_of = mall.tables.charged_register_milli
+    charged = mall.tables.charged
 
-    async def while_a_closing_is_asked_for(meter_key: int, epoch: int) -> int | None:
+    async def while_a_closing_is_asked_for(meter_key: int, epoch: int) -> Charged | None:
         if not closings:  # who has the meter was looked up just before
             asked = CloseAccount(mall.ask("close"), "A1", "cash", without_cut=True, reason="gone")
             closings.append(asyncio.create_task(mall.office.closings.begin(asked)))
             await asyncio.wait(closings, timeout=0.3)
-        return await register_of(meter_key, epoch)
+        return await charged(meter_key, epoch)
 
-    monkeypatch.setattr(mall.tables, "charged_register_milli", while_a_closing_is_asked_for)
+    monkeypatch.setattr(mall.tables, "charged", while_a_closing_is_asked_for)
     proposal = await approve(mall, proposed.record()["approval_id"])
     assert proposal.status is Status.EXECUTED
     await closings[0]
@@ -171,6 +172,20 @@ async def test_a_register_that_was_charged_ends_the_epoch_by_one_person(
     await mall.charge(meter.meter_key, meter.epoch, 1, 3_200)
     await end(mall, 3_200, mall.ask("end"))
     assert (await mall.office.meter("M1")).closing_register_milli == 3_200
+
+
+@pytest.mark.parametrize("end", [moved, released, replaced, of_ratio])
+async def test_a_register_above_what_the_load_lets_through_takes_two(mall: World, end: End) -> None:
+    meter = await mall.office.meter("M1")
+    assert meter.max_power_w is not None
+    await mall.charge(meter.meter_key, meter.epoch, 1, 3_200)
+    mall.clock.at_ms += 3_600_000
+    most_milli = 3_200 + meter.max_power_w * 6 // 5 + 100  # in an hour, with a fifth, and noise
+    request = mall.ask("end", request_id=ids(1))
+    assert await refused(end(mall, most_milli + 1, request)) is Reason.APPROVAL_REQUIRED
+    (proposed,) = await of_type(mall, "command-proposed")
+    assert proposed.record()["action"] == "register"
+    await end(mall, most_milli, mall.ask("most"))
 
 
 async def test_what_a_house_has_used_one_person_gives_back(mall: World) -> None:

@@ -23,7 +23,7 @@ from services.vending.adapters.database import Statement
 from services.vending.adapters.sqlite_store import SqliteEventStore
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
-from services.vending.domain.authority import PublishAuthority, rules_text
+from services.vending.domain.authority import rules_text
 from services.vending.domain.changes import ChangeTenant
 from services.vending.domain.corrections import ReverseSale
 from services.vending.domain.decisions import Request
@@ -126,7 +126,7 @@ async def test_payments_are_listed_by_what_became_of_them_and_by_pages(mall: Wor
     request = asked(mall, 22, "cancel")
     await mall.office.payments.cancel(CancelSale(request, "T3", "went away"))
     alone = rules_text({"reversal": None, "authority": None})
-    await mall.office.publish_authority(PublishAuthority(asked(mall, 23), "LE1", "CNY", alone, 0))
+    await mall.may_alone(alone)
     reverse = ReverseSale(asked(mall, 24, "reverse"), "A1", sold.receipt_id, "paid twice")
     await mall.office.correct(reverse)
     api = Payments(Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0))
@@ -210,7 +210,7 @@ async def test_a_payment_whose_sale_was_reversed_says_so(mall: World) -> None:
     event = (await confirm(mall)).event
     assert isinstance(event, CreditSold)
     alone = rules_text({"reversal": None, "authority": None})
-    await mall.office.publish_authority(PublishAuthority(asked(mall, 7), "LE1", "CNY", alone, 0))
+    await mall.may_alone(alone)
     reverse = ReverseSale(asked(mall, 8, "reverse"), "A1", event.receipt_id, "paid twice")
     reversed_ = (await mall.office.correct(reverse)).event
     assert isinstance(reversed_, SaleReversed)

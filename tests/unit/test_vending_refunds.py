@@ -44,7 +44,7 @@ from tests.unit.vending_world import T0_MS, World
 
 NANO = 10**7
 ALICE = Origin("web", "u-alice")
-ALONE = dict.fromkeys(("refund", "adjustment", "debt", "authority"))
+ALONE = dict.fromkeys(("refund", "adjustment", "debt", "authority", "move"))
 
 
 async def refund(

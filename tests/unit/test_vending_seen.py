@@ -63,7 +63,7 @@ async def mall(tmp_path: Path) -> AsyncIterator[World]:
     async with vending_world.world(tmp_path / "events.sqlite") as opened:
         await opened.mall()
         await opened.account("A2")
-        await publish(opened, transfer=None, authority=None, debt=None)
+        await publish(opened, transfer=None, authority=None, debt=None, move=None)
         await let_to(opened, "t-old")
         await opened.sell(1_000)
         await opened.owe(1_000, 200_000)

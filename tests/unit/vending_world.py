@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ from services.vending.adapters.tables import SqlTables
 from services.vending.application.book import Book, Outcome
 from services.vending.application.office import Office, Terms
 from services.vending.domain.account import Account
+from services.vending.domain.authority import Authority, PublishAuthority
 from services.vending.domain.closings import CloseAccount
 from services.vending.domain.decisions import Request, fingerprint
 from services.vending.domain.event_store import EventStore
@@ -196,6 +197,13 @@ class World:
     async def charge(self, meter_key: int, epoch: int, sequence: int, register_milli: int) -> None:
         charged = Charged(meter_key, epoch, sequence, register_milli, T0_MS)
         await self.tables.keep_charged([charged], [])
+
+    async def may_alone(self, rules: str, request: Request | None = None) -> Outcome[Authority]:
+        """Publish what one person may do alone; the first time as one whom another lets."""
+        asked = request or self.ask(rules)
+        if await self.book.state_of(Authority, "LE1") is None:
+            asked = replace(asked, origin=replace(asked.origin, approved_by="web u-chief"))
+        return await self.office.publish_authority(PublishAuthority(asked, "LE1", "CNY", rules, 0))
 
     async def mall(self) -> None:
         """Register one of each: site, gateway, meter, tariff, policy, account."""

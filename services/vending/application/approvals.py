@@ -249,7 +249,6 @@ class Approvals:
         guarded = self._guarded(command)
         entity_id = getattr(command, guarded.of)
         target = await self._book.state_of(guarded.kind, entity_id)
-        assert target is not None, "nobody is asked about what does not exist"
         authority = await self._authority(command)
         if guarded.completed is not None:
             command = await guarded.completed(command)
@@ -292,8 +291,8 @@ class Approvals:
 
 
 def _entity_of(target: Any, command: Any) -> str:
-    """Return the legal entity in which a command would happen."""
-    entity: str = target.legal_entity or command.legal_entity
+    """Return the legal entity in which a command would happen; `target`: None where it is new."""
+    entity: str = (target.legal_entity if target else "") or command.legal_entity
     return entity
 
 

@@ -102,19 +102,18 @@ class Closings:
     async def begin(
         self, command: closings.CloseAccount | closings.CloseMeters
     ) -> Outcome[Account]:
-        """Let a closing begin, and do what can be done at once."""
-        if isinstance(command, closings.CloseAccount):
-            command = replace(command, book_epoch=await self._tables.book_epoch())
+        """Let a closing begin, which may need a second person, and do what can be done at once."""
         async with self._assigning:  # no meter joins between the check and the closing
-            outcome = await self._submit(command)
+            outcome: Outcome[Account] = await self._approvals.ask(command)
         if closing := outcome.state.closing:
             await each(self._book.failing, CLOSING, [closing.closing_id], self.go_on)
         return outcome
 
     async def begin_and_look(self, command: closings.CloseAccount | closings.CloseMeters) -> Look:
         """Let a closing begin; return how far it is. A repeat returns how far it is by then."""
-        await self.begin(command)
-        return await self.look(closing_id_of(*command.request.key))
+        began = (await self.begin(command)).event
+        assert began is not None, "a closing begins with an event"
+        return await self.look(closing_id_of(*began.key))  # of a proposal, by a request of its own
 
     async def give(self, command: closings.GiveRegister) -> Outcome[Account]:
         """Let a meter leave at a register, with a second person."""

@@ -10,6 +10,7 @@ from services.vending.application.book import Book
 from services.vending.domain import meter_commands
 from services.vending.domain.account import Account
 from services.vending.domain.approval import Proposal
+from services.vending.domain.closings import bounds_of
 from services.vending.domain.meter import Meter
 from services.vending.domain.meter_epochs import (
     AssignMeter,
@@ -25,7 +26,7 @@ OfDevice = TypeVar("OfDevice", ReplaceMeter, ChangeRatio)
 
 
 class Moving:
-    """Commands that end an epoch of a meter; each may need a second person for its register."""
+    """Commands that end an epoch of a meter; each may need a second person."""
 
     def __init__(
         self, book: Book, tables: Tables, profile: Callable[[str], Profile], around: Around
@@ -62,12 +63,13 @@ class Moving:
         now = await self._book.state_of(Meter, command.meter_id)
         if now is None:
             return command
+        owner = await self._book.state_of(Account, now.account_id)
+        charged = await self._tables.charged(now.meter_key, now.epoch)
         return replace(
             command,
-            owner=await self._book.state_of(Account, now.account_id),
-            charged_register_milli=await self._tables.charged_register_milli(
-                now.meter_key, now.epoch
-            ),
+            owner=owner,
+            charged_register_milli=charged.register_milli if charged else None,
+            most_milli=bounds_of(now, charged, command.request.at_ms).most_milli,
         )
 
     async def _with_account(self, command: AssignMeter) -> AssignMeter:

@@ -30,12 +30,12 @@ from services.vending.application.documents import Documents
 from services.vending.application.echoes import Echoes
 from services.vending.application.guarded import GUARDED
 from services.vending.application.holds import Holds
+from services.vending.application.leaving import OfClosings
 from services.vending.application.moving import Moving
 from services.vending.application.openings import Openings
 from services.vending.application.payments import Payments
 from services.vending.application.process import Unbroken
 from services.vending.application.receipts import Receipts
-from services.vending.application.registers import Registers
 from services.vending.application.transfers import Transfers
 from services.vending.domain import (
     account,
@@ -117,7 +117,7 @@ class Office:
             **Correcting(book, tables, terms.hold_lasts_ms).commands,
             **self.transfers.commands,
             **Changing(book).commands,
-            **Registers(book, tables).commands,
+            **OfClosings(book, tables, self._assignments.unmoved).commands,
             **Moving(book, tables, self._profile, self._assignments.moved).commands,
             **GUARDED,
         }

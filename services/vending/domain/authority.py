@@ -37,10 +37,13 @@ class Action(StrEnum):
     ADJUSTMENT = "adjustment"
     AUTHORITY = "authority"
     BATCH = "batch"
+    CLOSING = "closing"
     DEBT = "debt"
     EMERGENCY = "emergency"
+    EXCHANGE = "exchange"
     FORCE_OFF = "force-off"
     KEEP_POWER = "keep-power"
+    MOVE = "move"
     POLICY_CHANGE = "policy-change"
     PRICE_CHANGE = "price-change"
     REFUND = "refund"
@@ -72,10 +75,13 @@ ONE_PERSON_AT_FIRST = frozenset(
     (
         Action.ACCOUNT_TERMS,
         Action.AUTHORITY,
+        Action.CLOSING,
         Action.DEBT,
         Action.EMERGENCY,
+        Action.EXCHANGE,
         Action.FORCE_OFF,
         Action.KEEP_POWER,
+        Action.MOVE,
         Action.POLICY_CHANGE,
         Action.PRICE_CHANGE,
     )
@@ -122,7 +128,7 @@ class PublishAuthority:
 
     def __post_init__(self) -> None:
         """Refuse what no document can say."""
-        checks.check_text("legal_entity", self.legal_entity)
+        checks.check_legal_entity(self.legal_entity)
         checks.currency_named(self.currency)
         checks.check_between("proposals_last_ms", self.proposals_last_ms, 0, PROPOSALS_LAST_MS_MAX)
         for action, above in read_rules(self.rules).items():
@@ -197,13 +203,17 @@ def _told(action: Action, how: str, size: int, currency: str) -> str:
 def decide(state: Authority | None, command: PublishAuthority) -> Decision:
     """Return what publishing does, or why nothing may happen.
 
-    The document that stands says whether one person may replace it.
+    The document that stands says whether one person may replace it; the first one is one person's
+    where it lets one person do no more than he may without it.
     """
-    if state:
-        if earlier := answered(state.answers, command.request):
-            return earlier
-        if problem := needs_another(state, Action.AUTHORITY, 1, command.currency, command.request):
-            return problem
+    if state and (earlier := answered(state.answers, command.request)):
+        return earlier
+    if problem := (
+        needs_another(state, Action.AUTHORITY, 1, command.currency, command.request)
+        if state
+        else _lets_more(command)
+    ):
+        return problem
     published = AuthorityPublished(
         **stamp(command.request),
         legal_entity=command.legal_entity,
@@ -213,6 +223,22 @@ def decide(state: Authority | None, command: PublishAuthority) -> Decision:
         proposals_last_ms=command.proposals_last_ms or PROPOSALS_LAST_MS_DEFAULT,
     )
     return Accepted((published,))
+
+
+def _lets_more(command: PublishAuthority) -> Rejection | None:
+    """Return why a first document needs a second person; None where it does not."""
+    more = [
+        action
+        for action, above in sorted(read_rules(command.rules).items())
+        if action not in ONE_PERSON_AT_FIRST and above != 0
+    ]
+    if not more or command.request.origin.approved_by:
+        return None
+    text = (
+        f"without a document {', '.join(more)} always needs a second person at "
+        f"{command.legal_entity}: so does the first one that lets one person do it"
+    )
+    return another_needed(Action.AUTHORITY, text)
 
 
 def evolve(state: Authority | None, event: Event) -> Authority:

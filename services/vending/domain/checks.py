@@ -105,6 +105,13 @@ def check_text(field: str, value: str) -> None:
         raise invalid(field, f"write 1 to {TEXT_SIZE_MAX} printable characters")
 
 
+def check_legal_entity(value: str) -> None:
+    """Refuse what is no name of a legal entity, or looks like another one's."""
+    check_text("legal_entity", value)
+    if value != value.strip():
+        raise invalid("legal_entity", f"{shown(value)} has a blank at an end; write it without")
+
+
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:

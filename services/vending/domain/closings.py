@@ -68,6 +68,7 @@ class CloseAccount:
     lasts_ms: int = 0
     reason: str = ""
     book_epoch: int = 1
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -88,6 +89,7 @@ class CloseMeters:
     without_cut: bool
     lasts_ms: int
     reason: str
+    authority: Authority | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not well formed."""
@@ -221,6 +223,8 @@ def _close(state: Account, command: CloseAccount) -> Decision:
         return settling.close_refusal(state, Reason.ACCOUNT_HAS_METERS, 0)
     if not command.method and state.owed:
         return settling.close_refusal(state, Reason.ACCOUNT_HAS_DEBT, 0)
+    if state.meters and (problem := _not_alone(state, command)):
+        return problem
     request = command.request
     hold_id = hold_id_of(state.account_id, request, command.book_epoch)
     closing = AccountClosing(
@@ -249,8 +253,8 @@ def _close_meters(state: Account, command: CloseMeters) -> Decision:
         refund_under_way(state) if state.refunding else None,
         Rejection(Reason.METER_NOT_ASSIGNED, text, "meters") if strange else None,
     )
-    if busy:
-        return busy
+    if problem := busy or _not_alone(state, command):
+        return problem
     closing = MetersClosing(
         **stamp(command.request),
         account_id=state.account_id,
@@ -262,6 +266,11 @@ def _close_meters(state: Account, command: CloseMeters) -> Decision:
         legal_entity=state.legal_entity,
     )
     return Accepted((closing,))
+
+
+def _not_alone(state: Account, command: CloseAccount | CloseMeters) -> Rejection | None:
+    """Return why one person may not let meters leave by a closing; None where he may."""
+    return needs_another(command.authority, Action.CLOSING, 1, state.currency, command.request)
 
 
 def _cuts_nobody(state: Account, command: CloseAccount | CloseMeters) -> bool:

@@ -26,8 +26,9 @@ class AssignMeter:
 
     `from_account_id`: who has it now, "": its house. `account`: what `account_id` stands for,
     `owner`: the account that has it, None: its house. `register_milli` as the caller said, else
-    `charged_register_milli`: the last one charged in the meter's epoch, None where none is known.
-    `authority`: what one person may do alone at the meter's legal entity.
+    `charged_register_milli`: the last one charged in the meter's epoch, None where none is known;
+    `most_milli`: where its load lets it stand at most, None: nobody knows. `authority`: what one
+    person may do alone at the meter's legal entity.
     """
 
     request: Request
@@ -36,6 +37,7 @@ class AssignMeter:
     register_milli: int | None
     from_account_id: str = ""
     charged_register_milli: int | None = None
+    most_milli: int | None = None
     account: Account | None = None
     owner: Account | None = None
     authority: Authority | None = None
@@ -61,6 +63,7 @@ class ReleaseMeter:
     register_milli: int | None
     closing_id: str = ""
     charged_register_milli: int | None = None
+    most_milli: int | None = None
     owner: Account | None = None
     authority: Authority | None = None
 
@@ -90,6 +93,7 @@ class ReplaceMeter:
     reason: str
     device: Profile | None = None
     charged_register_milli: int | None = None
+    most_milli: int | None = None
     owner: Account | None = None
     authority: Authority | None = None
 
@@ -122,6 +126,7 @@ class ChangeRatio:
     reason: str
     device: Profile | None = None
     charged_register_milli: int | None = None
+    most_milli: int | None = None
     owner: Account | None = None
     authority: Authority | None = None
 
@@ -193,7 +198,7 @@ def _moved(
     register = _register_of(state, command)
     if isinstance(register, Rejection):
         return register
-    if problem := _not_at(state, command, register["register_milli"]):
+    if problem := _not_alone(state, command, register["register_milli"]):
         return problem
     return Accepted(
         (
@@ -229,22 +234,33 @@ def _register_of(
     )
 
 
-def _not_at(state: Meter, command: Ending, register_milli: int) -> Rejection | None:
+def _not_alone(state: Meter, command: Ending, register_milli: int) -> Rejection | None:
     """Return why one person may not end an epoch at a register; None where he may.
 
-    Where a closing goes on it decides. Below what was charged, or where nothing was, below where
-    the epoch began, a customer would get back what he has used.
+    Of what is its house's, or where a closing goes on and decides, he may. Of a customer's meter
+    another owner, device or ratio is another price, or none, or a cut by another's balance.
     """
     if state.is_house or (isinstance(command, ReleaseMeter) and command.closing_id):
         return None
     if command.owner and (problem := closing_names(command.owner, state.meter_id)):
         return problem
-    floor_milli = command.charged_register_milli
-    if floor_milli is None:
-        floor_milli = state.opening_register_milli
-    if floor_milli is None or register_milli >= floor_milli:
-        return None
-    return needs_another(command.authority, Action.REGISTER, 1, state.currency, command.request)
+    action = Action.MOVE if isinstance(command, AssignMeter | ReleaseMeter) else Action.EXCHANGE
+    if not _may_stand_at(state, command, register_milli):
+        action = Action.REGISTER
+    return needs_another(command.authority, action, 1, state.currency, command.request)
+
+
+def _may_stand_at(state: Meter, command: Ending, register_milli: int) -> bool:
+    """Say whether a customer's meter may stand at a register, by what was charged last.
+
+    Below that, or where nothing was, below where the epoch began, he would get back what he has
+    used; above what its load lets through since, he would pay what he has not.
+    """
+    least_milli, most_milli = command.charged_register_milli, command.most_milli
+    if least_milli is None:
+        least_milli = state.opening_register_milli
+    is_below = least_milli is not None and register_milli < least_milli
+    return not is_below and (most_milli is None or register_milli <= most_milli)
 
 
 def replace(state: Meter, command: ReplaceMeter) -> Decision:
@@ -252,7 +268,7 @@ def replace(state: Meter, command: ReplaceMeter) -> Decision:
     assert command.device is not None, "a meter has a profile"
     unit = state.unit if command.unit is None else command.unit
     problem = cannot_speak(command.device, state.unit == 0, unit)
-    if problem := problem or _not_at(state, command, command.closing_register_milli):
+    if problem := problem or _not_alone(state, command, command.closing_register_milli):
         return problem
     ratio = command.ratio or state.ratio
     said_w = state.said_power_w if command.max_power_w is None else command.max_power_w
@@ -286,7 +302,7 @@ def change_ratio(state: Meter, command: ChangeRatio) -> Decision:
     register = _register_of(state, command)
     if isinstance(register, Rejection):
         return register
-    if problem := _not_at(state, command, register["register_milli"]):
+    if problem := _not_alone(state, command, register["register_milli"]):
         return problem
     assert command.device is not None, "a meter has a profile"
     return Accepted(

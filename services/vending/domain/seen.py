@@ -11,7 +11,7 @@ from services.common.kernel.reasons import Reason
 from services.vending.domain.account import Account
 from services.vending.domain.authority import Authority
 from services.vending.domain.changes import ChangeTenant, ChangeTerms, changes_hands_minor
-from services.vending.domain.closings import GiveRegister
+from services.vending.domain.closings import CloseAccount, GiveRegister
 from services.vending.domain.corrections import TransferCredit
 from services.vending.domain.decisions import Rejection
 from services.vending.domain.lending import SetDebt, debt_size_minor
@@ -32,10 +32,14 @@ def seen(state: Any, command: Any) -> Seen:
     return _of_state(state, command) | _of_command(state, command)
 
 
-def _of_state(state: Any, command: Any) -> dict[str, int | str | None]:
+def _of_state(  # noqa: PLR0911 - one a case
+    state: Any, command: Any
+) -> dict[str, int | str | None]:
     if getattr(command, "document_id", ""):
         return {}  # it says its base version itself
     match state:
+        case None:
+            return {"version": 0}  # it is to be the first
         case Account():
             return {"tenancy": len(state.tenancies)}
         case Meter():
@@ -76,6 +80,8 @@ def _of_command(  # noqa: PLR0911 - one a case
             }
         case TransferCredit(to=Account() as to) | AssignMeter(account=Account() as to):
             return {"to_tenancy": len(to.tenancies)}
+        case CloseAccount():
+            return {"meters": " ".join(meter.meter_id for meter in state.meters)}
     return {}
 
 

@@ -56,7 +56,7 @@ class RegisterSite:
         """Refuse what no site can be."""
         checks.check_id("site_id", self.site_id)
         checks.check_text("display_name", self.display_name)
-        checks.check_text("legal_entity", self.legal_entity)
+        checks.check_legal_entity(self.legal_entity)
         checks.check_between("cuts_per_minute", self.cuts_per_minute, 1, CUTS_PER_MINUTE_MAX)
         checks.currency_named(self.currency)
         zone_named(self.zone)
