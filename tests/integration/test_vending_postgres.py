@@ -123,7 +123,7 @@ async def a_day(world: World) -> None:
 
 async def batches(world: World) -> None:
     """Leave a batch that is finished, one with an open round, one cancelled, one a draft."""
-    alone = '{"authority": null, "batch": null}'
+    alone = '{"authority": null, "batch": null, "closing": null}'
     await world.may_alone(alone)
     terms = Terms(Kind.SALE, "subsidy", "cash")
     made = []
@@ -143,7 +143,7 @@ async def batches(world: World) -> None:
 
 async def proposals_and_payments(world: World) -> None:
     """Leave one of each that waits, one that is carried out, and number the receipts."""
-    await world.may_alone("{}")
+    await world.may_alone('{"closing": null}')
     for position in ("off", "off"):
         asked = world.ask(position)
         with pytest.raises(InvalidInput) as waits:
