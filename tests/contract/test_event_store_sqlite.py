@@ -291,3 +291,57 @@ async def test_who_follows_is_told_also_of_a_commit_that_only_seemed_to_fail(
             await store.append(A, NO_EVENTS, [event := new()])
     async with asyncio.timeout(5):
         assert [seen.id for seen in await following] == [event.id]
+
+
+async def insert(file: SqliteFile, begin: int, end: int) -> None:
+    def work(number: int) -> Work:
+        return lambda connection: connection.execute(
+            "INSERT INTO stream(name, revision) VALUES(?, 0)", (f"stream-{number}" + "x" * 400,)
+        )
+
+    await asyncio.gather(*(file.write(work(number)) for number in range(begin, end)))
+
+
+async def written(file: SqliteFile, pages: int) -> Path:
+    """Write in small commits until so many pages were written; return the log."""
+    log = Path(str(file._path) + "-wal")
+    number = commits = 0
+    while commits < pages:  # each commit writes a page at least
+        await insert(file, number, number + 8)
+        number, commits = number + 8, commits + 1
+    assert file.look("SELECT count(*) FROM stream") == [(number,)]
+    return log
+
+
+async def test_what_the_log_holds_is_moved_beside_the_commits_and_the_log_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "WRITES_PER_MOVE", 200)
+    async with SqliteFile(path := tmp_path / "events.sqlite", SCHEMA) as file:
+        log = await written(file, 1_000)
+        assert log.stat().st_size < 1_000 * 4_120
+    with closing(sqlite3.connect(path)) as after:
+        assert after.execute("SELECT count(*) FROM stream").fetchone() == (8_000,)
+        assert after.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("connection", ["_mover", "_writer"])
+async def test_where_the_log_cannot_be_moved_commits_go_on_and_are_durable(
+    file: SqliteFile, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    class Stuck:
+        def __init__(self, inner: sqlite3.Connection) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+        def execute(self, sql: str, *values: Any) -> object:
+            if "wal_checkpoint" in sql:
+                raise sqlite3.OperationalError("disk I/O error")
+            return self.inner.execute(sql, *values)
+
+    monkeypatch.setattr(sqlite_file, "WRITES_PER_MOVE", 50)
+    monkeypatch.setattr(file, connection, Stuck(getattr(file, connection)))
+    log = await written(file, 300)
+    assert log.stat().st_size > 300 * 4_120 or connection == "_writer"

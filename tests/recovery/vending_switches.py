@@ -31,6 +31,7 @@ def answer_before_the_commit() -> None:
         if not any("append" in write.work.__qualname__ for write in group):
             await commit(self, group)
             return
+        self._writer.execute("BEGIN IMMEDIATE")
         for write, result in self._execute(group):
             write.done.set_result(result)
         await asyncio.Event().wait()

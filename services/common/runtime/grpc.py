@@ -50,7 +50,7 @@ HEALTH_MIRROR_S = 0.1
 GUARDED = ("/wattvend.", "/google.longrunning.")
 """How the names of the product's methods begin."""
 MESSAGE_BYTES_MAX = 4 << 20
-SERVERS = 16
+SERVERS = 32
 """So many servers share a port, each with some of the connections. grpc.aio's server takes up one
 call at a time, each after a turn of a thread and one of the loop: while the loop is busy calls
 would wait in line for being seen at all, some of them for many turns."""

@@ -27,8 +27,11 @@ from services.vending.domain.event_store import NameTaken, StoreUnavailable
 
 WRITES_PER_COMMIT_MAX = 512
 WRITES_WAITING_MAX = 20_000
-WAL_PAGES = 4_000
-"""Pages of 4 KiB that gather before a commit also moves them into the file: fewer long commits."""
+WRITES_PER_MOVE = 1_000
+"""After so many, what the log of SQLite holds is moved into the file, beside the commits."""
+LOG_PAGES_MAX = 32_000
+"""Pages of 4 KiB in the log at which a commit moves them itself, and all wait for it."""
+_MOVE = "PRAGMA wal_checkpoint(PASSIVE)"
 BUSY_TIMEOUT_MS = 5_000
 SCHEMA = 1
 """PRAGMA user_version of the file: raised when a table changes."""
@@ -75,6 +78,7 @@ class SqliteFile:
                 # Short reads on the loop's thread, long ones in a thread.
                 self._looker = opened.enter_context(closing(_connect(path)))
                 self._reader = opened.enter_context(closing(_connect(path)))
+                self._mover = opened.enter_context(closing(_connect(path)))
             except sqlite3.Error as failed:
                 what_to_do = "name another file in store_path, or restore this one from a backup"
                 if isinstance(failed, sqlite3.OperationalError):  # the file may be in order
@@ -84,6 +88,10 @@ class SqliteFile:
                 ) from failed
             opened.pop_all()
         self._commits = ThreadPoolExecutor(1, "vending-commit")
+        self._moves = ThreadPoolExecutor(1, "vending-move")
+        self._moving: asyncio.Future[None] | None = None
+        self._unmoved = 0
+        self._is_almost_moved = False
         self._reads = ThreadPoolExecutor(1, "vending-read")
 
     def write(
@@ -162,12 +170,17 @@ class SqliteFile:
         points.point("written")
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._commits, self._writer.execute, "COMMIT")
+            await loop.run_in_executor(self._commits, self._make_durable)
         except sqlite3.Error as failed:
             self._give_up(group, failed)
             self._tell()  # perhaps it is there all the same
             return
         points.point("committed")
+        self._unmoved += len(group)
+        if self._unmoved >= WRITES_PER_MOVE and self._moving is None:
+            self._unmoved = 0
+            self._moving = loop.run_in_executor(self._moves, self._move)
+            self._moving.add_done_callback(self._moved)
         for write, returned in results:
             if isinstance(returned, _Refused):
                 _fail([write], self._explained(returned.why))
@@ -176,6 +189,24 @@ class SqliteFile:
             if not write.done.done():
                 write.done.set_result(result)
         self._tell()
+
+    def _make_durable(self) -> None:
+        self._writer.execute("COMMIT")
+        if self._is_almost_moved:
+            # The little that came meanwhile; between two commits, so that the log begins anew.
+            self._is_almost_moved = False
+            with contextlib.suppress(sqlite3.Error):  # what was committed is durable all the same
+                self._writer.execute(_MOVE).fetchall()
+
+    def _move(self) -> None:
+        """Move what the log holds into the file, while commits go on."""
+        self._mover.execute(_MOVE).fetchall()
+        self._is_almost_moved = True
+
+    def _moved(self, moving: asyncio.Future[None]) -> None:
+        self._moving = None
+        # Where it failed the log grows until a commit moves it, or fails of the same.
+        moving.exception()
 
     def _execute(self, group: list[_Write]) -> list[tuple[_Write, Any]]:
         """Run the group's statements; return what each returned, or _Refused.
@@ -220,7 +251,8 @@ class SqliteFile:
             await asyncio.wait([self._running])
         self._commits.shutdown()
         self._reads.shutdown()
-        for connection in (self._reader, self._looker, self._writer):
+        self._moves.shutdown()
+        for connection in (self._mover, self._reader, self._looker, self._writer):
             connection.close()
         os.close(self._lock)
 
@@ -374,7 +406,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            f"wal_autocheckpoint={WAL_PAGES}",
+            f"wal_autocheckpoint={LOG_PAGES_MAX}",
             f"busy_timeout={BUSY_TIMEOUT_MS}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()

@@ -36,7 +36,7 @@ from services.vending.metrics import Metrics
 STATES_MAX = 20_000
 SCAN_EVENTS_MAX = 5_000
 RETRY_S = 1.0
-PACE_S = 0.030
+PACE_S = 0.050
 """Batches begin at least so far apart: under load they are large, and cost less an event."""
 EVENTS_IN_A_ROW = 16
 FIRST_BOOK_EPOCH = 1
@@ -262,10 +262,14 @@ class Relay:
                 links.append(link_of(stored, hash_))
             papers.append((stored, event))
             root = root_with(root, stored, hash_)
-        await self._numbering.give(papers, root.position)
-        if links:
-            await self._tables.keep_links(links)
-            self._linked_until = links[-1].position
+        kept = await asyncio.gather(  # beside each other: one commit has both
+            self._numbering.give(papers, root.position),
+            self._keep(links),
+            return_exceptions=True,  # neither goes on when the other failed and is tried again
+        )
+        for failed in kept:
+            if failed is not None:
+                raise failed
         points.point("linked")
         await self._publisher.publish(ledger)
         points.point("ledger-published")
@@ -277,6 +281,11 @@ class Relay:
         self._metrics.relay_position.set(root.position)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
+
+    async def _keep(self, links: Sequence[Link]) -> None:
+        if links:
+            await self._tables.keep_links(links)
+            self._linked_until = links[-1].position
 
     async def _decided_of(self, stored: StoredEvent) -> Decided:
         decided = self._decided(stored.id)
