@@ -141,8 +141,8 @@ class Fitters(Beside):
     def another_moves_in_where_a_meter_is_to_go(self, person: str, to: str) -> None:
         """Let it be approved afterwards: what one has used is not charged to the next."""
         meter_id = self.held()[0]
-        self.read(meter_id)
         about = f"{self.clerk.cards[meter_id].owner} {to}"
+        self.read(meter_id)  # it may leave by a closing with that
         register_milli = self.register(meter_id, "below")
         ask = self.new("move", meter_id, person, about=about, register_milli=register_milli)
         self.ask(ask)

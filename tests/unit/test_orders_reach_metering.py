@@ -165,6 +165,7 @@ async def test_a_register_that_ran_over_counts_on_from_nothing(platform: Platfor
 async def test_a_mistyped_closing_register_waits_for_the_person_and_the_new_device_does_not(
     platform: Platform,
 ) -> None:
+    await platform.desk.may_alone('{"exchange": null, "register": null}')
     await platform.desk.replace(closing_register_milli=JUMPED_MILLI, opening_register_milli=0)
     assert await platform.told() == ["meter-left", "reading-held", "closed"]
     await platform.read(5)
