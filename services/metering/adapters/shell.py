@@ -15,7 +15,7 @@ import structlog
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.frames import ReadingFrame
-from services.common.runtime import collector, memory, points
+from services.common.runtime import memory, points
 from services.metering.adapters import changelog
 from services.metering.adapters.changelog import Batches, ShardChangelog, StoredRow
 from services.metering.adapters.decoding import (
@@ -46,6 +46,8 @@ from services.metering.domain.together import absorb_all
 HANDFUL_RECORDS_MAX = 32
 HANDFUL_BYTES_MAX = 1 << 19
 """Of records that are absorbed together: a few full frames, some milliseconds' work."""
+NEW_OBJECTS = 50_000
+"""What some frames make and forget again; no sign of garbage."""
 FACTS_PACKED_MAX = 200
 """Facts that are packed at a time: a millisecond or two, in which no record is absorbed."""
 
@@ -134,7 +136,7 @@ class Shell:
         gc.freeze()
         # A frame makes thousands of objects and forgets them: by itself Python would look for
         # cycles among them dozens of times a second.
-        gc.set_threshold(collector.NEW_OBJECTS)
+        gc.set_threshold(NEW_OBJECTS)
         self._log.info(
             "rows recovered",
             shards=sorted(self.owned),
