@@ -1,16 +1,14 @@
 """Tables that came with a later release: made of all events of a book, once, when it is opened.
 
-It reads the whole book: a minute for some million events. A book that begins with such a table is
-not read.
+It reads the whole book, and takes the longer the more there is. A book that begins with such a
+table is not read.
 """
 
 from collections.abc import Collection
-from types import ModuleType
 
-from services.vending.adapters.database import Change, Claim, Database, Statement
-from services.vending.adapters.tables import holds, papers, payments
-from services.vending.application.stored import event_of
-from services.vending.domain.event_store import FROM_START, EventStore, StoredEvent
+from services.vending.adapters.database import Change, Database, Statement
+from services.vending.adapters.tables import by_subject, changes, holds, papers, payments
+from services.vending.domain.event_store import FROM_START, EventStore
 
 LATER = {"paper": papers, "payment": payments, "hold": holds}
 """Each such table → its module."""
@@ -24,10 +22,11 @@ async def fill(store: EventStore, database: Database) -> None:
         return
     empty = [Statement(f"DELETE FROM {name}", [()]) for name in missing]  # noqa: S608 - constants
     await database.run(empty)
+    made_by = by_subject(LATER[name] for name in missing)
     after = FROM_START
     while events := await store.read_all(after, EVENTS_AT_ONCE_MAX):
         after = events[-1].position
-        await database.run([s for event in events for s in _statements(event, missing)])
+        await database.run([_statement(c) for event in events for c in changes(event, made_by)])
     await database.run([mark(missing)])
 
 
@@ -36,12 +35,6 @@ def mark(names: Collection[str] = tuple(LATER)) -> Statement:
     return Statement("INSERT INTO made(name) VALUES($1)", [(name,) for name in names])
 
 
-def _statements(stored: StoredEvent, names: Collection[str]) -> list[Statement]:
-    changes: list[Change] = []
-    for name in names:
-        module: ModuleType = LATER[name]
-        kinds = {kind.SUBJECT: make for kind, make in module.CHANGES.items()}
-        if make := kinds.get(stored.type):
-            changes += make(event_of(stored), stored.position)
-    assert not any(isinstance(change, Claim) for change in changes), "names are not claimed later"
-    return [change for change in changes if isinstance(change, Statement)]
+def _statement(change: Change) -> Statement:
+    assert isinstance(change, Statement), "names are not claimed later"
+    return change

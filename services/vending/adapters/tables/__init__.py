@@ -5,7 +5,8 @@ events, which of them change it (CHANGES), within the transaction that stores th
 is used outside is imported from there; what is of all tables stands here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import ModuleType
 
 from services.vending.adapters.database import Change
 from services.vending.adapters.tables import (
@@ -28,7 +29,7 @@ from services.vending.adapters.tables import (
     unique_names,
     waiting,
 )
-from services.vending.adapters.tables.table import Make
+from services.vending.adapters.tables.table import Changes, Make
 from services.vending.application.stored import event_of
 from services.vending.domain.event_store import StoredEvent
 
@@ -95,32 +96,31 @@ class SqlTables(
     """The tables in a database that has SCHEMA."""
 
 
-def _by_subject() -> dict[str, list[Make]]:
+def by_subject(tables: Iterable[ModuleType]) -> dict[str, list[Make]]:
+    """Return subject → what its events change in some of the tables, in their order."""
     made: dict[str, list[Make]] = {}
-    derived = (
-        *(unique_names, todos, waiting, batches, papers, payments),
-        *(holds, scheduled, closings, pending),
-    )
-    for table in derived:
-        for kind, make in table.CHANGES.items():
+    for table in tables:
+        of_table: Changes = getattr(table, "CHANGES", {})
+        for kind, make in of_table.items():
             made.setdefault(kind.SUBJECT, []).append(make)
     return made
 
 
-_CHANGES = _by_subject()
+_CHANGES = by_subject(_TABLES)
 
 
-def changes(stored: StoredEvent) -> Iterable[Change]:
+def changes(stored: StoredEvent, made: Mapping[str, list[Make]] = _CHANGES) -> Iterable[Change]:
     """Return what an event changes in the tables, in order: of most types nothing.
 
-    Whoever stores the event makes the changes in the same transaction.
+    Whoever stores the event makes the changes in the same transaction. `made`: of some of the
+    tables, as `by_subject` says.
     """
-    return _changes(stored) if stored.type in _CHANGES else ()
+    return _changes(stored, made[stored.type]) if stored.type in made else ()
 
 
-def _changes(stored: StoredEvent) -> Iterator[Change]:
+def _changes(stored: StoredEvent, made: Iterable[Make]) -> Iterator[Change]:
     event = event_of(stored)
-    for make in _CHANGES[stored.type]:
+    for make in made:
         yield from make(event, stored.position)
 
 
