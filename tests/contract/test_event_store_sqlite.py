@@ -343,5 +343,6 @@ async def test_where_the_log_cannot_be_moved_commits_go_on_and_are_durable(
 
     monkeypatch.setattr(sqlite_file, "WRITES_PER_MOVE", 50)
     monkeypatch.setattr(file, connection, Stuck(getattr(file, connection)))
-    log = await written(file, 300)
-    assert log.stat().st_size > 300 * 4_120 or connection == "_writer"
+    log = await written(file, 300)  # which looks whether all of it is there
+    if connection == "_mover":
+        assert log.stat().st_size > 300 * 4_120
