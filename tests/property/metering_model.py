@@ -102,6 +102,7 @@ class Meter:
     fact: Fact
     register: int | None
     since: int
+    entered: int
     time: int = 0
     reading_id: bytes = NO_READING
     quality: int = VERIFIED
@@ -537,7 +538,8 @@ class ScalarShard:
     def _waiting_closing(self, account: Account, meter: Meter, fact: Fact) -> Reading | None:
         """Return the closing register, as a reading, where a person must confirm it."""
         register, time = fact["closing_register_milli"], max(self.now, meter.time)
-        above, below = self._bound(meter, time), self._bound(meter, meter.time + 2**31)
+        deepest = (meter.time if meter.sequence else self.now) + 2**31
+        above, below = self._bound(meter, time), self._bound(meter, deepest)
         if fact["account_key"] != account.key or account.frozen or above is None or below is None:
             return None
         assert meter.register is not None
@@ -594,7 +596,7 @@ class ScalarShard:
         if len(account.meters) == METERS_MAX:
             raise Raised
         since, waiting = stay or (self.now, None)
-        meter = Meter(fact, fact["opening_register_milli"], since)
+        meter = Meter(fact, fact["opening_register_milli"], since, self.now)
         meter.silent_at = self.now + SILENCE_MS
         meter.waiting = waiting
         account.meters[meter.key] = meter
@@ -721,9 +723,12 @@ class ScalarShard:
     def _bound(self, meter: Meter, time: int) -> int | None:
         """Return by how much the register may have risen; None: unknown."""
         ratio, power_w = meter.fact["ratio"], meter.fact["max_power_w"]
-        if power_w is None or meter.sequence == 0 or time < meter.time:
+        if power_w is None or meter.register is None or time < meter.time:
             return None
         duration = 2_000 if time == meter.time else min(time - meter.time, 2**31)
+        if meter.sequence == 0:
+            duration = min(max(time - meter.entered, 0) + SILENCE_MS, 2**31)
+            duration = 2**31 if meter.silent_at is None else duration
         return int(power_w * duration // 3_000_000 + 100 * ratio) // ratio
 
     def _standing(self, meter: Meter, reading: Reading) -> set[str]:
@@ -768,7 +773,8 @@ class ScalarShard:
         if meter.register is None:
             return "accepted"
         if meter.sequence == 0:
-            return "below-opening" if register < meter.register else "accepted"
+            is_below = register < meter.register
+            return "below-opening" if is_below else self._risen(meter, meter.register, reading)
         return self._outcome_after(meter, meter.register, reading)
 
     def _outcome_after(self, meter: Meter, last: int, reading: Reading) -> str:
@@ -786,6 +792,10 @@ class ScalarShard:
                 return "late"
             within = window[1] <= register <= window[3]
             return "re-split" if within else "late-conflict"
+        return self._risen(meter, last, reading)
+
+    def _risen(self, meter: Meter, last: int, reading: Reading) -> str:
+        register, bound = reading["register_milli"], self._bound(meter, reading["device_time_ms"])
         if register >= last and (bound is None or register - last <= bound):
             return "accepted"
         return self._jump(meter, last, register, bound)

@@ -112,7 +112,6 @@ def test_a_power_bound_beyond_int64_products_is_exact() -> None:
     log.use(0)
     assert dict(log.later(1_000).use(10**12).counts) == {"accepted": 1}
     log = standing_log(max_power_w=-(2**62))
-    log.use(0)
     assert dict(log.later(1_000).use(1).counts) == {"implausible": 1}
 
 

@@ -117,6 +117,56 @@ def test_a_hold_outlives_a_restart() -> None:
     assert (charge["to_register_milli"], charge["to_time_ms"]) == (10**9, log.now_ms)
 
 
+# What holds a meter at the first reading of its epoch
+
+OPENED_MILLI = 1_234_560
+WEEK_MILLI = 604_801_000 * POWER_W // 3_000_000 + 100
+"""What a load of 10 kW by 1.2 uses in a week and the second since the meter entered, and 100."""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "register_milli"),
+    [
+        ("accepted", OPENED_MILLI + WEEK_MILLI),
+        ("implausible", OPENED_MILLI + WEEK_MILLI + 1),
+        ("scale", 10 * OPENED_MILLI),  # a profile says the decimals wrong: it shows at once
+        ("below-opening", OPENED_MILLI - 1),
+    ],
+)
+def test_the_first_reading_is_held_against_the_load_of_a_week(
+    outcome: str, register_milli: int
+) -> None:
+    log = standing_log(max_power_w=POWER_W, opening_register_milli=OPENED_MILLI)
+    done = log.use(register_milli)
+    assert dict(done.counts) == {outcome: 1}
+    if outcome in {"implausible", "scale"}:
+        (alarm,) = of(done, "alarm")
+        assert (alarm["kind"], alarm["reason"]) == ("reading-held", outcome)
+        assert (alarm["last_register_milli"], alarm["last_time_ms"]) == (OPENED_MILLI, None)
+        assert (alarm["bound_milli"], charges(done)) == (WEEK_MILLI, [])
+        (charge,) = charges(judged(log, done, "accept", opening_register_milli=OPENED_MILLI))
+        assert charge["energy_milli"] == register_milli - OPENED_MILLI
+
+
+def test_a_meter_that_was_told_silent_before_its_first_reading_may_have_counted_longer() -> None:
+    for more_milli, outcome in ((0, "accepted"), (1, "implausible")):
+        log = standing_log(10**6, max_power_w=POWER_W, opening_register_milli=DEEPEST_MILLI)
+        log.later(SILENCE_MS).wake()
+        assert dict(log.use(2 * DEEPEST_MILLI + more_milli).counts) == {outcome: 1}
+
+
+def test_the_jump_that_held_a_house_meter_is_not_charged_to_the_account_it_goes_to() -> None:
+    log = standing_log()
+    at_home = meter("M2", house("M2"), max_power_w=POWER_W)
+    log.fact(at_home)
+    for register_milli in (LAST_MILLI, 10**9):
+        log.read(reading(register_milli, meter_id="M2", at_ms=log.later(1_000).now_ms))
+    log.fact(moved(at_home, "A1", LAST_MILLI))
+    jump = reading(10**9 + 1, meter_id="M2", at_ms=log.later(1_000).now_ms, epoch=2)
+    done = log.read(jump)
+    assert (told(done), charges(done)) == ([("reading-held", "implausible")], [])
+
+
 # What a person says of it
 
 
@@ -240,6 +290,16 @@ def test_a_mistyped_closing_register_is_not_charged_until_a_person_confirms_it(
     assert ("hold-resolved", "accept") in told(done)
     assert of(done, "relay-intent") == []
     assert dict(log.fact(replaced(0, **said, revision=3)).counts) == {}
+
+
+@pytest.mark.parametrize("rise_milli", [2 * WEEK_MILLI, -DEEPEST_MILLI - 1])
+def test_a_mistyped_closing_register_of_a_meter_that_was_never_read_waits_too(
+    rise_milli: int,
+) -> None:
+    log = standing_log(max_power_w=POWER_W, opening_register_milli=2 * DEEPEST_MILLI)
+    done = log.fact(replaced(2 * DEEPEST_MILLI + rise_milli))
+    assert (dict(done.counts), charges(done)) == ({"closing": 1}, [])
+    assert told(done) == [("reading-held", "closing")]
 
 
 def closing_held() -> tuple[Log, dict[str, Any]]:

@@ -26,9 +26,9 @@ def must_wait(meter: Any, fact: Fact, now_ms: int) -> bool:
 
     Only where the meter stays in its account: another account begins at what ended there.
     """
-    closing_milli, time_ms = fact["closing_register_milli"], int(meter["time_ms"])
-    highest_milli = bound_milli(meter, max(now_ms, time_ms))
-    deepest_milli = bound_milli(meter, time_ms + DURATION_MS_MAX)
+    closing_milli, last_ms = fact["closing_register_milli"], int(meter["time_ms"]) or now_ms
+    highest_milli = bound_milli(meter, max(now_ms, last_ms))
+    deepest_milli = bound_milli(meter, last_ms + DURATION_MS_MAX)
     stays = fact["account_key"] == fact["previous_account_key"]
     if not stays or closing_milli is None or highest_milli is None or deepest_milli is None:
         return False

@@ -40,7 +40,7 @@ LAYOUT_VERSION = 5
 """Raised when the bytes of a row change their meaning."""
 FORMER_LAYOUT_VERSION = 4
 """Read too."""
-ABSORB_VERSION = 6
+ABSORB_VERSION = 7
 """Raised when the same log would give other outputs or rows."""
 METERS_MAX = 256
 """Meters an account may have."""

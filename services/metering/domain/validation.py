@@ -14,7 +14,8 @@ from services.common.kernel.frames import (
 from services.common.tariffs.shape import RATES_APART_MILLI_MAX, REGISTER_MILLI_MAX
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
-from services.metering.domain.rows import FLAGS, HOLDS, NO_POWER
+from services.metering.domain.rows import FLAGS, HOLDS, NO_POWER, NOT_DUE_MS
+from services.metering.domain.shard import SILENCE_MS
 
 TIME_MS_FROM = 946_684_800_000
 """2000-01-01: a device whose clock says less has none."""
@@ -76,7 +77,7 @@ def outcomes_of(intervals: Intervals) -> Array:
     last, accepted_before = meters["register_milli"], meters["sequence"] > 0
     outcomes = np.zeros(len(readings), np.uint8)
     decided = {
-        "implausible": accepted_before & _is_implausible(intervals),
+        "implausible": _is_implausible(intervals),
         "negative": register < last,
         "late": accepted_before & (time_ms <= meters["time_ms"]),
         "duplicate": accepted_before & (readings["reading_id"] == meters["reading_id"]),
@@ -109,18 +110,37 @@ def _is_implausible(intervals: Intervals) -> Array:
     power_w = np.where(bounded, meters["max_power_w"], 0)
     if power_w.max(initial=0) > POWER_W_PLAIN_MAX or power_w.min(initial=0) < 0:
         power_w = power_w.astype(object)  # integers without end: slow, exact, hardly ever
-    durations_ms = np.minimum(readings["device_time_ms"] - meters["time_ms"], DURATION_MS_MAX)
+    durations_ms = readings["device_time_ms"] - meters["time_ms"]
+    unread = meters["sequence"] == 0
+    if unread.any():
+        first_ms = _first_durations_ms(meters["silent_at_ms"], readings["device_time_ms"])
+        durations_ms = np.where(unread, first_ms, durations_ms)
+    durations_ms = np.minimum(durations_ms, DURATION_MS_MAX)
     rises_milli = readings["register_milli"] - meters["register_milli"]
     ratio = meters["ratio"].astype(np.int64)
     allowed_milli = (power_w * durations_ms // 3_000_000 + NOISE_MILLI * ratio) // ratio
     return bounded & (rises_milli > allowed_milli).astype(np.bool_)
 
 
+def _first_durations_ms(silent_at_ms: Any, times_ms: Any) -> Any:
+    """Return how long meters may have counted that were not read in their epoch yet.
+
+    Nobody knows how old the register is that came with an assignment. Older than a silence that
+    is told it hardly is: so it counts from that much before the meter entered.
+    """
+    entered_ms = silent_at_ms - SILENCE_MS
+    durations_ms = np.maximum(times_ms - entered_ms, 0) + SILENCE_MS
+    return np.where(silent_at_ms == NOT_DUE_MS, DURATION_MS_MAX, durations_ms)
+
+
 def bound_milli(meter: Any, time_ms: int) -> int | None:
     """Return by how much the register of a meter may have risen at a time; None: unknown."""
-    duration_ms = min(time_ms - int(meter["time_ms"]), DURATION_MS_MAX) or SAME_INSTANT_MS
+    duration_ms = time_ms - int(meter["time_ms"]) or SAME_INSTANT_MS
+    if not meter["sequence"]:
+        duration_ms = int(_first_durations_ms(meter["silent_at_ms"], np.int64(time_ms)))
+    duration_ms = min(duration_ms, DURATION_MS_MAX)
     power_w, ratio = int(meter["max_power_w"]), int(meter["ratio"])
-    if power_w == NO_POWER or not meter["sequence"] or duration_ms < 0:
+    if power_w == NO_POWER or not meter["opened"] or duration_ms < 0:
         return None
     return (power_w * duration_ms // 3_000_000 + NOISE_MILLI * ratio) // ratio
 
