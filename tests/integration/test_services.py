@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.common.kernel.errors import Retriable
 from services.common.runtime import topics
 from services.common.runtime.settings import ServiceSettings
 from tests.unit.test_docs import SERVICES, documented_metrics
@@ -239,6 +240,18 @@ def test_kafka_postgresql_and_the_mqtt_broker_listen_on_loopback_only(
     for port in (ports.kafka, ports.kafka_controller, ports.postgres, ports.mqtt):
         assert listening(port)
         assert listening(port) <= LOOPBACK_ADDRESSES.keys(), port
+
+
+async def test_topics_that_kafka_will_not_make_are_told_with_its_reason(
+    quiet_stack: BackgroundStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = topics.Topic("wanted", "site", "site", 1, {}, (), {})
+    monkeypatch.setattr(topics, "catalogue", lambda: topics.Catalogue(1, 1, {"wanted": wanted}, ()))
+    with pytest.raises(Retriable, match=r"topic wanted cannot be created at .*replication factor"):
+        await asyncio.wait_for(
+            topics.create(quiet_stack.kafka_bootstrap, replication=3), DEADLINE_S
+        )
+    assert await topics.create(quiet_stack.kafka_bootstrap) == ["wanted"]
 
 
 async def test_told_to_stop_before_it_was_ever_ready_it_stops(

@@ -5,7 +5,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_code
 
 import schemas
 from services.common.kernel.errors import Retriable
@@ -21,6 +20,9 @@ from services.common.kernel.values import value_class
 
 _DAY_MS = 86_400_000
 _LEADER_WAIT_S = 0.2
+_LEADERS_WITHIN_S = 30.0
+_MADE = {NoError.errno, TopicAlreadyExistsError.errno}
+"""Another creator may be faster; check() tells whether it agrees."""
 
 
 @value_class
@@ -95,7 +97,10 @@ def _topic(entry: dict[str, Any], raw: dict[str, Any]) -> Topic:
 
 
 async def create(bootstrap: str, *, replication: int = 1) -> list[str]:
-    """Create the topics that are missing; return their names."""
+    """Create the topics that are missing; return their names.
+
+    Raises Retriable where Kafka will not make one, with its reason, or does not list it in time.
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
@@ -104,16 +109,30 @@ async def create(bootstrap: str, *, replication: int = 1) -> list[str]:
         wanted = [
             NewTopic(t.name, t.partitions, replication, topic_configs=t.config) for t in missing
         ]
-        # Another creator may be faster; check() tells whether it agrees.
-        with contextlib.suppress(TopicAlreadyExistsError):
-            await admin.create_topics(wanted)
-        # Leaders are elected a moment after create_topics answers.
-        while missing and {t.name for t in missing} - set(await admin.list_topics()):
-            await asyncio.sleep(_LEADER_WAIT_S)
-        await asyncio.sleep(_LEADER_WAIT_S)
-        return [topic.name for topic in missing]
+        answer = await admin.create_topics(wanted)
+        for name, code, why in answer.topic_errors:
+            if code not in _MADE:
+                raise Retriable(
+                    f"topic {name} cannot be created at {bootstrap}: {why or for_code(code)()}"
+                )
+        names = [topic.name for topic in missing]
+        await _until_listed(admin, set(names), bootstrap)
+        return names
     finally:
         await admin.close()
+
+
+async def _until_listed(admin: AIOKafkaAdminClient, names: set[str], bootstrap: str) -> None:
+    """Wait until topics that were just made have leaders, a moment after Kafka's answer."""
+    deadline_s = asyncio.get_running_loop().time() + _LEADERS_WITHIN_S
+    while late := names - set(await admin.list_topics()):
+        if asyncio.get_running_loop().time() > deadline_s:
+            raise Retriable(
+                f"topic {min(late)} was created at {bootstrap} and is not there "
+                f"{_LEADERS_WITHIN_S:g} s later: look whether all of its brokers run"
+            )
+        await asyncio.sleep(_LEADER_WAIT_S)
+    await asyncio.sleep(_LEADER_WAIT_S)
 
 
 async def check(bootstrap: str) -> None:
