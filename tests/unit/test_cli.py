@@ -20,7 +20,7 @@ import yaml
 from google.longrunning import operations_proto_pb2 as lro
 from typer.testing import CliRunner, Result
 
-from services.common.kernel import names
+from services.common.kernel import filters, names
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tools import client
@@ -329,7 +329,7 @@ def test_the_commands_of_the_page_on_tariffs_work(monkeypatch: pytest.MonkeyPatc
     asked.request_id = ""
     assert drafted == asked
     assert dict(vending.asked)["ListDocuments"].filter == (
-        'state = submitted AND legal_entity = "legalEntities/prop-co"'
+        'state = "submitted" AND legal_entity = "legalEntities/prop-co"'
     )
     # New Year in Shanghai: eight hours before it in UTC.
     assert asked.effective_at_ms == 1_798_732_800_000
@@ -357,6 +357,16 @@ def test_the_commands_of_the_page_on_policies_work(monkeypatch: pytest.MonkeyPat
     assert (rules.zone, len(rules.no_cut)) == ("Asia/Shanghai", 3)
     assert rules.notice is not None
     assert rules.notice.required
+
+
+def test_documents_are_asked_for_by_a_legal_entity_of_any_script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vending = Vending(**DOCUMENTS)
+    wattvend(monkeypatch, vending, "document", "list", "--legal-entity", '物业 "A"')
+    known = {"legal_entity": filters.name(names.LEGAL_ENTITY)}
+    asked = filters.parse(dict(vending.asked)["ListDocuments"].filter, known)
+    assert asked == filters.Match("legal_entity", "=", '物业 "A"')
 
 
 def test_a_document_is_shown_with_who_must_look_at_it_and_what_it_says(
@@ -786,6 +796,69 @@ def test_a_terminal_obeys_nothing_that_stands_in_the_book(monkeypatch: pytest.Mo
     refused = Vending(GetBatch=Refused("NOT_FOUND", "BATCH_NOT_FOUND", said))
     told = wattvend(monkeypatch, refused, "batch", "show", "x").stderr
     assert "\x1b" not in told
+
+
+def test_what_a_device_calls_itself_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody registered it: its serial is whatever somebody sent to the broker."""
+    lost = r.ListLostMetersResponse(devices=[r.LostDevice(name="unknown/mqtt/[/][b]1")])
+    result = wattvend(monkeypatch, Vending(ListLostMeters=lost), "fleet", "--lost")
+    assert result.exit_code == 0, result.exception
+    assert "unknown/mqtt/[/][b]1" in result.stdout
+    result = wattvend(monkeypatch, Vending(GetMeter=v.Meter(serial="[/]")), "meter", "show", "M1")
+    assert result.exit_code == 0, result.exception
+    assert "[/]" in result.stdout
+
+
+class Paged(Vending):
+    """Answers a list in two pages."""
+
+    def __init__(self, method: str, first: Any, last: Any) -> None:
+        super().__init__(**{method: first})
+        self.first, self.last = first, last
+        first.next_page_token = "more"
+
+    async def __call__(self, method: str, request: Any, **more: float) -> Any:
+        self.answers[method] = self.last if request.page_token == "more" else self.first
+        return await super().__call__(method, request, **more)
+
+
+def test_nothing_that_is_lost_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(name: str) -> r.ListLostMetersResponse:
+        return r.ListLostMetersResponse(devices=[r.LostDevice(name=name)])
+
+    paged = Paged("ListLostMeters", lost("meters/M1"), lost("meters/M2"))
+    shown = wattvend(monkeypatch, paged, "fleet", "--lost").stdout
+    assert "meters/M1" in shown
+    assert "meters/M2" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "first", "last"),
+    [
+        (
+            "alarms",
+            "ListAlarms",
+            r.ListAlarmsResponse(alarms=[r.Alarm(account="accounts/A1", currency="CNY")]),
+            r.ListAlarmsResponse(alarms=[r.Alarm(account="accounts/A2", currency="CNY")]),
+        ),
+        (
+            "exceptions",
+            "ListExceptions",
+            r.ListExceptionsResponse(exceptions=[r.ExceptionState(account="accounts/A1")]),
+            r.ListExceptionsResponse(exceptions=[r.ExceptionState(account="accounts/A2")]),
+        ),
+    ],
+)
+def test_a_list_that_goes_on_says_how_to_see_the_rest(
+    monkeypatch: pytest.MonkeyPatch, command: str, method: str, first: Any, last: Any
+) -> None:
+    paged = Paged(method, first, last)
+    shown = wattvend(monkeypatch, paged, command).stdout
+    assert "A1" in shown
+    assert "more: --page more" in shown
+    shown = wattvend(monkeypatch, paged, command, "--page", "more").stdout
+    assert "A2" in shown
+    assert "more:" not in shown
 
 
 def exporting(*meters: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from services.common.kernel.units import format_scaled
 from services.common.tariffs import plan as plans
 from tools import sitefile
 from tools.cli import batches, documents, show
-from tools.cli.asking import instant_ms, run
+from tools.cli.asking import instant_ms, pages, run, whole
 from tools.client import Clients, Refused
 from wattvend.reporting.v1 import previews_pb2 as p
 from wattvend.reporting.v1 import reporting_pb2 as r
@@ -259,27 +259,19 @@ def adjust(
 async def _began(clients: Clients, parent: str, number: int) -> d.Version:
     """Return a version of a tariff that has begun. Raises Refused."""
     request = d.ListVersionsRequest(parent=parent)
-    while True:
-        page: d.ListVersionsResponse = await clients.documents("ListVersions", request)
-        for each in page.versions:
-            if each.number == number and each.state != "scheduled":
-                return each
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
+    found: d.ListVersionsResponse = await whole(clients.documents, "ListVersions", request)
+    for each in found.versions:
+        if each.number == number and each.state != "scheduled":
+            return each
     message = f"{parent} has no version {number} that has begun: run it when it has"
     raise Refused("FAILED_PRECONDITION", "FAILED_PRECONDITION", message)
 
 
 async def _adjustments(clients: Clients) -> AsyncIterator[b.Batch]:
     request = b.ListBatchesRequest(filter="kind = adjustment")
-    while True:
-        page: b.ListBatchesResponse = await clients.batches("ListBatches", request)
+    async for page in pages(clients.batches, "ListBatches", request):
         for each in page.batches:
             yield each
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
 
 
 def of_run(answer: p.AdjustmentPreview, batch: b.Batch | None) -> RenderableType:

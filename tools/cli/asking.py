@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -56,6 +56,8 @@ Reason = Annotated[str, typer.Option(help="why; kept in the book")]
 
 
 Answer = Message | dict[str, Message]
+Call = Callable[[str, Any], Awaitable[Any]]
+"""What asks a service, e.g. `clients.vending`."""
 
 
 def run(
@@ -156,6 +158,25 @@ def amount_of(text: str) -> Decimal:
     if not AMOUNT.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is no amount; write e.g. 99.90")
     return Decimal(text)
+
+
+async def pages(call: Call, method: str, request: Any) -> AsyncIterator[Any]:
+    """Yield the pages of a list, from the one that is asked for to the last."""
+    while True:
+        page = await call(method, request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+async def whole(call: Call, method: str, request: Any) -> Any:
+    """Return all pages of a list as one answer."""
+    answer, *more = [page async for page in pages(call, method, request)]
+    for page in more:
+        answer.MergeFrom(page)
+    answer.next_page_token = ""
+    return answer
 
 
 async def account_of(clients: Clients, account: str) -> v.Account:

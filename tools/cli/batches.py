@@ -367,9 +367,7 @@ def listed(answer: b.ListBatchesResponse) -> RenderableType:
             f"{each.summary.done_count}/{each.summary.targets_count}",
             escape(each.created_by),
         )
-    if answer.next_page_token:
-        table.caption = f"more: --page {answer.next_page_token}"
-    return table if answer.batches else "no batches"
+    return show.page(table, answer, "no batches")
 
 
 def previewed(answer: b.BatchPreview) -> RenderableType:
@@ -403,6 +401,4 @@ def results(answer: b.ListBatchResultsResponse) -> RenderableType:
             _colored(each.outcome),
             escape(f"{each.reason} {each.message}".strip()),
         )
-    if answer.next_page_token:
-        table.caption = f"more: --page {answer.next_page_token}"
-    return table if answer.results else "none"
+    return show.page(table, answer, "none")

@@ -1,6 +1,5 @@
 """`wattvend document`: versions of tariffs and policies, from the draft until they are in force."""
 
-import json
 from typing import Annotated
 from uuid import uuid4
 
@@ -10,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from services.common.kernel import names
+from services.common.kernel import filters, names
 from tools.cli import show
-from tools.cli.asking import Reason, RequestId, run
+from tools.cli.asking import Reason, RequestId, run, whole
 from wattvend.vending.v1 import documents_pb2 as d
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -41,9 +40,9 @@ def document_list(
     page: Page = "",
 ) -> None:
     """List documents, the oldest first."""
-    entity = json.dumps(names.LEGAL_ENTITY.name(legal_entity)) if legal_entity else ""
-    said = {"state": state, "kind": kind, "legal_entity": entity}
-    only = " AND ".join(f"{name} = {value}" for name, value in said.items() if value)
+    only = filters.wanting(
+        state=state, kind=kind, legal_entity=names.LEGAL_ENTITY.name_if(legal_entity)
+    )
     request = d.ListDocumentsRequest(filter=only, page_token=page)
     run(lambda clients: clients.documents("ListDocuments", request), show_documents)
 
@@ -84,7 +83,7 @@ def document_withdraw(document: DocumentId, reason: Reason, request_id: RequestI
 def list_versions(parent: str) -> None:
     """Ask for the versions of a tariff or policy, and show them."""
     request = d.ListVersionsRequest(parent=parent)
-    run(lambda clients: clients.documents("ListVersions", request), show_versions)
+    run(lambda clients: whole(clients.documents, "ListVersions", request), show_versions)
 
 
 def coloured(state: str) -> str:

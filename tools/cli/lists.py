@@ -11,7 +11,7 @@ from rich.table import Table
 from services.common.kernel import names
 from services.common.kernel.units import format_scaled
 from tools.cli.asking import run
-from tools.cli.show import currency_of, id_of, moment, money
+from tools.cli.show import currency_of, id_of, moment, money, page
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -66,9 +66,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], answer: Any) -
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    if answer.next_page_token:
-        table.caption = f"more: --page {answer.next_page_token}"
-    return table if rows else "[green]nothing[/]"
+    return page(table, answer)
 
 
 def accounts(answer: r.ListAccountsResponse) -> RenderableType:

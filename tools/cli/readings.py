@@ -22,7 +22,7 @@ from rich.table import Table
 
 from services.common.kernel.units import format_scaled
 from tools.cli import show
-from tools.cli.asking import err, instant_ms, options, run
+from tools.cli.asking import err, instant_ms, options, pages, run
 from tools.cli.batches import listed_in
 from tools.client import Clients, Refused
 from wattvend.reporting.v1 import fleet_pb2 as f
@@ -78,14 +78,10 @@ def batch_export_readings(  # noqa: PLR0917 - a command line is parsed by name
 
 
 async def _found(clients: Clients, filter_: str) -> AsyncIterator[str]:
-    token = ""
-    while True:
-        request = f.ListFleetMetersRequest(filter=filter_, page_size=PAGE_SIZE, page_token=token)
-        page: f.ListFleetMetersResponse = await clients.fleet("ListFleetMeters", request)
+    request = f.ListFleetMetersRequest(filter=filter_, page_size=PAGE_SIZE)
+    async for page in pages(clients.fleet, "ListFleetMeters", request):
         for meter in page.meters:
             yield show.id_of(meter.name)
-        if not (token := page.next_page_token):
-            return
 
 
 async def _written(clients: Clients, export: Export) -> f.ListFleetMetersResponse:
@@ -158,26 +154,23 @@ def _begun(export: Export) -> dict[str, str]:
 
 async def _meter(clients: Clients, export: Export, meter: str, file: Any) -> str:
     """Write the readings of a meter; return how many they are, or why there are none."""
-    count, token = 0, ""
-    while True:
-        request = f.ListReadingsRequest(
-            parent=f"meters/{meter}",
-            from_ms=export.from_ms,
-            to_ms=export.to_ms,
-            page_size=PAGE_SIZE,
-            page_token=token,
-        )
-        try:
-            page: f.ListReadingsResponse = await clients.fleet("ListReadings", request)
-        except Refused as refused:
-            if refused.reason != "METER_NOT_FOUND":
-                raise
-            return refused.reason
-        for reading in page.readings:
-            file.write(_row((meter, *_cells(reading))))
-        count += len(page.readings)
-        if not (token := page.next_page_token):
-            return f"{count} readings"
+    request = f.ListReadingsRequest(
+        parent=f"meters/{meter}",
+        from_ms=export.from_ms,
+        to_ms=export.to_ms,
+        page_size=PAGE_SIZE,
+    )
+    count = 0
+    try:
+        async for page in pages(clients.fleet, "ListReadings", request):
+            for reading in page.readings:
+                file.write(_row((meter, *_cells(reading))))
+            count += len(page.readings)
+    except Refused as refused:
+        if refused.reason != "METER_NOT_FOUND":
+            raise
+        return refused.reason
+    return f"{count} readings"
 
 
 def _cells(reading: f.ChargedReading) -> tuple[object, ...]:

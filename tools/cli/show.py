@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime
+from typing import Any
 from urllib.parse import unquote
 
 from rich.console import Group, RenderableType
@@ -64,6 +65,13 @@ def fields(title: str, rows: list[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def page(table: Table, answer: Any, nothing: str = "nothing") -> RenderableType:
+    """Return what a list says on one page, and how to see the next one."""
+    if answer.next_page_token:
+        table.caption = f"more: --page {answer.next_page_token}"
+    return table if table.row_count else f"[green]{nothing}[/]"
 
 
 def account(answer: v.Account, balance: r.Balance | None = None) -> RenderableType:
@@ -274,7 +282,7 @@ def meter(answer: v.Meter) -> RenderableType:
     return fields(
         f"[bold]meter {escape(id_of(answer.name))}[/]",
         [
-            ("serial", answer.serial),
+            ("serial", escape(answer.serial)),
             ("account", id_of(answer.account) or "the house's"),
             ("since register", format_scaled(opening, 3, 2) if has_opening else "first reading"),
             ("epoch", str(answer.epoch)),
@@ -346,9 +354,7 @@ def approvals(answer: v.ListApprovalsResponse) -> RenderableType:
             moment(each.expires_at_ms),
             id_of(each.name),
         )
-    if answer.next_page_token:
-        table.caption = f"more: --page {answer.next_page_token}"
-    return table if answer.approvals else "[green]nothing waits for a second person[/]"
+    return page(table, answer, "nothing waits for a second person")
 
 
 def alarms(answer: r.ListAlarmsResponse) -> RenderableType:
@@ -367,7 +373,7 @@ def alarms(answer: r.ListAlarmsResponse) -> RenderableType:
             "-" if threshold is None else money(threshold, alarm.currency),
             f"[dim]{id_of(alarm.name)}[/]",
         )
-    return table if answer.alarms else "[green]no alarms[/]"
+    return page(table, answer, "no alarms")
 
 
 def exceptions(answer: r.ListExceptionsResponse) -> RenderableType:
@@ -385,7 +391,7 @@ def exceptions(answer: r.ListExceptionsResponse) -> RenderableType:
             _evidence(each),
             ended if each.HasField("ended_at_ms") else "[red]no[/]",
         )
-    return table if answer.exceptions else "[green]nothing to look at[/]"
+    return page(table, answer, "nothing to look at")
 
 
 def _evidence(each: r.ExceptionState) -> str:
@@ -435,7 +441,7 @@ def lost(answer: r.ListLostMetersResponse) -> RenderableType:
         table.add_column(name)
     for device in answer.devices:
         table.add_row(
-            device.name,
+            escape(device.name),
             f"[red]{device.status}[/]",
             device.reason,
             moment(device.since_ms),

@@ -6,9 +6,11 @@ import typer
 
 from services.common.kernel import filters, names
 from tools.cli import show
-from tools.cli.asking import run
-from tools.client import Clients
+from tools.cli.asking import run, whole
+from tools.cli.lists import Limit, Page
 from wattvend.reporting.v1 import reporting_pb2 as r
+
+PAGE_SIZE = 1000
 
 
 def _of(site: str, account: str = "", meter: str = "") -> str:
@@ -23,23 +25,25 @@ def _of(site: str, account: str = "", meter: str = "") -> str:
 def alarms(
     site: Annotated[str, typer.Option(help="only of this site")] = "",
     account: Annotated[str, typer.Option(help="only of this account")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many, newest first")] = 50,
+    page: Page = "",
+    limit: Limit = 50,
 ) -> None:
     """List alarms and decisions, newest first."""
-    request = r.ListAlarmsRequest(filter=_of(site, account), page_size=limit)
+    request = r.ListAlarmsRequest(filter=_of(site, account), page_token=page, page_size=limit)
     run(lambda clients: clients.reporting("ListAlarms", request), show.alarms)
 
 
-def exceptions(
+def exceptions(  # noqa: PLR0917 - a command line is parsed by name
     site: Annotated[str, typer.Option(help="only of this site")] = "",
     account: Annotated[str, typer.Option(help="only of this account")] = "",
     meter: Annotated[str, typer.Option(help="only of this meter")] = "",
     ended: Annotated[bool, typer.Option("--ended", help="also those that ended")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many, newest first")] = 50,
+    page: Page = "",
+    limit: Limit = 50,
 ) -> None:
     """List what a person has to look at: held readings, flags, cuts that did not follow."""
     request = r.ListExceptionsRequest(
-        filter=_of(site, account, meter), ended=ended, page_size=limit
+        filter=_of(site, account, meter), ended=ended, page_token=page, page_size=limit
     )
     run(lambda clients: clients.reporting("ListExceptions", request), show.exceptions)
 
@@ -49,21 +53,9 @@ def fleet(
     lost: Annotated[bool, typer.Option("--lost", help="only what is offline or unknown")] = False,
 ) -> None:
     """Show every meter: online or not, register, relay wanted and reported."""
-
-    async def all_meters(clients: Clients) -> r.ListMetersResponse:
-        found = r.ListMetersResponse()
-        token = ""
-        while True:
-            page: r.ListMetersResponse = await clients.reporting(
-                "ListMeters",
-                r.ListMetersRequest(filter=_of(site), page_size=1000, page_token=token),
-            )
-            found.meters.extend(page.meters)
-            if not (token := page.next_page_token):
-                return found
-
     if lost:
-        request = r.ListLostMetersRequest(filter=_of(site), page_size=1000)
-        run(lambda clients: clients.reporting("ListLostMeters", request), show.lost)
+        missing = r.ListLostMetersRequest(filter=_of(site), page_size=PAGE_SIZE)
+        run(lambda clients: whole(clients.reporting, "ListLostMeters", missing), show.lost)
     else:
-        run(all_meters, show.meters)
+        every = r.ListMetersRequest(filter=_of(site), page_size=PAGE_SIZE)
+        run(lambda clients: whole(clients.reporting, "ListMeters", every), show.meters)
