@@ -18,6 +18,7 @@ from tools.bench.figures import Figure, write
 from tools.bench.machine import Cores
 from tools.bench.screen import Screen
 from tools.bench.stand import running
+from tools.stack.services import ROOT
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -58,6 +59,7 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
             )
 
     of_metering, of_vending = asyncio.run(both())
+    assert not list(ROOT.glob("bench-*")), "what a bench writes lies below its stand"
     assert kept(tmp_path / "metering.json", of_metering) == {
         "metering.flat.readings_per_second.at_10": "readings/s",
         "metering.flat.readings_per_second.at_1": "readings/s",

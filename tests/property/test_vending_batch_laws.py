@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +58,7 @@ STEPS = st.lists(
 @cache
 def template() -> Path:
     """Return a book with two batches that run, of the same meters' site."""
-    path = Path(mkdtemp()) / "events.sqlite"
+    path = vending_world.lasting_folder() / "events.sqlite"
 
     async def made() -> None:
         async with vending_world.world(path) as world:

@@ -92,7 +92,7 @@ class Book:
 
 @cache
 def book() -> Book:
-    return Book(Path(tempfile.mkdtemp(prefix="told-")))
+    return Book(vending_world.lasting_folder())
 
 
 @contextmanager

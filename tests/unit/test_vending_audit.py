@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -58,7 +57,7 @@ async def _book(path: Path) -> None:
 
 @cache
 def book() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="audited-")) / "events.sqlite"
+    path = vending_world.lasting_folder() / "events.sqlite"
     asyncio.run(_book(path))
     return path
 

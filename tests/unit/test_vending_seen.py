@@ -30,8 +30,6 @@ from tests.unit.test_vending_closings import alone_but, close, giving, under_way
 from tests.unit.test_vending_office import refused
 from tests.unit.vending_world import World
 
-CAROL = Origin("web", "u-carol")
-
 
 def asked(world: World, name: str, origin: Origin = ALICE) -> Request:
     return world.ask(name, caller="web", origin=origin)

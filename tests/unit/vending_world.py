@@ -1,5 +1,8 @@
 """A vending without gRPC and Kafka: the office on a file or in memory, and short ways to ask it."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +39,13 @@ from services.vending.metrics import Metrics
 T0_MS = 1_790_000_000_000
 LEAD_MS = 3_600_000
 TERMS = Terms(8, LEAD_MS, profiles())
+
+
+def lasting_folder() -> Path:
+    """Make a folder for what many tests look at; it goes when their process ends."""
+    folder = tempfile.mkdtemp(prefix="wattvend-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class FakeClock:

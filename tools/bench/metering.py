@@ -174,7 +174,9 @@ class _Bench:
             async def charged() -> bool:
                 return sum((await reader.end_offsets(places)).values()) >= wanted
 
-            await self._stand.start("per-record", "-m", per_record.__name__, self._bootstrap)
+            folder = str(self._stand.directory / "per-record")
+            module = per_record.__name__
+            await self._stand.start("per-record", "-m", module, self._bootstrap, folder)
             try:
                 await until(charged, ABSORBED_WITHIN_S, "the agent charges every reading")
             finally:

@@ -1,4 +1,4 @@
-"""`python -m tools.bench.per_record BOOTSTRAP`: readings charged by faust as its manual shows it.
+"""`python -m tools.bench.per_record KAFKA FOLDER`: readings charged as faust's manual shows it.
 
 What frames are held against: a reading a message, in JSON; of each, the register in a table, a
 charge at a flat price, and both sent. That is all: no accounts, no validation, no policy, and
@@ -6,6 +6,7 @@ nothing waits for an acknowledgement.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import faust
@@ -33,12 +34,13 @@ class Charge(faust.Record):
     amount_nano: int
 
 
-def build(bootstrap: str) -> faust.App:
-    """Return the app, not started."""
+def build(bootstrap: str, directory: Path) -> faust.App:
+    """Return the app, not started; what it writes lies below the directory."""
     app = faust.App(
         "bench-per-record",
         broker=f"kafka://{bootstrap}",
         topic_partitions=PARTITIONS,
+        datadir=directory,
         web_enabled=False,
     )
     readings = app.topic(READINGS, value_type=Reading)
@@ -58,4 +60,5 @@ def build(bootstrap: str) -> faust.App:
 
 
 if __name__ == "__main__":
-    faust.Worker(build(sys.argv[1]), loglevel="warning").execute_from_commandline()
+    app = build(sys.argv[1], Path(sys.argv[2]))
+    faust.Worker(app, loglevel="warning").execute_from_commandline()
