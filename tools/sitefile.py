@@ -207,11 +207,12 @@ async def apply(clients: Clients, file: SiteFile, said: Progress) -> None:
             book.registered("Gateway", names.GATEWAY.name(g.id), _gateway(g, site.id)),
         ),
     )
-    said(f"site {site.id} with {len(file.gateways)} gateways")
+    said(f"site {site.id} with {_counted(file.gateways, 'gateway')}")
     await each(file.tariffs, lambda t: publish("Tariff", t.id, _tariff(t, site)))
     await each(file.policies, lambda p: publish("Policy", p.id, _policy(p, site)))
     said(
-        f"{len(file.tariffs)} tariffs and {len(file.policies)} policies, new versions of {len(new)}"
+        f"{_counted(file.tariffs, 'tariff')} and {_counted(file.policies, 'policy', 'policies')}, "
+        f"{_counted(new, 'new version')}"
     )
     await each(
         file.meters,
@@ -219,7 +220,12 @@ async def apply(clients: Clients, file: SiteFile, said: Progress) -> None:
             f"meter {m.id}", book.registered("Meter", names.METER.name(m.id), _meter(m))
         ),
     )
-    said(f"{len(file.meters)} meters")
+    said(_counted(file.meters, "meter"))
+
+
+def _counted(things: Sequence[object], one: str, many: str = "") -> str:
+    """Return how many things there are, in words."""
+    return f"{len(things)} {one if len(things) == 1 else many or f'{one}s'}"
 
 
 class _Book:

@@ -108,13 +108,13 @@ async def events(world: World) -> Sequence[Event]:
 async def test_a_file_applied_again_changes_nothing_whoever_does(world: World, again: str) -> None:
     told = await apply(world, placed("mall"))
     assert told == [
-        "site floor-3 with 1 gateways",
-        "2 tariffs and 2 policies, new versions of 4",
-        "1 meters",
+        "site floor-3 with 1 gateway",
+        "2 tariffs and 2 policies, 4 new versions",
+        "1 meter",
     ]
     before = await events(world)
     told = await apply(world, placed("mall"), again)
-    assert told[1] == "2 tariffs and 2 policies, new versions of 0"
+    assert told[1] == "2 tariffs and 2 policies, 0 new versions"
     assert await events(world) == before
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from google.longrunning import operations_pb2
 
 from services.common.kernel import names
-from services.common.kernel.units import format_scaled
+from services.common.kernel.units import format_nano, format_scaled
 from tools.client import Clients, Refused
 from tools.demo.judge import MeterVerdict
 from tools.demo.plan import MINOR_NANO
-from tools.demo.screen import Screen, money
+from tools.demo.screen import CNY, Screen, money
 from wattvend.vending.v1 import closings_pb2 as c
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -111,7 +111,7 @@ class Leaving:
             (
                 f"{account_id}: receipts − cost = paid out, and what rounding dropped",
                 refund_nano + settled.dropped_nano == left_nano and refund_nano > 0,
-                f"{money(refund_nano)} and {format_scaled(settled.dropped_nano, 9)}",
+                f"{money(refund_nano)} and {format_nano(settled.dropped_nano, CNY)}",
             ),
             (
                 f"{account_id} is closed, at exactly nothing; its meter is the house's",

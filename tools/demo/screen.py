@@ -26,6 +26,14 @@ def money(nano: int) -> str:
     return format_nano(nano, CNY, decimals=2)
 
 
+def _hanging() -> Table:
+    """Return lines of two parts; what is long goes on below the second."""
+    lines = Table.grid()
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    return lines
+
+
 class Screen:
     """The terminal. `console` may be a file or a pipe: then there is nothing live, only lines."""
 
@@ -53,7 +61,9 @@ class Screen:
     def say(self, text: str, style: str = "") -> None:
         """One line, with the seconds since the start."""
         since = time.monotonic() - self._began
-        self.console.print(Text.assemble((f"{since:6.1f} s  ", "dim"), (text, style)))
+        line = _hanging()
+        line.add_row(Text(f"{since:6.1f} s  ", "dim"), Text(text, style))
+        self.console.print(line)
 
     @contextmanager
     def live(self) -> Iterator["LiveLine"]:
@@ -113,9 +123,11 @@ class Screen:
 
     def checks(self, rows: Sequence[tuple[str, bool, str]]) -> None:
         """Show each check: name, whether it holds, what was found."""
+        lines = _hanging()
         for name, holds, found in rows:
-            mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
-            self.console.print(f" {mark} {escape(name)}  [dim]{escape(found)}[/]", highlight=False)
+            mark = Text(" ✓ ", "green") if holds else Text(" ✗ ", "bold red")
+            lines.add_row(mark, Text.assemble(f"{name}  ", (found, "dim")))
+        self.console.print(lines)
 
 
 class LiveLine:
