@@ -109,7 +109,7 @@ async def create(bootstrap: str, *, replication: int = 1) -> list[str]:
         wanted = [
             NewTopic(t.name, t.partitions, replication, topic_configs=t.config) for t in missing
         ]
-        answer = await admin.create_topics(wanted)
+        answer: Any = await admin.create_topics(wanted)
         for name, code, why in answer.topic_errors:
             if code not in _MADE:
                 raise Retriable(
