@@ -614,22 +614,29 @@ class ScalarShard:
         if fact["resolves_reading_id"] != str(UUID(bytes=held["reading_id"])):
             return
         cause, evidence = Cause(fact, reading=held), self._evidence(meter, held)
+        was_read_again = "read-again" in meter.flags
         assert meter.register is not None
         if resolution == "reject":
             meter.hold, meter.held = "", None
+            meter.flags.discard("read-again")
             self.work.counts["hold-rejected"] += 1
             self._tell(account, "hold-resolved", "reject", cause, evidence)
+            if was_read_again:
+                self._tell(account, "meter-cleared", "read-again", cause, evidence)
         elif held["register_milli"] < meter.register or account.frozen:
             self.work.counts["resolution-refused"] += 1
             self._tell(account, "resolution-refused", meter.hold, cause, evidence)
         else:
             meter.hold, meter.held = "", None
+            meter.flags.discard("read-again")
             charge = self._usage_charge(
                 account, meter, {**held, "quality": MANUAL, "rate_registers_milli": NO_RATES}
             )
             self.work.counts["hold-accepted"] += 1
             told = Cause(fact, charge, held)
             self._tell(account, "hold-resolved", "accept", told, evidence)
+            if was_read_again:
+                self._tell(account, "meter-cleared", "read-again", told, evidence)
             correction = Cause(fact, charge)
             self._warn_of_closed(account, charge, correction)
             self._judge(account, correction)
@@ -687,6 +694,8 @@ class ScalarShard:
     def _read(self, account: Account, reading: Reading) -> None:
         meter = account.meters[reading["meter_key"]]
         outcome = self._outcome(account, meter, reading)
+        if outcome == "meter-held":
+            self._read_again(account, meter, reading)
         if outcome in ("accepted", "rollover"):
             self._accept(account, meter, reading, outcome)
         elif outcome == "re-split":
@@ -699,6 +708,16 @@ class ScalarShard:
             else:
                 meter.flags.add(outcome)
         self.work.counts[outcome] += 1
+
+    def _read_again(self, account: Account, meter: Meter, reading: Reading) -> None:
+        """Rule 3: the first later reading of a meter that is held tells where it stands."""
+        assert meter.held is not None
+        is_later = reading["device_time_ms"] > meter.held["device_time_ms"]
+        if is_later and not self._foreign(meter, reading) and "read-again" not in meter.flags:
+            meter.flags.add("read-again")
+            self.work.counts["read-again"] += 1
+            cause, evidence = Cause(meter.fact, reading=reading), self._evidence(meter, reading)
+            self._tell(account, "meter-flagged", "read-again", cause, evidence)
 
     def _silent(self, account: Account, meter: Meter) -> None:
         assert meter.silent_at is not None
@@ -754,13 +773,25 @@ class ScalarShard:
         return found
 
     def _outcome(self, account: Account, meter: Meter, reading: Reading) -> str:
-        register, time = reading["register_milli"], reading["device_time_ms"]
+        register = reading["register_milli"]
         if reading["epoch"] != meter.epoch:
             return "other-epoch"
         if account.frozen:
             return "frozen"
         if meter.hold:
             return "meter-held"
+        if foreign := self._foreign(meter, reading):
+            return foreign
+        if meter.register is None:
+            return "accepted"
+        if meter.sequence == 0:
+            is_below = register < meter.register
+            return "below-opening" if is_below else self._risen(meter, meter.register, reading)
+        return self._outcome_after(meter, meter.register, reading)
+
+    def _foreign(self, meter: Meter, reading: Reading) -> str:
+        """Return why a reading is not the meter's, or has no time; else nothing."""
+        register, time = reading["register_milli"], reading["device_time_ms"]
         if reading["serial"] != meter.fact["serial"].encode():
             return "other-serial"
         in_range = 0 <= register <= REGISTER_MAX_MILLI and YEAR_2000_MS <= time < YEAR_2100_MS
@@ -768,14 +799,7 @@ class ScalarShard:
             return "absurd"
         if reading["ratio"] != meter.fact["ratio"]:
             return "ratio-mismatch"
-        if time - reading["received_at_ms"] > 300_000:
-            return "clock"
-        if meter.register is None:
-            return "accepted"
-        if meter.sequence == 0:
-            is_below = register < meter.register
-            return "below-opening" if is_below else self._risen(meter, meter.register, reading)
-        return self._outcome_after(meter, meter.register, reading)
+        return "clock" if time - reading["received_at_ms"] > 300_000 else ""
 
     def _outcome_after(self, meter: Meter, last: int, reading: Reading) -> str:
         """Return the outcome where a reading was accepted before, in this epoch."""

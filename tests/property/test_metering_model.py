@@ -34,7 +34,7 @@ COUNTED = (
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
     *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
     *("rollover", "clock", "conflict", "stuck", "use-while-open", "rates-disagree", "reverse"),
-    *("clock-drift", "gap", "silent", "closing", "unusual"),
+    *("clock-drift", "gap", "silent", "closing", "unusual", "read-again"),
 )
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 

@@ -92,7 +92,7 @@ def test_time_alone_makes_no_jump_plausible() -> None:
     log.use(LAST_MILLI + 9_000)
     for days in range(3):
         done = log.later(86_400_000).use(LAST_MILLI + 9_000 + days)
-        assert (dict(done.counts), done.outputs) == ({"meter-held": 1}, ())
+        assert (done.counts["meter-held"], charges(done)) == (1, [])
 
 
 def test_what_is_held_is_told_with_its_evidence() -> None:
@@ -106,13 +106,35 @@ def test_what_is_held_is_told_with_its_evidence() -> None:
     assert (alarm["bound_milli"], alarm["reading_received_at_ms"]) == (3_100, log.now_ms)
 
 
+def test_what_a_held_meter_tells_next_is_told_once_for_the_person() -> None:
+    log = read_log()
+    jump = reading(10**9, at_ms=log.now_ms)
+    held = log.read(jump)
+    assert dict(log.read(jump).counts) == {"meter-held": 1}  # sent twice, not read again
+    for foreign in ({"serial": b"SN-OTHER"}, {"ratio": 40}, {"device_time_ms": 0}):
+        assert told(log.later(1_000).use(LAST_MILLI, **foreign)) == []
+    again = log.later(59_000).use(LAST_MILLI + 250)
+    assert dict(again.counts) == {"meter-held": 1, "read-again": 1}
+    assert told(again) == [("meter-flagged", "read-again")]
+    (alarm,) = of(again, "alarm")
+    assert (alarm["register_milli"], alarm["device_time_ms"]) == (LAST_MILLI + 250, log.now_ms)
+    assert (alarm["last_register_milli"], alarm["bound_milli"]) == (LAST_MILLI, 3_206 + 100)
+    assert told(log.later(60_000).use(LAST_MILLI + 400)) == []
+    assert told(judged(log, held, "reject")) == [
+        ("hold-resolved", "reject"),
+        ("meter-cleared", "read-again"),
+    ]
+    assert told(log.later(60_000).use(10**9)) == [("reading-held", "implausible")]
+    assert told(log.later(60_000).use(10**9)) == [("meter-flagged", "read-again")]
+
+
 def test_a_hold_outlives_a_restart() -> None:
     log = read_log()
     done = log.use(10**9)
     fact_rows, account_rows, header = log.state.rows()
     again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     again.later(log.now_ms - START_MS + 1_000)
-    assert dict(again.use(LAST_MILLI).counts) == {"meter-held": 1}
+    assert again.use(LAST_MILLI).counts["meter-held"] == 1
     (charge,) = charges(judged(again, done, "accept"))
     assert (charge["to_register_milli"], charge["to_time_ms"]) == (10**9, log.now_ms)
 
@@ -202,7 +224,7 @@ def test_a_register_that_fell_cannot_be_accepted_only_replaced(register_milli: i
     done = judged(log, held, "accept")
     assert (dict(done.counts), charges(done)) == ({"resolution-refused": 1}, [])
     assert told(done) == [("resolution-refused", outcome)]
-    assert dict(log.later(1_000).use(register_milli).counts) == {"meter-held": 1}
+    assert log.later(1_000).use(register_milli).counts["meter-held"] == 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +236,7 @@ def test_a_judgement_of_another_reading_is_no_judgement(
     log = read_log()
     done = judged(log, log.use(10**9), said, **changes)
     assert (dict(done.counts), done.outputs) == ({}, ())
-    assert dict(log.later(1_000).use(LAST_MILLI).counts) == {"meter-held": 1}
+    assert log.later(1_000).use(LAST_MILLI).counts["meter-held"] == 1
 
 
 def test_an_accepted_jump_that_cannot_be_charged_freezes_its_account() -> None:
@@ -632,7 +654,7 @@ def test_a_house_meter_is_held_without_alarms() -> None:
     log.later(1_000).use(LAST_MILLI)
     done = log.later(QUARTER_MS).use(10**9)
     assert (dict(done.counts), done.outputs) == ({"implausible": 1}, ())
-    assert dict(log.later(1_000).use(LAST_MILLI).counts) == {"meter-held": 1}
+    assert log.later(1_000).use(LAST_MILLI).counts["meter-held"] == 1
 
 
 # What is usual

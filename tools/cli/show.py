@@ -409,7 +409,9 @@ def _evidence(each: r.ExceptionState) -> str:
         parts.append(f"since {moment(each.last_time_ms)}")
     if each.HasField("bound_milli"):
         parts.append(f"at most {format_scaled(each.bound_milli, 3, 2)} more")
-    return f"{', '.join(parts)} [dim]{each.reading_id}[/]"
+    if each.kind != "meter-flagged":  # by its id a person judges it; a flag is not judged
+        parts[-1] += f" [dim]{each.reading_id}[/]"
+    return ", ".join(parts)
 
 
 def meters(answer: r.ListMetersResponse) -> RenderableType:

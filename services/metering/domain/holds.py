@@ -13,9 +13,18 @@ from services.metering.domain.facts import Array
 from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Cause, Evidence, Outbox, freeze, warn_of_closed
 from services.metering.domain.resplit import leave_windows
-from services.metering.domain.rows import FLAGS, HOLDS, TAIL_WAITING, Fact
+from services.metering.domain.rows import FLAGS, HOLDS, READ_AGAIN, TAIL_WAITING, Fact
 from services.metering.domain.shard import SILENCE_MS, Held, ShardState
-from services.metering.domain.validation import BITS, IS_HELD, OUTCOMES, bound_milli
+from services.metering.domain.validation import (
+    BITS,
+    CODES,
+    FLAG_OF,
+    FOREIGN,
+    IS_HELD,
+    OUTCOMES,
+    bound_milli,
+    outcomes_of,
+)
 
 QUALITY_MANUAL = ord("M")
 
@@ -27,23 +36,45 @@ def hold(
     out: Outbox, intervals: Intervals, outcomes: Array, cause_of: Callable[[int], Cause]
 ) -> None:
     """Hold the meters of readings whose outcome says so, with an alarm where that is new."""
-    for i in np.flatnonzero(are_newly_held(intervals, outcomes)).tolist():
+    for i in np.flatnonzero(are_newly_held(out.state, intervals, outcomes)).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
         outcome, reading = OUTCOMES[outcomes[i]], intervals.readings[i]
         if outcome in HOLDS:
             out.state.put_hold(meter_slot, HOLDS.index(outcome), _held(reading))
         else:
             out.state.meters["flags"][meter_slot] |= BITS[outcomes[i]]
+        kind, reason = "reading-held", outcome
+        if outcome == "meter-held":
+            kind, reason = "meter-flagged", FLAG_OF[outcome]
+            out.count(reason)
         out.touch(np.array([slot]))
         if not intervals.accounts["house"][i]:
             evidence = evidence_of(intervals.meters[i], reading)
-            out.alarm(slot, "reading-held", outcome, cause_of(i), evidence=evidence)
+            out.alarm(slot, kind, reason, cause_of(i), evidence=evidence)
 
 
-def are_newly_held(intervals: Intervals, outcomes: Array) -> Array:
-    """Say which readings hold their meters, or are the first that are refused as they are."""
+def are_newly_held(state: ShardState, intervals: Intervals, outcomes: Array) -> Array:
+    """Say which readings hold their meters, or are the first that are refused as they are.
+
+    And which are the first that tell where a meter stands that is held.
+    """
     newly: Array = IS_HELD[outcomes] & (intervals.meters["flags"] & BITS[outcomes] == 0)
+    if intervals.meters["hold"].any():
+        newly |= _read_again(state, intervals, outcomes)
     return newly
+
+
+def _read_again(state: ShardState, intervals: Intervals, outcomes: Array) -> Array:
+    """Say which readings are the first of a meter that is held, taken after the one it is for."""
+    found: Array = (outcomes == CODES["meter-held"]) & (intervals.meters["flags"] & READ_AGAIN == 0)
+    which = np.flatnonzero(found)
+    if len(which):
+        some = intervals.take(which)
+        free = replace(some, meters=some.meters.copy())
+        free.meters["hold"] = 0
+        held_ms = [state.held_of(each).time_ms for each in some.meter_slots.tolist()]
+        found[which] = ~FOREIGN[outcomes_of(free)] & (some.readings["device_time_ms"] > held_ms)
+    return found
 
 
 def count_flags(out: Outbox, flags: Array) -> None:
@@ -133,7 +164,10 @@ def resolve(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool:
         cause = replace(cause, charge=bill.charges[0])
         out.count("hold-accepted")
     if not state.accounts["house"][slot]:
-        out.alarm(slot, kind, reason, cause, evidence=evidence_of(meter, reading))
+        evidence = evidence_of(meter, reading)
+        out.alarm(slot, kind, reason, cause, evidence=evidence)
+        if meter["flags"] & READ_AGAIN and kind == "hold-resolved":
+            out.alarm(slot, "meter-cleared", "read-again", cause, evidence=evidence)
     if bill is not None:
         correction, slots = replace(cause, reading=None), np.array([slot])
         warn_of_closed(out, slots, bill.lines, lambda _: correction)

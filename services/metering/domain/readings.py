@@ -147,7 +147,7 @@ def _may_be_told(state: ShardState, intervals: Intervals, outcomes: Array) -> Ar
     """Say of which readings something may come besides a charge and what the charge does."""
     told = told_of(state, intervals, KIND_USAGE)
     changed = (flags_of(intervals) | told.raised | told.kept) != intervals.meters["flags"]
-    found: Array = (CHARGED[outcomes] & changed) | are_newly_held(intervals, outcomes)
+    found: Array = (CHARGED[outcomes] & changed) | are_newly_held(state, intervals, outcomes)
     return found | (outcomes == _RESPLIT) | (outcomes == _ROLLOVER)
 
 

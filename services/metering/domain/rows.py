@@ -174,9 +174,12 @@ TAIL_WAITING, TAIL_HABITS = 1, 2
 FLAGS = (
     *("other-serial", "absurd", "ratio-mismatch", "clock", "conflict"),
     *("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift", "silent"),
-    "unusual",
+    *("unusual", "read-again"),
 )
-"""What stands out at a meter until a reading is accepted without it (rule 3), bit by bit."""
+"""What stands out at a meter until a reading is accepted without it (rule 3), bit by bit.
+
+The last one only while it is held."""
+READ_AGAIN = 1 << FLAGS.index("read-again")
 FORCED = ("", "off", "on")
 """Positions that a person may order, by number; 0: none, the balance decides."""
 _NO_RATES = (ABSENT_REGISTER,) * (2 * RATES)

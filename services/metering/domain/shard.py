@@ -33,6 +33,7 @@ from services.metering.domain.rows import (
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
+    READ_AGAIN,
     TAIL_HABITS,
     TAIL_WAITING,
     UNDIVIDED,
@@ -606,6 +607,7 @@ class ShardState:
             self._held[meter_slot] = HELD.pack(*held)
         else:
             self._held.pop(meter_slot, None)
+            self.meters["flags"][meter_slot] &= ~np.uint32(READ_AGAIN)
 
     def waiting_of(self, meter_slot: int) -> Waiting | None:
         """Return the closing register of the epoch before that waits with a meter."""

@@ -62,8 +62,12 @@ OUTCOMES = (
 CODES = {name: code for code, name in enumerate(OUTCOMES)}
 CHARGED = np.isin(OUTCOMES, ["accepted", "opens"])
 IS_HELD = np.isin(OUTCOMES, [*HOLDS, *FLAGS])
-BITS = np.array([1 << FLAGS.index(name) if name in FLAGS else 0 for name in OUTCOMES], np.uint32)
+FLAG_OF = {name: name for name in OUTCOMES if name in FLAGS} | {"meter-held": "read-again"}
+BITS = np.array(
+    [1 << FLAGS.index(FLAG_OF[name]) if name in FLAG_OF else 0 for name in OUTCOMES], np.uint32
+)
 """The flag of each outcome; 0: it has none."""
+FOREIGN = np.isin(OUTCOMES, ["other-serial", "absurd", "ratio-mismatch", "clock"])
 SILENT = np.uint32(1 << FLAGS.index("silent"))
 
 
