@@ -75,6 +75,8 @@ class Clerk:
     back: set[str] = field(default_factory=set)
     """Receipts whose sale was reversed; then those that something else keeps from that."""
     kept: dict[str, str] = field(default_factory=dict)
+    paid_late: set[str] = field(default_factory=set)
+    """Receipts of what was sold to accounts that were closed, which owed it."""
     lent_most: Counter[str] = field(default_factory=Counter)
     """The most that an account was lent at once."""
     holding: dict[str, Ask] = field(default_factory=dict)
@@ -265,6 +267,7 @@ class Clerk:
             return ""
         pays = ask.what in {"sell", "reserve"} and ask.amount <= debt
         is_given_up = ask.what == "write-off" and ask.about == "debt"
+        is_given_up = is_given_up or (ask.what == "reverse" and ask.about in self.paid_late)
         if status == "closed" and (pays or is_given_up or ask.what in {"confirm", "cancel"}):
             return ""
         return "" if ask.what in {"confirm", "cancel"} else "ACCOUNT_NOT_OPEN"
@@ -540,6 +543,7 @@ class Clerk:
     def sell(self, ask: Ask, receipt: str, amount: int, fee: int, share: int) -> None:
         if self.status[ask.account] == "closed":  # of what is owed nothing else is taken
             fee, share = 0, PPM
+            self.paid_late.add(receipt)
         self.ledger.sell(receipt, ask.account, amount, fee, share)
         self.ended_before[receipt] = self.ended[ask.account]
 

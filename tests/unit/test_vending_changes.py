@@ -12,12 +12,13 @@ from uuid import UUID
 
 import pytest
 
-from services.common.kernel.errors import InvalidInput
+from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.vending.application.book import Outcome
 from services.vending.domain.account import Account
 from services.vending.domain.approval import approval_id_of
 from services.vending.domain.changes import ChangeTenant, ChangeTerms
+from services.vending.domain.corrections import RefundCredit
 from services.vending.domain.decisions import Request
 from services.vending.domain.events.accounts import AccountTenantChanged, AccountTermsChanged
 from services.vending.domain.facts import fact_of
@@ -217,6 +218,15 @@ async def test_what_is_owed_stays_with_nobody_unless_it_goes_along(mall: World) 
     assert isinstance(event, AccountTenantChanged)
     assert event.debt_minor == 5_000
     assert (await mall.office.account("A1")).owed.debt_minor == 5_000
+
+
+async def test_nobody_moves_in_while_credit_is_held_for_the_one_before(mall: World) -> None:
+    await mall.sell(1_000)
+    by_two = Origin("web", "u-alice", approved_by="web u-chief")
+    held = RefundCredit(mall.ask("r", origin=by_two), "A1", 300, "cash", "moves out")
+    with pytest.raises(Retriable):
+        await mall.office.refund(held, 0.0)
+    assert await refused(let_to(mall, "u-new")) is Reason.REFUND_UNDER_WAY
 
 
 async def test_arrears_go_along_with_what_is_owed_and_are_as_much_as_they_are(mall: World) -> None:

@@ -42,10 +42,12 @@ from services.vending.domain.closings import (
     GiveRegister,
     estimated_milli,
 )
-from services.vending.domain.corrections import RefundCredit, WriteOff
+from services.vending.domain.corrections import RefundCredit, ReverseSale, WriteOff
 from services.vending.domain.decisions import Request
 from services.vending.domain.events.closings import AccountClosed, AccountSettled, MetersClosed
+from services.vending.domain.events.corrections import SaleReversed
 from services.vending.domain.events.event import Event, MoneyEvent
+from services.vending.domain.events.sales import CreditSold
 from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.orders import KeepPower
 from services.vending.domain.origin import Origin
@@ -349,6 +351,38 @@ async def test_who_has_used_more_than_he_paid_owes_it_and_pays_it_when_all_is_cl
     assert not {"assets:receivable", "liabilities:prepayment"} & told.keys()
 
 
+async def test_what_was_paid_of_a_closed_account_s_debt_is_taken_back_and_owed_again(
+    mall: World,
+) -> None:
+    """A nought too many, or a transfer that bounced; what came before the end stays settled."""
+    before = (await mall.sell(100)).event
+    await close(mall)
+    await read(mall, 9_000)
+    await echo(mall, 1_350 * NANO)
+    paid = (await mall.sell(200)).event
+    assert isinstance(before, CreditSold)
+    assert isinstance(paid, CreditSold)
+    owes_less = (await mall.office.account("A1")).owed.debt_minor
+
+    async def reverse(sale: CreditSold) -> Outcome[Account]:
+        by_two = Origin("web", "u-alice", approved_by="web u-chief")
+        asked = mall.ask(sale.receipt_id, origin=by_two)
+        return await mall.office.correct(ReverseSale(asked, "A1", sale.receipt_id, "bounced"))
+
+    back = await reverse(paid)
+    assert isinstance(back.event, SaleReversed)
+    assert (back.event.amount_minor, back.event.returned_debt_minor) == (200, 200)
+    assert (owes_less, back.state.status) == (50, Status.CLOSED)
+    assert back.state.owed == Owed(0, 250, 1_000_000)
+    told = await stands(mall)
+    assert (told["assets:cash"], told["assets:receivable"]) == (1_100 * NANO, 250 * NANO)
+    assert "liabilities:prepayment" not in told
+    assert await refused(reverse(paid)) is Reason.ALREADY_REVERSED
+    assert await refused(reverse(before)) is Reason.ACCOUNT_NOT_OPEN
+    await mall.sell(250)
+    assert not (await mall.office.account("A1")).owed
+
+
 async def test_what_was_reserved_before_an_account_closed_is_paid_back_and_after_it_recovers(
     mall: World,
 ) -> None:
@@ -483,6 +517,8 @@ async def test_some_meters_leave_and_the_account_goes_on_with_the_others(tmp_pat
         await close_part(world, "M2")
         await world.sell(100)
         assert await refused(close(world, request=world.ask("x"))) is Reason.CLOSING_UNDER_WAY
+        again = close_part(world, "M1", request=world.ask("y"))
+        assert await refused(again) is Reason.CLOSING_UNDER_WAY
         refund = RefundCredit(world.ask("r"), "A1", 5, "cash", "a mistake")
         assert await refused(world.office.refund(refund, 0.0)) is Reason.CLOSING_UNDER_WAY
         await read(world, 90, meter_id="M2")
@@ -522,6 +558,23 @@ async def test_a_register_that_cannot_be_is_not_taken_whoever_gives_it(mall: Wor
         assert await refused(give(given)) is Reason.REGISTER_IMPLAUSIBLE
     await give(giving(mall, closing, most_milli))
     assert (await mall.office.meter("M1")).closing_register_milli == most_milli
+
+
+async def test_a_register_counts_for_its_ratio_where_the_load_bounds_it(mall: World) -> None:
+    await mall.meter("M3", unit=3, ratio=40)
+    meter = (await mall.assign("M3", register_milli=50)).state
+    await mall.charge(meter.meter_key, meter.epoch, 1, 9_000)
+    closing = (await close(mall, lasts_ms=HOUR_MS)).state.closing
+    assert closing is not None
+    mall.clock.at_ms += HOUR_MS
+    assert meter.max_power_w is not None
+    used_milli = meter.max_power_w * HOUR_MS // 3_000_000 + 100 * 40
+    most_milli = 9_000 + used_milli // 40
+    by = giving(mall, closing, most_milli + 1)
+    give = mall.office.closings.give
+    assert await refused(give(replace(by, meter_id="M3"))) is Reason.REGISTER_IMPLAUSIBLE
+    await give(replace(giving(mall, closing, most_milli), meter_id="M3"))
+    assert (await mall.office.meter("M3")).closing_register_milli == most_milli
 
 
 async def test_after_the_deadline_a_register_that_two_give_decides(tmp_path: Path) -> None:

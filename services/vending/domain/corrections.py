@@ -226,9 +226,19 @@ def decide(state: Account | None, command: Correction) -> Decision:
 
 
 def _not_corrected(state: Account, command: Correction) -> Rejection | None:
-    """Return why nothing is corrected: of what is closed, only a debt is given up."""
-    is_debt = isinstance(command, WriteOff) and command.kind == Kind.DEBT
-    return None if is_debt and state.status is Status.CLOSED else not_open(state)
+    """Return why nothing is corrected: of what is closed, only what it owed at its end is.
+
+    That is given up, or a sale that has paid of it is taken back.
+    """
+    match command:
+        case WriteOff():
+            is_of_debt = command.kind == Kind.DEBT
+        case ReverseSale():
+            sale = command.sale
+            is_of_debt = sale is not None and _revision_of(state, sale) > state.closed_at
+        case _:
+            is_of_debt = False
+    return None if is_of_debt and state.status is Status.CLOSED else not_open(state)
 
 
 def _corrected(state: Account, command: Correction) -> Event | Rejection:

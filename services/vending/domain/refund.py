@@ -211,7 +211,7 @@ def behind(account_sequence: int, posted_sequence: int) -> Rejection | None:
 def _not_charged(told: Told) -> Rejection | None:
     """Return why an echo says too little: not all that was read is charged."""
     if told.frozen:
-        text = "metering cannot charge the account, so nobody knows what is left: it is frozen"
+        text = "metering cannot charge the account, so nobody knows what is left: thaw it before"
         return Rejection(Reason.ACCOUNT_FROZEN, text, "account_id")
     if told.waiting:
         meters = ", ".join(told.waiting[:METERS_TOLD_MAX])

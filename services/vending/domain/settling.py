@@ -101,8 +101,8 @@ def close_refusal(state: Account, reason: Reason, charged_nano: int) -> Rejectio
         )
     elif reason is Reason.ACCOUNT_FROZEN:
         text = (
-            "is frozen: metering cannot charge it, so nobody knows what it used; settle with the "
-            "customer by an adjustment, and open another account"
+            "is frozen: metering cannot charge it, so nobody knows what it used; mend the cause, "
+            "thaw it, and close it again when its meters have been read"
         )
     elif reason is Reason.AMOUNT_TOO_LARGE:
         text = "would owe more than its ledger holds; write off before"
