@@ -531,6 +531,34 @@ async def test_two_batches_of_one_site_share_its_budget(mall: World) -> None:
     assert_paced(forced)
 
 
+async def test_a_round_that_was_broken_off_keeps_its_part_of_the_budget(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows which of its relays were asked: another batch counts them all."""
+    await alone(mall, **EVERYTHING)
+    first = await created(mall, Kind.FORCE_ON, 8)
+    others = [f"M{number}" for number in range(9, 21)]
+    second = await mall.office.batches.create(draft(mall, Kind.FORCE_OFF, others, 1))
+    await submitted(mall, first.batch_id, 50)
+    await submitted(mall, second.batch_id, 51)
+    submit = mall.book.submit
+
+    async def is_away(kind: Any, entity_id: str, *asked: Any) -> Any:
+        if entity_id == "M8":
+            raise Retriable("the store is away")
+        return await submit(kind, entity_id, *asked)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(mall.book, "submit", is_away)
+        await mall.office.batches.turn()
+    assert len((await mall.office.batches.of(first.batch_id)).open_round) == 8
+    assert (await outcomes(mall, second.batch_id))[Outcome.DONE] == BUDGET - 8
+    await to_its_end(mall, second.batch_id)
+    forced = await stored(mall, "relay-forced")
+    assert len(forced) == 20
+    assert_paced(forced)
+
+
 async def test_money_is_not_paced(mall: World) -> None:
     await alone(mall, **EVERYTHING)
     drafted = await created(mall, Kind.SALE, 25)

@@ -81,6 +81,7 @@ async def test_the_fee_is_of_the_amount_and_goes_before_what_is_owed(mall: World
     assert sale.credited_nano == (300 + 1_000 - 25 - 300 - 98) * NANO
     assert sale.postings is not None
     assert ("income:service-fee", -25 * NANO) in [(p.account, p.amount_nano) for p in sale.postings]
+    assert (await sold(mall, 1_100)).fee_minor == 27, "half of a minor unit is one"
     assert await refused(sold(mall, 10)) is Reason.AMOUNT_BELOW_FEE
 
 

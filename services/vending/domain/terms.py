@@ -57,9 +57,8 @@ def quote(policy: Policy | None, price_micro: int, energy_milli: int, currency: 
     net_minor = -(-energy_milli * price_micro // currency.nano_per_minor)
     if policy is None:
         return Quote(energy_milli, price_micro, net_minor, FREE)
+    # Of a share of half at most one less is never enough, whichever way the fee was rounded.
     amount_minor = (net_minor + policy.fee_minor) * PPM // (PPM - policy.fee_ppm)
     while amount_minor - fee_minor_of(policy, amount_minor) < net_minor:
         amount_minor += 1
-    while amount_minor - 1 - fee_minor_of(policy, amount_minor - 1) >= net_minor:
-        amount_minor -= 1
     return Quote(energy_milli, price_micro, amount_minor, fee_minor_of(policy, amount_minor))
