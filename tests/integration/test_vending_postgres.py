@@ -217,6 +217,8 @@ async def said(world: World) -> list[object]:
         ],
         [await kept.holds(is_transfer=False, is_open=is_, after=0, limit=9) for is_ in OPEN_OR_NOT],
         await kept.hold("none"),
+        [await kept.openings(is_open=is_, after=0, limit=9) for is_ in OPEN_OR_NOT],
+        await kept.opening("none"),
         await kept.scheduled_until(T0_MS + 3 * DAY_MS),
         await kept.scheduled_until(T0_MS + 4 * DAY_MS),
         await kept.offsets("charges"),

@@ -551,6 +551,8 @@ def test_the_commands_of_the_page_on_accounts_work(
         **dict.fromkeys(("StartOpening", "GetOpening", "CancelOpening"), o.Opening(status="open")),
         CreateOpening=o.Opening(account="accounts/shop-001", status="open"),
         ListOpenings=o.ListOpeningsResponse(),
+        ListOperations=lro.ListOperationsResponse(),
+        **dict.fromkeys(("GetOperation", "WaitOperation"), lro.Operation(done=True)),
         Sell=v.SellResponse(),
         GetBalance=BALANCE,
         TransferCredit=a.TransferCreditResponse(amount_minor=5_000, currency="CNY"),
@@ -584,6 +586,31 @@ def test_the_commands_of_the_page_on_accounts_work(
     ]
     assert [each.validate_only for each in openings[3:]] == [True, True, False, False]
     assert [each.prepare_only for each in openings] == [False, False, True, *[False] * 4]
+
+
+def test_operations_of_every_kind_are_shown_by_what_they_say_of_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = lro.Operation(name="operations/openings/O1")
+    goes_on.metadata.Pack(o.Opening(account="accounts/shop-001", status="started"))
+    failed = lro.Operation(name="operations/batches/B1", done=True)
+    failed.metadata.Pack(b.Batch(name="batches/B1", kind="force-off"))
+    failed.error.message = "batch B1 was [cancelled]"
+    done = lro.Operation(name=goes_on.name, done=True)
+    done.metadata.Pack(o.Opening(account="accounts/shop-001", status="open"))
+    page = lro.ListOperationsResponse(operations=[goes_on, failed], next_page_token="T")
+    vending = Vending(ListOperations=page, WaitOperation=done, GetOperation=failed)
+    said = wattvend(monkeypatch, vending, "operation", "list", "--kind", "openings").stdout
+    for part in ("openings/O1", "shop-001", "goes on", "force-off", "was [cancelled]", "--page T"):
+        assert part in said
+    for name in ("openings/O1", "operations/openings/O1"):
+        said = wattvend(monkeypatch, vending, "operation", "wait", name).stdout
+        assert re.search(r"status +open", said)
+        assert re.search(r"state +done", said)
+    assert "was [cancelled]" in wattvend(monkeypatch, vending, "operation", "show", "x").stdout
+    listed, *named = [request for _, request in vending.asked]
+    assert (listed.name, listed.filter) == ("operations/openings", "done = false")
+    assert [each.name for each in named] == [*[goes_on.name] * 2, "operations/x"]
 
 
 def test_the_commands_of_the_page_on_closings_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.longrunning import operations_proto_pb2 as lro
 from prometheus_client import CollectorRegistry
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.reasons import Reason
 from services.common.runtime.grpc import Call
+from services.vending.adapters.api import OPERATIONS
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.api.openings import OpeningApi
+from services.vending.adapters.api.operations import OperationsApi
+from services.vending.adapters.database import Statement
 from services.vending.domain.account import METERS_MAX
 from services.vending.domain.decisions import Request
 from services.vending.domain.events.meters import MeterAssigned
@@ -410,6 +414,72 @@ async def test_the_api_tells_all_that_is_wrong_and_opens_what_is_right(mall: Wor
     asked.request_id = str(ids(2))
     with pytest.raises(InvalidInput, match="open already"):
         await api.CreateOpening(asked, call)
+
+
+async def test_an_opening_is_an_operation_from_its_start_for_good(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that dies at its start, one that is refused, and one of the same account that opens."""
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api, call = OperationsApi(OPERATIONS, desk), Call("desk", "u-alice", "10.0.0.7", 9.0)
+
+    async def listed(filter_: str = "") -> list[Any]:
+        asked = lro.ListOperationsRequest(name="operations/openings", filter=filter_)
+        return list((await api.ListOperations(asked, call)).operations)
+
+    async def shown() -> pb.Opening:
+        return await OpeningApi(desk).GetOpening(pb.GetOpeningRequest(name="openings/B1"), call)
+
+    async def dies(*_: object, **__: object) -> None:
+        raise RuntimeError("it dies")
+
+    async def is_away(*_: object, **__: object) -> None:
+        raise InvalidInput(Reason.SITE_NOT_FOUND, "the site is gone")
+
+    await prepare(mall, BOTH, None)
+    assert (await listed(), (await shown()).operation) == ([], ""), "nothing goes on"
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(mall.office.openings._desk, "open_account", dies)
+        with pytest.raises(RuntimeError):
+            await start(mall)
+        (goes_on,) = await listed("done = false")
+        cancel = lro.CancelOperationRequest(name=goes_on.name)
+        assert await refused(api.CancelOperation(cancel, call)) is Reason.OPENING_NOT_PREPARED
+        meanwhile.setattr(mall.office.openings._desk, "open_account", is_away)
+        await mall.office.complete()
+    (failed,) = await listed()
+    assert (failed.name, failed.error.message) == (goes_on.name, "the site is gone")
+    assert await listed("done = false") == []
+    await prepare(mall, plan(("M2", 5)), None)
+    assert (await listed(), (await shown()).operation) == ([failed], ""), "it is the one before"
+    await start(mall)
+    (_, done) = await listed("done = true")
+    opened = pb.Opening()
+    assert done.response.Unpack(opened)
+    assert (opened, opened.operation, opened.status) == (await shown(), done.name, "open")
+    assert await listed("done = false") == []
+    await api.CancelOperation(lro.CancelOperationRequest(name=done.name), call)
+    unknown = lro.GetOperationRequest(name="operations/openings/B1")
+    assert await refused(api.GetOperation(unknown, call)) is Reason.OPERATION_NOT_FOUND
+
+
+async def test_openings_of_an_earlier_release_are_operations_as_if_the_table_had_been_there(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.sqlite"
+    async with vending_world.world(path) as opened:
+        await set_up(opened)
+        await prepare(opened, BOTH)
+        await prepare(opened, plan(account_id="B2"), None)
+        kept = await opened.file.rows("SELECT * FROM opening")
+        assert len(kept) == 1
+        await opened.file.run(
+            [Statement("DELETE FROM opening", [()]), Statement("DELETE FROM made", [()])]
+        )
+    async with vending_world.world(path) as again:
+        assert await again.file.rows("SELECT * FROM opening") == kept
+        ((row, state),) = await again.office.openings.started(None, 0, 9)
+        assert (row.is_open, state.status, state.opening_id) == (False, Status.OPEN, row.opening_id)
 
 
 async def test_an_opening_of_far_too_many_meters_is_refused_before_they_are_looked_at(

@@ -200,7 +200,7 @@ async def test_payments_of_an_earlier_release_are_listed_also_if_their_table_was
     async with stores.opened(f"sqlite:{path}", "test") as stored:
         assert await stored.database.rows("SELECT * FROM payment ORDER BY position") == kept
         made = await stored.database.rows("SELECT name FROM made ORDER BY name")
-        assert made == [("hold",), ("paper",), ("payment",)]
+        assert made == [("hold",), ("opening",), ("paper",), ("payment",)]
 
 
 async def test_a_payment_whose_sale_was_reversed_says_so(mall: World) -> None:

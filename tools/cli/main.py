@@ -18,6 +18,7 @@ from tools.cli.documents import document_app
 from tools.cli.explaining import explain_app
 from tools.cli.meters import meter_app
 from tools.cli.openings import opening_app
+from tools.cli.operations import operation_app
 from tools.cli.payments import payment_app
 from tools.cli.publishing import policy_app, tariff_app
 from tools.cli.readings import batch_export_readings
@@ -29,6 +30,7 @@ app.add_typer(account_app, name="account")
 app.add_typer(opening_app, name="opening")
 app.add_typer(batch_app, name="batch")
 app.add_typer(closing_app, name="closing")
+app.add_typer(operation_app, name="operation")
 app.add_typer(meter_app, name="meter")
 app.add_typer(notice_app, name="notice")
 app.add_typer(tariff_app, name="tariff")

@@ -381,6 +381,7 @@ def shown(answer: o.Opening) -> RenderableType:
         ("tariff", escape(show.id_of(answer.tariff))),
         ("policy", escape(show.id_of(answer.policy))),
         ("meters", escape(meters)),
+        *([("operation", escape(answer.operation))] if answer.operation else []),
         *[("wrong", f"[red]{escape(each.message)}[/]") for each in answer.problems],
         *[("without", escape(f"{show.id_of(m.meter)}: {m.message}")) for m in answer.left_out],
     ]

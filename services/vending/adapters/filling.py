@@ -7,10 +7,10 @@ table is not read.
 from collections.abc import Collection
 
 from services.vending.adapters.database import Change, Database, Statement
-from services.vending.adapters.tables import by_subject, changes, holds, papers, payments
+from services.vending.adapters.tables import by_subject, changes, holds, openings, papers, payments
 from services.vending.domain.event_store import FROM_START, EventStore
 
-LATER = {"paper": papers, "payment": payments, "hold": holds}
+LATER = {"paper": papers, "payment": payments, "hold": holds, "opening": openings}
 """Each such table → its module."""
 EVENTS_AT_ONCE_MAX = 5_000
 

@@ -18,6 +18,7 @@ KEYS = {
     "paper": ("document_id",),
     "payment": ("payment_id",),
     "hold": ("hold_id",),
+    "opening": ("opening_id",),
     "scheduled": ("policy_id", "version"),
     "closing": ("closing_id",),
     "pending": ("id",),
@@ -36,7 +37,7 @@ FROM_KAFKA = ("charged", "consumer_offset", "usage_ask")
 OF_POSITIONS = ("raised", "checkpoint", "link", "document", "series", "numbered")
 """Those that no append makes. Where positions differ, the relay counts receipts anew."""
 NAMING_POSITIONS = (
-    *("todo", "waiting", "pending", "paper", "payment", "hold", "batch", "closing"),
+    *("todo", "waiting", "pending", "paper", "payment", "hold", "opening", "batch", "closing"),
     *OF_POSITIONS,
 )
 NOT_COPIED = ("book", "root", "unfinished_copy", "made")

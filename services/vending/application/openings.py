@@ -21,7 +21,7 @@ from services.vending.domain.meter import Meter
 from services.vending.domain.opening import FirstSale, LeftOut, Opening, Plan, Seen, Status
 from services.vending.domain.policy import Policy
 from services.vending.domain.site import Site
-from services.vending.domain.tables import OPENING, OPENING_PREPARED, Tables
+from services.vending.domain.tables import OPENING, OPENING_PREPARED, OpeningRow, Tables
 from services.vending.domain.tariff import Tariff
 
 
@@ -104,6 +104,23 @@ class Openings:
         found = await self._tables.pending_page((OPENING_PREPARED, OPENING), after, limit + 1)
         last = found[limit - 1][0] if len(found) > limit else None
         return [await self.of(_account_of(id_)) for _, id_ in found[:limit]], last
+
+    async def look(self, opening_id: str) -> tuple[OpeningRow, Opening]:
+        """Return an opening that was started. Raises InvalidInput(OPENING_NOT_FOUND)."""
+        row = await self._tables.opening(opening_id)
+        if row is None:
+            raise opening.opening_not_found(opening_id).as_error()
+        return row, await self._called(row)
+
+    async def started(
+        self, is_open: bool | None, after: int, limit: int
+    ) -> list[tuple[OpeningRow, Opening]]:
+        """Return at most `limit` that were started above a position, oldest first; None: all."""
+        rows = await self._tables.openings(is_open, after, limit)
+        return [(row, await self._called(row)) for row in rows]
+
+    async def _called(self, row: OpeningRow) -> Opening:
+        return opening.called(await self._book.history(Opening, row.account_id), row.opening_id)
 
     async def complete(self) -> int:
         """Carry out what is started; return how many."""

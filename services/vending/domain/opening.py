@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from services.common.kernel.errors import Bug, InvalidInput
+from services.common.kernel.ids import name_uuid
 from services.common.kernel.reasons import Reason
 from services.common.kernel.units import format_scaled
 from services.common.kernel.values import value_class
@@ -137,6 +138,11 @@ class Opening:
     left_out: tuple[LeftOut, ...] = ()
     prepared_at: int = 0
 
+    @property
+    def opening_id(self) -> str:
+        """The id of the opening that was started; "": it was not."""
+        return opening_id_of(self.started_by) if self.started_by[0] else ""
+
 
 @value_class
 class Prepare:
@@ -184,6 +190,11 @@ class Conclude:
 
 
 Command = Prepare | Start | Cancel | Conclude
+
+
+def opening_id_of(started_by: RequestKey) -> str:
+    """Return the id of the opening that a request starts: an account may have several."""
+    return str(name_uuid("opening", *started_by))
 
 
 def opening_not_found(account_id: str) -> Rejection:
@@ -461,6 +472,17 @@ def evolve(state: Opening | None, event: Event) -> Opening:
             return changed(state, answers=answers, status=Status.CANCELLED)
         case _:
             raise Bug(f"{event.SUBJECT} does not belong into the stream of an opening here")
+
+
+def called(events: Iterable[Event], opening_id: str) -> Opening:
+    """Return the opening that was started under an id, as far as it ever came."""
+    state: Opening | None = None
+    found: Opening | None = None
+    for event in events:
+        state = evolve(state, event)
+        found = state if state.opening_id == opening_id else found
+    assert found is not None, "its start has made the table's row"
+    return found
 
 
 def as_of(events: Iterable[Event], revision: int) -> Opening:

@@ -188,6 +188,16 @@ class HoldRow:
 
 
 @value_class
+class OpeningRow:
+    """An opening that was started, at a position; over where it is not open."""
+
+    position: int
+    opening_id: str
+    account_id: str
+    is_open: bool
+
+
+@value_class
 class ClosingsOpen:
     """How many closings are under way, how many too late, when the oldest began (0: none)."""
 
@@ -266,6 +276,14 @@ class Tables(Protocol):
         self, is_transfer: bool, is_open: bool | None, after: int, limit: int
     ) -> list[HoldRow]:
         """Return at most `limit` holds above a position, oldest first; `is_open` None: all."""
+        ...
+
+    async def opening(self, opening_id: str) -> OpeningRow | None:
+        """Return an opening that was started, where there is one."""
+        ...
+
+    async def openings(self, is_open: bool | None, after: int, limit: int) -> list[OpeningRow]:
+        """Return at most `limit` that started above a position, oldest first; None: all."""
         ...
 
     async def scheduled_until(self, now_ms: int) -> list[tuple[str, int]]:

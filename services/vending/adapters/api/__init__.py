@@ -64,6 +64,7 @@ OPERATIONS: dict[str, Callable[[Desk], operations.Kind]] = {
     closings.COLLECTION: closings.ClosingOperations,
     holds.REFUNDS: partial(holds.HoldOperations, are_transfers=False),
     holds.TRANSFERS: partial(holds.HoldOperations, are_transfers=True),
+    openings.COLLECTION: openings.OpeningOperations,
 }
 """What goes on after its call was answered: collection below `operations/` → its processes."""
 SERVICES = (

@@ -7,9 +7,11 @@ from typing import Any
 from services.common.kernel import names as patterns
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
+from services.common.kernel.reasons import Reason
 from services.vending.adapters import names
-from services.vending.adapters.api.desk import Handlers, said
-from services.vending.domain.decisions import Rejection
+from services.vending.adapters.api import operations
+from services.vending.adapters.api.desk import Desk, Handlers, said
+from services.vending.domain.decisions import Rejection, Request
 from services.vending.domain.opening import (
     Cancel,
     FirstSale,
@@ -18,9 +20,11 @@ from services.vending.domain.opening import (
     PlannedMeter,
     too_many,
 )
+from services.vending.domain.tables import OpeningRow
 from wattvend.vending.v1 import openings_pb2 as pb
 from wattvend.vending.v1 import openings_pb2_grpc, vending_pb2
 
+COLLECTION = "openings"
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["OpeningService"].full_name
 
 
@@ -81,6 +85,42 @@ class OpeningApi(Handlers, openings_pb2_grpc.OpeningServiceServicer):
         return pb.ListOpeningsResponse(
             openings=[self._desk.told(_message, each) for each in found],
             next_page_token=token_of(listed, (last,)) if last else "",
+        )
+
+
+class OpeningOperations:
+    """services.vending.adapters.api.operations.Kind: openings that were started.
+
+    Metadata and response are an Opening.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        """Look at those of the desk's office."""
+        self._desk = desk
+        self._openings = desk.office.openings
+
+    async def view(self, id_: str) -> operations.View:
+        """Return one. Raises InvalidInput(OPENING_NOT_FOUND)."""
+        return self._view(*await self._openings.look(id_))
+
+    async def page(
+        self, done: bool | None, after: int, limit: int
+    ) -> list[tuple[int, operations.View]]:
+        """Return (position, view) above a position, oldest first."""
+        is_open = None if done is None else not done
+        found = await self._openings.started(is_open, after, limit)
+        return [(row.position, self._view(row, state)) for row, state in found]
+
+    async def cancel(self, id_: str, request: Request) -> None:
+        """Refuse: its account may be open already, and its first sale is paid."""
+        _, state = await self._openings.look(id_)
+        text = f"the opening of account {state.plan.account_id} is started and goes on by itself"
+        raise InvalidInput(Reason.OPENING_NOT_PREPARED, f"{text}: wait for that", field="name")
+
+    def _view(self, row: OpeningRow, state: Opening) -> operations.View:
+        told = self._desk.told(_message, state)
+        return operations.View(
+            row.opening_id, told, not row.is_open, None if row.is_open else told, state.failure
         )
 
 
@@ -151,6 +191,7 @@ def _message(state: Opening, version: vending_pb2.BookVersion) -> pb.Opening:
             for each in state.left_out
         ],
         version=version,
+        operation=operations.name_of(COLLECTION, state.opening_id) if state.opening_id else "",
     )
     if sale.amount_minor:
         answer.first_sale.CopyFrom(

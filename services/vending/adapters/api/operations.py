@@ -144,7 +144,7 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
             checks.check_id("name", id_)
             return await self._kinds[kind].view(id_)
         except InvalidInput:
-            raise not_found(f"{COLLECTION}/{kind}/{id_}") from None
+            raise not_found(name_of(kind, id_)) from None
 
     def _kinds_below(self, name: str) -> list[str]:
         """Return the kinds of `operations`, which are all, or of `operations/<kind>`."""
@@ -175,11 +175,14 @@ class OperationsApi(Handlers, operations_grpc_pb2.OperationsServicer):
         )
 
 
+def name_of(kind: str, id_: str) -> str:
+    """Return the name of an operation."""
+    return f"{COLLECTION}/{kind}/{id_}"
+
+
 def message(kind: str, view: View) -> Any:
     """Return the message of an operation."""
-    operation = operations_proto_pb2.Operation(
-        name=f"{COLLECTION}/{kind}/{view.id}", done=view.done
-    )
+    operation = operations_proto_pb2.Operation(name=name_of(kind, view.id), done=view.done)
     operation.metadata.Pack(view.metadata)
     if view.failure is not None:
         status = status_of(Reason(view.failure.reason), view.failure.message)

@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from wattvend.vending.v1 import vending_pb2 as wattvend_dot_vending_dot_v1_dot_vending__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"wattvend/vending/v1/openings.proto\x12\x13wattvend.vending.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!wattvend/vending/v1/vending.proto\"\xd2\x04\n\x07Opening\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07\x61\x63\x63ount\x18\x02 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12$\n\x04site\x18\x03 \x01(\tB\x16\xe2\x41\x01\x02\xfa\x41\x0f\n\rwattvend/Site\x12\x12\n\nsubject_id\x18\x04 \x01(\t\x12\x17\n\tcommodity\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x06tariff\x18\x06 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0fwattvend/Tariff\x12(\n\x06policy\x18\x07 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0fwattvend/Policy\x12\x31\n\x06meters\x18\x08 \x03(\x0b\x32!.wattvend.vending.v1.OpeningMeter\x12\x32\n\nfirst_sale\x18\t \x01(\x0b\x32\x1e.wattvend.vending.v1.FirstSale\x12\x14\n\x06status\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12;\n\x08problems\x18\x0b \x03(\x0b\x32#.wattvend.vending.v1.OpeningProblemB\x04\xe2\x41\x01\x03\x12\x39\n\x08left_out\x18\x0c \x03(\x0b\x32!.wattvend.vending.v1.LeftOutMeterB\x04\xe2\x41\x01\x03\x12\x37\n\x07version\x18\r \x01(\x0b\x32 .wattvend.vending.v1.BookVersionB\x04\xe2\x41\x01\x03:<\xea\x41\x39\n\x10wattvend/Opening\x12\x12openings/{opening}*\x08openings2\x07opening\"b\n\x0cOpeningMeter\x12\"\n\x05meter\x18\x01 \x01(\tB\x13\xfa\x41\x10\n\x0ewattvend/Meter\x12\x1b\n\x0eregister_milli\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_register_milli\"C\n\tFirstSale\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\"@\n\x0eOpeningProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"S\n\x0cLeftOutMeter\x12\"\n\x05meter\x18\x01 \x01(\tB\x13\xfa\x41\x10\n\x0ewattvend/Meter\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xac\x01\n\x14\x43reateOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nopening_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x33\n\x07opening\x18\x03 \x01(\x0b\x32\x1c.wattvend.vending.v1.OpeningB\x04\xe2\x41\x01\x02\x12\x14\n\x0cprepare_only\x18\x04 \x01(\x08\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\xa0\x01\n\x13StartOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12\x32\n\nfirst_sale\x18\x04 \x01(\x0b\x32\x1e.wattvend.vending.v1.FirstSale\"i\n\x14\x43\x61ncelOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x11GetOpeningRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\"<\n\x13ListOpeningsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListOpeningsResponse\x12.\n\x08openings\x18\x01 \x03(\x0b\x32\x1c.wattvend.vending.v1.Opening\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd5\x03\n\x0eOpeningService\x12X\n\rCreateOpening\x12).wattvend.vending.v1.CreateOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12V\n\x0cStartOpening\x12(.wattvend.vending.v1.StartOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12X\n\rCancelOpening\x12).wattvend.vending.v1.CancelOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12R\n\nGetOpening\x12&.wattvend.vending.v1.GetOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12\x63\n\x0cListOpenings\x12(.wattvend.vending.v1.ListOpeningsRequest\x1a).wattvend.vending.v1.ListOpeningsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"wattvend/vending/v1/openings.proto\x12\x13wattvend.vending.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!wattvend/vending/v1/vending.proto\"\xeb\x04\n\x07Opening\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x07\x61\x63\x63ount\x18\x02 \x01(\tB\x15\xfa\x41\x12\n\x10wattvend/Account\x12$\n\x04site\x18\x03 \x01(\tB\x16\xe2\x41\x01\x02\xfa\x41\x0f\n\rwattvend/Site\x12\x12\n\nsubject_id\x18\x04 \x01(\t\x12\x17\n\tcommodity\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12(\n\x06tariff\x18\x06 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0fwattvend/Tariff\x12(\n\x06policy\x18\x07 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0fwattvend/Policy\x12\x31\n\x06meters\x18\x08 \x03(\x0b\x32!.wattvend.vending.v1.OpeningMeter\x12\x32\n\nfirst_sale\x18\t \x01(\x0b\x32\x1e.wattvend.vending.v1.FirstSale\x12\x14\n\x06status\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12;\n\x08problems\x18\x0b \x03(\x0b\x32#.wattvend.vending.v1.OpeningProblemB\x04\xe2\x41\x01\x03\x12\x39\n\x08left_out\x18\x0c \x03(\x0b\x32!.wattvend.vending.v1.LeftOutMeterB\x04\xe2\x41\x01\x03\x12\x37\n\x07version\x18\r \x01(\x0b\x32 .wattvend.vending.v1.BookVersionB\x04\xe2\x41\x01\x03\x12\x17\n\toperation\x18\x0e \x01(\tB\x04\xe2\x41\x01\x03:<\xea\x41\x39\n\x10wattvend/Opening\x12\x12openings/{opening}*\x08openings2\x07opening\"b\n\x0cOpeningMeter\x12\"\n\x05meter\x18\x01 \x01(\tB\x13\xfa\x41\x10\n\x0ewattvend/Meter\x12\x1b\n\x0eregister_milli\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_register_milli\"C\n\tFirstSale\x12\x14\n\x0c\x61mount_minor\x18\x01 \x01(\x03\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\"@\n\x0eOpeningProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"S\n\x0cLeftOutMeter\x12\"\n\x05meter\x18\x01 \x01(\tB\x13\xfa\x41\x10\n\x0ewattvend/Meter\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xac\x01\n\x14\x43reateOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nopening_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x33\n\x07opening\x18\x03 \x01(\x0b\x32\x1c.wattvend.vending.v1.OpeningB\x04\xe2\x41\x01\x02\x12\x14\n\x0cprepare_only\x18\x04 \x01(\x08\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"\xa0\x01\n\x13StartOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12\x32\n\nfirst_sale\x18\x04 \x01(\x0b\x32\x1e.wattvend.vending.v1.FirstSale\"i\n\x14\x43\x61ncelOpeningRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x04name\x18\x02 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x11GetOpeningRequest\x12\'\n\x04name\x18\x01 \x01(\tB\x19\xe2\x41\x01\x02\xfa\x41\x12\n\x10wattvend/Opening\"<\n\x13ListOpeningsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListOpeningsResponse\x12.\n\x08openings\x18\x01 \x03(\x0b\x32\x1c.wattvend.vending.v1.Opening\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd5\x03\n\x0eOpeningService\x12X\n\rCreateOpening\x12).wattvend.vending.v1.CreateOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12V\n\x0cStartOpening\x12(.wattvend.vending.v1.StartOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12X\n\rCancelOpening\x12).wattvend.vending.v1.CancelOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12R\n\nGetOpening\x12&.wattvend.vending.v1.GetOpeningRequest\x1a\x1c.wattvend.vending.v1.Opening\x12\x63\n\x0cListOpenings\x12(.wattvend.vending.v1.ListOpeningsRequest\x1a).wattvend.vending.v1.ListOpeningsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENING'].fields_by_name['left_out']._serialized_options = b'\342A\001\003'
   _globals['_OPENING'].fields_by_name['version']._loaded_options = None
   _globals['_OPENING'].fields_by_name['version']._serialized_options = b'\342A\001\003'
+  _globals['_OPENING'].fields_by_name['operation']._loaded_options = None
+  _globals['_OPENING'].fields_by_name['operation']._serialized_options = b'\342A\001\003'
   _globals['_OPENING']._loaded_options = None
   _globals['_OPENING']._serialized_options = b'\352A9\n\020wattvend/Opening\022\022openings/{opening}*\010openings2\007opening'
   _globals['_OPENINGMETER'].fields_by_name['meter']._loaded_options = None
@@ -75,27 +77,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETOPENINGREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETOPENINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\022\n\020wattvend/Opening'
   _globals['_OPENING']._serialized_start=155
-  _globals['_OPENING']._serialized_end=749
-  _globals['_OPENINGMETER']._serialized_start=751
-  _globals['_OPENINGMETER']._serialized_end=849
-  _globals['_FIRSTSALE']._serialized_start=851
-  _globals['_FIRSTSALE']._serialized_end=918
-  _globals['_OPENINGPROBLEM']._serialized_start=920
-  _globals['_OPENINGPROBLEM']._serialized_end=984
-  _globals['_LEFTOUTMETER']._serialized_start=986
-  _globals['_LEFTOUTMETER']._serialized_end=1069
-  _globals['_CREATEOPENINGREQUEST']._serialized_start=1072
-  _globals['_CREATEOPENINGREQUEST']._serialized_end=1244
-  _globals['_STARTOPENINGREQUEST']._serialized_start=1247
-  _globals['_STARTOPENINGREQUEST']._serialized_end=1407
-  _globals['_CANCELOPENINGREQUEST']._serialized_start=1409
-  _globals['_CANCELOPENINGREQUEST']._serialized_end=1514
-  _globals['_GETOPENINGREQUEST']._serialized_start=1516
-  _globals['_GETOPENINGREQUEST']._serialized_end=1576
-  _globals['_LISTOPENINGSREQUEST']._serialized_start=1578
-  _globals['_LISTOPENINGSREQUEST']._serialized_end=1638
-  _globals['_LISTOPENINGSRESPONSE']._serialized_start=1640
-  _globals['_LISTOPENINGSRESPONSE']._serialized_end=1735
-  _globals['_OPENINGSERVICE']._serialized_start=1738
-  _globals['_OPENINGSERVICE']._serialized_end=2207
+  _globals['_OPENING']._serialized_end=774
+  _globals['_OPENINGMETER']._serialized_start=776
+  _globals['_OPENINGMETER']._serialized_end=874
+  _globals['_FIRSTSALE']._serialized_start=876
+  _globals['_FIRSTSALE']._serialized_end=943
+  _globals['_OPENINGPROBLEM']._serialized_start=945
+  _globals['_OPENINGPROBLEM']._serialized_end=1009
+  _globals['_LEFTOUTMETER']._serialized_start=1011
+  _globals['_LEFTOUTMETER']._serialized_end=1094
+  _globals['_CREATEOPENINGREQUEST']._serialized_start=1097
+  _globals['_CREATEOPENINGREQUEST']._serialized_end=1269
+  _globals['_STARTOPENINGREQUEST']._serialized_start=1272
+  _globals['_STARTOPENINGREQUEST']._serialized_end=1432
+  _globals['_CANCELOPENINGREQUEST']._serialized_start=1434
+  _globals['_CANCELOPENINGREQUEST']._serialized_end=1539
+  _globals['_GETOPENINGREQUEST']._serialized_start=1541
+  _globals['_GETOPENINGREQUEST']._serialized_end=1601
+  _globals['_LISTOPENINGSREQUEST']._serialized_start=1603
+  _globals['_LISTOPENINGSREQUEST']._serialized_end=1663
+  _globals['_LISTOPENINGSRESPONSE']._serialized_start=1665
+  _globals['_LISTOPENINGSRESPONSE']._serialized_end=1760
+  _globals['_OPENINGSERVICE']._serialized_start=1763
+  _globals['_OPENINGSERVICE']._serialized_end=2232
 # @@protoc_insertion_point(module_scope)

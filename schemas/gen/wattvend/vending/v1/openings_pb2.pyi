@@ -36,6 +36,7 @@ class Opening(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """{opening} is the id of the account"""
     account: _builtins.str
@@ -47,6 +48,8 @@ class Opening(_message.Message):
     policy: _builtins.str
     status: _builtins.str
     """prepared; started; open; refused: it could not be opened after all; cancelled"""
+    operation: _builtins.str
+    """Of one that was started: operations/openings/{opening}, which stands for this one for good."""
     @_builtins.property
     def meters(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpeningMeter]: ...
     @_builtins.property
@@ -79,10 +82,11 @@ class Opening(_message.Message):
         problems: _abc.Iterable[Global___OpeningProblem] | None = ...,
         left_out: _abc.Iterable[Global___LeftOutMeter] | None = ...,
         version: _vending_pb2.BookVersion | None = ...,
+        operation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_sale", b"first_sale", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "commodity", b"commodity", "first_sale", b"first_sale", "left_out", b"left_out", "meters", b"meters", "name", b"name", "policy", b"policy", "problems", b"problems", "site", b"site", "status", b"status", "subject_id", b"subject_id", "tariff", b"tariff", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "commodity", b"commodity", "first_sale", b"first_sale", "left_out", b"left_out", "meters", b"meters", "name", b"name", "operation", b"operation", "policy", b"policy", "problems", b"problems", "site", b"site", "status", b"status", "subject_id", b"subject_id", "tariff", b"tariff", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
