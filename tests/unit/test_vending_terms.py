@@ -42,6 +42,12 @@ BY_HOUR = (
 )
 
 
+BY_STEPS = (
+    '{"zone":"Asia/Shanghai","rates_micro":{"flat":800000},"ladder":{"period":"month",'
+    '"scope":"account","steps":[{"above_milli":200000,"add_micro":50000}]}}'
+)
+
+
 @pytest.fixture
 async def mall(tmp_path: Path) -> AsyncIterator[World]:
     async with vending_world.world(tmp_path / "events.sqlite") as opened:
@@ -204,6 +210,9 @@ async def test_what_cannot_be_said_beforehand_is_not_quoted(mall: World) -> None
     await mall.tariff("T2", price_micro=0, plan=BY_HOUR)
     await mall.account("A2", tariff_id="T2")
     assert await refused(mall.office.quote("A2", KWH)) is Reason.CANNOT_QUOTE
+    await mall.tariff("T4", price_micro=0, plan=BY_STEPS)
+    await mall.account("A4", tariff_id="T4")
+    assert await refused(mall.office.quote("A4", KWH)) is Reason.CANNOT_QUOTE
     command = Sell(mall.ask("A2"), "A2", 0, "cash", KWH)
     for _ in range(2):
         assert await refused(mall.office.sell(command)) is Reason.CANNOT_QUOTE
