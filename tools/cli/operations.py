@@ -7,7 +7,7 @@ import typer
 from google.longrunning import operations_proto_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -99,8 +99,7 @@ def listed(answer: lro.ListOperationsResponse) -> RenderableType:
             f"[{COLORS[state]}]{state}[/]",
             escape(each.error.message),
         )
-    more = f"more: --page {answer.next_page_token}" if answer.next_page_token else ""
-    return Group(table, more) if more else table
+    return show.page(table, answer, "nothing goes on")
 
 
 def shown(answer: lro.Operation) -> RenderableType:
