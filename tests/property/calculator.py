@@ -68,6 +68,8 @@ def reason_of(told: Told) -> str:
     }
     reading = {
         "received_at_ms": int(decision["reading_received_at_ms"]),
+        "began_at_ms": int(decision["reading_began_at_ms"]),
+        "device_time_ms": int(told["charge"]["to_reading"]["device_time_ms"]),
         "quality": ord(told["charge"]["to_reading"]["quality"]),
     }
     now = int(decision["decided_at_ms"])

@@ -380,6 +380,7 @@ class ScalarShard:
             "meter_id": None,
             "meter_epoch": None,
             "forced_orders": None,
+            "reading_began_at_ms": None,
             "available_nano": 0,
             "threshold_nano": None,
             "account_sequence": 0,
@@ -1429,6 +1430,7 @@ class ScalarShard:
         evidence: Fact | None = None,
     ) -> None:
         is_forced = (kind, reason) == ("not-cut", "forced")
+        decided_by = cause.reading if kind in {"cut", "not-cut"} else None
         record = {
             **self._citation(account, cause),
             **(evidence or dict.fromkeys(EVIDENCE)),
@@ -1438,6 +1440,7 @@ class ScalarShard:
             "meter_id": cause.meter and cause.meter["meter_id"],
             "meter_epoch": cause.meter and cause.meter["epoch"],
             "forced_orders": self._forced_orders(account) if is_forced else None,
+            "reading_began_at_ms": decided_by and decided_by["began_at_ms"],
             "threshold_nano": threshold,
             "intent_epoch": intent_epoch,
             "intent_offset": None if intent_epoch is None else self.work.offset,

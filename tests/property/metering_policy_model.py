@@ -61,6 +61,8 @@ def refusal(policy: Fact, account: Fact, reading: Fact, standing: Standing, now:
         return "forced"
     if now - reading["received_at_ms"] > policy["max_evidence_age_ms"]:
         return "evidence-old"
+    if is_backfill(policy, reading):
+        return "evidence-backfill"
     if standing.was_silent:
         return "evidence-silent"
     if chr(reading["quality"]) not in rules.get("qualities", "AVM"):
@@ -72,6 +74,13 @@ def refusal(policy: Fact, account: Fact, reading: Fact, standing: Standing, now:
     if is_no_cut(rules, now):
         return "no-cut-window"
     return ""
+
+
+def is_backfill(policy: Fact, reading: Fact) -> bool:
+    """Say whether a device kept a reading before it pushed it: its clock may be 2 min off."""
+    waited = reading["received_at_ms"] - reading["device_time_ms"]
+    was_pushed = reading["began_at_ms"] >= reading["received_at_ms"]
+    return bool(was_pushed and waited > policy["max_evidence_age_ms"] + 2 * MINUTE_MS)
 
 
 def notice_refusal(rules: Rules, standing: Standing, now: int) -> str:

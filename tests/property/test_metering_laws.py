@@ -6,15 +6,23 @@ replay: metering_runs.py.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.kernel.frames import KIND_CLOSING, KIND_FEE, KIND_RESPLIT, KIND_ROLLOVER
+from services.common.kernel.frames import (
+    KIND_CLOSING,
+    KIND_FEE,
+    KIND_RESPLIT,
+    KIND_ROLLOVER,
+    ReadingFrame,
+)
 from services.common.policies.rules import read
 from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.absorb import absorb
@@ -282,7 +290,9 @@ def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
     _, done = fresh_run(records)
     facts: dict[tuple[str, str], dict[str, Any]] = {}
     noticed_at_ms: dict[str, int] = {}
+    kept: set[str] = set()
     for record, absorbed in zip(records, done, strict=True):
+        kept |= {str(UUID(bytes=each)) for each in kept_readings(record)}
         kind = record.subject.removesuffix("-fact")
         if kind in {"policy", "account", "meter"} and isinstance(record.value, dict):
             keep_newest(facts, kind, record.value)
@@ -297,6 +307,16 @@ def test_no_cut_is_sent_against_an_order_a_window_a_notice_or_without_evidence(
                 elif output.record["wanted"] == "open":
                     assert record.subject == "reading-frame", "a fact, or a wake, never cuts"
                     check_cut(output.record, facts, noticed_at_ms)
+                    assert output.record["to_reading_id"] not in kept, "backfill is no evidence"
+
+
+def kept_readings(record: LogRecord) -> Iterable[bytes]:
+    """Yield the ids of readings that were pushed later than any policy here takes for fresh."""
+    if isinstance(record.value, ReadingFrame):
+        for row in record.value.rows:
+            waited_ms = row["received_at_ms"] - row["device_time_ms"]
+            if row["began_at_ms"] == row["received_at_ms"] and waited_ms > 1_020_000:
+                yield row["reading_id"].tobytes()
 
 
 def keep_newest(

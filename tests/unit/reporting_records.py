@@ -452,6 +452,7 @@ class Story:
                     "meter_epoch",
                     "arrears_since_ms",
                     "forced_orders",
+                    "reading_began_at_ms",
                     "notice_id",
                     "notice_outcome",
                 )

@@ -123,6 +123,16 @@ async def test_a_reading_is_durable_when_its_frame_is(known: World) -> None:
     assert (state["position"], state["by"], state["request_id"]) == ("closed", "push", None)
 
 
+async def test_what_a_gateway_had_kept_is_a_reading_and_no_position_of_the_relay(
+    known: World,
+) -> None:
+    for kept_ms, told in ((900_001, 0), (900_000, 1)):
+        known.now = LIVE_TIME_MS + kept_ms
+        known.data()
+        assert len(known.records("relay-states")) == told
+    assert len(known.readings) == 2
+
+
 async def test_an_unknown_meter_is_quarantined_and_counts_from_its_registration(
     world: World,
 ) -> None:

@@ -224,6 +224,35 @@ def test_old_evidence_gives_no_notice() -> None:
     assert (told(done), of(done, "notice")) == ([("not-cut", "evidence-old")], [])
 
 
+@pytest.mark.parametrize(
+    ("waited_ms", "changes", "cuts"),
+    [
+        (EVIDENCE_AGE_MS + 120_001, {}, False),
+        (EVIDENCE_AGE_MS + 120_000, {}, True),  # its clock may be 2 min off
+        (
+            EVIDENCE_AGE_MS + 120_001,
+            {"began_at_ms": "before"},
+            True,
+        ),  # read by us: a clock is wrong
+    ],
+)
+def test_what_a_gateway_had_kept_is_charged_and_cuts_nobody(
+    waited_ms: int, changes: dict[str, Any], cuts: bool
+) -> None:
+    log = standing_log(credit=1)
+    now_ms = log.later(6 * 60 * MINUTE_MS).now_ms
+    began_ms = now_ms - 50 if changes else now_ms
+    kept = {"device_time_ms": now_ms - waited_ms, "began_at_ms": began_ms}
+    done = log.use(2 * KWH_MILLI, **kept)
+    expected = ("cut", "threshold-reached") if cuts else ("not-cut", "evidence-backfill")
+    decisions = [alarm for alarm in of(done, "alarm") if alarm["kind"] in {"cut", "not-cut"}]
+    assert [(alarm["kind"], alarm["reason"]) for alarm in decisions] == [expected]
+    assert decisions[0]["reading_began_at_ms"] == began_ms
+    assert decode(schema_header("alarm"), encode("alarm", decisions[0])) == decisions[0]
+    if not cuts:
+        assert told(log.later(1).use(2 * KWH_MILLI + 1))[-1] == ("cut", "threshold-reached")
+
+
 # Forced positions
 
 

@@ -195,6 +195,7 @@ ALL_AGAINST: dict[str, Any] = {
     "is_no_cut": True,
     "received_at_ms": NOW_MS - 900_001,
     "max_evidence_age_ms": 900_000,
+    "pushed_from_ms": NOW_MS - 900_000 - 1_020_001,
     "was_silent": True,
     "quality": "E",
     "arrears_since_ms": NOW_MS - 10 * MINUTE_MS + 1,
@@ -204,6 +205,7 @@ MENDED: list[tuple[str, dict[str, Any]]] = [
     ("promised", {"promise_until_ms": NOW_MS}),
     ("forced", {"is_forced": False}),
     ("evidence-old", {"received_at_ms": NOW_MS - 900_000}),
+    ("evidence-backfill", {"pushed_from_ms": NOW_MS - 900_000 - 1_020_000}),
     ("evidence-silent", {"was_silent": False}),
     ("evidence-quality", {"quality": "V"}),
     ("notice-pending", {"notice_at_ms": NOW_MS - 30 * MINUTE_MS + 1}),
@@ -228,7 +230,7 @@ def test_of_all_reasons_against_a_cut_the_first_is_told_and_the_last_to_go_lets_
 def test_a_notice_whose_delivery_is_not_required_needs_its_lead_alone() -> None:
     held = rules(notice={"lead_minutes": 30})
     free = {**ALL_AGAINST, "keep_power_until_ms": None, "promise_until_ms": None}
-    free |= {"is_forced": False, "is_no_cut": False, "was_silent": False}
+    free |= {"is_forced": False, "is_no_cut": False, "was_silent": False, "pushed_from_ms": None}
     free |= {"received_at_ms": NOW_MS, "quality": "A", "notice_at_ms": NOW_MS - 30 * MINUTE_MS}
     for outcome in (None, "failed", "delivered"):
         assert verdict(held, Grounds(**free, notice_outcome=outcome)).cut

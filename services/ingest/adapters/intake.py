@@ -25,6 +25,8 @@ from services.ingest.domain.relay import RelayReports, position
 
 LOG_INTERVAL_MS = 10_000
 """Complaints of one kind are logged this often; between, they are counted."""
+BACKFILL_MS = 900_000
+"""What was pushed so long after it was taken tells where the relay was, not where it is."""
 OPERATION_MQTT = "mqtt-control"
 OPERATIONS = frozenset({OPERATION_READ, OPERATION_WRITE, OPERATION_MQTT})
 
@@ -245,7 +247,8 @@ class Intake:
         time_ms: int | None,
     ) -> None:
         mask = device.closed_mask
-        if mask is None:
+        was_kept = source is PUSHED and time_ms is not None and now_ms - time_ms > BACKFILL_MS
+        if mask is None or was_kept:
             return
         if source.request_id is not None:
             self._relays.commanded(meter.meter_id)

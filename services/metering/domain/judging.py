@@ -173,10 +173,13 @@ def _verdict(state: ShardState, slot: int, cause: Cause) -> Verdict:
     notice_at_ms = int(account["notice_at_ms"])
     # Most account-facts tell of no notice: then its id need not be made.
     notice_outcome = notice_of(state, slot)[1] if fact["notice_id"] else None
+    reading = cause.reading
+    received_at_ms, began_at_ms = int(reading["received_at_ms"]), int(reading["began_at_ms"])
     grounds = Grounds(
         now_ms=state.now_ms,
-        received_at_ms=int(cause.reading["received_at_ms"]),
-        quality=chr(cause.reading["quality"]),
+        received_at_ms=received_at_ms,
+        pushed_from_ms=int(reading["device_time_ms"]) if began_at_ms >= received_at_ms else None,
+        quality=chr(reading["quality"]),
         was_silent=cause.was_silent,
         max_evidence_age_ms=int(state.policies.rows["max_evidence_age_ms"][policy_slot]),
         arrears_since_ms=int(account["arrears_since_ms"]),

@@ -60,6 +60,7 @@ class Evidence:
     silent_since_ms: int | None = None
 
 
+_DECISIONS = ("cut", "not-cut")
 _NO_EVIDENCE = dict.fromkeys(Evidence.__dataclass_fields__)
 
 
@@ -122,6 +123,7 @@ class Outbox:
             "reason": reason,
             "meter_id": cause.meter["meter_id"] if cause.meter else None,
             "meter_epoch": cause.meter["epoch"] if cause.meter else None,
+            "reading_began_at_ms": _began_at_ms(cause) if kind in _DECISIONS else None,
             "threshold_nano": threshold_nano,
             "level_before": LEVEL_NAMES[before],
             "level_after": LEVEL_NAMES[after],
@@ -169,6 +171,7 @@ class Outbox:
             **_NO_EVIDENCE,
             "tariff_version": fact["version"],
             "forced_orders": None,
+            "reading_began_at_ms": None,
             "arrears_since_ms": None,
             "notice_id": None,
             "notice_outcome": None,
@@ -532,6 +535,11 @@ def _cited(cause: Cause) -> dict[str, Any]:
         cited["to_reading_id"] = _reading_name(reading["reading_id"])
         cited["reading_received_at_ms"] = int(reading["received_at_ms"])
     return cited
+
+
+def _began_at_ms(cause: Cause) -> int:
+    assert cause.reading is not None, "only a reading cuts"
+    return int(cause.reading["began_at_ms"])
 
 
 def _charged_meter(cause: Cause) -> str | None:

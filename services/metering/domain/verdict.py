@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from services.common.kernel.values import named_value_class, value_class
 from services.common.policies.rules import Notice, Rules
 
+CLOCKS_APART_MS_MAX = 120_000
+"""What a pushed reading may be older besides: its device's clock is not ours."""
 THRESHOLD_REACHED = "threshold-reached"
 NOTICE_PENDING = "notice-pending"
 """A notice goes out now."""
@@ -24,6 +26,7 @@ REFUSALS = (
     "grace",
     "no-cut-window",
     "evidence-silent",
+    "evidence-backfill",
 )
 """Why an account is not cut, by the number that its row keeps of the one told last; 0: none was."""
 
@@ -32,8 +35,9 @@ REFUSALS = (
 class Grounds:
     """What a decision to cut rests on; times in ms UTC, None: there is no such.
 
-    `received_at_ms` and `quality`: of the reading that was charged; `was_silent`: its meter was,
-    until it came. `arrears_since_ms`: since then no more is available than the floor. `is_forced`:
+    `received_at_ms` and `quality`: of the reading that was charged; `pushed_from_ms`: when its
+    device took it, None: we read it ourselves. `was_silent`: its meter was, until it came.
+    `arrears_since_ms`: since then no more is available than the floor. `is_forced`:
     a person's order holds every relay of the account. `is_no_cut`: now lies in a window of the
     rules. `notice_at_ms`: a notice of the cut went out; `notice_outcome`: what became of it,
     delivered or failed.
@@ -44,6 +48,7 @@ class Grounds:
     quality: str
     max_evidence_age_ms: int
     arrears_since_ms: int
+    pushed_from_ms: int | None = None
     was_silent: bool = False
     keep_power_until_ms: int | None = None
     promise_until_ms: int | None = None
@@ -84,18 +89,26 @@ def _refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
         yield kept
     if grounds.is_forced:
         yield "forced"
-    if now_ms - grounds.received_at_ms > grounds.max_evidence_age_ms:
-        yield "evidence-old"
-    if grounds.was_silent:
-        yield "evidence-silent"
-    if grounds.quality not in rules.qualities:
-        yield "evidence-quality"
+    yield from _evidence_refusals(rules, grounds)
     if rules.notice is not None:
         yield from _notice_refusals(rules.notice, grounds)
     if now_ms < grounds.arrears_since_ms + rules.grace_ms:
         yield "grace"
     if grounds.is_no_cut:
         yield "no-cut-window"
+
+
+def _evidence_refusals(rules: Rules, grounds: Grounds) -> Iterator[str]:
+    if grounds.now_ms - grounds.received_at_ms > grounds.max_evidence_age_ms:
+        yield "evidence-old"
+    if grounds.pushed_from_ms is not None:
+        waited_ms = grounds.received_at_ms - grounds.pushed_from_ms
+        if waited_ms > grounds.max_evidence_age_ms + CLOCKS_APART_MS_MAX:
+            yield "evidence-backfill"
+    if grounds.was_silent:
+        yield "evidence-silent"
+    if grounds.quality not in rules.qualities:
+        yield "evidence-quality"
 
 
 def _notice_refusals(notice: Notice, grounds: Grounds) -> Iterator[str]:

@@ -113,6 +113,7 @@ def alarm(row: AlarmRow) -> pb.Alarm:
         notice_outcome=row.notice_outcome or "",
         arrears_since_ms=row.arrears_since_ms,
         meter_epoch=row.meter_epoch or 0,
+        reading_began_at_ms=row.reading_began_at_ms,
     )
 
 

@@ -263,6 +263,7 @@ class AlarmRow(NamedTuple):
     meter_epoch: int | None
     arrears_since_ms: int | None
     forced_orders: str | None
+    reading_began_at_ms: int | None
 
 
 class NoticeRow(NamedTuple):

@@ -239,6 +239,7 @@ class Alarm(_message.Message):
     NOTICE_OUTCOME_FIELD_NUMBER: _builtins.int
     ARREARS_SINCE_MS_FIELD_NUMBER: _builtins.int
     METER_EPOCH_FIELD_NUMBER: _builtins.int
+    READING_BEGAN_AT_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
@@ -273,6 +274,8 @@ class Alarm(_message.Message):
     """the arrears that last, and with them grace; absent: none do"""
     meter_epoch: _builtins.int
     """at which meter_id stood; 0: of no meter"""
+    reading_began_at_ms: _builtins.int
+    """Of cut and not-cut: when we began to read; reading_received_at_ms: its device pushed it."""
     def __init__(
         self,
         *,
@@ -303,19 +306,24 @@ class Alarm(_message.Message):
         notice_outcome: _builtins.str = ...,
         arrears_since_ms: _builtins.int | None = ...,
         meter_epoch: _builtins.int = ...,
+        reading_began_at_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "arrears_since_ms", b"arrears_since_ms", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_began_at_ms", b"_reading_began_at_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "arrears_since_ms", b"arrears_since_ms", "reading_began_at_ms", b"reading_began_at_ms", "reading_received_at_ms", b"reading_received_at_ms", "threshold_nano", b"threshold_nano"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account", b"account", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "arrears_since_ms", b"arrears_since_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter", b"meter", "meter_epoch", b"meter_epoch", "name", b"name", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy", b"policy", "policy_version", b"policy_version", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site", b"site", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms", "_reading_began_at_ms", b"_reading_began_at_ms", "_reading_received_at_ms", b"_reading_received_at_ms", "_threshold_nano", b"_threshold_nano", "account", b"account", "account_revision", b"account_revision", "account_sequence", b"account_sequence", "arrears_since_ms", b"arrears_since_ms", "available_nano", b"available_nano", "book_epoch", b"book_epoch", "charge_epoch", b"charge_epoch", "charge_sequence", b"charge_sequence", "currency", b"currency", "decided_at_ms", b"decided_at_ms", "from_reading_id", b"from_reading_id", "kind", b"kind", "level_after", b"level_after", "level_before", b"level_before", "log_offset", b"log_offset", "meter", b"meter", "meter_epoch", b"meter_epoch", "name", b"name", "notice_id", b"notice_id", "notice_outcome", b"notice_outcome", "policy", b"policy", "policy_version", b"policy_version", "reading_began_at_ms", b"reading_began_at_ms", "reading_received_at_ms", b"reading_received_at_ms", "reason", b"reason", "site", b"site", "threshold_nano", b"threshold_nano", "to_reading_id", b"to_reading_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arrears_since_ms: _TypeAlias = _typing.Literal["arrears_since_ms"]  # noqa: Y015
     _WhichOneofArgType__arrears_since_ms: _TypeAlias = _typing.Literal["_arrears_since_ms", b"_arrears_since_ms"]  # noqa: Y015
+    _WhichOneofReturnType__reading_began_at_ms: _TypeAlias = _typing.Literal["reading_began_at_ms"]  # noqa: Y015
+    _WhichOneofArgType__reading_began_at_ms: _TypeAlias = _typing.Literal["_reading_began_at_ms", b"_reading_began_at_ms"]  # noqa: Y015
     _WhichOneofReturnType__reading_received_at_ms: _TypeAlias = _typing.Literal["reading_received_at_ms"]  # noqa: Y015
     _WhichOneofArgType__reading_received_at_ms: _TypeAlias = _typing.Literal["_reading_received_at_ms", b"_reading_received_at_ms"]  # noqa: Y015
     _WhichOneofReturnType__threshold_nano: _TypeAlias = _typing.Literal["threshold_nano"]  # noqa: Y015
     _WhichOneofArgType__threshold_nano: _TypeAlias = _typing.Literal["_threshold_nano", b"_threshold_nano"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__arrears_since_ms) -> _WhichOneofReturnType__arrears_since_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reading_began_at_ms) -> _WhichOneofReturnType__reading_began_at_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reading_received_at_ms) -> _WhichOneofReturnType__reading_received_at_ms | None: ...
     @_typing.overload

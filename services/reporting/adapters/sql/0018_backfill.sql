@@ -1,0 +1,1 @@
+ALTER TABLE alarms ADD COLUMN reading_began_at_ms bigint;
