@@ -163,10 +163,12 @@ class _Bench:
 
     async def single(self) -> float:
         """Return those of the agent that is handed single readings."""
-        await self._create_single()
-        count = self._plan.single
-        await self._write_single(count)
-        places = _partitions(per_record.CHARGES, per_record.PARTITIONS)
+        self._singles += 1
+        run, count = str(self._singles), self._plan.single
+        readings, charges = per_record.topics_of(run)
+        await self._create(readings, charges)
+        await self._write_single(readings, count)
+        places = _partitions(charges, per_record.PARTITIONS)
         async with kafka.consumer(self._bootstrap, client_id="bench-watch") as reader:
             before = await reader.end_offsets(places)
             wanted = sum(before.values()) + count
@@ -176,7 +178,7 @@ class _Bench:
 
             folder = str(self._stand.directory / "per-record")
             module = per_record.__name__
-            await self._stand.start("per-record", "-m", module, self._bootstrap, folder)
+            await self._stand.start("per-record", "-m", module, self._bootstrap, run, folder)
             try:
                 await until(charged, ABSORBED_WITHIN_S, "the agent charges every reading")
             finally:
@@ -280,36 +282,33 @@ class _Bench:
                     flights.clear()
             await kafka.all_acknowledged(flights)
 
-    async def _create_single(self) -> None:
-        """Create the agent's topics, the first time; its table's it creates itself."""
+    async def _create(self, *names: str) -> None:
+        """Create the agent's topics; its table's it creates itself."""
         stamped = {"message.timestamp.type": "LogAppendTime"}
-        names = (per_record.READINGS, per_record.CHARGES)
         topics = [NewTopic(name, per_record.PARTITIONS, 1, topic_configs=stamped) for name in names]
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
         await admin.start()
         try:
-            if not set(names) <= set(await admin.list_topics()):
-                await admin.create_topics(topics)
+            await admin.create_topics(topics)
         finally:
             await admin.close()
 
-    async def _write_single(self, count: int) -> None:
+    async def _write_single(self, topic: str, count: int) -> None:
         """Write single readings, as the agent reads them."""
         flights = []
         async with kafka.producer(self._bootstrap, client_id="bench") as producer:
-            for turn in range(self._singles, self._singles + count):
+            for turn in range(count):
                 rounds, meter = divmod(turn, self._plan.accounts)
                 serial = site.serial(meter)
                 reading = {"meter": serial, "register_milli": 100 * (rounds + 1)}
                 flight = await producer.send(
-                    per_record.READINGS,
+                    topic,
                     orjson.dumps(reading),
                     key=serial.encode(),
                     partition=meter % per_record.PARTITIONS,
                 )
                 flights.append(flight)
             await kafka.all_acknowledged(flights)
-        self._singles += count
 
     async def _absorbed(self) -> float:
         """Let metering absorb all of the log; return when its last row came, s since 1970."""

@@ -1,8 +1,9 @@
-"""`python -m tools.bench.per_record KAFKA FOLDER`: readings charged as faust's manual shows it.
+"""`python -m tools.bench.per_record KAFKA RUN FOLDER`: readings charged as faust's manual shows it.
 
 What frames are held against: a reading a message, in JSON; of each, the register in a table, a
 charge at a flat price, and both sent. That is all: no accounts, no validation, no policy, and
-nothing waits for an acknowledgement.
+nothing waits for an acknowledgement. Each run is an application of its own: where faust starts
+again with readings that wait it may skip some of them, and the run would not end.
 """
 
 import sys
@@ -14,8 +15,12 @@ from faust.types import StreamT
 
 from tools.bench.site import PRICE_MICRO
 
-READINGS, CHARGES = "bench-readings", "bench-charges"
 PARTITIONS = 8
+
+
+def topics_of(run: str) -> tuple[str, str]:
+    """Return the names of the topics of readings and of charges."""
+    return f"bench-readings-{run}", f"bench-charges-{run}"
 
 
 class Reading(faust.Record):
@@ -34,17 +39,18 @@ class Charge(faust.Record):
     amount_nano: int
 
 
-def build(bootstrap: str, directory: Path) -> faust.App:
+def build(bootstrap: str, run: str, directory: Path) -> faust.App:
     """Return the app, not started; what it writes lies below the directory."""
     app = faust.App(
-        "bench-per-record",
+        f"bench-per-record-{run}",
         broker=f"kafka://{bootstrap}",
         topic_partitions=PARTITIONS,
         datadir=directory,
         web_enabled=False,
     )
-    readings = app.topic(READINGS, value_type=Reading)
-    charges = app.topic(CHARGES, value_type=Charge)
+    of_readings, of_charges = topics_of(run)
+    readings = app.topic(of_readings, value_type=Reading)
+    charges = app.topic(of_charges, value_type=Charge)
     registers: Any = app.Table("registers", default=int)
 
     async def charge(stream: StreamT[Reading]) -> None:
@@ -60,5 +66,5 @@ def build(bootstrap: str, directory: Path) -> faust.App:
 
 
 if __name__ == "__main__":
-    app = build(sys.argv[1], Path(sys.argv[2]))
+    app = build(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     faust.Worker(app, loglevel="warning").execute_from_commandline()
