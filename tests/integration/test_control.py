@@ -339,7 +339,7 @@ async def test_a_cut_and_a_restore_are_delivered_and_read_back_within_a_second(
     assert max(took_ms) < REACTION_MAX_MS, took_ms
     assert ingest.told(meter)[:3] == [("sent", 1), ("acknowledged", 1), ("confirmed", 1)]
     first = ingest.outcomes[0]
-    named = ("command-outcome", meter, 1, first["intent_offset"], 1, "sent")
+    named = ("command-outcome", meter, 1, first["intent_offset"], 1, "sent", first["request_id"])
     assert UUID(first["outcome_id"]) == name_uuid(*named)
     assert first["worker"] == "control-0"
 

@@ -41,7 +41,7 @@ from services.control.domain.messages import (
     Outcome,
     Result,
 )
-from tests.simulation.control_world import POLLED, World
+from tests.simulation.control_world import POLLED, RECOVER_MS, World
 
 LOG = structlog.get_logger("test")
 
@@ -99,6 +99,23 @@ def test_an_outcome_told_again_has_the_id_of_the_first_and_each_result_its_own(
     ids = [UUID(record["outcome_id"]) for record in first]
     assert ids == [UUID(record["outcome_id"]) for record in again]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_worker_that_has_lost_count_of_attempts_tells_of_each_command_all_the_same(
+    delivered: World,
+) -> None:
+    """After a restart outcomes are read some minutes back, and a device may be away for longer."""
+    delivered.go("M0", is_online=False, is_told=False)
+    delivered.intend("M0", "closed")
+    delivered.run(20_000)
+    delivered.go("M0", is_online=False, is_told=True)
+    delivered.run(RECOVER_MS + 60_000, step_ms=10_000)
+    delivered.restart(is_crash=False)
+    delivered.go("M0", is_online=True, is_told=True)
+    delivered.run(20_000)
+    sent = [o for o in delivered.outcomes if o.result is Result.SENT and not o.intent.is_cut]
+    assert [outcome.attempt for outcome in sent].count(1) == 2
+    assert len({records.outcome_record(o, "control-0")["outcome_id"] for o in sent}) == len(sent)
 
 
 def test_requests_fit_their_schema(delivered: World) -> None:

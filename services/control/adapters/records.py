@@ -120,9 +120,10 @@ def past_outcome(value: dict[str, Any]) -> Outcome:
 
 def outcome_record(outcome: Outcome, worker: str) -> dict[str, Any]:
     of = outcome.intent
-    identity = name_uuid(
-        "command-outcome", of.meter_id, of.epoch, of.offset, outcome.attempt, outcome.result
-    )
+    named = (of.meter_id, of.epoch, of.offset, outcome.attempt, outcome.result)
+    # A worker that has lost count of attempts numbers them anew; the command is another one.
+    command = () if outcome.request_id is None else (outcome.request_id,)
+    identity = name_uuid("command-outcome", *named, *command)
     return {
         "outcome_id": str(identity),
         "meter_id": of.meter_id,
