@@ -41,6 +41,14 @@ def test_the_code_of_every_owner_and_reader_names_the_topic(topic: Topic) -> Non
         assert f'"{topic.name}"' in code, f"{service} never names {topic.name}"
 
 
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+def test_what_is_read_whole_at_each_start_is_compacted_soon(topic: Topic) -> None:
+    """Kafka compacts closed segments only; as it comes, one is closed at a gigabyte."""
+    without_store = {"ingest", "control", "metering"}
+    if topic.config["cleanup.policy"] == "compact" and without_store.intersection(topic.readers):
+        assert int(topic.config.get("segment.bytes", 1 << 30)) <= 16 << 20
+
+
 def test_every_subject_is_a_value_of_a_topic_or_an_event_and_the_other_way_round() -> None:
     used = {subject for topic in TOPICS for subject in topic.values} | set(catalogue().events)
     assert used == set(SUBJECTS)
