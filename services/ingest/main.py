@@ -15,7 +15,7 @@ from services.common.runtime.fence import ClockFence
 from services.common.runtime.profiles import profiles
 from services.common.runtime.service import Runtime, run
 from services.common.runtime.topics import catalogue
-from services.ingest.adapters import line_owner, modbus_link
+from services.ingest.adapters import line_owner, modbus_link, unknown_devices
 from services.ingest.adapters.frame_writer import FrameWriter
 from services.ingest.adapters.intake import Intake
 from services.ingest.adapters.line_worker import LineSettings, LineWorker
@@ -106,6 +106,7 @@ class Ingest:
         if self._settings.lines_enabled:
             await self._start_lines(stack)
         if self._settings.mqtt_enabled:
+            await self._recall_unknown()
             self._start_mqtt()
         stack.push_async_callback(self._stop)
 
@@ -139,6 +140,17 @@ class Ingest:
         )
         self._runtime.spawn(self._owner.run(), "lines")
         self._runtime.spawn(self._owner.follow_registry(), "lines-registry")
+
+    async def _recall_unknown(self) -> None:
+        """Know which devices are in quarantine: one may be registered since."""
+        name = self._settings.instance
+        reader = kafka.consumer(self._settings.kafka_bootstrap, client_id=f"{name}-unknown")
+        await reader.start()
+        try:
+            partitions = catalogue().partitions_of(unknown_devices.TOPIC)
+            self._intake.recall(await unknown_devices.told_of_unknown(reader, partitions))
+        finally:
+            await kafka.stop(reader)
 
     def _start_mqtt(self) -> None:
         profile: Profile = self._profiles[MQTT_DIALECT]

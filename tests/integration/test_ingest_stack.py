@@ -415,7 +415,7 @@ async def test_lines_are_shared_and_move_when_a_worker_leaves(
         await gateway.stop()
 
 
-async def test_an_unknown_mqtt_meter_is_quarantined_and_counts_once_registered(
+async def test_an_unknown_mqtt_meter_is_quarantined_over_a_restart_and_counts_once_registered(
     stack: BackgroundStack, run_service: RunService, bus: Bus, device: Device
 ) -> None:
     ingest = Ingest(run_service, stack, LINES_ENABLED="false")
@@ -425,6 +425,8 @@ async def test_an_unknown_mqtt_meter_is_quarantined_and_counts_once_registered(
     await until(lambda: bus.status(unknown) == "quarantined", "quarantined")
     await until_metric(ingest, "wattvend_ingest_mqtt_unacknowledged_messages", lambda n: n == 0)
     assert bus.registers(device.serial) == []
+    ingest.process.kill9()
+    ingest.process.start()
     facts = await ingest.metric("wattvend_ingest_registry_facts_total")
     await bus.fact("meter-fact", device.meter)
     await until_metric(ingest, "wattvend_ingest_registry_facts_total", lambda n: n > facts)

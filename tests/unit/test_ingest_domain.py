@@ -158,6 +158,22 @@ def test_an_unknown_device_that_is_registered_is_told_a_last_time() -> None:
     assert list(presence.refresh(99_000)) == []
 
 
+def test_an_unknown_device_of_before_a_restart_is_taken_leave_of_all_the_same() -> None:
+    before = Presence("w", 30_000)
+    told = before.set_aside(UNKNOWN, Fault.UNKNOWN_DEVICE, 0)
+    assert told is not None
+    presence = Presence("w", 30_000)
+    presence.recall(told, 50_000)
+    assert presence.unknown_count == 1
+    assert presence.set_aside(UNKNOWN, Fault.UNKNOWN_DEVICE, 51_000) is None, "it stands so"
+    last = presence.registered(UNKNOWN.device_id, 52_000)
+    assert last is not None
+    assert (last["status"], last["reason"]) == ("offline", "registered")
+    again = Presence("w", 30_000)
+    again.recall(last, 60_000)
+    assert again.unknown_count == 0
+
+
 def test_unknown_devices_are_bounded() -> None:
     presence = Presence("w", 30_000)
     for number in range(UNKNOWN_DEVICES_MAX + 5):

@@ -150,6 +150,22 @@ async def test_an_unknown_meter_is_quarantined_and_counts_from_its_registration(
     assert world.statuses("meters/M1") == [("online", "")]
 
 
+async def test_what_is_told_of_an_unknown_device_is_in_one_order_wherever_it_speaks(
+    world: World,
+) -> None:
+    """A partition has an order, several have none: the newest word would not be known."""
+    world.register(("site-fact", SITE), ("gateway-fact", GATEWAY))
+    world.data()
+    world.mqtt.handle(data_topic("999"), encoded(data_message(gwSN="999")))
+    world.now += 60_000
+    world.intake.refresh()
+    world.register(("meter-fact", METER))
+    world.data()
+    told = [each for each in world.sent if each.key == "unknown/mqtt/77001"]
+    assert len(told) == 3
+    assert {each.route for each in told} == {"unknown"}
+
+
 async def test_a_known_meter_behind_another_gateway_is_quarantined(known: World) -> None:
     topic = data_topic("999")
     assert known.mqtt.handle(topic, encoded(data_message(gwSN="999"))) is None

@@ -4,7 +4,7 @@ A reading becomes: a sign of life, a relay-state where one is due, an entry of i
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from services.common.runtime.kafka import Outgoing
 from services.ingest.adapters.metrics import Metrics
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.exchange import OPERATION_READ, OPERATION_WRITE
-from services.ingest.domain.presence import NO_LINE, REASON_GATEWAY, Device, Presence
+from services.ingest.domain.presence import NO_LINE, REASON_GATEWAY, UNKNOWN, Device, Presence
 from services.ingest.domain.reading import DeviceReading, MeterReading, device_time_ms
 from services.ingest.domain.registry import Gateway, Line, Meter, Registry
 from services.ingest.domain.relay import RelayReports, position
@@ -159,6 +159,11 @@ class Intake:
         """Take an unknown device out of quarantine where it was in it."""
         self._tell(self._presence.registered(unknown.device_id, self.clock.now_ms()))
 
+    def recall(self, told: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what an earlier run told last of unknown devices."""
+        for record in told:
+            self._presence.recall(record, self.clock.now_ms())
+
     def meter_lost(self, meter: Meter, reason: str) -> None:
         """Tell that a meter does not answer."""
         self._tell(self._presence.lost(Device.of_meter(meter), reason, self.clock.now_ms()))
@@ -292,7 +297,9 @@ class Intake:
                 "device-status",
                 record,
                 key=record["device_id"],
-                route=record["line_id"] or NO_LINE,
+                # A device that nobody registered may speak behind one gateway, then another: its
+                # newest status is last only within one partition.
+                route=NO_LINE if record["kind"] == UNKNOWN else record["line_id"],
                 event_id=name_uuid("device-status", now_ms, *record.values()),
                 occurred_at_ms=now_ms,
             )

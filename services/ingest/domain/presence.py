@@ -1,6 +1,6 @@
 """What is told of devices: online, offline, quarantined; at changes and now and then again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ UNKNOWN_DEVICES_MAX = 10_000
 COUNT_INTERVAL_MS = 10_000
 """How often a count that grows is told."""
 NO_LINE = "unknown"
+UNKNOWN = "unknown"
 
 ONLINE = "online"
 OFFLINE = "offline"
@@ -46,7 +47,7 @@ class Device:
     @classmethod
     def unknown(cls, protocol: str, serial: str, line_id: str = NO_LINE) -> "Device":
         """Return a device that the registry does not have."""
-        return cls(f"unknown/{protocol}/{serial}", "unknown", None, line_id)
+        return cls(f"{UNKNOWN}/{protocol}/{serial}", UNKNOWN, None, line_id)
 
 
 @dataclass(slots=True)
@@ -118,6 +119,17 @@ class Presence:
         """Count something unusable of a device that is well otherwise: it stays what it is."""
         self._state(device, now_ms).set_aside_count += 1
 
+    def recall(self, told: Mapping[str, Any], now_ms: int) -> None:
+        """Take in what an earlier run told last of an unknown device."""
+        if told["status"] != QUARANTINED:
+            return
+        line_id = told["line_id"] or NO_LINE
+        device = Device(told["device_id"], told["kind"], told["site_id"], line_id)
+        state = self._state(device, now_ms)
+        state.status, state.reason = told["status"], told["reason"]
+        state.since_ms, state.last_seen_ms = told["since_ms"], told["last_seen_ms"]
+        state.told_at_ms = now_ms
+
     def registered(self, device_id: str, now_ms: int) -> dict[str, Any] | None:
         """Take leave of an unknown device that the registry has now."""
         self._unknown.pop(device_id, None)
@@ -146,7 +158,7 @@ class Presence:
     def _state(self, device: Device, now_ms: int) -> _State:
         state = self._states.get(device.device_id)
         if state is None:
-            if device.kind == "unknown":
+            if device.kind == UNKNOWN:
                 while len(self._unknown) >= UNKNOWN_DEVICES_MAX:
                     oldest = next(iter(self._unknown))
                     del self._unknown[oldest]
