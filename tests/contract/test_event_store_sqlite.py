@@ -20,8 +20,10 @@ from services.vending.adapters.sqlite_store import SCHEMA, SqliteEventStore
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
+    Appended,
     NameTaken,
     StoreUnavailable,
+    StreamId,
 )
 from tests.contract.event_store import (
     A,
@@ -261,6 +263,27 @@ async def test_what_was_refused_is_not_stored_when_the_group_is_tried_one_by_one
     stored = [answer for answer in answers if answer == "a"]
     assert len(file.look("SELECT name FROM stream")) == len(stored)
     assert isinstance(answers[2], Bug)
+
+
+async def test_a_disk_that_fills_up_within_a_group_tears_no_append_of_it(
+    store: SqliteEventStore, full_disk: FullDisk
+) -> None:
+    """The second fails before it changed anything, and with it SQLite rolls all of them back."""
+    for stream in (A, B):
+        await store.append(stream, NO_EVENTS, [new()])
+    async with full_disk():
+        works = (
+            store.append(A, 0, [new(b"1")]),
+            store.append(StreamId("account-" + "x" * 20_000), NO_EVENTS, [new()]),
+            store.append(B, 0, [new(b"2"), new(b"3"), new(bytes(100_000))]),
+        )
+        answers = await asyncio.gather(*works, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Appended, StoreUnavailable, StoreUnavailable]
+    await store.append(A, 1, [new()])
+    await store.append(B, 0, [new()])
+    found = await store.read_all(FROM_START, 10)
+    places = [(A, 0), (B, 0), (A, 1), (A, 2), (B, 1)]
+    assert [(event.stream, event.revision) for event in found] == places
 
 
 async def test_where_another_holds_the_file_a_whole_group_fails_at_once(

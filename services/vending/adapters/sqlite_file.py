@@ -213,7 +213,8 @@ class SqliteFile:
 
         A write that raises before it changed anything fails alone, and when the group is stored:
         it may have been refused for what stands before it there. One that raises later takes the
-        group's transaction with it.
+        group's transaction with it; so does a full disk, for which SQLite has rolled back already:
+        what came next would be stored statement by statement.
         """
         results: list[tuple[_Write, Any]] = []
         for write in group:
@@ -221,7 +222,7 @@ class SqliteFile:
             try:
                 results.append((write, write.work(self._writer)))
             except Exception as failed:
-                if self._writer.total_changes != changes:
+                if self._writer.total_changes != changes or not self._writer.in_transaction:
                     raise
                 results.append((write, _Refused(failed)))
         return results
