@@ -23,7 +23,7 @@ from services.vending.adapters.postgres_database import (
     DatabaseInUse,
     PostgresDatabase,
 )
-from services.vending.adapters.postgres_store import PostgresEventStore, StoreWentBack
+from services.vending.adapters.postgres_store import PostgresEventStore
 from services.vending.domain.event_store import (
     FROM_START,
     NO_EVENTS,
@@ -33,6 +33,7 @@ from services.vending.domain.event_store import (
     NotTheWriter,
     StoredEvent,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
 )
 from tests.contract.cut import Cut, cut
@@ -344,9 +345,20 @@ async def test_a_server_that_was_away_is_used_again_and_its_absence_is_said(
         assert len(await take(store, FROM_START, 2)) == 2
 
 
-async def test_a_server_that_lost_what_it_acknowledged_is_not_written_to(address: str) -> None:
+@pytest.mark.parametrize("how", ["acknowledged", "there at the start", "only read"])
+async def test_a_server_that_lost_what_it_told_is_not_written_to(address: str, how: str) -> None:
+    if how == "there at the start":
+        async with opened(address) as before:
+            await before.append(A, NO_EVENTS, [new(), new()])
     async with opened(address) as store:
-        await store.append(A, NO_EVENTS, [new(), new()])
+        if how == "acknowledged":
+            await store.append(A, NO_EVENTS, [new(), new()])
+        if how == "only read":  # as what was stored without an answer
+            connection = await connected(address)
+            for base, name in enumerate(("account-1", "account-2")):
+                await connection.fetchval(APPEND, base, name, new().id)
+            await connection.close()
+            assert len(await take(store, FROM_START, 2)) == 2
         await execute(
             address,
             f"ALTER TABLE {EVENT} DISABLE TRIGGER event_append_only",

@@ -32,6 +32,7 @@ from services.vending.domain.event_store import (
     NotTheWriter,
     StoredEvent,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
     WrongRevision,
 )
@@ -56,13 +57,6 @@ _CLAIM_ALL = (
     "INSERT INTO unique_name(kind, name, owner) SELECT * FROM unnest($1::text[], $2::text[], "
     "$3::text[]) ON CONFLICT DO NOTHING RETURNING kind, name"
 )
-
-
-class StoreWentBack(WattvendError):  # noqa: N818 - says what was found
-    """PostgreSQL lost what it had acknowledged, as where a standby took over that was behind.
-
-    Whoever follows the store ends with it: a start compares the store with what was published.
-    """
 
 
 _ITS_OWN_FAULT = (
@@ -102,7 +96,7 @@ class PostgresEventStore:
         self._database = database
         self._projection = projection
         self._head = head
-        self._acknowledged: StoredEvent | None = None
+        self._told: StoredEvent | None = None
         self._lost: StoreWentBack | None = None
         self._connection: asyncpg.Connection | None = None
         self._statement: Any = None
@@ -115,6 +109,7 @@ class PostgresEventStore:
         """Return the store; make the changes of `projection` within each append."""
         store = cls(database, projection, FROM_START)
         store._head = await store.head()
+        store._told = await store.event_at(store._head)
         return store
 
     def append(
@@ -261,15 +256,15 @@ class PostgresEventStore:
         """Return the connection that writes. Raises StoreWentBack where it knows less than we."""
         connection = await self._database.writer()
         if connection is not self._connection:
-            if (last := self._acknowledged) is not None:
+            if (last := self._told) is not None:
                 there = await connection.fetchval(
                     "SELECT id FROM event WHERE position = $1", last.position
                 )
                 if there != last.id:
                     self._lost = StoreWentBack(
                         f"PostgreSQL has lost event {last.id} at position {last.position}, which "
-                        "it had acknowledged: it was restored to an earlier point, or a standby "
-                        "that was behind took over"
+                        "it had told: it was restored to an earlier point, or a standby that was "
+                        "behind took over"
                     )
                     raise self._lost
             self._statement = await connection.prepare(_APPEND)
@@ -278,7 +273,7 @@ class PostgresEventStore:
 
     def _answer(self, group: Sequence[_Append], stored: Sequence[StoredEvent]) -> None:
         self._following.stored(stored)
-        self._acknowledged = stored[-1]
+        self._told = stored[-1]
         position = self._head
         self._head = stored[-1].position
         for append in group:
@@ -305,7 +300,10 @@ class PostgresEventStore:
         newest = self._following.newest(after, limit)
         if newest is not None:
             return newest
-        return [_event(row) for row in await self._database.rows(_READ_ALL, after, limit)]
+        found = [_event(row) for row in await self._database.rows(_READ_ALL, after, limit)]
+        if found and (self._told is None or self._told.position < found[-1].position):
+            self._told = found[-1]  # also where its append had no answer
+        return found
 
     async def event_at(self, position: int) -> StoredEvent | None:
         """Return the event at a position: positions are dense."""

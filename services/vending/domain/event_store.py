@@ -90,6 +90,13 @@ class NotTheWriter(Retriable):
     """Another process has come to write this store: nothing is stored by this one any more."""
 
 
+class StoreWentBack(WattvendError):  # noqa: N818 - says what was found
+    """The store lost what it had told: it was restored under us, or a standby that was behind leads.
+
+    Whoever follows the store ends with it: a start compares the store with what was published.
+    """
+
+
 class EventStore(Protocol):
     """Append-only streams with a total order."""
 
@@ -99,7 +106,7 @@ class EventStore(Protocol):
         """Append all of `events`, durably, if `stream` is at revision `expected`; else nothing.
 
         Raises WrongRevision; EventExists where an id is known; NameTaken; StoreUnavailable where
-        the outcome is unknown; NotTheWriter.
+        the outcome is unknown; NotTheWriter; StoreWentBack.
         """
         ...
 
@@ -111,7 +118,7 @@ class EventStore(Protocol):
         """Return at most `limit` events above `after`, in the order of positions.
 
         `after` is the position of an event, or FROM_START: positions need not be dense, and what is
-        one less than a position need not be one.
+        one less than a position need not be one. Raises StoreWentBack.
         """
         ...
 
