@@ -39,6 +39,7 @@ from services.vending.domain.event_store import (
     NotTheWriter,
     StoredEvent,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
     WrongRevision,
 )
@@ -515,6 +516,41 @@ async def test_what_a_subscription_skips_is_read_all_the_same(
     await asyncio.sleep(2 * BOUNDS.poll_s)
     await store.append(A, 0, [new(b"2")])
     assert [event.data for event in await taking] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("comes_next", [b"as long", b"of another size"])
+async def test_a_server_that_is_restored_under_a_writer_is_neither_written_nor_followed_further(
+    server: KurrentServer, store: EventStore, comes_next: bytes
+) -> None:
+    """Its positions begin again where events stood that were told; one may be the very same."""
+    await store.append(A, NO_EVENTS, [new()])
+    earlier = list(server.log.records), server.log.end
+    last = await store.append(A, 0, [new(b"is lost")])
+    following = asyncio.create_task(take(store, last.position, 1))
+    await asyncio.sleep(0)
+    server.die()
+    server.log.restore(*earlier)
+    server.restart()
+    with pytest.raises(StoreWentBack, match="restored to an earlier point"):
+        await store.append(A, 0, [new(comes_next)])
+    with pytest.raises(StoreWentBack):
+        await following
+    with pytest.raises(StoreWentBack):
+        await store.append(B, NO_EVENTS, [new()])
+    with pytest.raises(StoreWentBack):
+        await store.read_all(FROM_START, 10)
+
+
+async def test_who_follows_a_server_that_is_restored_is_told_though_nobody_writes(
+    server: KurrentServer, store: EventStore
+) -> None:
+    await store.append(A, NO_EVENTS, [new()])
+    earlier = list(server.log.records), server.log.end
+    last = await store.append(A, 0, [new()])
+    following = asyncio.create_task(take(store, last.position, 1))
+    server.log.restore(*earlier)
+    with pytest.raises(StoreWentBack, match=f"no event at position {last.position} any more"):
+        await following
 
 
 @pytest.mark.parametrize("wrong", ["password", "authority", "certificate"])

@@ -138,6 +138,8 @@ class IndexedEventStore:
         except WrongRevision:
             await self._catch_up(None)
             raise
+        if appended.position <= self._position and not self._knows(mine.ids[-1]):
+            raise self._server.went_back(f"it stored at {appended.position} what comes next")
         await self._catch_up(mine.ids[-1])
         return appended
 

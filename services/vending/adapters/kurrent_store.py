@@ -39,6 +39,7 @@ from services.vending.domain.event_store import (
     NewEvent,
     StoredEvent,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
     WrongRevision,
 )
@@ -102,6 +103,7 @@ class KurrentEventStore:
         self._log = log
         self.bounds = bounds
         self._following = Following()
+        self._lost: StoreWentBack | None = None
         self._filter: dict[str, Any] = {
             "filter_include": (self._prefix,),
             "filter_by_stream_name": True,
@@ -111,6 +113,8 @@ class KurrentEventStore:
     async def append(self, stream: StreamId, expected: int, events: Sequence[NewEvent]) -> Appended:
         """Append at the expected revision. The same append again is answered as the first time."""
         assert events, "an append needs an event"
+        if self._lost is not None:
+            raise self._lost
         proposed = [
             ProposedEvent(e.type, e.data, e.meta, "application/octet-stream", e.id) for e in events
         ]
@@ -155,17 +159,28 @@ class KurrentEventStore:
 
     async def read_all(self, after: int, limit: int) -> list[StoredEvent]:
         """Return at most `limit` events above a position: that of an event, or FROM_START."""
-        found = await _patiently(lambda: self._read_from(after, limit + 1))
-        return [event for event in found if event.position > after][:limit]
+        if self._lost is not None:
+            raise self._lost
+        if after <= FROM_START:
+            return await self._read_from(FROM_START, limit)
+        for pause_s in (
+            0.0,
+            *READ_PAUSES_S,
+        ):  # a server that has just begun may know it in a moment
+            await asyncio.sleep(pause_s)
+            found = await self._read_from(after, limit + 1)
+            if found and found[0].position == after:
+                return found[1:]
+        raise self.went_back(f"it has no event at position {after} any more")
+
+    def went_back(self, why: str) -> StoreWentBack:
+        """Let nobody follow the store any further; return what they are told."""
+        self._lost = StoreWentBack(f"the event store was restored to an earlier point: {why}")
+        return self._lost
 
     async def event_at(self, position: int) -> StoredEvent | None:
         """Return the event at a position; None where none is."""
-        try:
-            found = await _patiently(lambda: self._read_from(position, 1))
-        except StoreUnavailable as failed:
-            if _is_no_position(failed.__cause__):
-                return None
-            raise
+        found = await self._read_from(position, 1)
         return found[0] if found and found[0].position == position else None
 
     async def head(self) -> int:
@@ -180,15 +195,24 @@ class KurrentEventStore:
         return last[0].position if last else FROM_START
 
     async def _read_from(self, position: int, limit: int) -> list[StoredEvent]:
-        """Return events at and above a position: the server counts it in."""
-        return await self._drained(
-            self._client.read_all(
-                commit_position=None if position <= FROM_START else position,
-                limit=limit,
-                timeout=self.bounds.read_s,
-                **self._filter,
+        """Return events at and above a position: the server counts it in. None where it is none."""
+
+        async def read() -> list[StoredEvent]:
+            return await self._drained(
+                self._client.read_all(
+                    commit_position=None if position <= FROM_START else position,
+                    limit=limit,
+                    timeout=self.bounds.read_s,
+                    **self._filter,
+                )
             )
-        )
+
+        try:
+            return await _patiently(read)
+        except StoreUnavailable as failed:
+            if _is_no_position(failed.__cause__):
+                return []
+            raise
 
     async def _drained(self, reading: Awaitable[Any]) -> list[StoredEvent]:
         """Return all of a read. Its failure is known only when the client has let go of it."""

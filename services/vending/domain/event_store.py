@@ -91,7 +91,7 @@ class NotTheWriter(Retriable):
 
 
 class StoreWentBack(WattvendError):  # noqa: N818 - says what was found
-    """The store lost what it had told: it was restored under us, or a standby that was behind leads.
+    """The store lost what it had told: it was restored, or a standby that was behind took over.
 
     Whoever follows the store ends with it: a start compares the store with what was published.
     """
