@@ -91,7 +91,15 @@ async def test_the_service_lets_a_call_go_at_its_deadline_or_at_the_default(
     async with asyncio.timeout(LONG_S):
         await office.let_go.wait()
     if timeout_s is None:
+        assert reason_of(late.value) == "NO_ANSWER_IN_TIME"
         assert "repeat with the same request_id" in (late.value.details() or "")
+
+
+def reason_of(refused: grpc.aio.AioRpcError) -> str:
+    """Return the reason in the ErrorInfo of a refusal; "" where it has none."""
+    status = rpc_status.from_call(refused)  # type: ignore[arg-type] # it quacks alike
+    info = error_details_pb2.ErrorInfo()
+    return info.reason if status and status.details[0].Unpack(info) else ""
 
 
 async def test_the_field_at_fault_is_told_by_its_name_in_the_request(
@@ -170,6 +178,8 @@ async def test_one_call_more_than_the_setting_allows_is_told_to_come_again(
             for stub in stubs
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-    codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    codes = [answer.code() for answer in refused]
+    assert [reason_of(answer) for answer in refused].count("TOO_MANY_CALLS") == 5
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 5
     assert codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == 3

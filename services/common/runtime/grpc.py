@@ -102,6 +102,8 @@ _CODES = {
     ),
     grpc.StatusCode.PERMISSION_DENIED: (Reason.SAME_PERSON,),
     grpc.StatusCode.UNAVAILABLE: (Reason.NOT_YET_VISIBLE, Reason.UNAVAILABLE),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (Reason.TOO_MANY_CALLS,),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (Reason.NO_ANSWER_IN_TIME,),
     grpc.StatusCode.INTERNAL: (Reason.INTERNAL,),
 }
 _CODE_OF = {reason: code for code, reasons in _CODES.items() for reason in reasons}
@@ -230,10 +232,11 @@ class Guard:
     def _around(self, inner: Handler, decoded: Callable[[bytes], Any], method: str) -> Handler:
         async def guarded(sent: bytes, context: Any) -> Any:
             if self._running >= self._calls_max:  # of all servers: each one's own limit is not
-                await context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                status = status_of(
+                    Reason.TOO_MANY_CALLS,
                     f"{self._calls_max} calls are under way; repeat with the same request_id",
                 )
+                await context.abort_with_status(rpc_status.to_status(status))
             request = None
             self._running += 1
             try:
@@ -251,8 +254,8 @@ class Guard:
                     self._log.warning("a call cannot be answered", method=method, why=str(later))
                 status = status_of(Reason.UNAVAILABLE, later.told)
             except TimeoutError:
-                await context.abort(
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                status = status_of(
+                    Reason.NO_ANSWER_IN_TIME,
                     f"no answer within {self._timeout_s} s; repeat with the same request_id",
                 )
             except Exception:  # noqa: BLE001 - whatever it is, the caller gets one clear error
