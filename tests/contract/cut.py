@@ -22,6 +22,8 @@ class Cut:
         self._ways: set[asyncio.Task[None]] = set()
         self.cuts: bool | None = None
         """The next exchange is cut: after the server did it (True), before it heard of it."""
+        self.passes = 0
+        """So many exchanges pass before the one that is cut."""
         self.is_silent = False
         """The server does not learn of a cut: to it the connection is idle."""
         self._left: list[asyncio.StreamWriter] = []
@@ -39,15 +41,13 @@ class Cut:
             nonlocal is_spared
             while chunk := await reader.read(CHUNK_SIZE_BYTES):
                 is_spared = is_spared or self._spared in chunk
-                if self.cuts is False and not is_spared:
-                    self.cuts = None
+                if self.cuts is False and not is_spared and self._is_next():
                     return
                 asks.write(chunk)
 
         async def answer() -> None:
             while chunk := await answers.read(CHUNK_SIZE_BYTES):
-                if self.cuts and not is_spared:
-                    self.cuts = None
+                if self.cuts and not is_spared and self._is_next():
                     return
                 writer.write(chunk)
 
@@ -61,6 +61,14 @@ class Cut:
             self._left.append(asks)
         else:
             asks.close()
+
+    def _is_next(self) -> bool:
+        """Say whether this exchange is the one that is cut."""
+        self.passes -= 1
+        if self.passes >= 0:
+            return False
+        self.cuts, self.passes = None, 0
+        return True
 
     async def close(self) -> None:
         for left in self._left:

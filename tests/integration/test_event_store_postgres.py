@@ -6,6 +6,7 @@ played: a trigger raises the error that PostgreSQL raises then (SQLSTATE 53100).
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import quote, urlsplit
@@ -35,6 +36,7 @@ from services.vending.domain.event_store import (
     StoreUnavailable,
     StoreWentBack,
     StreamId,
+    WrongRevision,
 )
 from tests.contract.cut import Cut, cut
 from tests.contract.databases import execute, fresh_database
@@ -52,6 +54,9 @@ from tools.stack.background import BackgroundStack
 
 pytestmark = pytest.mark.stack
 
+EXCHANGES_OF_AN_APPEND = 4
+"""BEGIN, the call, the changes, COMMIT; where the connection is new, more."""
+EXCHANGES_MAX = 40
 EVENT = f"{SCHEMA}.event"
 APPEND = (
     "SELECT (append($1, ARRAY[$2::text], ARRAY[-1], ARRAY[1], ARRAY[0], ARRAY[$3::uuid], "
@@ -235,6 +240,42 @@ async def test_an_append_whose_changes_cannot_be_made_fails_alone(address: str) 
         assert found == [b"1", b"2", b"3", b"4"]
         rows = await database.rows("SELECT name FROM unique_name ORDER BY name")
         assert rows == [("1",), ("2",), ("3",), ("4",)]
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_an_append_that_is_cut_off_at_any_exchange_is_there_with_its_changes_or_not_at_all(
+    way: tuple[Cut, str], *, heard: bool
+) -> None:
+    """Also between COMMIT and its answer: the changes of tables are in a transaction with it."""
+
+    def projection(event: StoredEvent) -> list[Change]:
+        return [Claim("serial", event.data.decode(), event.stream)]
+
+    found = []
+    async with PostgresDatabase.opened(way[1], "test", tables.SCHEMA) as database:
+        store = await PostgresEventStore.opened(database, projection)
+        for nth in range(EXCHANGES_MAX):
+            stream, events = StreamId(f"s-{nth}"), [new(b"%d-a" % nth), new(b"%d-b" % nth)]
+            way[0].cuts, way[0].passes = heard, nth
+            try:
+                await store.append(stream, NO_EVENTS, events)
+            except StoreUnavailable:
+                with contextlib.suppress(WrongRevision):  # whoever tries again knows
+                    await store.append(stream, NO_EVENTS, [new(b"%d-c" % nth)])
+            else:
+                break
+            stored = [event.data.decode() for event in await store.read(stream)]
+            owned = await database.rows(
+                "SELECT name FROM unique_name WHERE owner = $1 ORDER BY name", stream
+            )
+            assert stored == [name for (name,) in owned]
+            found.append(len(stored))
+        assert way[0].cuts is not None, "the last append had no exchange left to be cut"
+        everything = await take(store, FROM_START, sum(found) + 2)
+    assert [event.position for event in everything] == list(range(1, sum(found) + 3))
+    # With COMMIT heard, both are there; else one that was appended anew.
+    assert set(found) == ({1, 2} if heard else {1})
+    assert len(found) >= EXCHANGES_OF_AN_APPEND
 
 
 # --- one writer, and a server that goes away ------------------------------------------------------
