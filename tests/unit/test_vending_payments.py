@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from services.common.kernel.errors import Bug, InvalidInput
 from services.common.kernel.reasons import Reason
@@ -197,6 +198,13 @@ async def test_payments_of_an_earlier_release_are_listed_also_if_their_table_was
         async with stores.opened(f"sqlite:{path}", "test"):
             pass
     monkeypatch.setattr(SqliteEventStore, "read_all", read_all)
+    monkeypatch.setattr(filling, "EVENTS_BETWEEN_WORDS", count - 2)
+    with capture_logs() as log:
+        async with stores.opened(f"sqlite:{path}", "test"):
+            pass
+        assert [said["done"] for said in log] == [0, count - 2, count]
+        async with stores.opened(f"sqlite:{path}", "test"):
+            assert len(log) == 3, "it is done once"
     async with stores.opened(f"sqlite:{path}", "test") as stored:
         assert await stored.database.rows("SELECT * FROM payment ORDER BY position") == kept
         made = await stored.database.rows("SELECT name FROM made ORDER BY name")
