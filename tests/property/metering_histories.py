@@ -76,8 +76,8 @@ THRESHOLDS_NANO = (  # alarm 1, alarm 2, overdraft, restore
 )
 RULES = (
     None,
-    {"hysteresis_nano": KWH_NANO, "grace_minutes": 1, "unusual_factor": 2},
-    {"grace_minutes": 3, "qualities": "AM"},
+    {"hysteresis_nano": KWH_NANO, "grace_minutes": 1, "unusual_factor": 2, "idle_days": 1},
+    {"grace_minutes": 3, "qualities": "AM", "idle_days": 1},
     {"notice": {"lead_minutes": 1, "required": True}},
     {"notice": {"lead_minutes": 2}, "grace_minutes": 1, "qualities": "AVME"},
     {
@@ -88,6 +88,7 @@ RULES = (
             {"days": [HOLIDAY], "begins": "00:00", "ends": "00:00"},
         ],
         "unusual_factor": 3,
+        "idle_days": 2,
         "holidays": ["2027-01-18"],
         "workdays": ["2027-01-16"],
     },

@@ -121,6 +121,8 @@ class Meter:
     """(time, register) since which its power is told; None: no habits."""
     unusual_by: Fact = field(default_factory=dict)
     """The evidence of the reading that told last."""
+    stand: tuple[int, int] | None = None
+    """(time, register) since which the register stands; None: nobody asks."""
     levels: list[int] = field(default_factory=lambda: [0] * 24)
     told: list[int] = field(default_factory=lambda: [0] * 24)
     waiting: "tuple[Meter, Reading] | None" = None
@@ -848,6 +850,9 @@ class ScalarShard:
         unusual = self._unusual(account, meter, reading, kind)
         if unusual or (unusual is None and "unusual" in before):
             flags.add("unusual")
+        idle_by = self._idle(account, meter, reading, kind)
+        if idle_by:
+            flags.add("idle")
         charge = self._usage_charge(account, meter, reading, kind)
         account.last_received = reading["received_at_ms"]
         self._see_relay(account, meter, reading["relay_bits"])
@@ -855,11 +860,11 @@ class ScalarShard:
         self.work.counts["gap"] += is_gap
         self.work.counts.update(flags if unusual else flags - {"unusual"})
         cause = Cause(meter.fact, charge, reading, was_silent="silent" in before)
-        for flag in (*PASSING, *STANDING, "silent", "unusual"):
+        for flag in (*PASSING, *STANDING, "silent", "unusual", "idle"):
             if (flag in before) != (flag in flags):
                 change = "meter-flagged" if flag in flags else "meter-cleared"
-                found_so = flag == "unusual" and flag in flags
-                self._tell(account, change, flag, cause, meter.unusual_by if found_so else evidence)
+                by = {"unusual": meter.unusual_by, "idle": idle_by} if flag in flags else {}
+                self._tell(account, change, flag, cause, by.get(flag, evidence))
         if account.fact is None:
             return
         was_cut = account.level == CUT
@@ -867,6 +872,24 @@ class ScalarShard:
         self._judge(account, cause)
         if was_cut and account.level == CUT and account.fact["status"] != "closed":
             self._renew(account, meter, cause, self._policy(account))
+
+    def _idle(self, account: Account, meter: Meter, reading: Reading, kind: int) -> Fact:
+        """Rule 3, stands: return by what a meter is found idle; nothing: it is not."""
+        policy = account.fact and self.policies.get(account.fact["policy_id"])
+        days = rules_of(policy).get("idle_days") if policy and not account.house else None
+        time, register = reading["device_time_ms"], reading["register_milli"]
+        stand, both = meter.stand, (meter.relay_bits, reading["relay_bits"])
+        if days is None:
+            meter.stand = None
+            return {}
+        closed = all(bits & RELAY_REPORTED and bits & 0b111 for bits in both)
+        if stand is None or not closed or kind == KIND_ROLLOVER or register > stand[1] + 100:
+            meter.stand = (time, register)
+            return {}
+        if time < stand[0] + days * 86_400_000:
+            return {}
+        since = (register, time, stand[1], stand[0], None, None)
+        return dict(zip(EVIDENCE, since, strict=True))
 
     def _unusual(self, account: Account, meter: Meter, reading: Reading, kind: int) -> bool | None:
         """Rule 3, habits: say whether a reading is unusual; None: it does not tell."""

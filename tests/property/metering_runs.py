@@ -28,6 +28,7 @@ from services.metering.domain.rows import (
     NEVER_MS,
     NO_POWER,
     NOT_DUE_MS,
+    STAND,
     parsed_accounts,
     windows_in,
 )
@@ -126,6 +127,7 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
                     parsed.held,
                     parsed.waiting,
                     parsed.habits,
+                    parsed.stands,
                     strict=True,
                 )
             },
@@ -134,7 +136,7 @@ def totals(state: ShardState) -> dict[int, dict[str, Any]]:
 
 
 def _meter(
-    meter: Any, windows: bytes, held: bytes, waiting: bytes, habits: bytes
+    meter: Any, windows: bytes, held: bytes, waiting: bytes, habits: bytes, stand: bytes
 ) -> dict[str, Any]:
     named = ("epoch", "ratio", "serial", "quality", "time_ms", "sequence", "since_ms")
     orders = ("forced", "relay")
@@ -149,6 +151,7 @@ def _meter(
         "hold": HOLDS[meter["hold"]],
         "held": [*HELD.iter_unpack(held)],
         "waiting": _waiting(waiting),
+        "stand": [*STAND.iter_unpack(stand)],
         "habits": [*HABITS.iter_unpack(habits)],
         "flags": {flag for bit, flag in enumerate(FLAGS) if meter["flags"] >> bit & 1},
         "relay_bits": meter["relay_bits"].item(),

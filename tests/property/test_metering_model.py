@@ -34,7 +34,7 @@ COUNTED = (
     *("fact-old", "fact-late", "late-conflict", "re-split", "period-closed"),
     *("meter-held", "scale", "reset", "hold-accepted", "hold-rejected", "resolution-refused"),
     *("rollover", "clock", "conflict", "stuck", "use-while-open", "rates-disagree", "reverse"),
-    *("clock-drift", "gap", "silent", "closing", "unusual", "read-again"),
+    *("clock-drift", "gap", "silent", "closing", "unusual", "read-again", "idle"),
 )
 HELD_COLUMNS = ("reading_id", "register_milli", "device_time_ms", "received_at_ms")
 
@@ -182,6 +182,7 @@ def _meter(meter: Meter) -> dict[str, Any]:
         "flags": meter.flags,
         "relay_bits": meter.relay_bits,
         "silent_at_ms": meter.silent_at,
+        "stand": [meter.stand] if meter.stand else [],
         "habits": [(*meter.mark, *meter.levels, *meter.told)] if meter.mark else [],
     }
 

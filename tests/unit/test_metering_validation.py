@@ -657,6 +657,39 @@ def test_a_house_meter_is_held_without_alarms() -> None:
     assert log.later(1_000).use(LAST_MILLI).counts["meter-held"] == 1
 
 
+# What counts nothing
+
+
+def test_a_register_that_stands_for_days_behind_a_closed_relay_is_told() -> None:
+    log = read_log()
+    log.fact(policy(version=2, rules='{"idle_days": 2}'))
+    log.use(LAST_MILLI)
+    since_ms = log.now_ms
+    assert told(log.later(2 * DAY_MS - 1).use(LAST_MILLI + 100)) == []
+    done = log.later(1).use(LAST_MILLI + 100)
+    assert told(done) == [("meter-flagged", "idle")]
+    assert (done.counts["accepted"], done.counts["idle"]) == (1, 1)
+    (alarm,) = of(done, "alarm")
+    assert (alarm["last_register_milli"], alarm["last_time_ms"]) == (LAST_MILLI, since_ms)
+    fact_rows, account_rows, header = log.state.rows()
+    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    again.later(log.now_ms - START_MS + QUARTER_MS)
+    assert told(again.use(LAST_MILLI + 101)) == [("meter-cleared", "idle")]
+    assert told(again.later(2 * DAY_MS).use(LAST_MILLI + 101)) == [("meter-flagged", "idle")]
+    again.later(QUARTER_MS).fact(policy(version=3))
+    assert told(again.use(LAST_MILLI + 101)) == [("meter-cleared", "idle")]
+    assert not again.state.have_habits
+
+
+def test_a_register_that_stands_behind_an_open_relay_is_not_told() -> None:
+    log = read_log()
+    log.fact(policy(version=2, rules='{"idle_days": 1}'))
+    for relay_bits in (OPEN, 0, OPEN):
+        assert told(log.use(LAST_MILLI, relay_bits=relay_bits)) == []
+        log.later(DAY_MS)
+    assert told(log.use(LAST_MILLI)) == []  # it stands since it was closed again
+
+
 # What is usual
 
 

@@ -75,6 +75,7 @@ def test_equal_rules_have_equal_texts_and_are_read_back() -> None:
         ('{"hysteresis_nano": 1e9}', "hysteresis_nano"),
         ('{"unusual_factor": 1}', "unusual_factor"),
         ('{"unusual_factor": 2.5}', "unusual_factor"),
+        ('{"idle_days": 0}', "idle_days"),
         ('{"notice": {"required": true}}', "notice"),
         ('{"grace": 5}', "grace"),
     ],

@@ -25,6 +25,7 @@ MINUTES_MAX = 60 * 24 * 31
 _MINUTE_MS = 60_000
 HYSTERESIS_NANO_MAX = 10**15
 UNUSUAL_FACTOR_MAX = 1_000
+IDLE_DAYS_MAX = 365
 QUALITIES = "AVESM"
 """Actual, validated, estimated, substituted, manual."""
 
@@ -64,7 +65,8 @@ class Rules(_Part):
     """What must hold before arrears cut. The wall clock of `zone` decides what windows hold.
 
     `unusual_factor`: a meter is flagged that takes more than so many times what it usually takes
-    at the hour of that clock; None: nobody asks.
+    at the hour of that clock; `idle_days`: one whose register stands so long although its relay is
+    closed. None: nobody asks.
     """
 
     zone: str | None = None
@@ -76,6 +78,7 @@ class Rules(_Part):
     workdays: tuple[date, ...] = Field(default=(), max_length=DATES_MAX)
     qualities: str = "AVM"
     unusual_factor: Annotated[int, Field(ge=2, le=UNUSUAL_FACTOR_MAX, strict=True)] | None = None
+    idle_days: Annotated[int, Field(ge=1, le=IDLE_DAYS_MAX, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _are_rules(self) -> Self:

@@ -27,6 +27,7 @@ POLICY = np.dtype(
         ("lease_ms", "<i8"),
         ("max_evidence_age_ms", "<i8"),
         ("unusual_factor", "<i8"),  # 0: it does not ask
+        ("idle_days", "<i8"),  # 0: it does not ask
     ]
 )
 
@@ -114,7 +115,7 @@ class Policies:
         self.rows = np.zeros(4, POLICY)
         self.rules = [NONE]
         self.ask_habits = False
-        """Whether any of them asks what its meters usually take."""
+        """Whether any of them asks what its meters usually take, or whether they take anything."""
         self._no_cut: dict[int, tuple[int, bool]] = {}
 
     def slot(self, policy_id: str) -> int:
@@ -138,7 +139,7 @@ class Policies:
         slot, rules = self.slot(fact["policy_id"]), read(fact["rules"])
         alarms_nano = (fact["alarm_1_nano"], fact["alarm_2_nano"])
         self.rules[slot] = rules
-        self.ask_habits = any(each.unusual_factor is not None for each in self.rules)
+        self.ask_habits = any(each.unusual_factor or each.idle_days for each in self.rules)
         self._no_cut.pop(slot, None)
         self.rows[slot] = (
             True,
@@ -151,5 +152,6 @@ class Policies:
             fact["lease_ms"],
             fact["max_evidence_age_ms"],
             rules.unusual_factor or 0,
+            rules.idle_days or 0,
         )
         return slot

@@ -1,4 +1,4 @@
-"""Rule 3: what a meter usually takes at an hour of the day, and what is far beyond it.
+"""Rule 3: what a meter usually takes at an hour of the day, what is far beyond it, and nothing.
 
 Only of meters whose policy asks. Nothing here changes a charge: a person is told.
 """
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from services.common.kernel.frames import KIND_ROLLOVER
+from services.common.kernel.frames import KIND_ROLLOVER, RELAY_PHASES, RELAY_REPORTED
 from services.common.kernel.zones import zone_named
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
 from services.metering.domain.outbox import Evidence
-from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS
-from services.metering.domain.shard import Habits, ShardState
+from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS, TAIL_STAND
+from services.metering.domain.shard import Habits, ShardState, Stand
 from services.metering.domain.validation import NOISE_MILLI
 
 SPAN_MS_MIN, SPAN_MS_MAX = 900_000, 7_200_000
 """Power is told over a quarter of an hour at least, two hours at most."""
-HOUR_MS = 3_600_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 TOLD_MIN = 20
 """One in twenty lies above: before that nobody knows it."""
 TOLD_MAX = 255
@@ -28,32 +28,35 @@ STEPS_UP, STEPS_DOWN = 19, 1
 twenty is above."""
 STEPS_OF_CODE = 8
 CODE_MAX = 255
-UNUSUAL = np.uint32(1 << FLAGS.index("unusual"))
+UNUSUAL, IDLE = (np.uint32(1 << FLAGS.index(name)) for name in ("unusual", "idle"))
 
 
 class Told(NamedTuple):
     """What readings say of habits: flags that go up and that stay (bits, uint32).
 
-    By the number of the reading: by what it was found unusual; habits that change (None: they go).
+    By the number of the reading: by what it was found so, by flag; habits and stands that change
+    (None: they go).
     """
 
     raised: Array
     kept: Array
-    unusual: dict[int, Evidence]
+    found: dict[tuple[int, str], Evidence]
     habits: dict[int, Habits | None]
+    stands: dict[int, Stand | None]
 
 
 def concerned(state: ShardState, intervals: Intervals) -> Array:
-    """Return the indexes of the meters whose policy asks for habits, or did."""
+    """Return the indexes of the meters whose policy asks for habits or stands, or did."""
     if not (state.policies.ask_habits or state.have_habits):
         return np.zeros(0, np.int64)
-    has_tail = intervals.meters["tails"] & TAIL_HABITS != 0
-    return np.flatnonzero(_asks(state, intervals) | has_tail)
+    has_tail = intervals.meters["tails"] & (TAIL_HABITS | TAIL_STAND) != 0
+    asks = _asks(state, intervals, "unusual_factor") | _asks(state, intervals, "idle_days")
+    return np.flatnonzero(asks | has_tail)
 
 
-def _asks(state: ShardState, intervals: Intervals) -> Array:
+def _asks(state: ShardState, intervals: Intervals, rule: str) -> Array:
     policies = state.account_links["policy"].take(intervals.account_slots)
-    asks = state.policies.rows["unusual_factor"].take(policies) > 0
+    asks = state.policies.rows[rule].take(policies) > 0
     billed: Array = asks & intervals.accounts["known"] & ~intervals.accounts["house"]
     return billed
 
@@ -61,15 +64,20 @@ def _asks(state: ShardState, intervals: Intervals) -> Array:
 def told_of(state: ShardState, intervals: Intervals, kind: int) -> Told:
     """Return what readings say that are charged. Changes nothing."""
     count = len(intervals)
-    told = Told(np.zeros(count, np.uint32), np.zeros(count, np.uint32), {}, {})
+    told = Told(np.zeros(count, np.uint32), np.zeros(count, np.uint32), {}, {}, {})
     which = concerned(state, intervals)
     if len(which):
-        asks = _asks(state, intervals)
+        ask_habits = _asks(state, intervals, "unusual_factor")
+        ask_stands = _asks(state, intervals, "idle_days")
         for i in which.tolist():
-            if asks[i]:
+            if ask_habits[i]:
                 _tell(state, intervals, i, kind, told)
             else:
                 told.habits[i] = None
+            if ask_stands[i]:
+                _tell_stand(state, intervals, i, kind, told)
+            else:
+                told.stands[i] = None
     return told
 
 
@@ -92,9 +100,9 @@ def _tell(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told
         usual_milli = _usual_milli(before.levels[hour], rules.unusual_factor or 0, ratio, span_ms)
         told.kept[i] = 0
         if before.told[hour] >= TOLD_MIN and rise_milli > usual_milli:
-            told.raised[i] = UNUSUAL
+            told.raised[i] |= UNUSUAL
             mark = before.register_milli, before.time_ms
-            told.unusual[i] = Evidence(register_milli, time_ms, *mark, usual_milli)
+            told.found[i, "unusual"] = Evidence(register_milli, time_ms, *mark, usual_milli)
         seen = STEPS_OF_CODE * code_of(rise_milli * ratio * HOUR_MS // span_ms)
         level = _moved(before.levels[hour], before.told[hour], seen)
         told.habits[i] = Habits(
@@ -103,6 +111,23 @@ def _tell(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told
             _set(before.levels, hour, level),
             _set(before.told, hour, min(before.told[hour] + 1, TOLD_MAX)),
         )
+
+
+def _tell_stand(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told) -> None:
+    """Add to `told` whether the register stands at the i-th reading, and for too long."""
+    reading, stand = intervals.readings[i], state.stand_of(int(intervals.meter_slots[i]))
+    time_ms, register_milli = int(reading["device_time_ms"]), int(reading["register_milli"])
+    bits = (int(intervals.meters["relay_bits"][i]), int(reading["relay_bits"]))
+    are_closed = all(each & RELAY_REPORTED and each & RELAY_PHASES for each in bits)
+    has_risen = stand is not None and register_milli - stand.register_milli > NOISE_MILLI
+    if stand is None or has_risen or kind == KIND_ROLLOVER or not are_closed:
+        told.stands[i] = Stand(time_ms, register_milli)
+        return
+    rules = state.policies.rules[state.account_links["policy"][intervals.account_slots[i]]]
+    if time_ms - stand.time_ms >= (rules.idle_days or 0) * DAY_MS:
+        told.raised[i] |= IDLE
+        since = stand.register_milli, stand.time_ms
+        told.found[i, "idle"] = Evidence(register_milli, time_ms, *since, None)
 
 
 def _usual_milli(level: int, factor: int, ratio: int, span_ms: int) -> int:

@@ -85,29 +85,27 @@ def count_flags(out: Outbox, flags: Array) -> None:
 
 
 def changed_flags(
-    intervals: Intervals, flags: Array, unusual: Mapping[int, Evidence]
+    intervals: Intervals, flags: Array, found: Mapping[tuple[int, str], Evidence]
 ) -> list[Change]:
     """Return which flags go up or down where meters get `flags`, before they do.
 
-    `unusual`: by what the i-th was found so.
+    `found`: by what a flag of the i-th was, where not by where the meter stood.
     """
     before = intervals.meters["flags"]
     changed = np.flatnonzero((before != flags) & ~intervals.accounts["house"])
     return [
-        change
-        for i in changed.tolist()
-        for change in _changes(intervals, i, int(flags[i]), unusual.get(i))
+        change for i in changed.tolist() for change in _changes(intervals, i, int(flags[i]), found)
     ]
 
 
 def _changes(
-    intervals: Intervals, i: int, flags: int, unusual: Evidence | None
+    intervals: Intervals, i: int, flags: int, found: Mapping[tuple[int, str], Evidence]
 ) -> Iterator[Change]:
     before = int(intervals.meters["flags"][i])
     evidence = evidence_of(intervals.meters[i], intervals.readings[i])
     for number, name in enumerate(FLAGS):
         is_up, was_up = flags >> number & 1, before >> number & 1
-        own = unusual if is_up and name == "unusual" else None
+        own = found.get((i, name)) if is_up else None
         if is_up != was_up:
             yield i, "meter-flagged" if is_up else "meter-cleared", name, own or evidence
 

@@ -218,13 +218,15 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     flags |= told.raised
     count_flags(out, flags)
     flags |= told.kept
-    changes = changed_flags(intervals, flags, told.unusual)
+    changes = changed_flags(intervals, flags, told.found)
     were_silent = intervals.meters["flags"] & SILENT != 0
     intervals.meters["flags"] = flags
     intervals.meters["relay"] = relays_seen(intervals)
     advance(out, intervals, charges)
     for i, habits in told.habits.items():
         state.put_habits(int(intervals.meter_slots[i]), habits)
+    for i, since in told.stands.items():
+        state.put_stand(int(intervals.meter_slots[i]), since)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     if bill.several:
         ends = Groups(intervals.account_slots).ends()

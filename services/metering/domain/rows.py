@@ -13,7 +13,8 @@ a/<account_key, 8 bytes BE>  an ACCOUNT (which begins like HEAD); a METER for ea
                              first four fields; the tail of each meter: its WINDOWs, in ascending
                              order, the HELD that it is held for, if any, and the closing that
                              waits with it, if any: the METER of the epoch before, and its HELD;
-                             its HABITS, if its policy asks; COMPONENTS, int64, if one is not 0
+                             its HABITS and its STAND, if its policy asks; COMPONENTS, int64, if
+                             one is not 0
 
 Layout 4 had no COMPONENTS: what an account was charged until then is undivided.
 
@@ -118,7 +119,7 @@ METER = np.dtype(
         ("relay_bits", "u1"),  # of the last accepted reading
         ("forced", "u1"),  # the position that a person ordered, in FORCED
         ("relay", "u1"),  # what is known of its relay: RELAY_UNKNOWN, _CLOSED, _TRIPPED
-        ("tails", "u1"),  # bits: what its tail holds besides, TAIL_WAITING and TAIL_HABITS
+        ("tails", "u1"),  # bits: what its tail holds besides, TAIL_*
         ("register_milli", "<i8"),
         ("time_ms", "<i8"),
         ("reading_id", "V16"),
@@ -170,15 +171,16 @@ HOURS = 24
 HABITS = struct.Struct(f"<2q{HOURS}H{HOURS}B")
 """What a meter usually takes (rule 3): the mark's time and register; of each hour its level, and
 how often it was told."""
-TAIL_WAITING, TAIL_HABITS = 1, 2
+STAND = struct.Struct("<2q")
+"""Since when a register stands, and at what (rule 3): time, register."""
+TAIL_WAITING, TAIL_HABITS, TAIL_STAND = 1, 2, 4
 FLAGS = (
     *("other-serial", "absurd", "ratio-mismatch", "clock", "conflict"),
     *("stuck", "use-while-open", "rates-disagree", "reverse", "clock-drift", "silent"),
-    *("unusual", "read-again"),
+    *("unusual", "read-again", "idle"),
 )
-"""What stands out at a meter until a reading is accepted without it (rule 3), bit by bit.
-
-The last one only while it is held."""
+"""What stands out at a meter until a reading is accepted without it (rule 3), bit by bit;
+read-again only while it is held."""
 READ_AGAIN = 1 << FLAGS.index("read-again")
 FORCED = ("", "off", "on")
 """Positions that a person may order, by number; 0: none, the balance decides."""
@@ -301,7 +303,7 @@ def windows_in(said: int, packed: bytes) -> list[tuple[int, ...]]:
 
 
 def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.NDArray[np.int64]:
-    """Return how many bytes windows, a held reading, closings and habits take: (4, n)."""
+    """Return how many bytes windows, a held reading and each other tail take: (5, n)."""
     said, others = meters["windows"][which], meters["tails"][which]
     window_size = np.where(said & WITH_RATES, WINDOW_WITH_RATES.size, WINDOW.size)
     return np.stack(
@@ -310,6 +312,7 @@ def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.ND
             (meters["hold"][which] != 0) * np.int64(HELD.size),
             (others & TAIL_WAITING != 0) * np.int64(WAITING_SIZE),
             (others & TAIL_HABITS != 0) * np.int64(HABITS.size),
+            (others & TAIL_STAND != 0) * np.int64(STAND.size),
         ]
     )
 
@@ -318,8 +321,8 @@ def sizes_of_tails(meters: npt.NDArray[Any], which: Any = slice(None)) -> npt.ND
 class ParsedAccounts:
     """Account rows as arrays: dtypes ACCOUNT, METER and ACCUMULATION, one row behind the other.
 
-    `components`: int64, (accounts, COMPONENTS). `windows`, `held`, `waiting` and `habits`: of each
-    meter, packed.
+    `components`: int64, (accounts, COMPONENTS). `windows`, `held`, `waiting`, `habits`,
+    `stands`: of each meter, packed.
     """
 
     accounts: npt.NDArray[Any]
@@ -330,6 +333,7 @@ class ParsedAccounts:
     held: list[bytes]
     waiting: list[bytes]
     habits: list[bytes]
+    stands: list[bytes]
 
 
 def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
@@ -365,5 +369,5 @@ def parsed_accounts(values: Sequence[bytes]) -> ParsedAccounts:
     components[divided] = np.frombuffer(told, "<i8").reshape(-1, len(COMPONENTS))
     former = accounts["layout"] == FORMER_LAYOUT_VERSION
     components[former, UNDIVIDED] = accounts["charged_nano"][former]
-    packed_of = (found[part::4] for part in range(4))
+    packed_of = (found[part::5] for part in range(5))
     return ParsedAccounts(accounts, meters, counted, components, *packed_of)

@@ -34,7 +34,9 @@ from services.metering.domain.rows import (
     NO_POWER,
     NOT_DUE_MS,
     READ_AGAIN,
+    STAND,
     TAIL_HABITS,
+    TAIL_STAND,
     TAIL_WAITING,
     UNDIVIDED,
     WITH_RATES,
@@ -108,6 +110,13 @@ class Habits(NamedTuple):
     told: tuple[int, ...]
 
 
+class Stand(NamedTuple):
+    """Since when, by its device's clock, a register stands, and at what."""
+
+    time_ms: int
+    register_milli: int
+
+
 class Waiting(NamedTuple):
     """A closing register that waits for a person, with the meter (dtype METER) it would close."""
 
@@ -157,6 +166,7 @@ class ShardState:
         self._held: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
         self._habits: dict[int, bytes] = {}
+        self._stands: dict[int, bytes] = {}
         self._account_keys = Keys()
         """An account's slot is the number of its key: accounts never go."""
         self._meters_of: dict[int, list[int]] = {}
@@ -449,6 +459,7 @@ class ShardState:
         self.put_hold(meter_slot, 0)
         self.put_waiting(meter_slot, None)
         self.put_habits(meter_slot, None)
+        self.put_stand(meter_slot, None)
         self.silent_at_ms[meter_slot] = NOT_DUE_MS
         ladder = self.ladder_of(slot)
         if not stays and ladder.leave(meter_key):
@@ -634,8 +645,8 @@ class ShardState:
 
     @property
     def have_habits(self) -> bool:
-        """Whether any meter has some."""
-        return bool(self._habits)
+        """Whether any meter has some, or a stand."""
+        return bool(self._habits or self._stands)
 
     def habits_of(self, meter_slot: int) -> Habits | None:
         """Return what a meter usually takes."""
@@ -652,6 +663,16 @@ class ShardState:
             mark = habits.time_ms, habits.register_milli
             packed = HABITS.pack(*mark, *habits.levels, *habits.told)
         self._put_tail(self._habits, TAIL_HABITS, meter_slot, packed)
+
+    def stand_of(self, meter_slot: int) -> Stand | None:
+        """Return since when a meter's register stands; None: nobody asked."""
+        packed = self._stands.get(meter_slot)
+        return None if packed is None else Stand(*STAND.unpack(packed))
+
+    def put_stand(self, meter_slot: int, stand: Stand | None) -> None:
+        """Let a meter have a stand; None: none."""
+        packed = b"" if stand is None else STAND.pack(*stand)
+        self._put_tail(self._stands, TAIL_STAND, meter_slot, packed)
 
     def silent_meters(self, offset: int) -> list[int]:
         """Return the slots of meters whose silence the record at `offset` tells.
@@ -727,7 +748,7 @@ class ShardState:
     @property
     def _tails(self) -> tuple[dict[int, bytes], ...]:
         """What stands behind a meter's windows in its row, packed, in its order."""
-        return self._held, self._waiting, self._habits
+        return self._held, self._waiting, self._habits, self._stands
 
     def _tails_of(self, meter_slots: Array) -> Array:
         """Return what stands behind the meters in their rows, one meter's behind the other's."""
@@ -822,6 +843,7 @@ class ShardState:
         self._held = {slot: packed for slot, packed in enumerate(parsed.held) if packed}
         self._waiting = {slot: packed for slot, packed in enumerate(parsed.waiting) if packed}
         self._habits = {slot: packed for slot, packed in enumerate(parsed.habits) if packed}
+        self._stands = {slot: packed for slot, packed in enumerate(parsed.stands) if packed}
         self.accumulations = grown(self.accumulations, len(parsed.accumulations))
         self.accumulations[: len(parsed.accumulations)] = parsed.accumulations
         self._accumulations_used = len(parsed.accumulations)
