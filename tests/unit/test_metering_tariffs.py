@@ -19,8 +19,9 @@ from services.common.kernel.frames import (
     KIND_RESPLIT,
     NO_RATE,
 )
+from services.common.kernel.profiles import RATE_NAMES
 from services.common.kernel.units import INT64_MAX
-from services.common.tariffs.plan import Plan
+from services.common.tariffs.plan import SLOTS_MAX, Plan
 from services.metering.domain.rows import ACCOUNT, WINDOWS_MAX, account_row_key
 from services.metering.domain.shard import ShardState
 from tests.unit.metering_log import (
@@ -148,6 +149,56 @@ def test_a_version_holds_from_its_instant_on_within_an_interval() -> None:
     lines = [(line["version"], line["energy_milli"]) for line in charge["lines"]]
     assert lines == [(1, 1_000), (2, 1_000)]
     assert (charge["amount_nano"], charge["tariff_version"]) == (3_000 + 5_000, 2)
+
+
+RATE_OF_SLOT = ("valley", "deep_valley", "flat", "peak", "sharp")
+FULL_DAY = [
+    {"begins": f"{hour:02}:30" if hour else "00:00", "rate": RATE_OF_SLOT[hour % 5]}
+    for hour in range(SLOTS_MAX)
+]
+"""As many slots as a day may have, of all five rates: they change each hour, at half past."""
+
+
+def test_a_day_of_as_many_slots_as_may_be_is_charged_slot_by_slot() -> None:
+    days = [{"kinds": ["weekday", "weekend", "holiday"], "slots": FULL_DAY}]
+    prices = dict(zip(RATE_OF_SLOT, (1, 10, 100, 1_000, 10_000), strict=True))
+    seasons = [{"name": "all", "begins": "01-01", "days": days}]
+    log = log_of({**TWO_RATES, "rates_micro": prices, "seasons": seasons}, "03-02T00:00")
+    charge = read_at(log, "03-03T00:00", 24 * HOUR_S)
+    # Valley until 01:30, and at 5 and 10; deep valley at 1, 6, 11; flat at 2, 7, 12; peak at 3
+    # and 8, and from 13:30 on; sharp at 4 and 9. Each an hour, but for the first and the last.
+    hours = {"valley": 3.5, "deep_valley": 3, "flat": 3, "peak": 12.5, "sharp": 2}
+    expected = {RATE_NAMES.index(name): int(each * HOUR_S) for name, each in hours.items()}
+    assert dict(shares(charge)) == expected
+    assert charge["amount_nano"] == sum(
+        int(each * HOUR_S) * prices[name] for name, each in hours.items()
+    )
+
+
+def test_an_interval_over_a_change_of_the_clock_and_a_version_is_split_at_both() -> None:
+    """Berlin, 25 October 2026: 02:00 to 03:00 comes twice; from 03:00 on all costs tenfold."""
+    slots = [{"begins": "00:00", "rate": "valley"}, {"begins": "02:30", "rate": "peak"}]
+    days = [{"kinds": ["weekday", "weekend", "holiday"], "slots": slots}]
+    document = {
+        "zone": "Europe/Berlin",
+        "rates_micro": {"valley": 1, "peak": 3},
+        "seasons": [{"name": "all", "begins": "01-01", "days": days}],
+    }
+    dearer = {"rates_micro": {"valley": 10, "peak": 30}}
+    three, midnight = at("10-25T10:00"), at("10-25T06:00")  # in Shanghai
+    log = log_of(document, "10-24T12:00")
+    log.fact(plan(document, also=dearer, version=2, effective_at_ms=three))
+    log.now_ms = midnight
+    log.use(0)
+    charge = read_at(log, "10-25T12:00", 6 * HOUR_S)  # to 05:00, six hours later
+    told = [(line["version"], line["rate"], line["energy_milli"]) for line in charge["lines"]]
+    assert told == [
+        (1, VALLEY, 3 * HOUR_S),  # to 02:30, and again from 02:00 to 02:30
+        (1, PEAK, HOUR_S),  # the half hour before the clock goes back, and that before 03:00
+        (2, PEAK, 2 * HOUR_S),
+    ]
+    assert charge["amount_nano"] == (3 * 1 + 1 * 3 + 2 * 30) * HOUR_S
+    assert {line["basis"] for line in charge["lines"]} == {BASIS_TIME}
 
 
 def test_surcharges_and_taxes_stand_apart() -> None:
@@ -328,6 +379,19 @@ def test_a_month_that_began_before_the_account_counts_its_days() -> None:
     log = log_of(MONTHLY, "04-16T08:00")  # 15 of 30 days: steps above 500 and 1,000
     charge = read_at(log, "04-17T00:00", 1_100)
     assert charge["lines"][0]["ladder_nano"] == 500 * 5 + 100 * 7
+
+
+def test_a_year_that_began_before_the_account_counts_its_days_and_the_next_one_is_whole() -> None:
+    yearly = {"period": "year", "steps": [{"above_milli": 365_000, "add_micro": 5}]}
+    log = log_of({**MONTHLY, "ladder": yearly}, "10-01T09:00")  # 92 of 365 days: above 92,000
+    (line,) = read_at(log, "11-01T09:00", 93_000)["lines"]
+    assert (line["days"], line["days_of"], line["period"]) == (92, 365, 2026)
+    assert line["ladder_nano"] == 1_000 * 5
+    log.now_ms = at("12-31T23:59") + 60_000
+    log.use(93_000)
+    log.now_ms += 31 * 86_400_000
+    (charge,) = charges(log.use(93_000 + 366_000))
+    assert sum(line["ladder_nano"] for line in charge["lines"]) == 1_000 * 5
 
 
 def test_a_ladder_of_each_meter_counts_for_itself() -> None:

@@ -1,6 +1,7 @@
 """A plan's document: what is refused, where, and what is said; equal plans are equal texts."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,6 +81,44 @@ def test_what_is_no_plan_is_refused_with_its_place(changes: dict[str, Any], says
         plans.read(json.dumps({**PLAN, **changes}))
     assert refused.value.reason is Reason.INVALID_ARGUMENT
     assert says in refused.value.message
+
+
+def slots(count: int) -> dict[str, Any]:
+    minutes = range(0, 5 * count, 5)
+    times = [f"{minute // 60:02}:{minute % 60:02}" for minute in minutes]
+    return days(slots=[{"begins": each, "rate": "peak"} for each in times])
+
+
+def seasons(count: int) -> dict[str, Any]:
+    begun = [f"{month:02}-{day}" for month in range(1, 13) for day in ("01", "15")]
+    return {"seasons": [{**PLAN["seasons"][0], "begins": each} for each in begun[:count]]}
+
+
+def parts(kind: str, **each: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda count: {kind: [{"name": str(number), **each} for number in range(count)]}
+
+
+LIMITS = [
+    (slots, plans.SLOTS_MAX),
+    (seasons, plans.SEASONS_MAX),
+    (lambda count: steps(*({**ONE, "above_milli": n + 1} for n in range(count))), plans.STEPS_MAX),
+    (parts("surcharges", price_micro=1), plans.COMPONENTS_MAX),
+    (parts("fees", period="day", amount_micro=1), plans.COMPONENTS_MAX),
+    (parts("taxes", ppm=1, base=["energy"]), plans.COMPONENTS_MAX),
+]
+
+
+@pytest.mark.parametrize(("of", "most"), LIMITS)
+def test_a_plan_may_have_as_many_parts_as_its_limit_says_and_not_one_more(
+    of: Callable[[int], dict[str, Any]], most: int
+) -> None:
+    assert plans.read(json.dumps({**PLAN, **of(most)}))
+    with pytest.raises(InvalidInput, match=str(most)):
+        plans.read(json.dumps({**PLAN, **of(most + 1)}))
+
+
+def test_a_day_has_fourteen_slots_and_a_tariff_five_rates() -> None:
+    assert (plans.SLOTS_MAX, len(plans.RATE_NAMES)) == (14, 5)
 
 
 @pytest.mark.parametrize(
