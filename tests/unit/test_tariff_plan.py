@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.profiles import RATE_NAMES
 from services.common.kernel.reasons import Reason
 from services.common.tariffs import plan as plans
 
@@ -118,7 +119,7 @@ def test_a_plan_may_have_as_many_parts_as_its_limit_says_and_not_one_more(
 
 
 def test_a_day_has_fourteen_slots_and_a_tariff_five_rates() -> None:
-    assert (plans.SLOTS_MAX, len(plans.RATE_NAMES)) == (14, 5)
+    assert (plans.SLOTS_MAX, len(RATE_NAMES)) == (14, 5)
 
 
 @pytest.mark.parametrize(
