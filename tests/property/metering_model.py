@@ -598,6 +598,8 @@ class ScalarShard:
             return
         if len(account.meters) == METERS_MAX:
             raise Raised
+        if account.house:
+            account.frozen = False
         since, waiting = stay or (self.now, None)
         meter = Meter(fact, fact["opening_register_milli"], since, self.now)
         meter.silent_at = self.now + SILENCE_MS

@@ -575,6 +575,29 @@ def test_a_thaw_is_obeyed_once_and_freezes_again_where_the_cause_lasts() -> None
     assert kinds(log.fact(thaw(5))) == [], "it is not frozen"
 
 
+@pytest.mark.parametrize("way", ["replaced", "gone and come back"])
+def test_a_house_is_charged_again_when_its_meter_enters_it_at_a_register_of_a_person(
+    way: str,
+) -> None:
+    """Its readings overflow by a ratio that nobody meant; no account-fact could thaw it."""
+    log = Log()
+    log.fact(at_home := meter("M1", house("M1"), ratio=10**6))
+    assert charges(log.use(1, ratio=10**6))
+    assert charges(log.later(1_000).use(10**13, ratio=10**6)) == []
+    assert log.state.accounts["frozen"].any()
+    at_home = {**at_home, "ratio": 1}
+    if way == "replaced":
+        came = moved(at_home, house("M1"), 5_000)
+    else:
+        for fact in (site(), tariff(), policy(), account(), let := moved(at_home, "A1", 3_000)):
+            log.fact(fact)
+        came = moved(let, house("M1"), 5_000)
+    assert kinds(log.later(1_000).fact(came)) in ([], ["opened"])
+    assert not log.state.accounts["frozen"].any()
+    (charge,) = charges(log.later(1_000).use(7_000, epoch=came["epoch"]))
+    assert (charge["from_register_milli"], charge["energy_milli"]) == (5_000, 2_000)
+
+
 # Rule 1, and what cannot be of this log
 
 

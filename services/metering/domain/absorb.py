@@ -278,6 +278,8 @@ def _enter(out: Outbox, fact: Fact, before: Fact, stay: Stay | None) -> None:
     if account["meters"] >= METERS_MAX or fact["ratio"] < 1:
         freeze(out, slot, Cause(identity=fact, meter=fact))
         return
+    if account["house"] and account["frozen"]:  # of which no account-fact could order that
+        thaw(out, slot)
     meter_slot, slots = state.add_meter(slot, fact, out.offset, stay), np.array([slot])
     out.touch(slots)
     if state.meters["forced"][meter_slot]:
