@@ -215,6 +215,7 @@ async def said(world: World) -> list[object]:
                 ("nobody", filters.parse("account = accounts/A1", PAYMENT_FIELDS)),
             )
         ],
+        await kept.batch_drafts("LE1"),
         [await kept.holds(is_transfer=False, is_open=is_, after=0, limit=9) for is_ in OPEN_OR_NOT],
         await kept.hold("none"),
         [await kept.openings(is_open=is_, after=0, limit=9) for is_ in OPEN_OR_NOT],

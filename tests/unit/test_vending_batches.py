@@ -19,6 +19,7 @@ from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
 from services.vending.adapters import selection
+from services.vending.application import batches as drafting
 from services.vending.application.batches import TARGETS_AT_A_STRETCH, Draft, Selected, UnderWay
 from services.vending.application.stored import event_of
 from services.vending.domain import batch as batches
@@ -27,7 +28,7 @@ from services.vending.domain.approval import Approve
 from services.vending.domain.authority import rules_text
 from services.vending.domain.batch import Batch, Kind, Of, Outcome, Status, Terms
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
-from services.vending.domain.changes import ChangeTenant
+from services.vending.domain.changes import ChangeTenant, ChangeTerms
 from services.vending.domain.events.batches import BatchTargets
 from services.vending.domain.events.event import Event
 from services.vending.domain.meter import Meter
@@ -348,6 +349,42 @@ async def test_what_has_become_anothers_since_the_draft_is_skipped(mall: World, 
 # --- results, previews, the life of a batch ------------------------------------------------------
 
 
+async def test_a_batch_of_sales_fills_an_account_up_to_its_ceiling_and_no_further(
+    mall: World,
+) -> None:
+    await alone(mall, **EVERYTHING)
+    await mall.policy("P3", ceiling_minor=500)
+    await mall.office.change(ChangeTerms(mall.ask("t"), "A1", None, "P3", "a small shop"))
+    await mall.sell(1)
+    drafted = await created(mall, Kind.SALE, 2)
+    preview = await mall.office.batches.preview(drafted.batch_id)
+    assert preview.reasons == {"ABOVE_CEILING": 1}
+    await submitted(mall, drafted.batch_id)
+    await to_its_end(mall, drafted.batch_id)
+    assert await outcomes(mall, drafted.batch_id) == {Outcome.REFUSED: 1, Outcome.DONE: 1}
+    credited = [(await mall.office.account(name)).credited_nano for name in ("A1", "A2")]
+    assert credited == [1 * 10**7, 500 * 10**7]
+
+
+@pytest.mark.parametrize("moment", [PauseBatch, CancelBatch])
+async def test_no_round_begins_that_somebody_has_paused_in_that_moment(
+    mall: World, monkeypatch: pytest.MonkeyPatch, moment: Any
+) -> None:
+    await alone(mall, **EVERYTHING)
+    drafted = await created(mall, Kind.FORCE_OFF)
+    await submitted(mall, drafted.batch_id)
+    budgets = mall.office.batches._budgets
+
+    async def and_then(site_ids: Any) -> Any:
+        found = await budgets(site_ids)
+        await moved(mall, moment, drafted.batch_id, 70)
+        return found
+
+    monkeypatch.setattr(mall.office.batches, "_budgets", and_then)
+    await mall.office.batches.turn()
+    assert await stored(mall, "batch-round-begun") == await stored(mall, "relay-forced") == []
+
+
 async def test_each_target_has_its_result_and_one_refusal_stops_no_other(mall: World) -> None:
     await alone(mall, **EVERYTHING)
     await mall.office.order(ForceRelay(mall.ask("M2"), "M2", "off", "works"))
@@ -573,6 +610,26 @@ async def test_a_repeat_drafts_no_second_batch_and_other_content_is_refused(mall
     assert await mall.office.batches.create(asked) == first
     other = draft(mall, Kind.SALE, ["A1", "A2"])
     assert await refused(mall.office.batches.create(other)) is Reason.REQUEST_ID_REUSED
+
+
+async def test_a_legal_entity_has_so_many_drafts_and_no_more(
+    mall: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "DRAFTS_MAX", 2)
+    first = await created(mall, Kind.SALE, 1, 0)
+    await created(mall, Kind.SALE, 1, 1)
+    third = draft(mall, Kind.SALE, ["A1"], 2)
+    for validate_only in (True, False):
+        asked = mall.office.batches.create(third, validate_only=validate_only)
+        assert await refused(asked) is Reason.TOO_MANY_DRAFTS
+    assert (await created(mall, Kind.SALE, 1, 0)).batch_id == first.batch_id, "a repeat is none"
+    await mall.site("S2", entity="LE2")
+    await mall.tariff("T9", legal_entity="LE2")
+    await mall.policy("P9", legal_entity="LE2")
+    await mall.account("B1", site_id="S2", tariff_id="T9", policy_id="P9")
+    await mall.office.batches.create(draft(mall, Kind.SALE, ["B1"], 3))
+    await moved(mall, CancelBatch, first.batch_id, 70)
+    assert (await mall.office.batches.create(third)).status is Status.DRAFT
 
 
 async def test_validate_only_keeps_nothing(mall: World) -> None:

@@ -39,6 +39,8 @@ from services.vending.domain.tables import BatchRow, Tables
 LOOK_AGAIN_S = 0.5
 """How soon a batch begins that was submitted, or goes on that waited."""
 TARGETS_AT_A_STRETCH = 20
+DRAFTS_MAX = 100
+"""Of a legal entity: each may name ten thousand targets, and is kept whether it is submitted."""
 BATCH = "batch"
 ROWS_AT_ONCE = 1_000
 FAR_MS = checks.TIME_MS_MAX
@@ -158,6 +160,8 @@ class Batches:
                 await self._book.submit(Batch, batch_id, lambda state: _known(state, request))
             ).state
         command = await self._command(draft)
+        if await self._tables.batch_drafts(command.legal_entity) >= DRAFTS_MAX:
+            raise batching.too_many_drafts(command.legal_entity, DRAFTS_MAX).as_error()
         if validate_only:
             return _folded(batching.decide(None, command))
         return (await self._submit(batch_id, command)).state

@@ -159,6 +159,12 @@ def batch_not_found(batch_id: str) -> Rejection:
     return Rejection(Reason.BATCH_NOT_FOUND, text, "name")
 
 
+def too_many_drafts(legal_entity: str, drafts_max: int) -> Rejection:
+    """Return the refusal of one draft more."""
+    text = f"{legal_entity} has {drafts_max} drafts of batches, the most: submit or cancel some"
+    return Rejection(Reason.TOO_MANY_DRAFTS, text, "kind")
+
+
 def why_two(state: Batch, authority: Authority | None, request: Request) -> Rejection | None:
     """Return why a batch needs a second person: for its size, or for what its commands do.
 

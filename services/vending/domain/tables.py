@@ -248,6 +248,10 @@ class Tables(Protocol):
         """Return at most `limit` batches above a position, the oldest first."""
         ...
 
+    async def batch_drafts(self, legal_entity: str) -> int:
+        """Return how many batches of a legal entity are drafted, and nothing else."""
+        ...
+
     async def documents(
         self, wanted: filters.Filter, now_ms: int, after: int, limit: int
     ) -> list[tuple[int, str]]:

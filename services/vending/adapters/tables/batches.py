@@ -31,6 +31,7 @@ CREATE INDEX IF NOT EXISTS batch_changed ON batch(changed_at_ms);
 CREATE INDEX IF NOT EXISTS batch_open ON batch(position)
   WHERE status = 'running' OR round_is_open = 1;
 CREATE INDEX IF NOT EXISTS batch_paused ON batch(position) WHERE status = 'paused';
+CREATE INDEX IF NOT EXISTS batch_draft ON batch(legal_entity) WHERE status = 'draft';
 """
 
 _Moved = BatchSubmitted | BatchPaused | BatchResumed | BatchCancelled | BatchFinished
@@ -55,6 +56,13 @@ class Batches(Table):
             "SELECT batch_id FROM batch WHERE status = 'paused' ORDER BY position"
         )
         return [row[0] for row in rows]
+
+    async def batch_drafts(self, legal_entity: str) -> int:
+        """Return how many batches of a legal entity are drafted, and nothing else."""
+        rows = await self._database.rows(
+            "SELECT count(*) FROM batch WHERE legal_entity = $1 AND status = 'draft'", legal_entity
+        )
+        return int(rows[0][0])
 
     async def batches(self, after: int, limit: int) -> list[BatchRow]:
         """Return at most `limit` batches above a position, the oldest first."""
