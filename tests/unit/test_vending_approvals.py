@@ -112,6 +112,19 @@ async def message_of(asked: Awaitable[Any]) -> str:
 # --- who may do what alone -----------------------------------------------------------------------
 
 
+async def test_a_proposal_that_nobody_made_is_neither_found_nor_decided(mall: World) -> None:
+    nobodys, before = str(uuid4()), await stored(mall)
+    for asked in (
+        mall.office.approvals.proposal(nobodys),
+        approve(mall, nobodys, origin=BOB),
+        decline(mall, nobodys),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            await asked
+        assert refused.value.reason is Reason.APPROVAL_NOT_FOUND
+    assert await stored(mall) == before
+
+
 async def test_without_a_document_one_person_does_what_releases_until_now_let_one_do(
     mall: World,
 ) -> None:

@@ -32,7 +32,13 @@ from services.vending.application.relay import (
     root_at,
 )
 from services.vending.domain import chain
-from services.vending.domain.event_store import NO_EVENTS, EventStore, StoredEvent, StreamId
+from services.vending.domain.event_store import (
+    NO_EVENTS,
+    EventStore,
+    StoredEvent,
+    StoreWentBack,
+    StreamId,
+)
 from services.vending.domain.tables import Checkpoint, Root
 from services.vending.metrics import Metrics
 from tests.unit import vending_world
@@ -250,6 +256,22 @@ async def test_a_store_that_has_not_what_ledger_has_is_not_used(world: World) ->
         with pytest.raises(BookMismatch, match="lost its last writes"):
             await check_told(world.store, [*told, other], book_epoch=1)
     await check_told(world.store, [lost, replaced], book_epoch=2)
+
+
+async def test_a_store_that_lost_what_it_told_ends_the_relay_and_with_it_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands at its positions now was never compared with `ledger`: the next start does."""
+
+    async def went_back(_: int, __: int) -> list[StoredEvent]:
+        raise StoreWentBack("as told")
+
+    notebook = Notebook()
+    monkeypatch.setattr(world.store, "read_all", went_back)
+    async with relaying(world, notebook) as relay, asyncio.timeout(DEADLINE_S):
+        with pytest.raises(StoreWentBack):
+            await relay.run()
+    assert notebook.records == []
 
 
 async def test_another_history_is_not_used_though_it_is_as_long(
