@@ -227,7 +227,12 @@ def print_summary(directory: Path, state: StackState) -> None:
         port = getattr(state.ports, f"{service}_grpc")
         if port != getattr(usual, f"{service}_grpc"):
             console.print(f"export WATTVEND_{service.upper()}_ADDR=127.0.0.1:{port}")
-    console.print("next: make status, make down")
+    if any(part.name == "vending" for part in state.parts):
+        site = os.path.relpath(directory / "site.yaml")
+        console.print(f"next: .venv/bin/wattvend site apply {site}", soft_wrap=True)
+        console.print("then: docs/operations/first-steps.md; make status, make down")
+    else:
+        console.print("next: make status, make down")
 
 
 def main() -> None:
