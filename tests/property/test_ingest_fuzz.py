@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from services.common.kernel.errors import InvalidInput
 from services.common.kernel.profiles import ModbusProfile, MqttProfile
-from services.common.runtime.profiles import profile_named
+from services.common.runtime.profiles import profiles
 from services.ingest.domain import acrel_mqtt
 from services.ingest.domain.live_block import decode_live, decode_serial
 from tests.unit.ingest_devices import LIVE_WORDS, data_message, data_topic, encoded
@@ -22,13 +22,13 @@ EXACT = Context(prec=100)
 
 
 def _modbus() -> ModbusProfile:
-    profile = profile_named("acrel-dtsy1352")
+    profile = profiles()["acrel-dtsy1352"]
     assert isinstance(profile, ModbusProfile)
     return profile
 
 
 def _mqtt() -> MqttProfile:
-    profile = profile_named("acrel-mqtt")
+    profile = profiles()["acrel-mqtt"]
     assert isinstance(profile, MqttProfile)
     return profile
 

@@ -13,7 +13,7 @@ import pytest
 from services.common.kernel import frames
 from services.common.kernel.ids import reading_id
 from services.common.kernel.profiles import ModbusProfile, MqttProfile
-from services.common.runtime.profiles import profile_named
+from services.common.runtime.profiles import profiles
 from services.ingest.domain import acrel_mqtt
 from services.ingest.domain.errors import Fault, Unusable
 from services.ingest.domain.live_block import decode_live, decode_serial, is_serial_of
@@ -35,21 +35,21 @@ SHANGHAI = ZoneInfo("Asia/Shanghai")
 
 @pytest.fixture
 def ddsy() -> ModbusProfile:
-    profile = profile_named("acrel-ddsy1352")
+    profile = profiles()["acrel-ddsy1352"]
     assert isinstance(profile, ModbusProfile)
     return profile
 
 
 @pytest.fixture
 def dtsy() -> ModbusProfile:
-    profile = profile_named("acrel-dtsy1352")
+    profile = profiles()["acrel-dtsy1352"]
     assert isinstance(profile, ModbusProfile)
     return profile
 
 
 @pytest.fixture
 def mqtt() -> MqttProfile:
-    profile = profile_named("acrel-mqtt")
+    profile = profiles()["acrel-mqtt"]
     assert isinstance(profile, MqttProfile)
     return profile
 

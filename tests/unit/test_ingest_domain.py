@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.common.kernel.errors import InvalidInput
-from services.common.runtime.profiles import profile_named
+from services.common.runtime.profiles import profiles
 from services.ingest.domain.errors import Fault
 from services.ingest.domain.presence import UNKNOWN_DEVICES_MAX, Device, Presence
 from services.ingest.domain.registry import Registry
@@ -216,7 +216,7 @@ def test_a_relay_position_is_told_at_changes_on_request_and_each_interval() -> N
     ],
 )
 def test_a_position_is_judged_by_the_wired_phases(profile: str, mask: int, expected: str) -> None:
-    assert position(profile_named(profile), mask) == expected
+    assert position(profiles()[profile], mask) == expected
 
 
 # What is known.

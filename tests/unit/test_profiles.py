@@ -12,15 +12,14 @@ import pytest
 import yaml
 
 from services.common.kernel.errors import InvalidInput
+from services.common.kernel.profile_documents import parse_profile
 from services.common.kernel.profiles import (
     ModbusProfile,
     MqttProfile,
     RelayCommand,
-    parse_profile,
     relay_command,
 )
-from services.common.kernel.reasons import Reason
-from services.common.runtime.profiles import DIRECTORY, load_profiles, profile_named, profiles
+from services.common.runtime.profiles import DIRECTORY, load_profiles, profiles
 
 
 def _document(name: str) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def test_the_shipped_profiles_are_three() -> None:
 
 def test_a_relay_is_commanded_in_three_states_by_the_register_pair_at_0x0057() -> None:
     for name in ("acrel-ddsy1352", "acrel-dtsy1352"):
-        profile = profile_named(name)
+        profile = profiles()[name]
         assert isinstance(profile, ModbusProfile)
         assert profile.relay.address == 0x0057
         assert profile.relay.values == {
@@ -59,7 +58,7 @@ def test_a_relay_is_commanded_in_three_states_by_the_register_pair_at_0x0057() -
 
 @pytest.mark.parametrize(("name", "mask"), [("acrel-ddsy1352", 0b1), ("acrel-dtsy1352", 0b111)])
 def test_a_relay_is_read_back_on_the_wired_phases(name: str, mask: int) -> None:
-    profile = profile_named(name)
+    profile = profiles()[name]
     assert isinstance(profile, ModbusProfile)
     assert profile.phase_mask == mask
     assert (profile.live.address, profile.live.count) == (0x0200, 48)
@@ -81,7 +80,7 @@ def test_an_intent_says_which_command_it_needs(
 
 
 def test_a_cut_over_mqtt_carries_its_expiry_and_a_restore_none() -> None:
-    profile = profile_named("acrel-mqtt")
+    profile = profiles()["acrel-mqtt"]
     assert isinstance(profile, MqttProfile)
     names = {"request_id": "r-1", "gateway_serial": "123", "meter_serial": "456"}
     cut = profile.control_payload(RelayCommand.OPEN, **names, expire="20261123154021")
@@ -101,14 +100,14 @@ def test_a_cut_over_mqtt_carries_its_expiry_and_a_restore_none() -> None:
 
 
 def test_a_profile_bounds_what_its_meters_carry_where_it_is_rated() -> None:
-    assert profile_named("acrel-ddsy1352").max_power_w == 220 * 100
-    assert profile_named("acrel-dtsy1352").max_power_w == 3 * 220 * 100
-    assert profile_named("acrel-mqtt").max_power_w is None, "it stands for many models"
+    assert profiles()["acrel-ddsy1352"].max_power_w == 220 * 100
+    assert profiles()["acrel-dtsy1352"].max_power_w == 3 * 220 * 100
+    assert profiles()["acrel-mqtt"].max_power_w is None, "it stands for many models"
 
 
 def test_a_register_of_six_digits_and_two_decimals_begins_again_after_a_million_kwh() -> None:
     for name in profiles():
-        assert profile_named(name).register_max_milli == 10**9 - 1
+        assert profiles()[name].register_max_milli == 10**9 - 1
     endless = parse_profile(_changed("acrel-ddsy1352", "live.register.maximum_raw", ...))
     assert endless.register_max_milli is None
 
@@ -121,6 +120,7 @@ def test_a_register_of_six_digits_and_two_decimals_begins_again_after_a_million_
         ("acrel-ddsy1352", "live.register.at", 0x022F, "inside the block"),
         ("acrel-ddsy1352", "live.register.type", "u64", "must be one of u16, i16, u32, i32"),
         ("acrel-ddsy1352", "live.register.multiplier", 0, "must be a whole number 1.."),
+        ("acrel-ddsy1352", "live.power_factor.multiplier", 10**6, "small enough that 2^31"),
         ("acrel-ddsy1352", "live.register.scale", 10, "unknown entries ['scale']"),
         ("acrel-ddsy1352", "live.power.confidence", "sure", "must be one of 2+, 1, lab, gk"),
         ("acrel-ddsy1352", "live.count", 126, "1..125"),
@@ -159,13 +159,6 @@ def test_a_wrong_entry_is_named_with_what_it_must_be(
 def test_what_is_no_profile_is_refused(document: object) -> None:
     with pytest.raises(InvalidInput):
         parse_profile(document)
-
-
-def test_an_unknown_profile_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(InvalidInput) as wrong:
-        profile_named("acrel-9000")
-    assert wrong.value.reason is Reason.PROFILE_UNKNOWN
-    assert "acrel-ddsy1352, acrel-dtsy1352, acrel-mqtt" in wrong.value.message
 
 
 @pytest.mark.parametrize("text", ["name: [", "name: acrel-mqtt", ""])

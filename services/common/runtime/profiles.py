@@ -9,7 +9,8 @@ import yaml
 
 import schemas
 from services.common.kernel.errors import InvalidInput
-from services.common.kernel.profiles import Profile, parse_profile
+from services.common.kernel.profile_documents import parse_profile
+from services.common.kernel.profiles import Profile
 from services.common.kernel.reasons import Reason
 
 DIRECTORY = Path(schemas.__file__).parent / "profiles"
@@ -36,16 +37,3 @@ def load_profiles(directory: Path) -> Mapping[str, Profile]:
 def profiles() -> Mapping[str, Profile]:
     """Return name → profile of this release."""
     return load_profiles(DIRECTORY)
-
-
-def profile_named(name: str) -> Profile:
-    """Return a profile. Raises InvalidInput(PROFILE_UNKNOWN) for an unknown name."""
-    try:
-        return profiles()[name]
-    except KeyError:
-        known = ", ".join(sorted(profiles()))
-        raise InvalidInput(
-            Reason.PROFILE_UNKNOWN,
-            f"there is no device profile {name!r}; known are {known}",
-            field="profile",
-        ) from None
