@@ -92,9 +92,11 @@ class Ingest:
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Start everything; the registry is read before any device is heard."""
-        for part in (self._frame_producer, self._out_producer, self._registry_consumer):
-            await part.start()
-            stack.push_async_callback(part.stop)
+        for producer in (self._frame_producer, self._out_producer):
+            await producer.start()
+            stack.push_async_callback(producer.stop)
+        await self._registry_consumer.start()
+        stack.push_async_callback(kafka.stop, self._registry_consumer)
         self._runtime.health.not_ready("registry", "reading")
         await self._follower.read_to_end()
         self._runtime.health.ready("registry")
@@ -125,7 +127,7 @@ class Ingest:
             rebalance_timeout_ms=kafka.SESSION_MS + close_within_ms,
         )
         await consumer.start()
-        stack.push_async_callback(consumer.stop)
+        stack.push_async_callback(kafka.stop, consumer)
         self._runtime.health.not_ready("lines", "joining the group of line owners")
         self._owner = line_owner.LineOwner(
             consumer,

@@ -265,3 +265,24 @@ async def test_told_to_stop_before_it_was_ever_ready_it_stops(
         await until(http, "/health/live", 200)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), STOP_WITHIN_S) == 0
+
+
+@pytest.mark.parametrize("service", sorted(set(SERVICES) - {"metering"}))
+async def test_told_to_stop_while_kafka_is_away_it_stops_and_calls_that_success(
+    quiet_stack: BackgroundStack, tmp_path: Path, service: str
+) -> None:
+    """But metering: faust's consumer waits for Kafka then, and it leaves when its time is over."""
+    spec = next(spec for spec in service_specs(quiet_stack.addresses) if spec.name == service)
+    port: int = getattr(quiet_stack.addresses.ports, f"{service}_http")
+    at = f"http://{LOOPBACK}:{port}"
+    async with aiohttp.ClientSession(at) as http, started(spec.argv, spec.env, tmp_path) as process:
+        await until(http, "/health/ready", 200)
+        await asyncio.to_thread(quiet_stack.kill9, "kafka")
+        try:
+            process.send_signal(signal.SIGTERM)
+            code = await asyncio.wait_for(process.wait(), STOP_WITHIN_S + 1)
+        finally:
+            await asyncio.to_thread(quiet_stack.start, "kafka")
+    said = (tmp_path / "stderr").read_text()
+    assert code == 0, said
+    assert "Traceback" not in said

@@ -61,7 +61,7 @@ class FactsReader:
             self._hears.fact(record)
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        await kafka.stop(self._consumer)
 
 
 class Ears:
@@ -194,7 +194,7 @@ class SitesReader(ConsumerRebalanceListener):
         await self._consumer.start()
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        await kafka.stop(self._consumer)
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._health.not_ready(PART, "partitions are being assigned")
@@ -277,7 +277,7 @@ class SitesReader(ConsumerRebalanceListener):
                 if (outcome := self._ears.past_outcome(record)) is not None:
                     yield record.partition, outcome
         finally:
-            await reader.stop()
+            await kafka.stop(reader)
 
 
 def _where(record: ConsumerRecord) -> str:
