@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from services.common.kernel.ids import column_key
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.verdict import REFUSALS
-from services.reporting.adapters import database
+from services.reporting.adapters import database, queries
 from services.reporting.domain.projections import Record, project
 from services.reporting.domain.rows import AccountLevelRow, AccountTotalsRow, AlarmRow, newest
 from tests.property.metering_histories import ACCOUNTS, METERS, arrears, histories, oddities
@@ -51,6 +51,15 @@ def test_what_lasts_is_what_metering_holds_and_flags_and_why_it_does_not_cut(
         loop.run_until_complete(connection.execute(f'DROP SCHEMA "{schema}" CASCADE'))
         loop.run_until_complete(opened.__aexit__(None, None, None))
         loop.close()
+
+
+async def test_who_answers_questions_can_change_nothing(stack: BackgroundStack) -> None:
+    """A preview of a tariff too: what it asks by is this pool, and reporting has no producer."""
+    pool = queries.pool(stack.postgres_dsn, "public", name="test", size_max=1)
+    async with pool as connections:
+        for statement in ("CREATE TABLE forbidden (id int)", "CREATE SCHEMA forbidden"):
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await connections.execute(statement)
 
 
 async def check(connection: asyncpg.Connection, records: list[LogRecord]) -> None:

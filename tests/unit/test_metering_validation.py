@@ -603,6 +603,21 @@ def test_a_meter_that_is_silent_for_a_week_is_told_once_and_its_next_reading_cut
     assert kinds(log.later(QUARTER_MS).use(LAST_MILLI + 20 * KWH_MILLI)) == ["cut", "open"]
 
 
+def test_a_meter_that_is_read_may_cut_the_account_of_one_that_is_silent() -> None:
+    log = standing_log(credit=1)
+    log.fact(meter("M2"))
+    log.use(0)
+    log.later(SILENCE_MS).wake()
+    done = log.read(reading(2 * KWH_MILLI, meter_id="M2", at_ms=log.now_ms))
+    assert kinds(done) == ["meter-cleared", "not-cut"]  # it was silent itself
+    log.later(QUARTER_MS)
+    done = log.read(reading(2 * KWH_MILLI + 1, meter_id="M2", at_ms=log.now_ms))
+    assert kinds(done) == ["cut", "open", "open"]
+    log.later(QUARTER_MS)
+    done = log.use(KWH_MILLI)  # its first one after the silence renews no cut
+    assert told(done) == [("meter-cleared", "silent"), ("not-cut", "evidence-silent")]
+
+
 def test_silence_outlives_a_restart() -> None:
     log = read_log()
     fact_rows, account_rows, header = log.state.rows()

@@ -81,7 +81,7 @@ def outcomes_of(intervals: Intervals) -> Array:
     last, accepted_before = meters["register_milli"], meters["sequence"] > 0
     outcomes = np.zeros(len(readings), np.uint8)
     decided = {
-        "implausible": _is_implausible(intervals),
+        "implausible": _is_implausible(intervals, accepted_before),
         "negative": register < last,
         "late": accepted_before & (time_ms <= meters["time_ms"]),
         "duplicate": accepted_before & (readings["reading_id"] == meters["reading_id"]),
@@ -104,7 +104,7 @@ def outcomes_of(intervals: Intervals) -> Array:
     return outcomes
 
 
-def _is_implausible(intervals: Intervals) -> Array:
+def _is_implausible(intervals: Intervals, accepted_before: Array) -> Array:
     """Say where the register rose by more than the load behind the meter can take.
 
     Means nothing where an earlier outcome decides (the duration may be negative there).
@@ -115,10 +115,9 @@ def _is_implausible(intervals: Intervals) -> Array:
     if power_w.max(initial=0) > POWER_W_PLAIN_MAX or power_w.min(initial=0) < 0:
         power_w = power_w.astype(object)  # integers without end: slow, exact, hardly ever
     durations_ms = readings["device_time_ms"] - meters["time_ms"]
-    unread = meters["sequence"] == 0
-    if unread.any():
+    if not accepted_before.all():
         first_ms = _first_durations_ms(meters["silent_at_ms"], readings["device_time_ms"])
-        durations_ms = np.where(unread, first_ms, durations_ms)
+        durations_ms = np.where(accepted_before, durations_ms, first_ms)
     durations_ms = np.minimum(durations_ms, DURATION_MS_MAX)
     rises_milli = readings["register_milli"] - meters["register_milli"]
     ratio = meters["ratio"].astype(np.int64)
