@@ -11,6 +11,7 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -22,10 +23,13 @@ from services.vending.application import auditing
 from services.vending.application.auditing import MARGIN_MS, Entry, Sought, entry_of, trail
 from services.vending.application.relay import START
 from services.vending.config import VendingSettings
-from services.vending.domain.event_store import FROM_START, StoredEvent
+from services.vending.domain.event_store import FROM_START, NO_EVENTS, StoredEvent
 from services.vending.domain.origin import Origin
+from services.vending.domain.tables import Checkpoint
+from tests.contract.event_store import A, new
 from tests.property.metering_runs import examples
 from tests.unit import vending_world
+from tests.unit.test_vending_copy import DEADLINE_S, Busy
 from tests.unit.test_vending_relay import Notebook, published
 from tests.unit.vending_world import T0_MS
 
@@ -150,6 +154,18 @@ async def test_a_clock_that_was_wrong_for_a_while_hides_nothing_from_an_auditor(
             found = [entry async for entry in trail(world.store, world.tables, wanted, FROM_START)]
             assert found == expected
             assert len(found) >= 2
+
+
+async def test_a_trail_through_a_book_that_is_sold_on_comes_to_its_end() -> None:
+    class Tables:
+        async def checkpoints(self) -> list[Checkpoint]:
+            return []
+
+    store = Busy()
+    await store.append(A, NO_EVENTS, [new()])
+    async with asyncio.timeout(DEADLINE_S):
+        sought = trail(store, cast("Any", Tables()), Sought(type="of-nobody"), FROM_START)
+        assert [entry async for entry in sought] == []
 
 
 def test_an_event_of_an_earlier_release_has_its_caller() -> None:

@@ -78,7 +78,7 @@ def entry_of(stored: StoredEvent) -> Entry:
 async def trail(
     store: EventStore, tables: Tables, sought: Sought, after: int
 ) -> AsyncIterator[Entry]:
-    """Yield the entries above a position that are sought, in the order of the book."""
+    """Yield the entries above a position that are sought, in the order of the book, up to now."""
     async for stored in _candidates(store, tables, sought, after):
         if sought.type in ("", stored.type) and sought.has(entry := entry_of(stored)):
             yield entry
@@ -94,8 +94,8 @@ async def _candidates(
                 yield stored
         return
     begin, end = await _bounds(tables, sought)
-    position = max(after, begin)
-    while events := await store.read_all(position, SCAN_EVENTS_MAX):
+    position, head = max(after, begin), await store.head()
+    while position < head and (events := await store.read_all(position, SCAN_EVENTS_MAX)):
         position = events[-1].position
         for stored in events:
             yield stored

@@ -41,15 +41,15 @@ async def copy_events(
     progress: Progress,
     appends_at_once_max: int = APPENDS_AT_ONCE_MAX,
 ) -> int:
-    """Append to the target what it lacks of the source; return how many events that were.
+    """Append to the target what it lacks of what the source has now; return how many events.
 
     `begin` is asked before the first of them, when the target is known to be this book's.
     `appends_at_once_max` is 1 where the target does not keep the order of appends that go at once.
     Raises NotTheSame where the target is not what the source begins with.
     """
     after, at, done, copied = FROM_START, FROM_START, 0, 0
-    target_has_more = True
-    while events := await _next(source, after):
+    target_has_more, head = True, await source.head()
+    while after < head and (events := await _next(source, after)):
         there = await _next(target, at, len(events)) if target_has_more else []
         _check_same(events, there)
         target_has_more = len(there) == len(events)
