@@ -181,6 +181,21 @@ async def test_numbers_have_no_gap_whatever_comes_again_or_fails(
     assert [(d.receipt_id, d.legal_entity, d.number) for d in tables.documents] == wanted
 
 
+async def test_who_counts_behind_another_takes_nothing_back_from_him(mall: World) -> None:
+    """As a vending whose database another one writes since, and who has not heard of it."""
+    await sold(mall, 1)
+    behind = Numbering(mall.store, mall.tables)
+    await behind.catch_up(await mall.store.head())
+    await mall.site("S3")
+    without_a_paper = await mall.store.head()
+    last = await sold(mall, 2)
+    await number(mall)
+    await behind.give([], without_a_paper)
+    assert await mall.tables.numbered_until() == await mall.store.head()
+    await number(mall)
+    assert await number_of(mall, last.receipt_id) == 2
+
+
 async def test_whoever_counts_again_comes_to_the_same_numbers(mall: World) -> None:
     for amount_minor in range(1, 8):
         await sold(mall, amount_minor, "A1" if amount_minor % 3 else "A2")

@@ -39,7 +39,10 @@ class Numbers(Table):
         return dict(await self._database.rows("SELECT legal_entity, last_number FROM series"))
 
     async def keep_documents(self, documents: Sequence[Document], until: int) -> None:
-        """Keep numbers, and that all up to a position have theirs, in one transaction."""
+        """Keep numbers, and that all up to a position have theirs, in one transaction.
+
+        It never goes back: a writer that was superseded counts on for a while, and behind.
+        """
         keep = Statement(
             "INSERT INTO document(receipt_id, legal_entity, number, stream, revision, position) "
             "VALUES($1, $2, $3, $4, $5, $6)",
@@ -56,7 +59,8 @@ class Numbers(Table):
         )
         move = Statement(
             "INSERT INTO numbered(one, position) VALUES(1, $1) "
-            "ON CONFLICT(one) DO UPDATE SET position = excluded.position",
+            "ON CONFLICT(one) DO UPDATE SET position = excluded.position "
+            "WHERE excluded.position > numbered.position",
             [(until,)],
         )
         await self._database.run([keep, count, move])
