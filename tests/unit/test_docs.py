@@ -106,6 +106,15 @@ def test_the_metrics_of_a_services_page_are_those_of_its_code(service: str) -> N
     assert documented_metrics(service) == kept
 
 
+def test_the_methods_of_reportings_page_are_those_of_its_api() -> None:
+    page = (ROOT / "services" / "reporting" / "README.md").read_text()
+    (served,) = re.findall(r"^\| Serves \|(.+)\|$", page, re.MULTILINE)
+    proto = (ROOT / "schemas" / "proto" / "wattvend" / "reporting").rglob("*.proto")
+    methods = re.findall(r"^  rpc (\w+)", "".join(map(Path.read_text, proto)), re.MULTILINE)
+    named = re.findall(r"`(\w+)`", served)
+    assert sorted(each for each in named if not each.endswith("Service")) == sorted(methods)
+
+
 def test_make_help_lists_every_target_with_what_it_does() -> None:
     makefile = (ROOT / "Makefile").read_text()
     told = subprocess.run(
