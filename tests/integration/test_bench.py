@@ -95,6 +95,19 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
     }
 
 
+def test_a_bench_that_fails_keeps_its_logs_and_not_what_kafka_wrote(tmp_path: Path) -> None:
+    """Its files may be in memory."""
+
+    async def fails() -> None:
+        async with running(tmp_path / "stack", UNPINNED):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(fails())
+    assert (tmp_path / "stack" / "logs" / "kafka.log").exists()
+    assert not (tmp_path / "stack" / "kafka" / "data").exists()
+
+
 def test_restarts_are_measured(tmp_path: Path) -> None:
     few = restart.Plan(accounts=(20, 40), starts=1)
 

@@ -132,6 +132,8 @@ async def running(
     async with AsyncExitStack() as stack:
         if services is no_services:
             stack.enter_context(cores.kept_off())
+        # Gigabytes, perhaps in memory, and nobody looks at them: they go also where it fails.
+        stack.callback(shutil.rmtree, directory / "kafka" / "data", ignore_errors=True)
         local = LocalStack(
             directory,
             Ports.free(),
