@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import typer
 
+from services.common.kernel import names
 from tools.cli import show
 from tools.cli.asking import Reason, RequestId, account_of, amount_of, minor_of, run
 from tools.client import Clients
@@ -29,9 +30,9 @@ def account_change_terms(
         raise typer.BadParameter("give --tariff, or --policy")
     request = a.ChangeTermsRequest(
         request_id=request_id or str(uuid4()),
-        name=f"accounts/{account}",
-        tariff=f"tariffs/{tariff}" if tariff else "",
-        policy=f"policies/{policy}" if policy else "",
+        name=names.ACCOUNT.name(account),
+        tariff=names.TARIFF.name_if(tariff),
+        policy=names.POLICY.name_if(policy),
         reason=reason,
     )
     run(lambda clients: clients.accounts("ChangeTerms", request), show.account, request.request_id)
@@ -52,7 +53,7 @@ def account_change_tenant(
     """Let an account be another person's, with its credit and its meters."""
     request = a.ChangeTenantRequest(
         request_id=request_id or str(uuid4()),
-        name=f"accounts/{account}",
+        name=names.ACCOUNT.name(account),
         subject_id=subject,
         with_owed=with_owed,
         reason=reason,
@@ -64,7 +65,7 @@ def account_change_tenant(
 def account_thaw(account: AccountId, reason: Reason, request_id: RequestId = "") -> None:
     """Let metering charge an account again that it froze, when the cause is mended."""
     request = a.ThawRequest(
-        request_id=request_id or str(uuid4()), name=f"accounts/{account}", reason=reason
+        request_id=request_id or str(uuid4()), name=names.ACCOUNT.name(account), reason=reason
     )
     run(lambda clients: clients.accounts("Thaw", request), show.account, request.request_id)
 
@@ -86,8 +87,8 @@ def account_transfer(
             "TransferCredit",
             a.TransferCreditRequest(
                 request_id=request,
-                name=f"accounts/{account}",
-                to_account=f"accounts/{to}",
+                name=names.ACCOUNT.name(account),
+                to_account=names.ACCOUNT.name(to),
                 amount_minor=0 if wanted is None else minor_of(wanted, known.minor_decimals),
                 reason=reason,
             ),

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.common.kernel import names
 from services.common.kernel.units import format_scaled
 from tools.cli import show
 from tools.cli.asking import (
@@ -100,8 +101,8 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
                 **_selection(filter_, collection, each, decimals),
                 amount_minor=minor_of(amount_of(amount), decimals) if amount else None,
                 method=method,
-                tariff=f"tariffs/{tariff}" if tariff else "",
-                policy=f"policies/{policy}" if policy else "",
+                tariff=names.TARIFF.name_if(tariff),
+                policy=names.POLICY.name_if(policy),
                 validate_only=validate_only,
             ),
             timeout_s=PREVIEW_TIMEOUT_S,
@@ -168,7 +169,7 @@ async def _decimals(clients: Clients, collection: str, each: dict[str, str], fil
 @batch_app.command("preview")
 def batch_preview(batch: BatchId) -> None:
     """Show what a draft would do, by the rules that decide each command. Nothing happens."""
-    request = b.PreviewBatchRequest(name=f"batches/{batch}")
+    request = b.PreviewBatchRequest(name=names.BATCH.name(batch))
     run(
         lambda clients: clients.batches("PreviewBatch", request, timeout_s=PREVIEW_TIMEOUT_S),
         previewed,
@@ -182,7 +183,9 @@ def batch_submit(
     request_id: RequestId = "",
 ) -> None:
     """Let a draft be carried out; a large one becomes a proposal for a second person."""
-    request = b.SubmitBatchRequest(request_id=request_id or str(uuid4()), name=f"batches/{batch}")
+    request = b.SubmitBatchRequest(
+        request_id=request_id or str(uuid4()), name=names.BATCH.name(batch)
+    )
 
     async def work(clients: Clients) -> b.Batch:
         await clients.batches("SubmitBatch", request)
@@ -198,7 +201,9 @@ def batch_wait(batch: BatchId) -> None:
 
 
 async def _batch(clients: Clients, batch: str) -> b.Batch:
-    found: b.Batch = await clients.batches("GetBatch", b.GetBatchRequest(name=f"batches/{batch}"))
+    found: b.Batch = await clients.batches(
+        "GetBatch", b.GetBatchRequest(name=names.BATCH.name(batch))
+    )
     return found
 
 
@@ -252,7 +257,7 @@ def batch_list(
 def batch_pause(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
     """Let no further round begin until it is resumed."""
     request = b.PauseBatchRequest(
-        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+        request_id=request_id or str(uuid4()), name=names.BATCH.name(batch), reason=reason
     )
     run(lambda clients: clients.batches("PauseBatch", request), shown, request.request_id)
 
@@ -261,7 +266,7 @@ def batch_pause(batch: BatchId, reason: Reason, request_id: RequestId = "") -> N
 def batch_resume(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
     """Let a paused batch go on."""
     request = b.ResumeBatchRequest(
-        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+        request_id=request_id or str(uuid4()), name=names.BATCH.name(batch), reason=reason
     )
     run(lambda clients: clients.batches("ResumeBatch", request), shown, request.request_id)
 
@@ -270,7 +275,7 @@ def batch_resume(batch: BatchId, reason: Reason, request_id: RequestId = "") -> 
 def batch_cancel(batch: BatchId, reason: Reason, request_id: RequestId = "") -> None:
     """Let no further round begin, ever: what was done stays."""
     request = b.CancelBatchRequest(
-        request_id=request_id or str(uuid4()), name=f"batches/{batch}", reason=reason
+        request_id=request_id or str(uuid4()), name=names.BATCH.name(batch), reason=reason
     )
     run(lambda clients: clients.batches("CancelBatch", request), shown, request.request_id)
 
@@ -282,7 +287,9 @@ def batch_results(
     page: Page = "",
 ) -> None:
     """List the targets of a batch with what came of each; of a draft: what would."""
-    request = b.ListBatchResultsRequest(parent=f"batches/{batch}", filter=filter_, page_token=page)
+    request = b.ListBatchResultsRequest(
+        parent=names.BATCH.name(batch), filter=filter_, page_token=page
+    )
 
     async def work(clients: Clients) -> b.ListBatchResultsResponse:
         found: b.ListBatchResultsResponse = await clients.batches(

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.common.kernel import names
 from services.common.kernel.units import format_scaled
 from tools.cli import show
 from tools.cli.asking import err, instant_ms, options, pages, run
@@ -101,7 +102,7 @@ async def _written(clients: Clients, export: Export) -> f.ListFleetMetersRespons
                 line = {"meter": meter, "result": done[meter], "size": file.tell()}
                 progress.write(json.dumps(line) + "\n")
                 _durable(progress)
-            results.meters.add(name=f"meters/{meter}", status=done[meter])
+            results.meters.add(name=names.METER.name(meter), status=done[meter])
     return results
 
 
@@ -155,7 +156,7 @@ def _begun(export: Export) -> dict[str, str]:
 async def _meter(clients: Clients, export: Export, meter: str, file: Any) -> str:
     """Write the readings of a meter; return how many they are, or why there are none."""
     request = f.ListReadingsRequest(
-        parent=f"meters/{meter}",
+        parent=names.METER.name(meter),
         from_ms=export.from_ms,
         to_ms=export.to_ms,
         page_size=PAGE_SIZE,

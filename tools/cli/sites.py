@@ -51,8 +51,8 @@ def site_place(
         raise typer.BadParameter("give --under, or --top")
     request = v.PlaceSiteRequest(
         request_id=request_id or str(uuid4()),
-        name=f"sites/{site}",
-        parent=f"sites/{under}" if under else "",
+        name=names.SITE.name(site),
+        parent=names.SITE.name_if(under),
         reason=reason,
     )
     run(lambda clients: clients.vending("PlaceSite", request), show.site, request.request_id)
