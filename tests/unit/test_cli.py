@@ -513,6 +513,13 @@ def test_who_is_affected_by_a_policy_is_shown_with_what_keeps_him_on_power(
         assert part in said
 
 
+def test_what_a_policy_asks_of_its_meters_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(ROOT / "docs/examples/homes-policy.yaml")
+    said = re.sub(r"\s+", " ", wattvend(monkeypatch, Vending(), "policy", "check", file).stdout)
+    assert "a meter that takes more than 5 times what it usually takes at that hour is told" in said
+    assert "a meter that counts nothing for 60 days, relay closed, is told" in said
+
+
 def test_what_is_wrong_with_a_policy_is_said_with_its_place(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

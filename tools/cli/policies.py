@@ -71,3 +71,11 @@ def said(rules: Rules, currency: Currency) -> Iterator[tuple[str, str]]:
             yield name, ", ".join(map(str, days))
     if rules.zone is not None:
         yield "wall clock of", rules.zone
+    if rules.unusual_factor is not None:
+        usual = f"{rules.unusual_factor} times what it usually takes at that hour"
+        yield "unusual", f"a meter that takes more than {usual} is told"
+    if rules.idle_days is not None:
+        yield (
+            "idle",
+            f"a meter that counts nothing for {rules.idle_days} days, relay closed, is told",
+        )
