@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from services.common.kernel.errors import WattvendError
 from services.common.kernel.ids import column_key
 from services.common.kernel.routing import partition_of
 from services.common.runtime.service import EXIT_FAILED
@@ -59,6 +60,16 @@ async def test_a_posting_of_a_fact_that_a_restored_store_lost_is_passed_over(pat
         seeds = await seeds_of(world)
     (seed,) = seeds.posted
     assert seed.row == b"first"
+
+
+async def test_a_book_that_ends_before_its_checkpoint_seeds_nobody(path: Path) -> None:
+    """As the index of a server's book, where the server was restored."""
+    async with vending_world.world(path) as world:
+        await world.mall()
+        root = Root(await world.store.head() + 9, 1, chain.GENESIS)
+        await world.tables.keep_checkpoint(Checkpoint(1, root))
+        with pytest.raises(WattvendError, match="restored to an earlier point"):
+            await seeds_of(world)
 
 
 async def test_of_an_account_it_tells_the_last_posting_and_the_fact_that_metering_had(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from services.common.kernel.errors import WattvendError
 from services.common.kernel.ids import house_account_id
 from services.common.kernel.routing import partition_of
 from services.common.kernel.values import value_class
@@ -100,7 +101,7 @@ class Seeding:
         found: list[Line] = [{"shard": self._place.shard}]
         for account_id, event in self._posted.items():
             found.append({"posted": self._posting(account_id, event)})
-        for account_id in self._opened_at_ms.keys() - self._posted.keys():
+        for account_id in sorted(self._opened_at_ms.keys() - self._posted.keys()):
             (_, fact), *_ = self._facts[f"accounts/{account_id}"]
             at_ms = self._opened_at_ms[account_id]
             found.append({"opened": {"account_key": fact["account_key"], "at_ms": at_ms}})
@@ -138,7 +139,10 @@ async def seeding(
     shards: int,
     progress: Callable[[int, int], None] = lambda _at, _of: None,
 ) -> Seeding:
-    """Return what a book knows of a shard, up to the last checkpoint: what was told everywhere."""
+    """Return what a book knows of a shard, up to the last checkpoint: what was told everywhere.
+
+    Raises WattvendError where the book ends before that.
+    """
     checkpoints = await tables.checkpoints()
     until = checkpoints[-1].root.position if checkpoints else FROM_START
     place = Place(shard, shards, await tables.book_epoch(), await tables.raised_at())
@@ -152,7 +156,14 @@ async def seeding(
 async def _events(store: EventStore, until: int) -> AsyncIterator[StoredEvent]:
     position = FROM_START
     while position < until:
-        for stored in await store.read_all(position, SCAN_EVENTS_MAX):
+        events = await store.read_all(position, SCAN_EVENTS_MAX)
+        if not events:
+            raise WattvendError(
+                f"the event store ends at position {position}, and its last checkpoint vouches for "
+                f"more, up to {until}: it was restored to an earlier point. Mend that first (start "
+                "vending, which says how): metering knows what this store does not"
+            )
+        for stored in events:
             if stored.position > until:
                 return
             yield stored
