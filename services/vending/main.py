@@ -98,8 +98,9 @@ class _Vending:
             await check_told(self.store, told, self.book_epoch)
         except BookMismatch as mismatch:
             return str(mismatch)
-        publisher = bus.KafkaPublisher(settings.kafka_bootstrap, f"{settings.instance}-relay")
-        self.stack.push_async_callback(publisher.close)
+        to_kafka = bus.KafkaPublisher(settings.kafka_bootstrap, f"{settings.instance}-relay")
+        self.stack.push_async_callback(to_kafka.close)
+        publisher = bus.WhileWriting(to_kafka, lambda: self.book.refusing)
         relay = Relay(
             self.store,
             self.tables,

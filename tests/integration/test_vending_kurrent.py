@@ -166,7 +166,9 @@ async def test_of_two_machines_the_one_that_started_first_stores_nothing_more_an
             return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
         assert await eventually(not_serving)
-    await all_published(vending, events=7)
+    ledger = await all_published(vending, events=7)
+    told = [value["position"] for _, _, value in ledger]
+    assert told.count(max(told)) == 1, "the first, which has heard of the second, tells no more"
     assert second.service is not None
     await asyncio.to_thread(second.service.stop)
 

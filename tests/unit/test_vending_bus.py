@@ -4,6 +4,7 @@ Method: the handlers of `charges` and `echoes` with records that cannot be read,
 did, or did not, say to step over them.
 """
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -45,6 +46,24 @@ def handlers(kept: Any, *told: tuple[str, int, int]) -> dict[str, bus.Handle]:
         "charges": bus.keeper_of_charges(kept, step_over),
         "echoes": bus.settler_of_echoes(nobody, nobody, kept, lambda: 0, step_over),
     }
+
+
+async def test_a_vending_that_another_has_superseded_tells_nothing_more() -> None:
+    told: list[Any] = []
+    refusing = ""
+
+    class Wire:
+        async def publish(self, records: Any) -> None:
+            told.extend(records)
+
+    publisher = bus.WhileWriting(Wire(), lambda: refusing)
+    records: Any = ["first"]
+    await publisher.publish(records)
+    refusing = "another vending has become the writer"
+    later = asyncio.create_task(publisher.publish(records))
+    done, _ = await asyncio.wait([later], timeout=0.05)
+    later.cancel()
+    assert (told, done) == (["first"], set())
 
 
 UNREADABLE = [("charges", "charge-frame"), ("echoes", "echo")]

@@ -17,7 +17,7 @@ from services.common.runtime.kafka import Outgoing
 from services.common.runtime.topics import catalogue
 from services.vending.application.office import Office
 from services.vending.application.process import PROCESS, step
-from services.vending.application.relay import CHECKPOINT_PARTITION, ToldEvent
+from services.vending.application.relay import CHECKPOINT_PARTITION, Publisher, ToldEvent
 from services.vending.application.statements import Statements
 from services.vending.domain.origin import Origin
 from services.vending.domain.postings import COMPONENTS, Usage
@@ -73,6 +73,25 @@ class KafkaPublisher:
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.stop()
+
+
+class WhileWriting:
+    """A Publisher that tells nothing more when another process has come to write the book.
+
+    That one tells all of it. Of two that tell what becomes of one thing an older fact could come
+    last, and be what `registry` keeps of it.
+    """
+
+    def __init__(self, publisher: Publisher, is_over: Callable[[], object]) -> None:
+        """Tell by `publisher`, until `is_over` is true: then whoever publishes waits for good."""
+        self._publisher = publisher
+        self._is_over = is_over
+
+    async def publish(self, records: Sequence[Outgoing]) -> None:
+        """Return when all records are acknowledged. Raises Retriable where that failed."""
+        if self._is_over():
+            await asyncio.Event().wait()
+        await self._publisher.publish(records)
 
 
 async def last_told(bootstrap: str, client_id: str) -> tuple[Checkpoint | None, list[ToldEvent]]:
