@@ -349,8 +349,9 @@ def _listen(servers: Sequence[grpc.aio.Server], settings: GrpcSettings) -> int:
             else:
                 port = server.add_secure_port(address, credentials)
     except RuntimeError as failed:
+        names = map(settings.env_name, ("grpc_host", "grpc_port", "tls_certificate", "tls_key"))
         raise WattvendError(
-            f"gRPC cannot listen on {address}: check grpc_host, grpc_port and the TLS files"
+            f"gRPC cannot listen on {address}; correct one of {', '.join(names)}"
         ) from failed
     return port
 
