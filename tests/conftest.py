@@ -100,8 +100,12 @@ def stack(request: pytest.FixtureRequest) -> Iterator[BackgroundStack]:
     """Kafka, PostgreSQL and an MQTT broker on free ports, started once a session when first used.
 
     It has an event loop of its own in a thread, so that tests with any loop can use it. A test
-    that stops or kills a part starts it again. The logs are kept if a test of the session fails.
+    that stops or kills a part starts it again. If a test of the session fails the logs are kept,
+    until the next session with a stack.
     """
+    for left in BUILD.glob("test-stack-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     running = BackgroundStack(BUILD / f"test-stack-{os.getpid()}", Ports.free())
     running.open()
     failed_before = request.session.testsfailed
@@ -112,6 +116,9 @@ def stack(request: pytest.FixtureRequest) -> Iterator[BackgroundStack]:
         if request.session.testsfailed == failed_before:
             shutil.rmtree(running.directory, ignore_errors=True)
         else:
+            for part in running.directory.iterdir():
+                if part.is_dir() and part != running.logs:
+                    shutil.rmtree(part, ignore_errors=True)
             print(f"\nthe logs of the local stack are in {running.logs}", file=sys.stderr)
 
 
