@@ -11,7 +11,12 @@ from google.longrunning import operations_grpc_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from wattvend.reporting.v1 import fleet_pb2_grpc, previews_pb2_grpc, reporting_pb2_grpc
+from wattvend.reporting.v1 import (
+    exports_pb2_grpc,
+    fleet_pb2_grpc,
+    previews_pb2_grpc,
+    reporting_pb2_grpc,
+)
 from wattvend.vending.v1 import (
     accounts_pb2_grpc,
     batches_pb2_grpc,
@@ -72,7 +77,7 @@ class Clients:
     """`await clients.vending("Sell", SellRequest(...))`; likewise the others.
 
     `accounts`: the life of accounts, which is vending's too, as `documents`, `batches`, `closings`,
-    `openings` and `operations` are; `fleet` and `previews` are reporting's.
+    `openings` and `operations` are; `fleet`, `previews` and `exports` are reporting's.
     """
 
     vending: _Calls
@@ -85,6 +90,7 @@ class Clients:
     reporting: _Calls
     fleet: _Calls
     previews: _Calls
+    exports: _Calls
 
 
 def _channel(address: str, authority: bytes | None) -> grpc.aio.Channel:
@@ -116,4 +122,5 @@ async def connect(
             _Calls(reporting_pb2_grpc.ReportingServiceStub(to_reporting), reporting, caller, actor),
             _Calls(fleet_pb2_grpc.FleetServiceStub(to_reporting), reporting, caller, actor),
             _Calls(previews_pb2_grpc.PreviewServiceStub(to_reporting), reporting, caller, actor),
+            _Calls(exports_pb2_grpc.ExportServiceStub(to_reporting), reporting, caller, actor),
         )

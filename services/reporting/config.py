@@ -34,6 +34,9 @@ class ReportingSettings(GrpcSettings, SkipSettings):
     readers_max: int = Field(
         8, ge=1, le=100, description="connections to PostgreSQL that answer queries"
     )
+    export_keep_days: int = Field(
+        30, ge=1, le=400, description="days after which an export of readings is removed"
+    )
 
     @field_validator("postgres_dsn")
     @classmethod

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc.aio
 from aiokafka.errors import KafkaError
@@ -15,9 +16,12 @@ from services.common.runtime.clock import SystemClock
 from services.common.runtime.postgres import UNREACHABLE
 from services.common.runtime.service import EXIT_FAILED, Runtime, run
 from services.common.runtime.settings import load
-from services.reporting.adapters import fleet_api, preview_api, queries
+from services.reporting.adapters import database, fleet_api, preview_api, queries
 from services.reporting.adapters.api import ReportingServicer
 from services.reporting.adapters.commits import Commits
+from services.reporting.adapters.exports import api as exports_api
+from services.reporting.adapters.exports import store as exports_store
+from services.reporting.adapters.exports.api import ExportServicer
 from services.reporting.adapters.fleet import Fleet
 from services.reporting.adapters.fleet_api import FleetServicer
 from services.reporting.adapters.preview_api import PreviewServicer
@@ -25,6 +29,7 @@ from services.reporting.adapters.projector import Metrics, Projector, Source
 from services.reporting.adapters.rebuild import rebuild
 from services.reporting.config import ReportingSettings
 from wattvend.reporting.v1 import (
+    exports_pb2_grpc,
     fleet_pb2_grpc,
     previews_pb2_grpc,
     reporting_pb2,
@@ -36,6 +41,7 @@ _SERVICES = [
     reporting_pb2.DESCRIPTOR.services_by_name["ReportingService"].full_name,
     fleet_api.SERVICE_NAME,
     preview_api.SERVICE_NAME,
+    exports_api.SERVICE_NAME,
 ]
 
 
@@ -84,18 +90,47 @@ async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitSt
     asked = queries.Queries(connections)
     servicer = ReportingServicer(asked, commits)
     fleet = FleetServicer(Fleet(asked), commits)
+    exports = await _exports(settings, runtime, stack, Fleet(asked), commits)
     previews = PreviewServicer(asked, runtime.clock)
 
     def register(server: grpc.aio.Server) -> None:
         reporting_pb2_grpc.add_ReportingServiceServicer_to_server(servicer, server)
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(fleet, server)
         previews_pb2_grpc.add_PreviewServiceServicer_to_server(previews, server)
+        exports_pb2_grpc.add_ExportServiceServicer_to_server(exports, server)
 
     await stack.enter_async_context(
         product_grpc.serving(settings, runtime.log, runtime.health, register, _SERVICES)
     )
     runtime.spawn(projector.run(), "projection")
     await projector.caught_up.wait()
+
+
+async def _exports(
+    settings: ReportingSettings,
+    runtime: Runtime,
+    stack: AsyncExitStack,
+    fleet: Fleet,
+    commits: Commits,
+) -> ExportServicer:
+    """Start keeping exports; return who writes and reads them."""
+    dsn = settings.postgres_dsn.get_secret_value()
+    schema, name = exports_store.schema_of(settings.postgres_schema), settings.instance
+    connections = await stack.enter_async_context(
+        queries.pool(
+            dsn,
+            schema,
+            name=f"wattvend-reporting-exports {name}",
+            size_max=exports_api.AT_ONCE_MAX,
+            writes=True,
+        )
+    )
+    connected = partial(database.connected, dsn, schema, name=f"wattvend-reporting-keeper {name}")
+    keeper = exports_store.Keeper(connected, schema)
+    keep_days = settings.export_keep_days
+    runtime.spawn(keeper.run(runtime.clock, keep_days, runtime.log), "exports")
+    chunks = exports_store.Chunks(connections)
+    return ExportServicer(fleet, chunks, commits, runtime.clock, keep_days)
 
 
 async def rebuild_and_tell(settings: RebuildSettings, *, accept_loss: bool) -> int:

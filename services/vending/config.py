@@ -66,8 +66,8 @@ class VendingSettings(GrpcSettings, SkipSettings):
     reporting: str = Field(
         "",
         pattern=r"^(\[[0-9A-Fa-f:.]+\]:\d{1,5}|[^\s:]+:\d{1,5})?$",
-        description="reporting's gRPC, `host:port`, which resolves the filters of batches; empty: "
-        "batches take lists alone",
+        description="reporting's gRPC, `host:port`, which resolves the filters of batches and "
+        "writes exports; empty: batches take lists alone, and export nothing",
     )
     reporting_ca: Path | None = Field(
         None, description="PEM file of the authority that reporting's certificate is from; set: TLS"

@@ -12,9 +12,10 @@ from services.common.runtime.profiles import profiles
 from services.common.runtime.settings import load
 from services.common.runtime.topics import catalogue
 from services.vending import commands
-from services.vending.adapters import api, bus, selection, stores
+from services.vending.adapters import api, bus, reporting, stores
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.keys import SigningKey
+from services.vending.application.batches import COMMANDS, EXPORTS
 from services.vending.application.book import Book
 from services.vending.application.office import Office, Terms
 from services.vending.application.relay import (
@@ -60,9 +61,11 @@ class _Vending:
         )
         self.office = Office(self.book, self.tables, runtime.clock, terms)
         if settings.reporting:
-            self.office.batches.selection = await self.stack.enter_async_context(
-                selection.opened(settings.reporting, settings.reporting_ca)
+            asked = await self.stack.enter_async_context(
+                reporting.opened(settings.reporting, settings.reporting_ca)
             )
+            self.office.batches.drafting.selection = asked.selection
+            self.office.batches.exporting.exports = asked.exports
         self.book_epoch = await self.tables.book_epoch()
         if mismatch := await self._start_relay():
             self.book.refusing = mismatch
@@ -79,7 +82,9 @@ class _Vending:
             runtime.spawn(self._follow("echoes", settle), "echoes")
             runtime.spawn(self.statements.run(runtime.log), "usage")
             runtime.spawn(self._complete(), "half-done")
-            runtime.spawn(self.office.batches.run(runtime.log), "batches")
+            batches = self.office.batches
+            runtime.spawn(batches.run(runtime.log, COMMANDS), "batches")
+            runtime.spawn(batches.run(runtime.log, EXPORTS), "exports")
         self.stack.push_async_callback(self._drain)
         await self._start_grpc()
 
@@ -189,6 +194,7 @@ class _Vending:
         metrics.batches_running.set(batches.running)
         metrics.batches_paused.set(batches.paused)
         metrics.batches_oldest.set((now_ms - (batches.submitted_at_ms or now_ms)) / 1000)
+        metrics.batches_stand.set((now_ms - (batches.moved_at_ms or now_ms)) / 1000)
         metrics.batch_targets_paced.set(batches.paced)
         undecided = await self.tables.undecided()
         metrics.approvals_waiting.set(undecided.proposals)

@@ -79,6 +79,11 @@ class Metrics:
             "how long ago the oldest batch that runs or is paused was submitted; 0: there is none",
             registry=registry,
         )
+        self.batches_stand = Gauge(
+            "wattvend_vending_batches_stand_seconds",
+            "how long ago the running batch that stands for longest last moved; 0: none runs",
+            registry=registry,
+        )
         self.batch_targets_paced = Gauge(
             "wattvend_vending_batch_targets_paced_count",
             "targets of running batches that wait for the budget of their site",

@@ -33,6 +33,7 @@ from services.common.runtime.http import Health
 from services.reporting.adapters import database, lists, log, queries
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
+from services.reporting.adapters.exports.store import schema_of
 from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
 from services.reporting.adapters.rebuild import REBUILD
 from services.reporting.domain.explain import credits_of
@@ -80,7 +81,8 @@ def schema(stack: BackgroundStack) -> Iterator[str]:
 
     async def drop() -> None:
         async with connected(stack, name) as connection:
-            await connection.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+            for each in (name, schema_of(name)):
+                await connection.execute(f'DROP SCHEMA IF EXISTS "{each}" CASCADE')
 
     yield name
     asyncio.run(drop())

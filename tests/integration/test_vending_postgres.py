@@ -31,7 +31,7 @@ from services.common.runtime import topics
 from services.vending.adapters import postgres_database, tables
 from services.vending.adapters.api.documents import FILTER_FIELDS
 from services.vending.adapters.api.payments import FILTER_FIELDS as PAYMENT_FIELDS
-from services.vending.application.batches import Draft
+from services.vending.application.drafting import Draft
 from services.vending.application.numbering import Numbering
 from services.vending.application.stored import event_of
 from services.vending.domain.approval import Approve, approval_id_of

@@ -37,14 +37,14 @@ from services.vending.domain.settling import SettleClosing
 from services.vending.domain.usage import PostUsage
 from tests.property.vending_fitters import Fitters
 from tests.property.vending_ledger import Amount, Ledger
-from tests.property.vending_paper import BATCHES, HOLDS, SWITCHING, Ask
+from tests.property.vending_paper import BATCHES, HOLDS, OF_METERS, Ask
 from tests.property.vending_town import ACCOUNTS, METERS, NANO, PERSONS, another_than
 
 HOUR_MS = 3_600_000
 NEVER = "0b4d5ef4-6f0c-5d38-9a3c-7b1f8f6f2d10"
 OWING = ACCOUNTS[0]
 """The other one never owes while it is open, so that its credit may be paid out."""
-SELLING = sorted(BATCHES.keys() - SWITCHING.keys())
+SELLING = sorted(BATCHES.keys() - OF_METERS.keys())
 TO_OPEN = ("B1", "B2", "B3")
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from services.common.kernel.errors import InvalidInput, Retriable
-from services.vending.application.batches import Draft
 from services.vending.application.closings import Look
+from services.vending.application.drafting import Draft
 from services.vending.application.office import Office
 from services.vending.domain.batch import Kind, Terms
 from services.vending.domain.batching import CancelBatch, PauseBatch, ResumeBatch, SubmitBatch
@@ -47,6 +47,7 @@ KINDS = {
     "batch off": Kind.FORCE_OFF,
     "batch on": Kind.FORCE_ON,
     "batch prepaid": Kind.RESTORE_PREPAID,
+    "batch export": Kind.EXPORT,
 }
 HOLDING: dict[str, Any] = {"pause": PauseBatch, "resume": ResumeBatch, "cancel batch": CancelBatch}
 
@@ -218,6 +219,8 @@ def said_of_policy(policy_id: str, said: str) -> dict[str, Any]:
 def _draft(ask: Ask, request: Any) -> Draft:
     kind = KINDS[ask.what]
     method = "cash" if kind is Kind.SALE else None
-    terms = Terms(kind, WHY, method, policy_id="P2" if kind is Kind.POLICY else None)
+    policy_id = "P2" if kind is Kind.POLICY else None
+    time_ms = (1, 2) if kind is Kind.EXPORT else ()
+    terms = Terms(kind, WHY, method, None, policy_id, *time_ms)
     listed = tuple((name, None) for name in ask.about.split())
     return Draft(request, terms, "", listed, ask.amount or None)

@@ -116,6 +116,15 @@ class Fitters(Beside):
 
     @rule(
         person=persons,
+        meters=st.sampled_from([*([meter_id] for meter_id in METERS), METERS]),
+        soon=st.booleans(),
+    )
+    def export_many(self, person: str, meters: list[str], soon: bool) -> None:
+        """Let an export be drafted, which goes on with the other batches."""
+        self.ask_two(self.new("batch export", "", person, about=" ".join(meters)), soon)
+
+    @rule(
+        person=persons,
         to=accounts,
         what=st.sampled_from(sorted(SWITCHING)),
         how=st.sampled_from(["tenant", "move"]),

@@ -26,8 +26,9 @@ AS_CHARGED = -1
 """In the place of a register: the one that was charged last."""
 ORDERS = ("off", "on", "prepaid")
 SWITCHING = {f"batch {position}": position for position in ORDERS}
-BATCHES = {"batch sale": "sell", "batch adjust": "adjust", "batch terms": "terms"} | SWITCHING
-"""With what each does to its targets: accounts or, where it is switching, meters."""
+OF_METERS = SWITCHING | {"batch export": "export"}
+BATCHES = {"batch sale": "sell", "batch adjust": "adjust", "batch terms": "terms"} | OF_METERS
+"""With what each does to its targets."""
 SHARE_PPM = 200_000
 VERSIONS = {"T1": "800000", "T2": "900000", "P1": "15000/2/300", "P2": "0/0/500"}
 """A price in millionths; the fee's share in millionths, what of it is fixed, emergency credit."""
@@ -51,7 +52,7 @@ ALONE = {
         ("debt", "authority", "force-off", "closing", "move", "exchange", "keep-power")
     ),
 }
-"""What one person may do; giving up what is owed, a register, a price always need two."""
+"""What one may do; giving up what is owed, a register, a price, an export always need two."""
 
 
 def receipt_of(*name: str) -> str:

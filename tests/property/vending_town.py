@@ -18,6 +18,7 @@ from services.vending.domain.authority import (
     PROPOSALS_LAST_MS_DEFAULT,
     rules_text,
 )
+from services.vending.domain.batch import Exported
 from services.vending.domain.decisions import Request
 from services.vending.domain.events.accounts import AccountMeterJoined, AccountMeterLeft
 from services.vending.domain.events.event import Event, MoneyEvent
@@ -167,6 +168,15 @@ class Beside(RuleBasedStateMachine):
         for batch, wanted in self.clerk.results.items():
             _, results = self.run(self.world.office.batches.results(batch.batch_id))
             assert [results[n].reason or "done" for n in range(len(wanted))] == wanted, batch
+            told = {n: result.export for n, result in results.items() if result.export}
+            assert told == (self.exported(batch) if batch.what == "batch export" else {})
+
+    def exported(self, batch: Ask) -> dict[int, Exported]:
+        """Return what was written of each meter of an export, by its number."""
+        exports: Any = self.world.office.batches.exporting.exports
+        kept = exports.part.kept
+        meters = enumerate(batch.about.split())
+        return {number: kept[batch.batch_id, meter_id] for number, meter_id in meters}
 
     def takes_turns(self) -> None:
         """Let batches go on until nothing is to do."""

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 from services.common.kernel import filters, names
 from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
+from tests.unit.export_answers import answers
 from tools import client
 from tools.cli import asking
 from tools.cli import main as cli
@@ -48,6 +49,8 @@ OPENED = o.Opening(
 BALANCE = r.Balance(name=names.BALANCE.name("A1"), currency="CNY")
 
 
+EXPORT = "0d1b7c9e-4a52-5e86-8c1f-6b3a9d2e7f40"
+"""Of the page on batches."""
 PAPER = d.Document(
     name="documents/D1",
     state="submitted",
@@ -95,7 +98,7 @@ RUN = {
 
 
 class Vending:
-    """Answers by method name; an exception is raised instead."""
+    """Answers by method name, or what a function makes of a request; an exception is raised."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers = {"GetAccount": ACCOUNT, **answers}
@@ -104,6 +107,8 @@ class Vending:
     async def __call__(self, method: str, request: Any, **_: float) -> Any:
         self.asked.append((method, request))
         answer = self.answers[method]
+        if callable(answer):
+            answer = answer(request)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -780,20 +785,26 @@ def test_the_commands_of_the_page_on_batches_work(
     result = b.BatchResult(target="accounts/A1", outcome="refused", reason="ACCOUNT_NOT_OPEN")
     operation = lro.Operation(done=True)
     operation.metadata.Pack(batch)
+    exported = answers(("M1", b"M1,0,1.234\n"))
+    of_batch = b.ListBatchResultsResponse(results=[result])
+
+    def either(method: str, otherwise: Any) -> Any:
+        return lambda request: exported[method](request) if EXPORT in str(request) else otherwise
+
     vending = Vending(
-        **dict.fromkeys(("CreateBatch", "GetBatch", "PauseBatch", "ResumeBatch"), batch),
-        CancelBatch=batch,
+        **dict.fromkeys(("CreateBatch", "PauseBatch", "ResumeBatch", "CancelBatch"), batch),
+        GetBatch=either("GetBatch", batch),
         ListBatches=b.ListBatchesResponse(batches=[batch]),
         PreviewBatch=b.BatchPreview(batch=batch, first=[result], needs_approval="it needs two"),
         SubmitBatch=operation,
         WaitOperation=operation,
-        ListBatchResults=b.ListBatchResultsResponse(results=[result]),
+        ListBatchResults=either("ListBatchResults", of_batch),
         ListApprovals=v.ListApprovalsResponse(),
         Approve=v.Approval(),
         PlaceSite=v.Site(name="sites/floor-3", parent="sites/mall-1"),
         ListFleetAccounts=f.ListFleetAccountsResponse(accounts=[f.FleetAccount(currency="CNY")]),
-        ListFleetMeters=f.ListFleetMetersResponse(meters=[f.FleetMeter(name="meters/M1")]),
-        ListReadings=f.ListReadingsResponse(readings=[f.ChargedReading(register_milli=1_234)]),
+        GetExport=exported["GetExport"],
+        GetExportChunk=exported["GetExportChunk"],
     )
     monkeypatch.chdir(tmp_path)
     for command in re.findall(r"^wattvend (.+)$", text, re.MULTILINE):
@@ -807,6 +818,7 @@ def test_the_commands_of_the_page_on_batches_work(
         "",
         "mode = forced-off AND site_tree = sites/mall-1",
         "status = open AND available < 0",
+        "site_tree = sites/mall-1",
     }
     (by_list,) = [request for request in made[::2] if request.amount_minor == 5_000]
     listed = by_list.list.targets
@@ -814,8 +826,11 @@ def test_the_commands_of_the_page_on_batches_work(
         ("accounts/shop-001", 0),
         ("accounts/shop-002", 8_000),
     ]
-    assert made[-1].amount_minor == 2_000
-    assert (tmp_path / "january.csv").read_text().splitlines()[1].startswith("M1,0,1.234,")
+    (fund,) = [request for request in made[::2] if request.filter.startswith("status")]
+    assert fund.amount_minor == 2_000
+    (of_time,) = [request for request in made[::2] if request.kind == "export"]
+    assert of_time.to_ms - of_time.from_ms == 31 * 86_400_000
+    assert (tmp_path / "january.csv").read_text().splitlines()[1] == "M1,0,1.234"
 
 
 def test_a_terminal_obeys_nothing_that_stands_in_the_book(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -893,65 +908,6 @@ def test_a_list_that_goes_on_says_how_to_see_the_rest(
     shown = wattvend(monkeypatch, paged, command, "--page", "more").stdout
     assert "A2" in shown
     assert "more:" not in shown
-
-
-def exporting(*meters: str) -> tuple[str, ...]:
-    targets = (part for meter in meters for part in ("--target", meter))
-    instants = ("--from", "2027-01-01 00:00", "--to", "2027-02-01 00:00")
-    return ("batch", "export-readings", *targets, *instants, "--out", "out.csv")
-
-
-def test_an_export_that_broke_off_goes_on_behind_the_last_whole_meter(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    class Breaking(Vending):
-        """Answers with two pages a meter; `dies` at the second of a meter."""
-
-        dies = ""
-
-        async def __call__(self, method: str, request: Any, **_: float) -> Any:
-            self.asked.append((method, request))
-            if request.parent == "meters/M9":
-                raise Refused("NOT_FOUND", "METER_NOT_FOUND", "there is no meter M9")
-            if request.page_token and request.parent == self.dies:
-                raise Refused("UNAVAILABLE", "", "gone")
-            reading = f.ChargedReading(time_ms=len(request.page_token) + 1, currency="CNY")
-            more = "" if request.page_token else "t"
-            return f.ListReadingsResponse(readings=[reading], next_page_token=more)
-
-    monkeypatch.chdir(tmp_path)
-    meters = ("M1", "M9", "M2", "M3")
-    whole = wattvend(monkeypatch, Breaking(), *exporting(*meters))
-    assert whole.exit_code == 0, whole.output
-    assert "METER_NOT_FOUND" in whole.stdout
-    assert "2 readings" in whole.stdout
-    expected = (tmp_path / "out.csv").read_text()
-    assert len(expected.splitlines()) == 7
-    for name in ("out.csv", "out.csv.progress"):
-        (tmp_path / name).unlink()
-    for dies in ("meters/M1", "meters/M2", "meters/M3"):
-        broken = Breaking()
-        broken.dies = dies
-        assert wattvend(monkeypatch, broken, *exporting(*meters)).exit_code == 1
-        with (tmp_path / "out.csv.progress").open("a") as progress:
-            progress.write('{"meter": "M')  # the line itself was cut short
-    last = Breaking()
-    assert wattvend(monkeypatch, last, *exporting(*meters)).exit_code == 0
-    assert (tmp_path / "out.csv").read_text() == expected
-    assert {request.parent for _, request in last.asked} == {"meters/M3"}
-
-
-def test_an_export_leaves_files_alone_that_are_not_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "out.csv").write_text("mine")
-    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
-    assert "no export that was broken off" in refused.stderr
-    (tmp_path / "out.csv.progress").write_text('{"from_ms": 1, "to_ms": 2}\n')
-    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
-    assert "other instants" in refused.stderr
-    assert (tmp_path / "out.csv").read_text() == "mine"
 
 
 def test_a_file_lists_targets_with_their_amounts_or_without(

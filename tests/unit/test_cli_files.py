@@ -12,11 +12,10 @@ from typer.testing import Result
 
 from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput
-from tests.unit.test_cli import OPENED, Vending, exporting, wattvend
+from tests.unit.export_answers import answers
+from tests.unit.test_cli import OPENED, Vending, wattvend
 from tools import sitefile
-from tools.cli import asking
 from tools.client import Refused
-from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.vending.v1 import openings_pb2 as o
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -56,6 +55,7 @@ def test_a_column_that_is_there_twice_is_told(
     assert "sale is there twice" in " ".join(result.stderr.split())
 
 
+EXPORTING = ("batch", "create", "export", "--reason", "x")
 SALES = ("batch", "create", "sale", "--reason", "x", "--method", "cash")
 
 
@@ -77,7 +77,7 @@ def test_a_list_in_another_encoding_is_told(
 ) -> None:
     file = tmp_path / "list.csv"
     file.write_text("账户,金额\nA1,50.00\n", encoding=encoding)
-    for command in (SALES, exporting()):
+    for command in (SALES, EXPORTING):
         result = wattvend(monkeypatch, Vending(), *command, "--file", str(file))
         assert result.exit_code == 2
         assert "in UTF-8" in " ".join(result.stderr.split())
@@ -131,47 +131,10 @@ def test_a_meter_that_is_no_id_is_told_and_the_other_lines_are_done(
     assert "is no name of this kind" in " ".join(result.stdout.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("begun", ["", "meter,time_ms"])
-def test_an_export_whose_power_was_cut_at_its_begin_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "out.csv").write_text(begun)
-    (tmp_path / "out.csv.progress").write_text("")
-    readings = f.ListReadingsResponse(readings=[f.ChargedReading(register_milli=1_234)])
-    result = wattvend(monkeypatch, Vending(ListReadings=readings), *exporting("M1"))
-    assert result.exit_code == 0, result.output
-    head, line = (tmp_path / "out.csv").read_text().splitlines()
-    assert head.startswith("meter,time_ms,register")
-    assert line.startswith("M1,0,1.234,")
-
-
-@pytest.mark.parametrize(
-    ("progress", "says"),
-    [
-        ("", "no export that was broken off"),
-        ("my notes\n", "no progress of an export"),
-        ('{"from_ms": %d, "to_ms": %d}\n', "shorter than it was"),
-    ],
-)
-def test_a_file_that_an_export_did_not_leave_so_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: str, says: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    instants = tuple(asking.instant_ms(day) for day in ("2027-01-01 00:00", "2027-02-01 00:00"))
-    mine = "mine" if "%" in progress else "mine " * 100
-    (tmp_path / "out.csv").write_text(mine)
-    (tmp_path / "out.csv.progress").write_text(progress % instants if "%" in progress else progress)
-    refused = wattvend(monkeypatch, Vending(), *exporting("M1"))
-    assert refused.exit_code == 1
-    assert says in " ".join(refused.stderr.split())
-    assert (tmp_path / "out.csv").read_text() == mine
-
-
 @pytest.mark.parametrize(
     "command",
     [
-        (*exporting("M1")[:-1], "nowhere/out.csv"),
+        ("batch", "download", "B1", "--out", "nowhere/out.csv"),
         ("receipt", "print", "R1", "--to", "nowhere/receipt.pdf"),
     ],
 )
@@ -179,7 +142,8 @@ def test_a_file_that_cannot_be_written_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused = wattvend(monkeypatch, Vending(PrintReceipt=v.PrintReceiptResponse()), *command)
+    vending = Vending(PrintReceipt=v.PrintReceiptResponse(), **answers(("M1", b"M1\n")))
+    refused = wattvend(monkeypatch, vending, *command)
     assert refused.exit_code == 1
     assert "a file cannot be used" in " ".join(refused.stderr.split())
 

@@ -18,9 +18,10 @@ import pytest
 from services.common.kernel.errors import Bug, InvalidInput, Retriable
 from services.common.kernel.reasons import Reason
 from services.common.runtime.settings import WrongSettings
-from services.vending.adapters import selection
-from services.vending.application import batches as drafting
-from services.vending.application.batches import TARGETS_AT_A_STRETCH, Draft, Selected, UnderWay
+from services.vending.adapters import reporting
+from services.vending.application import batches as application
+from services.vending.application.batches import UnderWay
+from services.vending.application.drafting import TARGETS_AT_A_STRETCH, Draft, Selected
 from services.vending.application.stored import event_of
 from services.vending.domain import batch as batches
 from services.vending.domain import batching
@@ -38,10 +39,12 @@ from services.vending.domain.pacing import MINUTE_MS
 from tests.unit import vending_world
 from tests.unit.test_vending_office import refused
 from tests.unit.vending_crashing import Died, at_every_step
-from tests.unit.vending_world import World
+from tests.unit.vending_exports import PaperReporting
+from tests.unit.vending_world import T0_MS, World
 
 ALICE, BOB = Origin("web", "u-alice"), Origin("web", "u-bob")
 RELAYS = (Kind.FORCE_OFF, Kind.FORCE_ON, Kind.RESTORE_PREPAID)
+FROM_MS, TO_MS = T0_MS - 3_600_000, T0_MS
 BUDGET = 10
 """Of the site that `vending_world` registers."""
 
@@ -77,6 +80,7 @@ def terms(kind: Kind, reason: str = "works") -> Terms:
         "cash" if kind is Kind.SALE else None,
         "T2" if kind is Kind.PRICE else None,
         "P2" if kind is Kind.POLICY else None,
+        *((FROM_MS, TO_MS) if kind is Kind.EXPORT else ()),
     )
 
 
@@ -143,6 +147,7 @@ EVENT_OF = {
     Kind.ADJUSTMENT: "credit-adjusted",
     Kind.PRICE: "account-terms-changed",
     Kind.POLICY: "account-terms-changed",
+    Kind.EXPORT: "",
 }
 EVERYTHING: dict[str, int | None] = {
     "batch": None,
@@ -150,6 +155,7 @@ EVERYTHING: dict[str, int | None] = {
     "keep_power": None,
     "adjustment": None,
     "account_terms": None,
+    "export": None,
 }
 
 
@@ -183,9 +189,13 @@ async def test_a_batch_that_dies_at_any_step_does_each_once_and_all_in_the_end(
         (finished,) = await stored(world, "batch-finished")
         assert finished.record()["done_count"] == 3
         before = 3 if kind is Kind.RESTORE_PREPAID else 0
-        assert len(await stored(world, EVENT_OF[kind])) == 3 + before
+        events = 0 if kind is Kind.EXPORT else 3 + before
+        assert len(await stored(world, EVENT_OF[kind])) == events
+        if kind is Kind.EXPORT:
+            await assert_proven(world, finished.record()["batch_id"])
 
-    # Each append is two half steps: the draft, its submission, a round's begin and end, and three.
+    # Each append, or write of another service, is two half steps: the draft, its submission, a
+    # round's begin and end, and three.
     assert await at_every_step(tmp_path, setting, story, judge) >= 14
 
 
@@ -241,6 +251,19 @@ async def test_one_that_is_approved_cancelled_and_dies_does_none_beyond_the_open
         assert found[Outcome.WAITING] == 0
 
     await at_every_step(tmp_path, setting, story, judge, same=False)
+
+
+async def assert_proven(world: World, batch_id: str) -> None:
+    """Check that the book tells of an export what is kept of it, and of nothing else."""
+    state, results = await world.office.batches.results(batch_id)
+    told = {
+        (batch_id, state.targets[number].target_id): result.export
+        for number, result in results.items()
+        if result.outcome is Outcome.DONE
+    }
+    kept = PaperReporting(str(world.file._path)).kept
+    assert told == {key: kept[key] for key in told}
+    assert state.rows == sum(each.rows for each in told.values() if each)
 
 
 async def all_proposals(world: World) -> list[tuple[str, str]]:
@@ -535,22 +558,27 @@ async def test_what_waits_is_told_with_the_minute_in_which_it_is_asked(mall: Wor
 async def test_what_goes_on_is_counted_and_what_waits_for_a_budget(mall: World) -> None:
     await alone(mall, **EVERYTHING)
     under_way = mall.office.batches.under_way
-    assert await under_way() == UnderWay(0, 0, 0, 0)
+    assert await under_way() == UnderWay(0, 0, 0, 0, 0)
     first = await created(mall, Kind.FORCE_OFF, 25)
-    assert await under_way() == UnderWay(0, 0, 0, 0), "a draft does nothing"
+    assert await under_way() == UnderWay(0, 0, 0, 0, 0), "a draft does nothing"
     await submitted(mall, first.batch_id)
     began_ms = (await mall.office.batches.of(first.batch_id)).submitted_at_ms
     assert began_ms
-    assert await under_way() == UnderWay(1, 0, began_ms, 0), "its first round comes at once"
+    assert await under_way() == UnderWay(1, 0, began_ms, 0, began_ms), (
+        "its first round comes at once"
+    )
+    mall.clock.at_ms += 1_000
     await mall.office.batches.turn()
-    assert await under_way() == UnderWay(1, 0, began_ms, 25 - BUDGET)
+    assert await under_way() == UnderWay(1, 0, began_ms, 25 - BUDGET, began_ms + 1_000)
     await moved(mall, PauseBatch, first.batch_id, 70)
     second = await created(mall, Kind.SALE, 3, 1)
     await submitted(mall, second.batch_id, 51)
-    assert await under_way() == UnderWay(1, 1, began_ms, 0), "what is paused waits for a person"
+    assert await under_way() == UnderWay(1, 1, began_ms, 0, began_ms + 1_000), (
+        "what is paused waits for a person"
+    )
     await to_its_end(mall, second.batch_id)
     await moved(mall, CancelBatch, first.batch_id, 71)
-    assert await under_way() == UnderWay(0, 0, 0, 0)
+    assert await under_way() == UnderWay(0, 0, 0, 0, 0)
 
 
 async def test_two_batches_of_one_site_share_its_budget(mall: World) -> None:
@@ -615,7 +643,7 @@ async def test_a_repeat_drafts_no_second_batch_and_other_content_is_refused(mall
 async def test_a_legal_entity_has_so_many_drafts_and_no_more(
     mall: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "DRAFTS_MAX", 2)
+    monkeypatch.setattr(application, "DRAFTS_MAX", 2)
     first = await created(mall, Kind.SALE, 1, 0)
     await created(mall, Kind.SALE, 1, 1)
     third = draft(mall, Kind.SALE, ["A1"], 2)
@@ -676,7 +704,7 @@ async def test_a_filter_is_resolved_once_and_its_instant_is_kept(mall: World) ->
             self.asked.append((of, filter_))
             return Selected(("A1", "A3"), 1_234)
 
-    mall.office.batches.selection = Finding()
+    mall.office.batches.drafting.selection = Finding()
     asked = replace(draft(mall, Kind.SALE, []), filter="status = open", amount_minor=100)
     first = await mall.office.batches.create(asked)
     assert [target.target_id for target in first.targets] == ["A1", "A3"]
@@ -689,7 +717,7 @@ async def test_an_authority_of_reporting_that_is_not_there_is_a_wrong_setting(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(WrongSettings, match=r"WATTVEND_VENDING_REPORTING_CA=.*ca\.crt"):
-        async with selection.opened("reporting:27002", tmp_path / "ca.crt"):
+        async with reporting.opened("reporting:27002", tmp_path / "ca.crt"):
             pass
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from services.common.kernel.errors import Retriable
 from services.common.kernel.reasons import Reason
-from services.vending.application.batches import Draft
+from services.vending.application.drafting import Draft
 from services.vending.domain import closings
 from services.vending.domain.account import Status
 from services.vending.domain.approval import Proposal

@@ -87,12 +87,12 @@ class Mortal:
     """Something beside a store that dies with it: each call of what writes is two half steps."""
 
     def __init__(self, part: Any, store: MortalStore, *writes: str) -> None:
-        self._part = part
+        self.part = part
         self._store = store
         self._writes = writes
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._part, name)
+        method = getattr(self.part, name)
 
         async def lived_through(*given: Any, **more: Any) -> Any:
             if name in self._writes or self._store.dead:
@@ -113,6 +113,8 @@ async def mortal_in(
     async with world as opened:
         store = MortalStore(opened.store)
         opened.book._store = store  # type: ignore[assignment]
+        exporting = opened.office.batches.exporting
+        exporting.exports = Mortal(exporting.exports, store, "write")
         yield opened, store
 
 

@@ -35,6 +35,7 @@ from services.vending.domain.site import RegisterSite
 from services.vending.domain.tables import Charged, Tables
 from services.vending.domain.tariff import PublishTariff
 from services.vending.metrics import Metrics
+from tests.unit.vending_exports import PaperReporting
 
 T0_MS = 1_790_000_000_000
 LEAD_MS = 3_600_000
@@ -234,7 +235,9 @@ async def world(path: Path, terms: Terms = TERMS) -> AsyncIterator[World]:
         await fill(store, file)
         book = Book(store, Metrics(CollectorRegistry()))
         clock = FakeClock()
-        yield World(file, store, kept, book, Office(book, kept, clock, terms), clock)
+        office = Office(book, kept, clock, terms)
+        office.batches.exporting.exports = PaperReporting(str(path))
+        yield World(file, store, kept, book, office, clock)
         await book.drained()
 
 
@@ -245,5 +248,6 @@ async def world_at(address: str) -> AsyncIterator[World]:
         book = Book(stored.store, Metrics(CollectorRegistry()))
         clock = FakeClock()
         office = Office(book, stored.tables, clock, TERMS)
+        office.batches.exporting.exports = PaperReporting(address)
         yield World(cast("SqliteFile", None), stored.store, stored.tables, book, office, clock)
         await book.drained()

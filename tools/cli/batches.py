@@ -25,6 +25,7 @@ from tools.cli.asking import (
     account_of,
     amount_of,
     err,
+    instant_ms,
     minor_of,
     options,
     run,
@@ -38,7 +39,7 @@ from wattvend.vending.v1 import vending_pb2 as v
 batch_app = typer.Typer(
     no_args_is_help=True, help="Batches: one command for many meters or accounts."
 )
-ON_METERS = ("force-off", "force-on", "restore-prepaid")
+ON_METERS = ("force-off", "force-on", "restore-prepaid", "export")
 WAIT_S = 5
 PREVIEW_TIMEOUT_S = 120.0
 """Ten thousand targets are read and judged one by one."""
@@ -60,7 +61,7 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
     kind: Annotated[
         str,
         typer.Argument(
-            help="force-off, force-on, restore-prepaid, sale, adjustment, price, policy"
+            help="force-off, force-on, restore-prepaid, sale, adjustment, price, policy, export"
         ),
     ],
     reason: Reason,
@@ -77,6 +78,10 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
     method: Annotated[str, typer.Option(help="of a sale: cash, pos, transfer, qr")] = "",
     tariff: Annotated[str, typer.Option(help="of a price: id of the tariff they get")] = "",
     policy: Annotated[str, typer.Option(help="of a policy: id of the policy they get")] = "",
+    begin: Annotated[
+        str, typer.Option("--from", help="of an export: this terminal's clock, '2027-01-01 00:00'")
+    ] = "",
+    end: Annotated[str, typer.Option("--to", help="of an export: the end, which is past")] = "",
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="only say whether it could be drafted")
     ] = False,
@@ -103,6 +108,8 @@ def batch_create(  # noqa: PLR0917 - a command line is parsed by name
                 method=method,
                 tariff=names.TARIFF.name_if(tariff),
                 policy=names.POLICY.name_if(policy),
+                from_ms=instant_ms(begin) if begin else None,
+                to_ms=instant_ms(end) if end else None,
                 validate_only=validate_only,
             ),
             timeout_s=PREVIEW_TIMEOUT_S,
@@ -189,7 +196,7 @@ def batch_submit(
 
     async def work(clients: Clients) -> b.Batch:
         await clients.batches("SubmitBatch", request)
-        return await (_waited(clients, batch) if wait else _batch(clients, batch))
+        return await (_waited(clients, batch) if wait else batch_of(clients, batch))
 
     run(work, shown, request.request_id, in_steps=wait)
 
@@ -200,7 +207,8 @@ def batch_wait(batch: BatchId) -> None:
     run(lambda clients: _waited(clients, batch), shown)
 
 
-async def _batch(clients: Clients, batch: str) -> b.Batch:
+async def batch_of(clients: Clients, batch: str) -> b.Batch:
+    """Return a batch."""
     found: b.Batch = await clients.batches(
         "GetBatch", b.GetBatchRequest(name=names.BATCH.name(batch))
     )
@@ -224,7 +232,7 @@ async def _waited(clients: Clients, batch: str) -> b.Batch:
             total = now.summary.targets_count
             bar.update(task, description=_pacing(now), total=total, completed=total - left)
             if operation.done:
-                return await _batch(clients, batch)
+                return await batch_of(clients, batch)
             await asyncio.sleep(0)
 
 
@@ -235,12 +243,6 @@ def _pacing(now: b.Batch) -> str:
         return now.status
     until = datetime.fromtimestamp(min(waits) // 1000, UTC).astimezone()
     return f"waits until {until:%H:%M:%S}"
-
-
-@batch_app.command("show")
-def batch_show(batch: BatchId) -> None:
-    """Show a batch: who wants what of how many, and how far it is."""
-    run(lambda clients: _batch(clients, batch), shown)
 
 
 @batch_app.command("list")
@@ -312,8 +314,8 @@ def _money(minor: int, currency: str) -> str:
     return f"{format_scaled(minor, known.minor_decimals)} {currency}"
 
 
-def shown(answer: b.Batch) -> RenderableType:
-    """Show a batch."""
+def shown(answer: b.Batch, file: str = "") -> RenderableType:
+    """Show a batch. `file`: what became of an export's."""
     counts = answer.summary
     does = answer.method or show.id_of(answer.tariff) or show.id_of(answer.policy)
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -326,6 +328,10 @@ def shown(answer: b.Batch) -> RenderableType:
         ("reason", escape(answer.reason)),
         ("targets", f"{counts.targets_count} of {escape(show.id_of(answer.legal_entity))}"),
         ("amounts", _money(answer.total_minor, answer.currency) if answer.total_minor else ""),
+        ("time", _time(answer)),
+        ("readings", f"{counts.rows_count:,}" if answer.HasField("from_ms") else ""),
+        ("file", escape(file)),
+        ("waits for", f"[yellow]{escape(answer.waits_for)}[/]" if answer.waits_for else ""),
         ("chosen by", escape(answer.filter)),
         ("as of", show.moment(answer.as_of_ms) if answer.as_of_ms else ""),
         (
@@ -342,6 +348,12 @@ def shown(answer: b.Batch) -> RenderableType:
         if value:
             table.add_row(name, value)
     return Group(table, _paces(answer)) if answer.paces else table
+
+
+def _time(answer: b.Batch) -> str:
+    if not answer.HasField("from_ms"):
+        return ""
+    return f"{show.moment(answer.from_ms)} to {show.moment(answer.to_ms)}"
 
 
 def _paces(answer: b.Batch) -> Table:
@@ -386,6 +398,8 @@ def previewed(answer: b.BatchPreview) -> RenderableType:
         for each in counts:
             counted.add_row(escape(each.value), str(each.count))
         counted.add_section()
+    if answer.batch.HasField("from_ms"):
+        counted.add_row("readings", f"{answer.rows_count:,}")
     if answer.needs_approval:
         approval = f"[yellow]when it is submitted: {escape(answer.needs_approval)}[/]"
     else:
@@ -394,17 +408,23 @@ def previewed(answer: b.BatchPreview) -> RenderableType:
     return Group(shown(answer.batch), counted, results(first), approval)
 
 
+def _amount(result: b.BatchResult, currency: str) -> str:
+    """Return what a target gets: money, or a file with so many readings."""
+    if result.HasField("rows_count"):
+        return f"{result.rows_count:,} readings"
+    return _money(result.amount_minor, currency) if result.HasField("amount_minor") else ""
+
+
 def results(answer: b.ListBatchResultsResponse) -> RenderableType:
     """Show targets with what came of each."""
     table = Table(header_style="bold")
     for name in ("target", "site", "amount", "outcome", "why"):
         table.add_column(name, overflow="fold")
     for each in answer.results:
-        has_amount = each.HasField("amount_minor")
         table.add_row(
             escape(show.id_of(each.target)),
             escape(show.id_of(each.site)),
-            _money(each.amount_minor, answer.currency) if has_amount else "",
+            _amount(each, answer.currency),
             _colored(each.outcome),
             escape(f"{each.reason} {each.message}".strip()),
         )

@@ -16,12 +16,12 @@ from tools.cli.closings import closing_app
 from tools.cli.credit import notice_app
 from tools.cli.documents import document_app
 from tools.cli.explaining import explain_app
+from tools.cli.exports import batch_download, batch_show, batch_verify
 from tools.cli.meters import meter_app
 from tools.cli.openings import opening_app
 from tools.cli.operations import operation_app
 from tools.cli.payments import payment_app
 from tools.cli.publishing import policy_app, tariff_app
-from tools.cli.readings import batch_export_readings
 from tools.cli.selling import receipt_app
 from tools.cli.sites import site_app
 
@@ -53,7 +53,9 @@ account_app.command("adjust")(credit.account_adjust)
 account_app.command("write-off")(credit.account_write_off)
 tariff_app.command("list")(lists.tariff_list)
 policy_app.command("list")(lists.policy_list)
-batch_app.command("export-readings")(batch_export_readings)
+batch_app.command("show")(batch_show)
+batch_app.command("download")(batch_download)
+batch_app.command("verify")(batch_verify)
 app.command("quote")(selling.quote)
 app.command("sell-energy")(selling.sell_energy)
 app.command("reverse")(selling.reverse)

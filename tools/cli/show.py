@@ -17,7 +17,7 @@ from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import accounts_pb2 as a
 from wattvend.vending.v1 import vending_pb2 as v
 
-COUNTED = {"keep-power": "days", "batch": "targets"}
+COUNTED = {"keep-power": "days", "batch": "targets", "export": "meters"}
 """Actions whose size is no money → in what it is told."""
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
 KINDS = {

@@ -108,6 +108,10 @@ CLOSING = Pattern("accounts/{account}/closings/{closing}")
 ALARM = Pattern("alarms/{alarm}", _UUID)
 EXCEPTION = Pattern("exceptions/{exception}", _UUID)
 BATCH = Pattern("batches/{batch}")
+EXPORT = Pattern("exports/{export}")
+"""{export} is the id of the batch."""
+EXPORT_CHUNK = Pattern("exports/{export}/chunks/{chunk}")
+"""{chunk} is the id of the meter."""
 DOCUMENT = Pattern("documents/{document}")
 SELLER = Pattern("sellers/{seller}", _TEXT)
 """A caller, as a seller of its own reservations."""

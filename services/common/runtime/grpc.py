@@ -90,6 +90,7 @@ _CODES = {
         Reason.CHARGE_NOT_FOUND,
         Reason.OPERATION_NOT_FOUND,
         Reason.BATCH_NOT_FOUND,
+        Reason.EXPORT_NOT_FOUND,
         Reason.CLOSING_NOT_FOUND,
     ),
     grpc.StatusCode.CANCELLED: (Reason.CANCELLED,),

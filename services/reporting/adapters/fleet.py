@@ -4,7 +4,7 @@ What a filter says of an account's meters holds where it holds for one of them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import asyncpg
@@ -94,6 +94,14 @@ _OF_METER = (
     "LEFT JOIN relay_states r ON r.meter_id = m.meter_id "
 )
 
+_READINGS = (
+    "SELECT to_time_ms, epoch, sequence, account_id, kind, from_register_milli, "
+    "to_register_milli, to_quality, energy_milli, price_micro, amount_nano, currency, "
+    "tariff_id, tariff_version FROM charge_lines "
+    "WHERE meter_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3 "
+)
+_IN_ORDER = "ORDER BY to_time_ms, epoch, sequence"
+
 
 class _Where:
     """The condition of a filter, with its parameters in order."""
@@ -176,15 +184,27 @@ class Fleet:
     ) -> list[asyncpg.Record]:
         """Return charges of a meter that end in [from, to), by (end, epoch, sequence)."""
         return await self._queries.rows(
-            "SELECT to_time_ms, epoch, sequence, account_id, kind, from_register_milli, "
-            "to_register_milli, to_quality, energy_milli, price_micro, amount_nano, currency, "
-            "tariff_id, tariff_version FROM charge_lines "
-            "WHERE meter_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3 "
-            "AND (to_time_ms, epoch, sequence) > ($4, $5, $6) "
-            "ORDER BY to_time_ms, epoch, sequence LIMIT $7",
+            f"{_READINGS}AND (to_time_ms, epoch, sequence) > ($4, $5, $6) {_IN_ORDER} LIMIT $7",
             meter_key,
             from_ms,
             to_ms,
             *after,
             limit,
         )
+
+    def all_readings(
+        self, meter_key: int, from_ms: int, to_ms: int
+    ) -> AsyncGenerator[list[asyncpg.Record]]:
+        """Yield the same, all of them, some at a time."""
+        return self._queries.stretches(f"{_READINGS}{_IN_ORDER}", meter_key, from_ms, to_ms)
+
+    async def readings_count(self, meter_key: int, from_ms: int, to_ms: int) -> int:
+        """Return how many those are."""
+        (found,) = await self._queries.rows(
+            "SELECT count(*) FROM charges "
+            "WHERE meter_key = $1 AND to_time_ms >= $2 AND to_time_ms < $3",
+            meter_key,
+            from_ms,
+            to_ms,
+        )
+        return int(found[0])

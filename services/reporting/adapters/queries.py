@@ -1,6 +1,6 @@
 """What is asked of the read models: SQL in, plain values out."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -41,11 +41,13 @@ EXCEPTIONS = (
 )
 """Kinds of alarms that the view `exceptions` has."""
 RECORDED_AT_ONCE = 2_000
-"""Charges that a preview has in memory: some ten milliseconds of its work."""
+"""Charges that a preview or an export has in memory: some ten milliseconds of its work."""
 
 
 @asynccontextmanager
-async def pool(dsn: str, schema: str, *, name: str, size_max: int) -> AsyncIterator[asyncpg.Pool]:
+async def pool(
+    dsn: str, schema: str, *, name: str, size_max: int, writes: bool = False
+) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool that connects when it is first asked, so that PostgreSQL may come later."""
     connections = asyncpg.create_pool(
         dsn,
@@ -56,7 +58,7 @@ async def pool(dsn: str, schema: str, *, name: str, size_max: int) -> AsyncItera
         server_settings={
             "search_path": schema,
             "application_name": name,
-            "default_transaction_read_only": "on",
+            "default_transaction_read_only": "off" if writes else "on",
         },
     )
     async with connections:
@@ -413,20 +415,26 @@ class Queries:
         `cuts`: also those that begin before `to`. In the order in which a preview adds them up,
         some at a time: there may be millions.
         """
+        stretches = self.stretches(
+            f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
+            "WHERE account_key = $1 AND account_revision <> -1 "
+            "AND (to_time_ms < $3 OR ($4 AND from_time_ms > 0 AND from_time_ms < $3)) "
+            "AND (to_time_ms >= $2 OR kind = 're-split') "
+            "ORDER BY meter_key, epoch, to_time_ms, sequence",
+            account_key,
+            reads_from_ms,
+            to_ms,
+            cuts,
+        )
+        async for lines in stretches:
+            yield [Recorded(*line) for line in lines]
+
+    async def stretches(self, query: str, *values: Any) -> AsyncGenerator[list[asyncpg.Record]]:
+        """Yield what a query finds, as of one instant, some at a time."""
         async with self._connection() as connection, connection.transaction():
-            cursor = await connection.cursor(
-                f"SELECT {', '.join(Recorded._fields)} FROM charges "  # noqa: S608 - our own names
-                "WHERE account_key = $1 AND account_revision <> -1 "
-                "AND (to_time_ms < $3 OR ($4 AND from_time_ms > 0 AND from_time_ms < $3)) "
-                "AND (to_time_ms >= $2 OR kind = 're-split') "
-                "ORDER BY meter_key, epoch, to_time_ms, sequence",
-                account_key,
-                reads_from_ms,
-                to_ms,
-                cuts,
-            )
+            cursor = await connection.cursor(query, *values)
             while lines := await cursor.fetch(RECORDED_AT_ONCE):
-                yield [Recorded(*line) for line in lines]
+                yield lines
 
     async def _one(self, query: str, *values: Any) -> asyncpg.Record | None:
         async with self._connection() as connection:

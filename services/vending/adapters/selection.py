@@ -1,8 +1,5 @@
-"""services.vending.application.batches.Selection over gRPC: reporting knows balances and relays."""
+"""drafting.Selection of vending over gRPC: reporting knows balances and relays."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,8 +9,7 @@ from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.paging import PAGE_SIZE_MAX
 from services.common.kernel.reasons import Reason
-from services.common.runtime.settings import WrongSettings
-from services.vending.application.batches import Selected
+from services.vending.application.drafting import Selected
 from services.vending.domain.batch import Of
 from wattvend.reporting.v1 import fleet_pb2 as pb
 from wattvend.reporting.v1 import fleet_pb2_grpc
@@ -65,23 +61,3 @@ class ReportingSelection:
             raise Retriable(
                 f"reporting at {self._address} does not resolve the filter now: {message}"
             ) from failed
-
-
-def _channel(address: str, authority: Path | None) -> grpc.aio.Channel:
-    if authority is None:
-        return grpc.aio.insecure_channel(address)
-    try:
-        credentials = grpc.ssl_channel_credentials(authority.read_bytes())
-    except OSError as odd:
-        raise WrongSettings(
-            f"WATTVEND_VENDING_REPORTING_CA={authority} cannot be read ({odd}): name the PEM file "
-            "of the authority that reporting's certificate is from"
-        ) from odd
-    return grpc.aio.secure_channel(address, credentials)
-
-
-@asynccontextmanager
-async def opened(address: str, authority: Path | None) -> AsyncIterator[ReportingSelection]:
-    """Open a channel to reporting; with TLS where a certificate authority (PEM) is given."""
-    async with _channel(address, authority) as channel:
-        yield ReportingSelection(channel, address)

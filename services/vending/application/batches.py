@@ -8,9 +8,9 @@ between gives the open round again, and every command that was done is a repeat.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -21,15 +21,17 @@ from services.common.kernel.values import value_class
 from services.common.runtime import points
 from services.vending.application.approvals import Approvals, Prepared, prepared_for
 from services.vending.application.book import Book, Outcome, accepted, check_accepted
+from services.vending.application.drafting import TARGETS_AT_A_STRETCH, Draft, Drafting
+from services.vending.application.exporting import AT_ONCE, Exporting
 from services.vending.application.process import each, step
 from services.vending.domain import account_commands, batch, batching, checks, pacing, sale
-from services.vending.domain.account import Account, account_not_found
-from services.vending.domain.batch import Batch, Kind, Of, Result, Status, Target, Terms
+from services.vending.domain.account import Account
+from services.vending.domain.batch import Batch, Kind, Result, Status, Target
 from services.vending.domain.changes import ChangeTerms
 from services.vending.domain.corrections import AdjustCredit
 from services.vending.domain.decisions import Accepted, Decision, Rejection, Request, answered
 from services.vending.domain.events.batches import BatchRoundEnded
-from services.vending.domain.meter import Meter, meter_not_found
+from services.vending.domain.meter import Meter
 from services.vending.domain.meter_orders import ForceRelay
 from services.vending.domain.pacing import MINUTE_MS, Asked
 from services.vending.domain.policy import Policy
@@ -38,10 +40,12 @@ from services.vending.domain.tables import BatchRow, Tables
 
 LOOK_AGAIN_S = 0.5
 """How soon a batch begins that was submitted, or goes on that waited."""
-TARGETS_AT_A_STRETCH = 20
 DRAFTS_MAX = 100
 """Of a legal entity: each may name ten thousand targets, and is kept whether it is submitted."""
-BATCH = "batch"
+BATCH, EXPORT = "batch", "export"
+"""What fails, as it is measured."""
+EXPORTS = frozenset((Kind.EXPORT,))
+COMMANDS = frozenset(Kind) - EXPORTS
 ROWS_AT_ONCE = 1_000
 FAR_MS = checks.TIME_MS_MAX
 MISTAKES = (
@@ -62,36 +66,6 @@ APPROVED = "a preview"
 
 
 @value_class
-class Selected:
-    """What a filter found: ids of meters or accounts, by what was known at `as_of_ms`."""
-
-    ids: tuple[str, ...]
-    as_of_ms: int
-
-
-class Selection(Protocol):
-    """Who finds the targets of a filter."""
-
-    async def find(self, of: Of, filter_: str, at_most: int) -> Selected:
-        """Return what a filter finds. Raises InvalidInput where it is none, or finds too many."""
-        ...
-
-
-@value_class
-class Draft:
-    """What a caller wants of a batch: its targets by a filter or, where that is "", by a list.
-
-    `amount_minor`: of each target that names none.
-    """
-
-    request: Request
-    terms: Terms
-    filter: str
-    listed: tuple[tuple[str, int | None], ...]
-    amount_minor: int | None
-
-
-@value_class
 class Pace:
     """What of a site waits: the next at `next_at_ms`, the last not before `last_at_ms`."""
 
@@ -107,7 +81,7 @@ class Preview:
     """What a batch would do. `sites`, `states`: how many targets each has.
 
     `reasons`: reason → how many would be refused or skipped by it; `needs_two`: why a second
-    person must approve, "" where nobody.
+    person must approve, "" where nobody. `rows`: how many would be exported.
     """
 
     sites: Counter[str]
@@ -115,6 +89,7 @@ class Preview:
     outcomes: Counter[batch.Outcome]
     reasons: Counter[str]
     needs_two: str
+    rows: int
 
 
 @value_class
@@ -122,13 +97,15 @@ class UnderWay:
     """What goes on: how many batches run and are paused, when the oldest of both was submitted.
 
     `submitted_at_ms`: 0 where there is none; `paced`: targets of those that run which wait for the
-    budget of their site.
+    budget of their site; `moved_at_ms`: when the one that runs, and has stood for longest, last
+    began or ended a round.
     """
 
     running: int
     paused: int
     submitted_at_ms: int
     paced: int
+    moved_at_ms: int
 
 
 class Batches:
@@ -140,14 +117,15 @@ class Batches:
         tables: Tables,
         clock: Clock,
         approvals: Approvals,
-        selection: Selection | None = None,
     ) -> None:
-        """Use `book`; `tables` know what runs; `selection` resolves filters."""
+        """Use `book`; `tables` know what runs."""
         self._book = book
         self._tables = tables
         self._clock = clock
         self._approvals = approvals
-        self.selection = selection
+        self.drafting = Drafting(book)
+        self.exporting = Exporting(book, clock)
+        self._waits_for: dict[str, str] = {}
 
     # --- what persons do --------------------------------------------------------------------------
 
@@ -159,7 +137,8 @@ class Batches:
             return (
                 await self._book.submit(Batch, batch_id, lambda state: _known(state, request))
             ).state
-        command = await self._command(draft)
+        self.exporting.check(draft.terms)
+        command = await self.drafting.command(draft)
         if await self._tables.batch_drafts(command.legal_entity) >= DRAFTS_MAX:
             raise batching.too_many_drafts(command.legal_entity, DRAFTS_MAX).as_error()
         if validate_only:
@@ -211,13 +190,15 @@ class Batches:
         outcomes: Counter[batch.Outcome] = Counter()
         reasons: Counter[str] = Counter()
         states: Counter[str] = Counter()
-        for number in range(len(state.targets)):
-            await _let_others(number)
-            result, entity = await self._tried(state, number)
-            outcomes[result.outcome] += 1
-            states[_state_of(entity)] += 1
-            if result.reason:
-                reasons[result.reason] += 1
+        rows = 0
+        at_once = AT_ONCE if state.terms.kind is Kind.EXPORT else TARGETS_AT_A_STRETCH
+        for some in _stretches(range(len(state.targets)), at_once):
+            for result, entity in await asyncio.gather(*(self._tried(state, n) for n in some)):
+                outcomes[result.outcome] += 1
+                states[_state_of(entity)] += 1
+                rows += result.export.rows if result.export else 0
+                if result.reason:
+                    reasons[result.reason] += 1
         ready = await self._approvals.prepared(
             batching.SubmitBatch(self._step(state, "preview"), batch_id)
         )
@@ -228,11 +209,16 @@ class Batches:
             outcomes,
             reasons,
             refused.message if isinstance(refused, Rejection) else "",
+            rows,
         )
 
     async def tried(self, state: Batch, numbers: Iterable[int]) -> list[Result]:
         """Return what would come of targets, one by one; nothing happens."""
         return [(await self._tried(state, number))[0] for number in numbers]
+
+    def waits_for(self, batch_id: str) -> str:
+        """Return what keeps the open round of a batch from its end; "" where nothing does."""
+        return self._waits_for.get(batch_id, "")
 
     async def paces(self, state: Batch) -> list[Pace]:
         """Return what waits of each site, and until when; nothing where nothing is paced."""
@@ -266,42 +252,53 @@ class Batches:
             len(paused),
             min((state.submitted_at_ms or now_ms for state in (*running, *paused)), default=0),
             sum(pace.waiting for pace in paces if pace.next_at_ms > now_ms),
+            min((state.changed_at_ms for state in running), default=0),
         )
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    async def run(self, log: structlog.stdlib.BoundLogger) -> None:
-        """Give rounds for as long as the service runs, also after a failure of the store."""
+    async def run(self, log: structlog.stdlib.BoundLogger, kinds: frozenset[Kind]) -> None:
+        """Give rounds for as long as the service runs, also after a failure of the store.
+
+        Exports are run beside the other kinds: no order to a relay waits for reporting.
+        """
         while True:
             moved = False
             try:
-                moved = await self.turn()
+                moved = await self.turn(kinds)
             except Retriable as away:
                 log.warning("batches stand still", why=str(away))
             if not moved:
                 await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def turn(self) -> bool:
+    async def turn(self, kinds: frozenset[Kind] = COMMANDS | EXPORTS) -> bool:
         """Give each batch one round, where it has one that may be given; return whether any did."""
         moved = False
 
         async def one(batch_id: str) -> None:
             nonlocal moved
-            moved = await self._round(batch_id) or moved
+            state = await self.of(batch_id)
+            if state.terms.kind in kinds:
+                moved = await self._round(state) or moved
 
         ids = await self._tables.open_batches(FAR_MS)
-        await each(self._book.failing, BATCH, ids, one)
+        await each(self._book.failing, EXPORT if kinds == EXPORTS else BATCH, ids, one)
         return moved
 
-    async def _round(self, batch_id: str) -> bool:
+    async def _round(self, state: Batch) -> bool:
         """Give the open round of a batch, or its next one; return whether there was one."""
-        state = await self.of(batch_id)
+        batch_id = state.batch_id
         if not state.open_round and state.status is Status.RUNNING:
             state = await self._begin(state)
         if not state.open_round:
             return False
         points.point("batch-round-begun")
-        results = await self._given(state)
+        try:
+            results = await self._given(state)
+        except Retriable as away:
+            self._waits_for[batch_id] = away.told
+            raise
+        self._waits_for.pop(batch_id, None)
         points.point("batch-round-given")
         request = self._step(state, "batch-round-ended", state.round)
         await self._submit(batch_id, batching.EndRound(request, results))
@@ -323,18 +320,22 @@ class Batches:
 
     async def _given(self, state: Batch) -> tuple[Result, ...]:
         """Give the commands of the open round, all at once; they come into few commits."""
-        given = await asyncio.gather(
-            *(self._one(state, number) for number in state.open_round), return_exceptions=True
-        )
         results = []
-        for result in given:
-            if isinstance(result, BaseException):
-                raise result  # the round stays open, and is given again
-            results.append(result)
+        at_once = AT_ONCE if state.terms.kind is Kind.EXPORT else batch.TARGETS_PER_ROUND
+        for some in _stretches(state.open_round, at_once):
+            given = await asyncio.gather(
+                *(self._one(state, number) for number in some), return_exceptions=True
+            )
+            for result in given:
+                if isinstance(result, BaseException):
+                    raise result  # the round stays open, and is given again
+                results.append(result)
         return tuple(results)
 
     async def _one(self, state: Batch, number: int) -> Result:
         try:
+            if state.terms.kind is Kind.EXPORT:
+                return await self.exporting.one(state, number)
             ready = await self._prepared(state, number, state.behind.approved_by)
             outcome = accepted(await self._book.submit(ready.kind, ready.entity_id, ready.decide))
         except InvalidInput as refused:
@@ -347,6 +348,9 @@ class Batches:
         """Return what would come of a target, and what the target is now."""
         entity = None
         try:
+            if state.terms.kind is Kind.EXPORT:
+                entity = await self._book.state_of(Meter, state.targets[number].target_id)
+                return await self.exporting.tried(state, number), entity
             ready = await self._prepared(state, number, APPROVED)
             entity = await self._book.state_of(ready.kind, ready.entity_id)
             decision = ready.decide(entity)
@@ -391,6 +395,8 @@ class Batches:
                 return await self._approvals.prepared(adjustment, target.seen)
             case Kind.SALE:
                 return await self._sale(request, state, target)
+            case Kind.EXPORT:
+                raise Bug("an export gives no command of the book")
 
     async def _sale(self, request: Request, state: Batch, target: Target) -> Prepared:
         of = await self._book.state_of(Account, target.target_id)
@@ -405,77 +411,6 @@ class Batches:
         )
 
     # --- what they need ---------------------------------------------------------------------------
-
-    async def _command(self, draft: Draft) -> batching.CreateBatch:
-        """Return what drafts a batch: with its targets, and whose they are."""
-        of, as_of_ms = draft.terms.rule.of, None
-        if bool(draft.filter) == bool(draft.listed):
-            raise checks.invalid("filter", "choose the targets by a filter, or give a list of them")
-        listed = draft.listed
-        if draft.filter:
-            if self.selection is None:
-                raise _no_selection()
-            found = await self.selection.find(of, draft.filter, batch.TARGETS_MAX)
-            listed, as_of_ms = tuple((id_, None) for id_ in found.ids), found.as_of_ms
-            if not listed:
-                raise checks.invalid("filter", f"it finds no {of}; nothing is to do")
-        checks.check_between("targets", len(listed), 1, batch.TARGETS_MAX)
-        targets, entities, currencies = [], set(), set()
-        for (id_, amount_minor), (entity, tenancy) in zip(
-            listed, await self._chosen(of, listed), strict=True
-        ):
-            amount = draft.amount_minor if amount_minor is None else amount_minor
-            of_meter = entity.account_id if isinstance(entity, Meter) else None
-            targets.append(Target(id_, entity.site_id, amount, of_meter, tenancy))
-            entities.add(entity.legal_entity)
-            currencies.add(entity.currency)
-        if len(entities) > 1:
-            raise _mixed("legal entities", entities, Reason.LEGAL_ENTITY_MISMATCH)
-        if len(currencies) > 1 and draft.terms.rule.has_amounts:
-            raise _mixed("currencies", currencies, Reason.CURRENCY_MISMATCH)
-        return batching.CreateBatch(
-            draft.request,
-            draft.terms,
-            entities.pop(),
-            min(currencies),
-            draft.filter,
-            as_of_ms,
-            tuple(targets),
-        )
-
-    async def _chosen(
-        self, of: Of, listed: Sequence[tuple[str, int | None]]
-    ) -> list[tuple[Meter | Account, int]]:
-        """Return each target and its tenancy; some are read at once, where a store can do that."""
-
-        async def one(id_: str) -> tuple[Meter | Account, int]:
-            entity = await self._entity(of, id_)
-            return entity, await self._tenancy(entity)
-
-        found: list[tuple[Meter | Account, int]] = []
-        for begin in range(0, len(listed), TARGETS_AT_A_STRETCH):
-            stretch = listed[begin : begin + TARGETS_AT_A_STRETCH]
-            found += await asyncio.gather(*(one(id_) for id_, _ in stretch))
-        return found
-
-    async def _entity(self, of: Of, id_: str) -> Meter | Account:
-        found: Meter | Account | None
-        if of is Of.METERS:
-            found = await self._book.state_of(Meter, id_)
-            missing = meter_not_found(id_)
-        else:
-            found = await self._book.state_of(Account, id_)
-            missing = account_not_found(id_)
-        if found is None:
-            raise missing.as_error()
-        return found
-
-    async def _tenancy(self, of: Meter | Account) -> int:
-        """Return how many tenants an account had, or that of a meter; a house has none."""
-        whose: Meter | Account | None = of
-        if isinstance(of, Meter):
-            whose = await self._book.state_of(Account, of.account_id)
-        return len(whose.tenancies) if isinstance(whose, Account) else 0
 
     async def _asked(self, now_ms: int) -> list[Asked]:
         """Return which relays batches asked in the minute before, or may be asking now."""
@@ -505,10 +440,9 @@ class Batches:
         )
 
 
-async def _let_others(number: int) -> None:
-    """Let other calls go on now and then: what is in memory is read without a pause."""
-    if number % TARGETS_AT_A_STRETCH == 0:
-        await asyncio.sleep(0)
+def _stretches(numbers: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(numbers), at_once):
+        yield numbers[first : first + at_once]
 
 
 def _refused(number: int, reason: Reason, message: str) -> Result:
@@ -551,17 +485,3 @@ def _state_of(entity: Meter | Account | None) -> str:
         case Account():
             return entity.status.value
     return "unknown"
-
-
-def _no_selection() -> InvalidInput:
-    text = (
-        "reporting resolves filters, and vending was told no address of it: set "
-        "WATTVEND_VENDING_REPORTING, or give the targets as a list"
-    )
-    return InvalidInput(Reason.SELECTION_UNAVAILABLE, text, field="filter")
-
-
-def _mixed(what: str, found: Iterable[str], reason: Reason) -> InvalidInput:
-    listed = ", ".join(sorted(found))
-    text = f"the targets are of several {what} ({listed}): draft a batch for each"
-    return InvalidInput(reason, text, field="targets")

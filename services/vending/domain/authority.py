@@ -41,6 +41,7 @@ class Action(StrEnum):
     DEBT = "debt"
     EMERGENCY = "emergency"
     EXCHANGE = "exchange"
+    EXPORT = "export"
     FORCE_OFF = "force-off"
     KEEP_POWER = "keep-power"
     MOVE = "move"
@@ -59,11 +60,13 @@ ACTION = "action"
 MINOR = "minor"
 DAYS = "days"
 TARGETS = "targets"
+METERS = "meters"
 UNITS = {
     Action.ADJUSTMENT: MINOR,
     Action.BATCH: TARGETS,
     Action.DEBT: MINOR,
     Action.EMERGENCY: MINOR,
+    Action.EXPORT: METERS,
     Action.KEEP_POWER: DAYS,
     Action.REFUND: MINOR,
     Action.REVERSAL: MINOR,

@@ -41,6 +41,8 @@ TARGETS_PER_ROUND = 50
 REASON_SIZE_MAX = 140
 """The commands say it with the batch's id behind it, within the bound of all texts."""
 MESSAGE_SIZE_MAX = 500
+EXPORT_LASTS_MS_MAX = 32 * 86_400_000
+"""A month of any calendar in any zone: what makes the readings of a meter one piece of a file."""
 
 
 class Kind(StrEnum):
@@ -53,6 +55,7 @@ class Kind(StrEnum):
     ADJUSTMENT = "adjustment"
     PRICE = "price"
     POLICY = "policy"
+    EXPORT = "export"
 
 
 class Of(StrEnum):
@@ -84,6 +87,7 @@ RULES = {
     Kind.ADJUSTMENT: Rule(Of.ACCOUNTS, Action.ADJUSTMENT, has_amounts=True),
     Kind.PRICE: Rule(Of.ACCOUNTS, Action.ACCOUNT_TERMS),
     Kind.POLICY: Rule(Of.ACCOUNTS, Action.ACCOUNT_TERMS),
+    Kind.EXPORT: Rule(Of.METERS, Action.EXPORT),
 }
 
 
@@ -135,25 +139,47 @@ class Target:
 
 
 @value_class
+class Exported:
+    """What was exported of a meter: lines of CSV, their size and the digest that proves them.
+
+    `as_of_ms`: what was written to the log until then is in it.
+    """
+
+    rows: int
+    size_bytes: int
+    sha256: bytes
+    as_of_ms: int
+
+
+@value_class
 class Result:
-    """What came of a target: at `revision` of its stream, or why it was not done."""
+    """What came of a target: at `revision` of its stream, or why it was not done.
+
+    `export`: of an export, which changes no stream.
+    """
 
     target: int
     outcome: Outcome
     revision: int | None = None
     reason: str = ""
     message: str = ""
+    export: Exported | None = None
 
 
 @value_class
 class Terms:
-    """What the commands of a batch say besides their targets; None: not of the kind."""
+    """What the commands of a batch say besides their targets; None: not of the kind.
+
+    `from_ms`, `to_ms`: what ends in [from, to) is exported.
+    """
 
     kind: Kind
     reason: str
     method: str | None = None
     tariff_id: str | None = None
     policy_id: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the kind does not take, or lacks."""
@@ -164,6 +190,8 @@ class Terms:
             ("method", Kind.SALE),
             ("tariff_id", Kind.PRICE),
             ("policy_id", Kind.POLICY),
+            ("from_ms", Kind.EXPORT),
+            ("to_ms", Kind.EXPORT),
         ):
             value = getattr(self, name)
             if (value is not None) != (self.kind is kind):
@@ -175,6 +203,10 @@ class Terms:
         for name in ("tariff_id", "policy_id"):
             if (id_ := getattr(self, name)) is not None:
                 checks.check_id(name, id_)
+        if self.from_ms is not None and self.to_ms is not None:
+            checks.check_between("from_ms", self.from_ms, 0, checks.TIME_MS_MAX)
+            last_ms = self.from_ms + EXPORT_LASTS_MS_MAX
+            checks.check_between("to_ms", self.to_ms, self.from_ms + 1, last_ms)
 
     @property
     def rule(self) -> Rule:
@@ -189,7 +221,7 @@ class Batch:
     `total_minor`: sum of the amounts, each without its sign. `behind`: who submitted it, and who
     approved that. `outcomes`: a code of `_CODES` for each target. `round`: the number of the next;
     `open_round`: the numbers of the targets whose commands are being given. `asked`: which relays
-    were asked in the minute before `changed_at_ms`.
+    were asked in the minute before `changed_at_ms`. `rows`: how many were exported.
     """
 
     answers: Answers
@@ -213,6 +245,7 @@ class Batch:
     open_round: tuple[int, ...] = ()
     asked: tuple[Asked, ...] = ()
     said: str = ""
+    rows: int = 0
 
     def outcome(self, target: int) -> Outcome:
         """Return what came of a target: of a cancelled batch nothing more comes."""
@@ -253,7 +286,8 @@ class Batch:
 
 def result_from(said: dict[str, Any]) -> Result:
     """Return a result as a round's end tells it."""
-    return Result(**{**said, "outcome": Outcome(said["outcome"])})
+    export = Exported(**said["export"]) if said["export"] else None
+    return Result(**{**said, "outcome": Outcome(said["outcome"]), "export": export})
 
 
 def next_round(
@@ -324,7 +358,15 @@ def _drafted(event: BatchCreated) -> Batch:
     return Batch(
         Answers().after(event),
         event.batch_id,
-        Terms(kind, event.reason, event.method, event.tariff_id, event.policy_id),
+        Terms(
+            kind,
+            event.reason,
+            event.method,
+            event.tariff_id,
+            event.policy_id,
+            event.from_ms,
+            event.to_ms,
+        ),
         event.legal_entity,
         event.currency,
         event.filter,
@@ -340,8 +382,10 @@ def _drafted(event: BatchCreated) -> Batch:
 def _ended(state: Batch, event: BatchRoundEnded) -> Batch:
     """Take a round's results in. Its relays count from its end: each was asked before that."""
     outcomes = bytearray(state.outcomes)
-    for result in event.results:
-        outcomes[result["target"]] = _CODES.index(Outcome(result["outcome"]))
+    rows = state.rows
+    for result in map(result_from, event.results):
+        outcomes[result.target] = _CODES.index(result.outcome)
+        rows += result.export.rows if result.export else 0
     at_ms = event.occurred_at_ms
     asked = tuple(Asked(site_id, at_ms, count) for site_id, count in state.reserved.items())
     return changed(
@@ -349,4 +393,5 @@ def _ended(state: Batch, event: BatchRoundEnded) -> Batch:
         outcomes=bytes(outcomes),
         open_round=(),
         asked=(*pacing.lately(state.asked, at_ms), *asked),
+        rows=rows,
     )

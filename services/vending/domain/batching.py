@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from services.common.kernel.errors import Bug
 from services.common.kernel.ids import name_uuid
@@ -68,6 +69,9 @@ class CreateBatch:
             _check_amount(self.terms, target)
         if not fits_int64(self.total_minor):
             raise checks.invalid("amount_minor", "the amounts together do not fit the ledger")
+        if (self.terms.to_ms or 0) > self.request.at_ms:
+            text = "it is not over yet; what is exported is whole and stays so: export what is past"
+            raise checks.invalid("to_ms", text)
 
     @property
     def total_minor(self) -> int:
@@ -176,8 +180,11 @@ def why_two(state: Batch, authority: Authority | None, request: Request) -> Reje
         return problem
     if (action := state.terms.rule.action) is None:
         return None
-    # Relays that are forced on are so without an end.
-    size = None if action is Action.KEEP_POWER else state.total_minor or 1
+    size: int | None = state.total_minor or 1
+    if action is Action.KEEP_POWER:
+        size = None  # relays that are forced on are so without an end
+    elif action is Action.EXPORT:
+        size = state.targets_count
     return needs_another(authority, action, size, state.currency, request)
 
 
@@ -223,6 +230,8 @@ def _created(command: CreateBatch) -> Iterator[Event]:
         as_of_ms=command.as_of_ms,
         targets_count=len(targets),
         total_minor=command.total_minor,
+        from_ms=terms.from_ms,
+        to_ms=terms.to_ms,
     )
     for first in range(0, len(targets), TARGETS_PER_EVENT):
         some = targets[first : first + TARGETS_PER_EVENT]
@@ -288,6 +297,7 @@ def _end(state: Batch, command: EndRound) -> Decision:
             "revision": result.revision,
             "reason": result.reason,
             "message": result.message[:MESSAGE_SIZE_MAX],
+            "export": asdict(result.export) if result.export else None,
         }
         for result in command.results
     ]

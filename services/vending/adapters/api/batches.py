@@ -14,7 +14,8 @@ from services.common.kernel.reasons import Reason
 from services.vending.adapters import names
 from services.vending.adapters.api import operations
 from services.vending.adapters.api.desk import Desk, Handlers, said
-from services.vending.application.batches import Draft, Pace
+from services.vending.application.batches import Pace
+from services.vending.application.drafting import Draft
 from services.vending.domain import checks
 from services.vending.domain.approval import Failure
 from services.vending.domain.batch import (
@@ -70,6 +71,8 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
             request.method or None,
             names.TARIFF.id_if("tariff", request.tariff) or None,
             names.POLICY.id_if("policy", request.policy) or None,
+            said(request, "from_ms"),
+            said(request, "to_ms"),
         )
         checks.check_between("list", len(request.list.targets), 0, TARGETS_MAX)
         pattern = _TARGETS[terms.rule.of]
@@ -88,8 +91,9 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
 
     async def GetBatch(self, request: pb.GetBatchRequest, context: Any) -> pb.Batch:
         """Return a batch, and what of it waits for its site's budget."""
-        batch = await self._office.batches.of(names.BATCH.id("name", request.name))
-        return self._batch(batch, await self._office.batches.paces(batch))
+        batches = self._office.batches
+        batch = await batches.of(names.BATCH.id("name", request.name))
+        return self._batch(batch, await batches.paces(batch), batches.waits_for(batch.batch_id))
 
     async def ListBatches(
         self, request: pb.ListBatchesRequest, context: Any
@@ -127,6 +131,7 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
             reasons=_counts(preview.reasons),
             needs_approval=preview.needs_two,
             first=[_result(batch, result) for result in first],
+            rows_count=preview.rows,
         )
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: Any) -> Any:
@@ -177,8 +182,8 @@ class BatchApi(Handlers, batches_pb2_grpc.BatchServiceServicer):
         moved = command(asked, names.BATCH.id("name", request.name), request.reason)
         return self._batch(await self._office.batches.move(moved))
 
-    def _batch(self, batch: Batch, paces: Iterable[Pace] = ()) -> pb.Batch:
-        return _message(batch, self._desk, paces)
+    def _batch(self, batch: Batch, paces: Iterable[Pace] = (), waits_for: str = "") -> pb.Batch:
+        return _message(batch, self._desk, paces, waits_for)
 
 
 class BatchOperations:
@@ -194,7 +199,8 @@ class BatchOperations:
         batch = await self._batches.of(id_)
         if batch.submitted_at_ms is None:
             raise batch_not_found(id_).as_error()
-        return _view(batch, self._desk, await self._batches.paces(batch))
+        paces, waits_for = await self._batches.paces(batch), self._batches.waits_for(id_)
+        return _view(batch, self._desk, paces, waits_for)
 
     async def page(
         self, done: bool | None, after: int, limit: int
@@ -213,21 +219,23 @@ class BatchOperations:
         await self._batches.move(CancelBatch(request, id_, "cancelled as an operation"))
 
 
-def _view(batch: Batch, desk: Desk, paces: Iterable[Pace] = ()) -> operations.View:
+def _view(
+    batch: Batch, desk: Desk, paces: Iterable[Pace] = (), waits_for: str = ""
+) -> operations.View:
     is_done = batch.is_over
     failure = None
     if is_done and batch.status is Status.CANCELLED:
         failure = Failure(Reason.CANCELLED.value, f"batch {batch.batch_id} was cancelled")
     return operations.View(
         batch.batch_id,
-        _message(batch, desk, paces),
+        _message(batch, desk, paces, waits_for),
         is_done,
         _summary(batch) if is_done else None,
         failure,
     )
 
 
-def _message(batch: Batch, desk: Desk, paces: Iterable[Pace]) -> pb.Batch:
+def _message(batch: Batch, desk: Desk, paces: Iterable[Pace], waits_for: str) -> pb.Batch:
     terms = batch.terms
     name = names.BATCH.name(batch.batch_id)
     is_submitted = batch.submitted_at_ms is not None
@@ -263,6 +271,9 @@ def _message(batch: Batch, desk: Desk, paces: Iterable[Pace]) -> pb.Batch:
         ],
         operation=f"{operations.COLLECTION}/{name}" if is_submitted else "",
         version=desk.version(batch.answers.revision),
+        from_ms=terms.from_ms,
+        to_ms=terms.to_ms,
+        waits_for=waits_for,
     )
 
 
@@ -274,6 +285,7 @@ def _summary(batch: Batch) -> pb.BatchSummary:
         done_count=counts[Outcome.DONE],
         refused_count=counts[Outcome.REFUSED],
         skipped_count=counts[Outcome.SKIPPED],
+        rows_count=batch.rows,
     )
 
 
@@ -288,7 +300,7 @@ def _values(batch: Batch, result: Result) -> dict[str, filters.Value]:
 
 def _result(batch: Batch, result: Result) -> pb.BatchResult:
     target: Target = batch.targets[result.target]
-    return pb.BatchResult(
+    message = pb.BatchResult(
         target=_TARGETS[batch.terms.rule.of].name(target.target_id),
         site=names.SITE.name(target.site_id),
         amount_minor=target.amount_minor,
@@ -297,6 +309,12 @@ def _result(batch: Batch, result: Result) -> pb.BatchResult:
         reason=result.reason,
         message=result.message,
     )
+    if result.export is not None:
+        message.rows_count = result.export.rows
+        message.size_bytes = result.export.size_bytes
+        message.sha256 = result.export.sha256
+        message.as_of_ms = result.export.as_of_ms
+    return message
 
 
 def _results(batch: Batch, found: list[Result], token: str) -> pb.ListBatchResultsResponse:

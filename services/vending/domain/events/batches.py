@@ -22,6 +22,8 @@ class BatchCreated(Event):
     as_of_ms: int | None
     targets_count: int
     total_minor: int
+    from_ms: int | None
+    to_ms: int | None
 
 
 @named_value_class

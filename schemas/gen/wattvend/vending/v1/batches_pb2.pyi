@@ -45,10 +45,13 @@ class Batch(_message.Message):
     PACES_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    TO_MS_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """empty: validate_only"""
     kind: _builtins.str
-    """force-off, force-on, restore-prepaid, sale, adjustment, price, policy"""
+    """force-off, force-on, restore-prepaid, sale, adjustment, price, policy, export"""
     status: _builtins.str
     """draft, running, paused, cancelled, finished"""
     legal_entity: _builtins.str
@@ -77,6 +80,11 @@ class Batch(_message.Message):
     """of who paused, resumed or cancelled it last"""
     operation: _builtins.str
     """operations/batches/{batch}"""
+    from_ms: _builtins.int
+    """Of an export: charges that end in [from, to)."""
+    to_ms: _builtins.int
+    waits_for: _builtins.str
+    """what keeps its open round from its end; empty: nothing does"""
     @_builtins.property
     def summary(self) -> Global___BatchSummary: ...
     @_builtins.property
@@ -110,19 +118,30 @@ class Batch(_message.Message):
         paces: _abc.Iterable[Global___BatchPace] | None = ...,
         operation: _builtins.str = ...,
         version: _vending_pb2.BookVersion | None = ...,
+        from_ms: _builtins.int | None = ...,
+        to_ms: _builtins.int | None = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of_ms", b"_as_of_ms", "_submitted_at_ms", b"_submitted_at_ms", "as_of_ms", b"as_of_ms", "submitted_at_ms", b"submitted_at_ms", "summary", b"summary", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of_ms", b"_as_of_ms", "_from_ms", b"_from_ms", "_submitted_at_ms", b"_submitted_at_ms", "_to_ms", b"_to_ms", "as_of_ms", b"as_of_ms", "from_ms", b"from_ms", "submitted_at_ms", b"submitted_at_ms", "summary", b"summary", "to_ms", b"to_ms", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of_ms", b"_as_of_ms", "_submitted_at_ms", b"_submitted_at_ms", "approved_by", b"approved_by", "as_of_ms", b"as_of_ms", "created_at_ms", b"created_at_ms", "created_by", b"created_by", "currency", b"currency", "filter", b"filter", "kind", b"kind", "last_reason", b"last_reason", "legal_entity", b"legal_entity", "method", b"method", "name", b"name", "operation", b"operation", "paces", b"paces", "policy", b"policy", "reason", b"reason", "status", b"status", "submitted_at_ms", b"submitted_at_ms", "submitted_by", b"submitted_by", "summary", b"summary", "tariff", b"tariff", "total_minor", b"total_minor", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of_ms", b"_as_of_ms", "_from_ms", b"_from_ms", "_submitted_at_ms", b"_submitted_at_ms", "_to_ms", b"_to_ms", "approved_by", b"approved_by", "as_of_ms", b"as_of_ms", "created_at_ms", b"created_at_ms", "created_by", b"created_by", "currency", b"currency", "filter", b"filter", "from_ms", b"from_ms", "kind", b"kind", "last_reason", b"last_reason", "legal_entity", b"legal_entity", "method", b"method", "name", b"name", "operation", b"operation", "paces", b"paces", "policy", b"policy", "reason", b"reason", "status", b"status", "submitted_at_ms", b"submitted_at_ms", "submitted_by", b"submitted_by", "summary", b"summary", "tariff", b"tariff", "to_ms", b"to_ms", "total_minor", b"total_minor", "version", b"version", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__as_of_ms: _TypeAlias = _typing.Literal["as_of_ms"]  # noqa: Y015
     _WhichOneofArgType__as_of_ms: _TypeAlias = _typing.Literal["_as_of_ms", b"_as_of_ms"]  # noqa: Y015
+    _WhichOneofReturnType__from_ms: _TypeAlias = _typing.Literal["from_ms"]  # noqa: Y015
+    _WhichOneofArgType__from_ms: _TypeAlias = _typing.Literal["_from_ms", b"_from_ms"]  # noqa: Y015
     _WhichOneofReturnType__submitted_at_ms: _TypeAlias = _typing.Literal["submitted_at_ms"]  # noqa: Y015
     _WhichOneofArgType__submitted_at_ms: _TypeAlias = _typing.Literal["_submitted_at_ms", b"_submitted_at_ms"]  # noqa: Y015
+    _WhichOneofReturnType__to_ms: _TypeAlias = _typing.Literal["to_ms"]  # noqa: Y015
+    _WhichOneofArgType__to_ms: _TypeAlias = _typing.Literal["_to_ms", b"_to_ms"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__as_of_ms) -> _WhichOneofReturnType__as_of_ms | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_ms) -> _WhichOneofReturnType__from_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__submitted_at_ms) -> _WhichOneofReturnType__submitted_at_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_ms) -> _WhichOneofReturnType__to_ms | None: ...
 
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
 
@@ -135,12 +154,15 @@ class BatchSummary(_message.Message):
     DONE_COUNT_FIELD_NUMBER: _builtins.int
     REFUSED_COUNT_FIELD_NUMBER: _builtins.int
     SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
     targets_count: _builtins.int
     waiting_count: _builtins.int
     done_count: _builtins.int
     refused_count: _builtins.int
     skipped_count: _builtins.int
     """It was so already, another tenant's by then, or the batch was cancelled before them."""
+    rows_count: _builtins.int
+    """of an export: lines of CSV"""
     def __init__(
         self,
         *,
@@ -149,10 +171,11 @@ class BatchSummary(_message.Message):
         done_count: _builtins.int = ...,
         refused_count: _builtins.int = ...,
         skipped_count: _builtins.int = ...,
+        rows_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "refused_count", b"refused_count", "skipped_count", b"skipped_count", "targets_count", b"targets_count", "waiting_count", b"waiting_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "refused_count", b"refused_count", "rows_count", b"rows_count", "skipped_count", b"skipped_count", "targets_count", b"targets_count", "waiting_count", b"waiting_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +276,8 @@ class CreateBatchRequest(_message.Message):
     TARIFF_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    TO_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     kind: _builtins.str
     reason: _builtins.str
@@ -265,6 +290,9 @@ class CreateBatchRequest(_message.Message):
     tariff: _builtins.str
     policy: _builtins.str
     validate_only: _builtins.bool
+    from_ms: _builtins.int
+    """Of an export: charges that end in [from, to), which is past and at most 32 days."""
+    to_ms: _builtins.int
     @_builtins.property
     def list(self) -> Global___BatchTargets: ...
     def __init__(
@@ -280,17 +308,27 @@ class CreateBatchRequest(_message.Message):
         tariff: _builtins.str = ...,
         policy: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        from_ms: _builtins.int | None = ...,
+        to_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "amount_minor", b"amount_minor", "filter", b"filter", "list", b"list", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_from_ms", b"_from_ms", "_to_ms", b"_to_ms", "amount_minor", b"amount_minor", "filter", b"filter", "from_ms", b"from_ms", "list", b"list", "selection", b"selection", "to_ms", b"to_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "amount_minor", b"amount_minor", "filter", b"filter", "kind", b"kind", "list", b"list", "method", b"method", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "selection", b"selection", "tariff", b"tariff", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_from_ms", b"_from_ms", "_to_ms", b"_to_ms", "amount_minor", b"amount_minor", "filter", b"filter", "from_ms", b"from_ms", "kind", b"kind", "list", b"list", "method", b"method", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "selection", b"selection", "tariff", b"tariff", "to_ms", b"to_ms", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount_minor: _TypeAlias = _typing.Literal["amount_minor"]  # noqa: Y015
     _WhichOneofArgType__amount_minor: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor"]  # noqa: Y015
+    _WhichOneofReturnType__from_ms: _TypeAlias = _typing.Literal["from_ms"]  # noqa: Y015
+    _WhichOneofArgType__from_ms: _TypeAlias = _typing.Literal["_from_ms", b"_from_ms"]  # noqa: Y015
+    _WhichOneofReturnType__to_ms: _TypeAlias = _typing.Literal["to_ms"]  # noqa: Y015
+    _WhichOneofArgType__to_ms: _TypeAlias = _typing.Literal["_to_ms", b"_to_ms"]  # noqa: Y015
     _WhichOneofReturnType_selection: _TypeAlias = _typing.Literal["filter", "list"]  # noqa: Y015
     _WhichOneofArgType_selection: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_minor) -> _WhichOneofReturnType__amount_minor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_ms) -> _WhichOneofReturnType__from_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_ms) -> _WhichOneofReturnType__to_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_selection) -> _WhichOneofReturnType_selection | None: ...
 
@@ -396,8 +434,11 @@ class BatchPreview(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
     needs_approval: _builtins.str
     """why a second person must approve; empty: none need"""
+    rows_count: _builtins.int
+    """of an export: lines of CSV"""
     @_builtins.property
     def batch(self) -> Global___Batch: ...
     @_builtins.property
@@ -430,10 +471,11 @@ class BatchPreview(_message.Message):
         reasons: _abc.Iterable[Global___BatchCount] | None = ...,
         needs_approval: _builtins.str = ...,
         first: _abc.Iterable[Global___BatchResult] | None = ...,
+        rows_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "first", b"first", "needs_approval", b"needs_approval", "outcomes", b"outcomes", "reasons", b"reasons", "sites", b"sites", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "first", b"first", "needs_approval", b"needs_approval", "outcomes", b"outcomes", "reasons", b"reasons", "rows_count", b"rows_count", "sites", b"sites", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,6 +611,10 @@ class BatchResult(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    AS_OF_MS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Of a meter, or of an account."""
     site: _builtins.str
@@ -580,6 +626,16 @@ class BatchResult(_message.Message):
     reason: _builtins.str
     """why it was refused or skipped: docs/errors.md"""
     message: _builtins.str
+    rows_count: _builtins.int
+    """Of an export: what was written of the meter. Its content is reporting's (exports.proto).
+    lines of CSV: one a charge; of a draft, how many there would be
+    """
+    size_bytes: _builtins.int
+    """of the lines, in UTF-8"""
+    sha256: _builtins.bytes
+    """of the lines; empty: a draft's"""
+    as_of_ms: _builtins.int
+    """what was written to the log until then is in them"""
     def __init__(
         self,
         *,
@@ -590,19 +646,27 @@ class BatchResult(_message.Message):
         revision: _builtins.int | None = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        rows_count: _builtins.int | None = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        as_of_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_revision", b"_revision", "amount_minor", b"amount_minor", "revision", b"revision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_revision", b"_revision", "_rows_count", b"_rows_count", "amount_minor", b"amount_minor", "revision", b"revision", "rows_count", b"rows_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_revision", b"_revision", "amount_minor", b"amount_minor", "message", b"message", "outcome", b"outcome", "reason", b"reason", "revision", b"revision", "site", b"site", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor", "_revision", b"_revision", "_rows_count", b"_rows_count", "amount_minor", b"amount_minor", "as_of_ms", b"as_of_ms", "message", b"message", "outcome", b"outcome", "reason", b"reason", "revision", b"revision", "rows_count", b"rows_count", "sha256", b"sha256", "site", b"site", "size_bytes", b"size_bytes", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount_minor: _TypeAlias = _typing.Literal["amount_minor"]  # noqa: Y015
     _WhichOneofArgType__amount_minor: _TypeAlias = _typing.Literal["_amount_minor", b"_amount_minor"]  # noqa: Y015
     _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
     _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    _WhichOneofReturnType__rows_count: _TypeAlias = _typing.Literal["rows_count"]  # noqa: Y015
+    _WhichOneofArgType__rows_count: _TypeAlias = _typing.Literal["_rows_count", b"_rows_count"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_minor) -> _WhichOneofReturnType__amount_minor | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows_count) -> _WhichOneofReturnType__rows_count | None: ...
 
 Global___BatchResult: _TypeAlias = BatchResult  # noqa: Y015
 
