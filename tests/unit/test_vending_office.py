@@ -43,6 +43,7 @@ from tests.unit import vending_world
 from tests.unit.vending_world import LEAD_MS, T0_MS, World
 
 NANO = 10**7
+DEADLINE_S = 10.0
 NEW_IN_2 = ("recovered_emergency_minor", "recovered_debt_minor", "left_minor")
 NEW_IN_3 = ("postings", "fee_minor", "energy_milli", "price_micro")
 """How the fields are called that credit-sold/2 has and credit-sold/1 has not."""
@@ -648,9 +649,15 @@ async def test_a_meter_of_an_account_that_closed_meanwhile_goes_home_again(path:
         await second.assign("M1", "A2", 3000)
 
 
-async def test_a_caller_that_stops_waiting_leaves_nothing_half_done(mall: World) -> None:
+@pytest.mark.parametrize("when", ["at once", "when the meter has moved"])
+async def test_a_caller_that_stops_waiting_leaves_nothing_half_done(mall: World, when: str) -> None:
     asked = asyncio.create_task(mall.assign())
     await asyncio.sleep(0)
+    if when == "when the meter has moved":
+        async with asyncio.timeout(DEADLINE_S):
+            while (await mall.office.meter("M1")).is_house:
+                await asyncio.sleep(0)
+        assert not asked.done()
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     await mall.office.drained()
