@@ -128,6 +128,28 @@ async def test_64_clients_on_one_stream_are_each_answered_truly_by_few_appends(
     assert store.appends <= 2 + CLIENTS // COMMANDS_PER_APPEND_MAX
 
 
+@pytest.mark.parametrize("leaves", ["while it waits", "when it is decided"])
+async def test_whose_caller_left_is_done_only_where_it_was_decided_and_known_by_its_request(
+    book: Book, store: Restless, leaves: str
+) -> None:
+    """As at a deadline: repeated with its id, it is done once in both cases."""
+    await tell(book, register())
+    release = ReleaseCuts(asking(2), "S1", "test")
+    before = asyncio.create_task(tell(book, HoldCuts(asking(3), "S1", "test")))
+    if leaves == "when it is decided":
+        await before
+    asked = asyncio.create_task(tell(book, release))
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(before, asked, return_exceptions=True)
+    await book.drained()
+    said = [event.type for event in await store.read(StreamId("site-S1"))]
+    decided = ["cuts-released"] if leaves == "when it is decided" else []
+    assert said == ["site-registered", "cuts-held", *decided]
+    assert (await tell(book, release)).revision == 2
+    assert len(await store.read(StreamId("site-S1"))) == 3
+
+
 @pytest.mark.parametrize("mishaps", [["lost"], ["not stored"], ["not stored", "lost"]])
 async def test_an_unknown_outcome_is_resolved_from_the_state(
     book: Book, store: Restless, mishaps: list[str]
