@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from services.common.kernel.ids import column_key, name_uuid
 from services.common.runtime import kafka, topics
 from tests.conftest import RunService
+from tests.records import unsaid
 from tools.stack.background import BackgroundStack, RunningService
 
 pytestmark = pytest.mark.stack
@@ -99,6 +100,7 @@ class Ingest:
         key = f"gateways/G-{meter}"
         await self.send("registry", "gateway-fact", gateway, key, key)
         record = {
+            **unsaid("meter-fact"),
             "meter_id": meter,
             "meter_key": column_key("meter", meter),
             "serial": "202600000001",
@@ -109,7 +111,6 @@ class Ingest:
             "profile": profile,
             "commodity": "electricity",
             "ratio": 1,
-            "max_power_w": None,
             "epoch": 1,
             "account_id": "A1",
             "account_key": column_key("account", "A1"),
@@ -117,16 +118,6 @@ class Ingest:
             "shard": 0,
             "currency": "CNY",
             "legal_entity": "E1",
-            "opening_register_milli": None,
-            "previous_account_id": None,
-            "previous_account_key": None,
-            "previous_shard": None,
-            "previous_epoch": None,
-            "closing_register_milli": None,
-            "register_max_milli": None,
-            "forced": None,
-            "resolves_reading_id": None,
-            "resolution": None,
             "book_epoch": 1,
             "revision": 0,
         }

@@ -15,6 +15,7 @@ import numpy as np
 from services.common.kernel.frames import READING, RELAY_REPORTED, ReadingFrame
 from services.common.kernel.ids import column_key, name_uuid, reading_id
 from services.common.runtime.topics import catalogue
+from tests.records import unsaid
 
 SHARDS = catalogue().shards
 ACCOUNTS = 48
@@ -250,6 +251,7 @@ def account(number: int, *, revision: int, credited_nano: int) -> dict[str, Any]
 
 def meter(number: int, *, owner: int, epoch: int = 1, **moved: Any) -> dict[str, Any]:
     fact = {
+        **unsaid("meter-fact"),
         "meter_id": f"M{number}",
         "meter_key": meter_key(number),
         "serial": serial(number),
@@ -260,7 +262,6 @@ def meter(number: int, *, owner: int, epoch: int = 1, **moved: Any) -> dict[str,
         "profile": "acrel-ddsy1352",
         "commodity": "electricity",
         "ratio": 1,
-        "max_power_w": None,
         "epoch": epoch,
         "account_id": f"A{owner}",
         "account_key": account_key(owner),
@@ -269,15 +270,6 @@ def meter(number: int, *, owner: int, epoch: int = 1, **moved: Any) -> dict[str,
         "currency": "CNY",
         "legal_entity": "LE1",
         "opening_register_milli": 0,
-        "previous_account_id": None,
-        "previous_account_key": None,
-        "previous_shard": None,
-        "previous_epoch": None,
-        "closing_register_milli": None,
-        "register_max_milli": None,
-        "forced": None,
-        "resolves_reading_id": None,
-        "resolution": None,
         "book_epoch": 0,
         "revision": epoch,
     }

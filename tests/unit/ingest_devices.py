@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from services.common.kernel.ids import column_key
+from tests.records import unsaid
 
 SITE = {
     "site_id": "S1",
@@ -63,6 +64,7 @@ def gateway_fact(
 def meter_fact(meter_id: str = "M1", **changed: Any) -> dict[str, Any]:
     gateway_id = changed.get("gateway_id", "G1")
     return {
+        **unsaid("meter-fact"),
         "meter_id": meter_id,
         "meter_key": column_key("meter", meter_id),
         "serial": SERIAL,
@@ -73,7 +75,6 @@ def meter_fact(meter_id: str = "M1", **changed: Any) -> dict[str, Any]:
         "profile": "acrel-ddsy1352",
         "commodity": "electricity",
         "ratio": 10,
-        "max_power_w": None,
         "epoch": 0,
         "account_id": f"house:{meter_id}",
         "account_key": 5,
@@ -81,16 +82,6 @@ def meter_fact(meter_id: str = "M1", **changed: Any) -> dict[str, Any]:
         "shard": 3,
         "currency": "CNY",
         "legal_entity": "E1",
-        "opening_register_milli": None,
-        "previous_account_id": None,
-        "previous_account_key": None,
-        "previous_shard": None,
-        "previous_epoch": None,
-        "closing_register_milli": None,
-        "register_max_milli": None,
-        "forced": None,
-        "resolves_reading_id": None,
-        "resolution": None,
         "book_epoch": 1,
         "revision": 0,
         **changed,

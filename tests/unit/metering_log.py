@@ -18,6 +18,7 @@ from services.common.kernel.ids import column_key, house_account_id, name_uuid
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, LogRecord, Output
 from services.metering.domain.shard import ShardState
+from tests.records import unsaid
 
 SHARD = 2
 START_MS = 1_760_000_000_000
@@ -115,6 +116,7 @@ def account(account_id: str = "A1", credit: int = 100, **changes: Any) -> dict[s
 
 def meter(meter_id: str = "M1", account_id: str = "A1", **changes: Any) -> dict[str, Any]:
     return {
+        **unsaid("meter-fact"),
         "meter_id": meter_id,
         "meter_key": column_key("meter", meter_id),
         "serial": f"SN-{meter_id}",
@@ -125,7 +127,6 @@ def meter(meter_id: str = "M1", account_id: str = "A1", **changes: Any) -> dict[
         "profile": "acrel-ddsy1352",
         "commodity": "electricity",
         "ratio": 1,
-        "max_power_w": None,
         "epoch": 1,
         "account_id": account_id,
         "account_key": column_key("account", account_id),
@@ -134,15 +135,6 @@ def meter(meter_id: str = "M1", account_id: str = "A1", **changes: Any) -> dict[
         "currency": "CNY",
         "legal_entity": "prop-co",
         "opening_register_milli": 0,
-        "previous_account_id": None,
-        "previous_account_key": None,
-        "previous_shard": None,
-        "previous_epoch": None,
-        "closing_register_milli": None,
-        "register_max_milli": None,
-        "forced": None,
-        "resolves_reading_id": None,
-        "resolution": None,
         "book_epoch": 0,
         "revision": 0,
         **changes,

@@ -4,23 +4,21 @@ One account with one meter: opened, credit sold, three charges of which the last
 threshold, cut, read back, topped up, restored. Everything adds up: registers × price = charges.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 from aiokafka import ConsumerRecord
 
-import schemas
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.frames import CHARGE, LINE, ChargeFrame
 from services.common.kernel.ids import column_key, name_uuid
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
+from tests.records import unsaid
 
 T0 = 1_800_000_000_000
 PRICE_MICRO = 800_000
@@ -80,13 +78,6 @@ def record_of(sent: Sent, offset: int) -> Any:
         serialized_value_size=len(payload),
         headers=tuple(sent.headers()),
     )
-
-
-def unsaid(subject: str) -> dict[str, Any]:
-    """Return the fields of an event that may say nothing, saying nothing."""
-    path = Path(schemas.__file__).parent / "avro" / f"{subject}.avsc"
-    fields = json.loads(path.read_text())["fields"]
-    return {field["name"]: field["default"] for field in fields if "default" in field}
 
 
 class Story:
@@ -258,6 +249,7 @@ class Story:
 
     def meter_fact(self, epoch: int = 2, revision: int = 1) -> Sent:
         value = {
+            **unsaid("meter-fact"),
             "meter_id": self.meter,
             "meter_key": self.meter_key,
             "serial": self.serial,
@@ -268,7 +260,6 @@ class Story:
             "profile": "acrel-ddsy1352",
             "commodity": "electricity",
             "ratio": 1,
-            "max_power_w": None,
             "epoch": epoch,
             "account_id": self.account,
             "account_key": self.account_key,
@@ -277,15 +268,6 @@ class Story:
             "currency": "CNY",
             "legal_entity": "LE1",
             "opening_register_milli": 0,
-            "previous_account_id": None,
-            "previous_account_key": None,
-            "previous_shard": None,
-            "previous_epoch": None,
-            "closing_register_milli": None,
-            "register_max_milli": None,
-            "forced": None,
-            "resolves_reading_id": None,
-            "resolution": None,
             "book_epoch": 0,
             "revision": revision,
         }
