@@ -302,6 +302,24 @@ async def test_sessions_that_the_server_ended_are_made_again(address: str) -> No
         assert len(await store.read(A)) == 6
 
 
+async def test_whoever_reads_is_connected_anew_where_the_writer_is(address: str) -> None:
+    """As where a standby took over: what led before may answer for a while, and knows less."""
+    sql = "SELECT pg_backend_pid()"
+    async with opened(address) as store:
+        await store.append(A, NO_EVENTS, [new()])
+        before = await store._database.rows(sql)
+        await execute(
+            address,
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'test'",
+        )
+        assert await store._database.rows(sql) == before
+        with contextlib.suppress(StoreUnavailable):
+            await store.append(A, 0, [new()])
+        await store.append(B, NO_EVENTS, [new()])
+        assert await store._database.rows(sql) != before
+
+
 @pytest.mark.parametrize("stored", [True, False])
 async def test_a_session_of_ours_that_the_server_takes_for_alive_is_ended_by_us(
     way: tuple[Cut, str], store: PostgresEventStore, *, stored: bool

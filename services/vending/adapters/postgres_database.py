@@ -152,6 +152,8 @@ class PostgresDatabase:
                 raise NotTheWriter(f"this vending lost its connection: {other}") from other
             except (*UNREACHABLE, asyncpg.PostgresError) as failed:
                 raise self.explained(failed) from failed
+            # What readers are connected to may lead no more, and know less than what leads now.
+            await self._pool.expire_connections()
         return self._writer
 
     def let_go(self) -> None:
