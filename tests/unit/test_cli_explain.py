@@ -44,7 +44,14 @@ EXPLANATIONS = {
         minor_decimals=2,
     ),
     "ExplainCutoff": r.CutoffExplanation(
-        decision=r.Alarm(account="accounts/A1", kind="not-cut", reason="grace", arrears_since_ms=1),
+        decision=r.Alarm(
+            account="accounts/A1",
+            kind="not-cut",
+            reason="grace",
+            arrears_since_ms=1,
+            reading_began_at_ms=2,
+            reading_received_at_ms=2,
+        ),
         charge=told_charge(),
         currency="CNY",
         orders=[
@@ -133,7 +140,7 @@ def test_what_kept_a_cut_off_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ).stdout
     for part in (
         *("not cut off: grace", "power-kept until", "outcome: not known", "notice-running"),
-        *("relay-forced M1 off", "in arrears since", "silent since"),
+        *("relay-forced M1 off", "in arrears since", "silent since", "pushed by its device"),
     ):
         assert part in re.sub(r"[\s│]+", " ", shown), shown
 

@@ -120,6 +120,10 @@ def _add_orders(tree: Tree, answer: r.CutoffExplanation) -> None:
         )
     if answer.decision.HasField("arrears_since_ms"):
         tree.add(f"in arrears since {moment(answer.decision.arrears_since_ms)}")
+    if answer.decision.HasField("reading_began_at_ms"):
+        was_pushed = answer.decision.reading_began_at_ms >= answer.decision.reading_received_at_ms
+        by = "pushed by its device" if was_pushed else "read by us"
+        tree.add(f"the reading was {by}; received {moment(answer.decision.reading_received_at_ms)}")
     if answer.HasField("silent_since_ms"):
         since = moment(answer.silent_since_ms)
         tree.add(f"its meter was silent since {since} [dim]{id_of(answer.silent_alarm)}[/]")
