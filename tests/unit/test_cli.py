@@ -25,7 +25,7 @@ from services.common.policies.rules import read as read_rules
 from services.common.tariffs import plan as plans
 from tests.unit.export_answers import answers
 from tools import client
-from tools.cli import asking
+from tools.cli import asking, show
 from tools.cli import main as cli
 from tools.cli.affected import last_month
 from tools.client import Clients, Refused
@@ -847,6 +847,22 @@ def test_a_terminal_obeys_nothing_that_stands_in_the_book(monkeypatch: pytest.Mo
     assert "\x1b" not in told
 
 
+@pytest.mark.parametrize(
+    ("price_micro", "currency", "commodity", "told"),
+    [
+        (850_000, "CNY", "electricity", "0.85 CNY a kWh"),
+        (1_234_567, "CNY", "water", "1.234567 CNY a m³"),
+        (2_000_000, "CNY", "", "2.00 CNY a unit"),
+        (1_444_700, "IDR", "electricity", "1444.70 IDR a kWh"),
+        (25_000_000, "JPY", "electricity", "25 JPY a kWh"),
+    ],
+)
+def test_a_price_is_exact_and_has_no_idle_zeros(
+    price_micro: int, currency: str, commodity: str, told: str
+) -> None:
+    assert show.price(price_micro, currency, commodity) == told
+
+
 def test_what_a_device_calls_itself_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody registered it: its serial is whatever somebody sent to the broker."""
     lost = r.ListLostMetersResponse(devices=[r.LostDevice(name="unknown/mqtt/[/][b]1")])
@@ -1047,7 +1063,7 @@ def test_the_commands_of_the_page_on_filters_list(monkeypatch: pytest.MonkeyPatc
         "--page more",
         "-12.50 CNY (cash)",
         "A/S",
-        "0.800000 CNY a unit",
+        "0.80 CNY a unit",
         "1.00",
     ):
         assert part in shown, shown

@@ -11,12 +11,11 @@ from rich.tree import Tree
 from services.common.kernel.units import format_scaled
 from services.common.tariffs import plan
 from tools.cli import plans
-from tools.cli.show import currency_of, id_of, moment, money
+from tools.cli.show import UNITS, currency_of, id_of, moment, money, price
 from wattvend.reporting.v1 import reporting_pb2 as r
 
 FIRST_MONTH = 12_000
 """Periods are years, or months as 12 x year + month - 1."""
-UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
 NOTES = {1: "split by time", 2: "by the meter's registers of rates", 4: "its period was closed"}
 """What the bits of a line's basis say."""
 FEE = "fee"
@@ -182,12 +181,12 @@ def _add_charge(tree: Tree, told: r.ChargeLine) -> None:
             charged.add(_fee_line(line, told))
         _add_totals(tree, told)
         return
-    price = f"at {format_scaled(told.price_micro, currency_of(code).price_decimals)} "
+    at = f"at {price(told.price_micro, code, told.commodity)} "
     ratio = f" (ratio {told.ratio})" if told.ratio != 1 else ""
     charged = tree.add(
         f"charge {id_of(told.meter)} #{told.sequence} of epoch {told.epoch}: "
         f"{format_scaled(told.energy_milli, 3)} {_unit(told)}{ratio} "
-        f"{'' if told.lines else price}= {money(told.amount_nano, code, exact=True)}"
+        f"{'' if told.lines else at}= {money(told.amount_nano, code, exact=True)}"
     )
     for line in told.lines:
         charged.add(_price_line(line, told))
@@ -239,7 +238,7 @@ def _add_tariffs(tree: Tree, tariffs: Iterable[r.TariffVersion], code: str) -> N
     decimals = currency_of(code).price_decimals
     for tariff in tariffs:
         has_plan = tariff.HasField("plan")
-        flat = f"{format_scaled(tariff.price_micro, decimals)} {code} a unit"
+        flat = price(tariff.price_micro, code, tariff.commodity)
         since = moment(tariff.effective_at_ms) if tariff.effective_at_ms else "the beginning"
         branch = tree.add(
             f"tariff {id_of(tariff.tariff)} version {tariff.version}, from {since} on: "

@@ -11,7 +11,7 @@ from rich.table import Table
 from services.common.kernel import names
 from services.common.kernel.units import format_scaled
 from tools.cli.asking import run
-from tools.cli.show import currency_of, id_of, moment, money, page
+from tools.cli.show import currency_of, id_of, moment, money, page, price
 from wattvend.reporting.v1 import reporting_pb2 as r
 from wattvend.vending.v1 import vending_pb2 as v
 
@@ -111,8 +111,7 @@ def tariffs(answer: r.ListTariffsResponse) -> RenderableType:
             moment(each.effective_at_ms) if each.effective_at_ms else "at once",
             "a plan"
             if each.HasField("plan")
-            else f"{format_scaled(each.price_micro, currency_of(each.currency).price_decimals)} "
-            f"{each.currency} a unit",
+            else price(each.price_micro, each.currency, each.commodity),
         )
         for each in answer.tariffs
     ]

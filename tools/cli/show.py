@@ -19,6 +19,7 @@ from wattvend.vending.v1 import vending_pb2 as v
 
 COUNTED = {"keep-power": "days", "batch": "targets", "export": "meters"}
 """Actions whose size is no money → in what it is told."""
+UNITS = {"electricity": "kWh", "water": "m³", "gas": "m³"}
 LEVELS = {"normal": "green", "alarm-1": "yellow", "alarm-2": "dark_orange", "cut": "red"}
 KINDS = {
     "cut": "red",
@@ -38,6 +39,16 @@ def money(nano: int, code: str, *, exact: bool = False) -> str:
     """Return an amount; two decimals unless `exact`."""
     currency = currency_of(code)
     return format_nano(nano, currency, decimals=None if exact else currency.minor_decimals)
+
+
+def price(price_micro: int, code: str, commodity: str = "") -> str:
+    """Return a price, exact, e.g. `0.85 CNY a kWh`."""
+    currency = currency_of(code)
+    amount = format_scaled(price_micro, currency.price_decimals)
+    whole, _, decimals = amount.partition(".")
+    kept = decimals.rstrip("0").ljust(currency.minor_decimals, "0")
+    unit = UNITS.get(commodity, "unit")
+    return f"{f'{whole}.{kept}' if kept else whole} {code} a {unit}"
 
 
 def moment(ms: int) -> str:
@@ -139,7 +150,7 @@ def policy(answer: v.Policy) -> RenderableType:
 def tariff(answer: v.Tariff) -> RenderableType:
     """Show a version of a tariff as it was published."""
     decimals = currency_of(answer.currency).price_decimals
-    flat = f"{format_scaled(answer.price_micro, decimals)} {answer.currency} a unit"
+    flat = price(answer.price_micro, answer.currency, answer.commodity)
     rows = [
         ("version", str(answer.tariff_version)),
         ("sells", f"{answer.commodity}, {escape(id_of(answer.legal_entity))}"),
@@ -166,8 +177,8 @@ def receipt(answer: v.SellResponse, *, is_copy: bool = False) -> RenderableType:
         ("amount", f"[bold]{told(paid.amount_minor)}[/] ({paid.method})"),
     ]
     if paid.energy_milli:
-        price = format_scaled(paid.price_micro, currency.price_decimals)
-        rows.append(("for", f"{format_scaled(paid.energy_milli, 3, 2)} units at {price}"))
+        energy = format_scaled(paid.energy_milli, 3, 2)
+        rows.append(("for", f"{energy} units at {price(paid.price_micro, paid.currency)}"))
     if paid.fee_minor:
         rows.append(("of it service fee", told(paid.fee_minor)))
     for what, recovered_minor, left_minor in (
@@ -231,10 +242,9 @@ def quoted(answer: v.QuoteSaleResponse) -> RenderableType:
     """Show what energy costs."""
     currency = currency_of(answer.currency)
     amount = format_scaled(answer.amount_minor, currency.minor_decimals)
-    price = format_scaled(answer.price_micro, currency.price_decimals)
     rows = [
         ("energy", f"{format_scaled(answer.energy_milli, 3, 2)} units"),
-        ("price", f"{price} {answer.currency} a unit, taxes included"),
+        ("price", f"{price(answer.price_micro, answer.currency)}, taxes included"),
         ("costs", f"[bold]{amount} {answer.currency}[/]"),
     ]
     if answer.fee_minor:
