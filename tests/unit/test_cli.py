@@ -292,6 +292,17 @@ def test_a_plan_is_shown_all_in_and_nobody_is_asked(monkeypatch: pytest.MonkeyPa
     assert "summer, from 07-01 on" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("kind", "file"), [("tariff", EXAMPLE), ("policy", ROOT / "docs/examples/homes-policy.yaml")]
+)
+def test_a_currency_that_nobody_knows_is_refused_by_a_check(
+    monkeypatch: pytest.MonkeyPatch, kind: str, file: Path
+) -> None:
+    result = wattvend(monkeypatch, Vending(), kind, "check", str(file), "--currency", "CNX")
+    assert result.exit_code == 1
+    assert "'CNX' is unknown; known are CNY" in " ".join(result.stderr.split())
+
+
 def test_fees_are_shown_with_their_taxes(monkeypatch: pytest.MonkeyPatch) -> None:
     example = str(ROOT / "docs/examples/monthly-fee.yaml")
     told = wattvend(monkeypatch, Vending(), "tariff", "check", example).stdout

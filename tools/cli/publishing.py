@@ -8,8 +8,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from services.common.kernel import names
-from services.common.kernel.units import CURRENCIES
+from services.common.kernel import names, units
 from tools.cli import affected, documents, explained, plans, policies, show
 from tools.cli.asking import RequestId, instant_ms, out, run, say_refused
 from tools.client import Clients, Refused
@@ -36,7 +35,7 @@ def tariff_check(file: PlanFile, currency: Currency = "CNY") -> None:
     """Show what a plan charges, or what is wrong with it. Nothing is sent."""
     try:
         found = plans.read(file)
-        out.print(plans.show(found, _price_decimals(currency)))
+        out.print(plans.show(found, _known(currency).price_decimals))
     except Refused as refused:
         say_refused(refused)
         raise SystemExit(1) from None
@@ -176,7 +175,7 @@ PolicyFile = Annotated[Path, typer.Argument(help="YAML or JSON, as docs/policies
 def policy_check(file: PolicyFile, currency: Currency = "CNY") -> None:
     """Show what a policy says, or what is wrong with it. Nothing is sent."""
     try:
-        out.print(policies.show(policies.read(file), show.currency_of(currency)))
+        out.print(policies.show(policies.read(file), _known(currency)))
     except Refused as refused:
         say_refused(refused)
         raise SystemExit(1) from None
@@ -251,13 +250,14 @@ def policy_versions(policy: PolicyId) -> None:
     documents.list_versions(names.POLICY.name(policy))
 
 
-def _price_decimals(currency: str) -> int:
-    found = CURRENCIES.get(currency)
+def _known(currency: str) -> units.Currency:
+    """Return a currency of the catalogue. Raises Refused."""
+    found = units.CURRENCIES.get(currency)
     if found is None:
-        known = ", ".join(CURRENCIES)
+        known = ", ".join(units.CURRENCIES)
         message = f"the currency {currency!r} is unknown; known are {known}"
         raise Refused("INVALID_ARGUMENT", "CURRENCY_UNKNOWN", message)
-    return found.price_decimals
+    return found
 
 
 def _local_ms(text: str, zone: str) -> int:
