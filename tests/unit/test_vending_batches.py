@@ -335,6 +335,13 @@ async def test_what_one_person_may_not_force_off_no_batch_of_one_does(mall: Worl
     assert (await submitted(mall, prepaid.batch_id, 52)).status is Status.RUNNING
 
 
+async def test_relays_forced_on_are_so_without_an_end_however_few_they_are(mall: World) -> None:
+    """A week of kept power that one person may order is no batch of relays that stay on."""
+    await alone(mall, batch=None, keep_power=7)
+    drafted = await created(mall, Kind.FORCE_ON, 1)
+    assert await refused(submitted(mall, drafted.batch_id)) is Reason.APPROVAL_REQUIRED
+
+
 async def test_a_document_that_grew_stricter_refuses_what_was_not_approved(mall: World) -> None:
     await alone(mall, **EVERYTHING, authority=None)
     drafted = await created(mall, Kind.FORCE_OFF)
@@ -431,6 +438,38 @@ async def test_each_target_has_its_result_and_one_refusal_stops_no_other(mall: W
     state = await mall.book.state_of(Meter, "M1")
     assert state is not None
     assert results[0].revision == state.answers.revision
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_what_a_preview_counts_is_what_comes_of_it_and_it_writes_nothing(
+    mall: World, kind: Kind
+) -> None:
+    """Of targets that are so already, another tenant's, closed, above their ceiling, and others."""
+    await alone(mall, **EVERYTHING, move=None, closing=None, transfer=None)
+    await mall.policy("P3", ceiling_minor=400)
+    await mall.assign("M3", "A3")
+    drafted = await created(mall, kind, 6)
+    for position, meter_id in (("off", "M1"), ("on", "M2")):
+        await mall.office.order(ForceRelay(mall.ask(meter_id), meter_id, position, "works"))
+    await mall.office.change(ChangeTenant(mall.ask("t"), "A3", "u-new", True, "moves in"))
+    await mall.office.change(ChangeTerms(mall.ask("a1"), "A1", "T2", None, "at night"))
+    await mall.office.change(ChangeTerms(mall.ask("a2"), "A2", None, "P2", "late"))
+    await mall.office.change(ChangeTerms(mall.ask("a4"), "A4", None, "P3", "small"))
+    with pytest.raises(Retriable):
+        await mall.close("A5")
+    head = await mall.store.head()
+    preview = await mall.office.batches.preview(drafted.batch_id)
+    tried = await mall.office.batches.tried(drafted, range(6))
+    assert await mall.store.head() == head
+    assert preview.needs_two == ""
+    await submitted(mall, drafted.batch_id)
+    await to_its_end(mall, drafted.batch_id)
+    _, results = await mall.office.batches.results(drafted.batch_id)
+    came = [results[number] for number in range(6)]
+    assert preview.outcomes == Counter(each.outcome for each in came)
+    assert preview.reasons == Counter(each.reason for each in came if each.reason)
+    assert tried == [replace(each, revision=None) for each in came]
+    assert len(preview.outcomes) > 1, "or it were no question"
 
 
 @pytest.mark.parametrize("mistake", [AssertionError("sites are known"), Bug("no"), KeyError("S1")])

@@ -154,6 +154,14 @@ async def echo(
     await world.office.complete()
 
 
+async def post(world: World, charged_nano: int, sequence: int) -> None:
+    """Let metering have told before what was charged."""
+    asked = world.ask("usage", charged_nano)
+    usage = Usage(energy_nano=charged_nano)
+    told = PostUsage(asked, "A1", sequence, usage, 0, 1, 1, [], b"row", 9, T0_MS)
+    await world.office.post_usage(told)
+
+
 async def stands(world: World) -> dict[str, int]:
     """Return what stands on each account of the chart, that of 0 left out; it sums to zero."""
     balance = TrialBalance(e for e in await stored(world) if isinstance(e, MoneyEvent))
@@ -495,7 +503,37 @@ async def test_an_account_that_cannot_be_charged_is_not_settled(mall: World) -> 
     assert (await mall.office.closings.look(closing_id)).step == ""
 
 
+async def test_an_echo_that_knows_less_than_the_book_settles_no_closing(mall: World) -> None:
+    """Metering has lost what it had told: by its echo more would be paid out than is left."""
+    await post(mall, 600 * NANO, 9)
+    await close(mall)
+    await read(mall, 1_500)
+    await echo(mall, 400 * NANO, 8)
+    state = await mall.office.account("A1")
+    assert (state.status, state.closing) == (Status.OPEN, None)
+    (ended,) = await of_type(mall, "account-close-refused")
+    assert ended.record()["reason"] == Reason.EVIDENCE_TOO_OLD
+    assert await of_type(mall, "credit-refunded") == []
+    assert state.used.usage.charged_nano == 600 * NANO
+
+
 # --- in part -------------------------------------------------------------------------------------
+
+
+async def test_a_part_waits_for_an_echo_that_knows_what_the_book_has_posted(tmp_path: Path) -> None:
+    async with vending_world.world(tmp_path / "events.sqlite") as world:
+        await with_two(world)
+        await post(world, 60 * NANO, 9)
+        await close_part(world, "M2")
+        await read(world, 90, meter_id="M2")
+        await echo(world, 40 * NANO, 8, open_meters=1)
+        assert (await under_way(world)).hold_id
+        assert await of_type(world, "meters-closed") == []
+        await echo(world, 70 * NANO, 10, open_meters=1)
+        assert (await world.office.account("A1")).closing is None
+        (ended,) = await of_type(world, "meters-closed")
+        assert isinstance(ended, MetersClosed)
+        assert ended.charged_nano == 70 * NANO
 
 
 async def test_a_part_of_an_account_that_cannot_be_charged_says_so(tmp_path: Path) -> None:

@@ -485,6 +485,18 @@ async def test_a_policy_that_has_not_begun_is_taken_back_whole(mall: World) -> N
     }
 
 
+async def test_what_gave_way_to_a_version_does_not_come_back_when_that_is_taken_back(
+    mall: World,
+) -> None:
+    gave_way = await scheduled(mall, 3, 3_000)
+    await withdraw(mall, await scheduled(mall, 2, 4_000))
+    for days in (2, 3):
+        mall.clock.at_ms = T0_MS + days * DAY_MS
+        await mall.office.complete()
+        assert await alarm_1_minor(mall) == 1_000
+    assert await state(mall, gave_way) is State.SUPERSEDED
+
+
 async def test_only_the_last_version_that_is_to_come_is_taken_back(mall: World) -> None:
     first = await draft(mall, tariff(by_alice(mall, "1"), effective_at_ms=T0_MS + DAY_MS))
     await submit(mall, first)
