@@ -364,6 +364,7 @@ async def test_what_was_paid_of_a_closed_account_s_debt_is_taken_back_and_owed_a
 ) -> None:
     """A nought too many, or a transfer that bounced; what came before the end stays settled."""
     before = (await mall.sell(100)).event
+    await mall.policy(fee_minor=10)
     await close(mall)
     await read(mall, 9_000)
     await echo(mall, 1_350 * NANO)
@@ -380,7 +381,7 @@ async def test_what_was_paid_of_a_closed_account_s_debt_is_taken_back_and_owed_a
     back = await reverse(paid)
     assert isinstance(back.event, SaleReversed)
     assert (back.event.amount_minor, back.event.returned_debt_minor) == (200, 200)
-    assert (owes_less, back.state.status) == (50, Status.CLOSED)
+    assert (paid.fee_minor, owes_less, back.state.status) == (0, 50, Status.CLOSED)
     assert back.state.owed == Owed(0, 250, 1_000_000)
     told = await stands(mall)
     assert (told["assets:cash"], told["assets:receivable"]) == (1_100 * NANO, 250 * NANO)
@@ -644,7 +645,8 @@ async def test_an_estimate_goes_on_from_the_last_charged_register_as_it_was_used
     mall.clock.at_ms = T0_MS + 6 * day_ms
     await close(mall, request=by_alice(mall, at_ms=mall.clock.at_ms))
     closing = await under_way(mall)
-    assert await mall.office.closings.estimate("A1", closing.closing_id, "M1") == 4_000
+    asked = "A1", closing.closing_id, "M1"
+    assert await mall.office.closings.estimate(mall.ask("e"), *asked) == 4_000
     assert estimated_milli(3_000, 5, 1_000, 5, 9) == 3_000, "no habit in no time"
     assert estimated_milli(3_000, 9, 1_000, 5, 7) == 3_000, "never below what was charged"
 
@@ -678,6 +680,29 @@ async def test_an_estimate_is_proposed_as_the_figure_it_came_to(tmp_path: Path) 
         await world.office.complete()
         left = await world.office.meter("M1")
         assert (left.is_house, left.closing_register_milli) == (True, 2_200)
+        again = await api.GiveRegister(give, call)
+        assert again.meters[0].register_milli == 2_200, "a repeat gets the answer"
+        give.reason = "it is dry again"
+        assert await refused(api.GiveRegister(give, call)) is Reason.REQUEST_ID_REUSED
+
+
+async def test_an_estimate_that_one_person_gives_is_answered_once_more(mall: World) -> None:
+    """Also when its meter has left, and nobody could estimate it any more."""
+    await mall.charge((await mall.office.meter("M1")).meter_key, 2, 1, 1_600)
+    await close(mall, lasts_ms=HOUR_MS)
+    closing = await under_way(mall)
+    mall.clock.at_ms += HOUR_MS
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, timeout_s=1.0)
+    give = pb.GiveRegisterRequest(
+        name=f"accounts/A1/closings/{closing.closing_id}",
+        request_id=str(ids(8)),
+        meter="meters/M1",
+        reason="the cellar is flooded",
+    )
+    call: Any = Call("desk-1", "u-alice", "10.0.0.7", None)
+    first = await ClosingApi(desk).GiveRegister(give, call)
+    assert first.meters[0].register_milli == 1_600
+    assert await ClosingApi(desk).GiveRegister(give, call) == first
 
 
 # --- cancelled -----------------------------------------------------------------------------------

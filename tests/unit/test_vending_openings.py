@@ -416,6 +416,34 @@ async def test_the_api_tells_all_that_is_wrong_and_opens_what_is_right(mall: Wor
         await api.CreateOpening(asked, call)
 
 
+async def test_a_first_sale_of_what_is_only_prepared_is_refused_and_not_forgotten(
+    mall: World,
+) -> None:
+    desk = Desk(mall.office, mall.clock, Metrics(CollectorRegistry()), lambda: 1, 1.0)
+    api, call = OpeningApi(desk), Call("desk", "u-alice", "10.0.0.7", 9.0)
+    asked = pb.CreateOpeningRequest(
+        request_id=str(ids(1)),
+        opening_id="B1",
+        opening=pb.Opening(
+            site="sites/S1",
+            commodity="electricity",
+            tariff="tariffs/T1",
+            policy="policies/P1",
+            first_sale=pb.FirstSale(amount_minor=1_000, method="cash"),
+        ),
+        prepare_only=True,
+        validate_only=True,
+    )
+    (wrong,) = (await api.CreateOpening(asked, call)).problems
+    assert wrong.field == "first_sale"
+    asked.validate_only = False
+    with pytest.raises(InvalidInput, match="when it is started"):
+        await api.CreateOpening(asked, call)
+    assert await refused(mall.office.openings.of("B1")) is Reason.OPENING_NOT_FOUND
+    asked.opening.ClearField("first_sale")
+    assert (await api.CreateOpening(asked, call)).status == "prepared"
+
+
 async def test_an_opening_is_an_operation_from_its_start_for_good(
     mall: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

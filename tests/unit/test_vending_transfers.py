@@ -330,6 +330,18 @@ async def test_a_hold_that_nobody_echoes_is_let_go_at_its_deadline_and_a_late_ec
     assert (await mall.office.account("A1")).held_nano == 700 * NANO
 
 
+async def test_what_has_left_in_the_moment_of_its_deadline_is_not_let_go(mall: World) -> None:
+    """The echo comes between the look at what is overdue and its end: the credit is in transit."""
+    with suppress(Retriable):
+        await transfer(mall, 700)
+    mall.clock.at_ms += LASTS_MS_DEFAULT
+    await echo(mall, 0)
+    await mall.office.transfers._let_go("A1")
+    assert await in_transit(mall) == -700 * NANO
+    await mall.office.complete()
+    assert (await credited(mall), await in_transit(mall)) == ((300, 700), 0)
+
+
 # --- crashes -------------------------------------------------------------------------------------
 
 

@@ -407,12 +407,19 @@ class Closings:
         found = (stayed | meters).values()
         return Look(row, closing, state, "", 0, tuple(found), tuple(events))
 
-    async def estimate(self, account_id: str, closing_id: str, meter_id: str) -> int:
+    async def estimate(
+        self, request: Request, account_id: str, closing_id: str, meter_id: str
+    ) -> int:
         """Return the register of a meter at the begin of a closing, by its habit.
 
-        What it was charged a day since it came into its epoch, from its last charged register on.
-        Raises InvalidInput(NO_READING_YET) where it never was.
+        What it was charged a day since it came into its epoch, from its last charged register on;
+        0 where the request was decided before: then the figure of then stands, and the meter may
+        have left. Raises InvalidInput(NO_READING_YET) where it never was charged.
         """
+        state = await self._book.state_of(Account, account_id)
+        proposal = await self._book.state_of(Proposal, approval_id_of(request))
+        if proposal or (state and state.answers.get(request.key)):
+            return 0
         closing = (await self.look(closing_id)).closing
         meter = await self._book.state_of(Meter, meter_id)
         charged = await self._tables.charged(meter.meter_key, meter.epoch) if meter else None

@@ -100,7 +100,8 @@ class ClosingApi(Handlers, closings_pb2_grpc.ClosingServiceServicer):
         meter_id = names.METER.id("meter", request.meter)
         register_milli, source = said(request, "register_milli"), Source.MANUAL
         if register_milli is None:
-            register_milli = await self._office.closings.estimate(account_id, closing_id, meter_id)
+            ids = account_id, closing_id, meter_id
+            register_milli = await self._office.closings.estimate(asked, *ids)
             source = Source.ESTIMATED
         await self._office.closings.give(
             GiveRegister(

@@ -39,6 +39,9 @@ class OpeningApi(Handlers, openings_pb2_grpc.OpeningServiceServicer):
         asked = await self._desk.request(request, context)
         plan, wrong = _plan(request.opening_id, request.opening)
         sale = _sale(request.opening)
+        if request.prepare_only and sale.amount_minor:
+            text = "what is only prepared sells nothing: say its first sale when it is started"
+            wrong.append(Rejection(Reason.INVALID_ARGUMENT, text, "first_sale"))
         if request.validate_only:
             wrong = wrong or await self._office.openings.problems(asked, plan, sale)
             return _validated(request, wrong)
