@@ -117,11 +117,14 @@ class Fitters(Beside):
     @rule(
         person=persons,
         meters=st.sampled_from([*([meter_id] for meter_id in METERS), METERS]),
-        soon=st.booleans(),
+        soon=st.integers(0, 2),
     )
-    def export_many(self, person: str, meters: list[str], soon: bool) -> None:
-        """Let an export be drafted, which goes on with the other batches."""
-        self.ask_two(self.new("batch export", "", person, about=" ".join(meters)), soon)
+    def export_many(self, person: str, meters: list[str], soon: int) -> None:
+        """Let readings be exported: of whoever has the meters, and nothing else changes."""
+        ask = self.new("batch export", "", person, about=" ".join(meters))
+        self.ask_two(ask, bool(soon))
+        if soon == 2:
+            self.gives_rounds()
 
     @rule(
         person=persons,

@@ -212,6 +212,21 @@ async def test_an_export_waits_for_reporting_says_so_and_keeps_no_other_batch_wa
     assert found.summary.rows_count == 6
 
 
+async def test_an_export_that_waits_for_reporting_is_cancelled_without_it(mall: World) -> None:
+    await alone(mall, **EVERYTHING)
+    batch_id = await exported(mall, 3)
+    paper(mall).away = "for good"
+    assert not await mall.office.batches.turn()
+    await moved(mall, CancelBatch, batch_id, 70)
+    assert await mall.office.batches.turn()
+    assert (await mall.office.batches.of(batch_id)).is_over
+    assert mall.office.batches.waits_for(batch_id) == ""
+    _, results = await mall.office.batches.results(batch_id)
+    assert {(each.outcome, each.reason) for each in results.values()} == {
+        (Outcome.SKIPPED, Reason.CANCELLED.value)
+    }
+
+
 async def test_a_vending_that_was_told_no_reporting_drafts_no_export(mall: World) -> None:
     exporting = mall.office.batches.exporting
     batch_id = ""

@@ -13,7 +13,7 @@ from services.common.kernel.reasons import Reason
 from services.vending.application.book import Book
 from services.vending.application.process import step
 from services.vending.domain.authority import Action, Authority, needs_another
-from services.vending.domain.batch import Batch, Exported, Kind, Outcome, Result, Terms
+from services.vending.domain.batch import Batch, Exported, Kind, Outcome, Result, Status, Terms
 
 AT_ONCE = 2
 """Meters of a batch that reporting writes at once: as many as it has hands for."""
@@ -50,7 +50,13 @@ class Exporting:
             raise InvalidInput(Reason.EXPORT_UNAVAILABLE, UNAVAILABLE, field="kind")
 
     async def one(self, state: Batch, number: int) -> Result:
-        """Have a target written, as the document of its legal entity allows by now."""
+        """Have a target written, as the document of its legal entity allows by now.
+
+        Of a batch that was cancelled while its round waited nothing more is: that ends at once.
+        """
+        if state.status is Status.CANCELLED:
+            text = "the batch was cancelled before this was written"
+            return Result(number, Outcome.SKIPPED, None, Reason.CANCELLED.value, text)
         authority = await self._book.state_of(Authority, state.legal_entity)
         target_id = state.targets[number].target_id
         request = step(self._clock.now_ms(), (), state.behind, "batch", state.batch_id, target_id)

@@ -131,10 +131,12 @@ class Keeper:
             try:
                 if removed := await self.keep(clock.now_ms() - keep_days * DAY_MS):
                     log.info("exports were removed by their age", exports=removed)
-            except (*UNREACHABLE, asyncpg.PostgresError) as away:
+            except UNREACHABLE as away:
                 pause_s = TRY_AGAIN_S
                 why = str(away) or type(away).__name__
-                log.warning("exports are not kept", schema=self._schema, why=why)
+                log.warning("exports are not kept now", schema=self._schema, why=why)
+            except asyncpg.PostgresError as refused:  # its role may not make the schema, say
+                log.warning("exports cannot be kept", schema=self._schema, why=str(refused))
             await asyncio.sleep(pause_s)
 
     async def keep(self, before_ms: int) -> int:
