@@ -267,11 +267,10 @@ async def test_told_to_stop_before_it_was_ever_ready_it_stops(
         assert await asyncio.wait_for(process.wait(), STOP_WITHIN_S) == 0
 
 
-@pytest.mark.parametrize("service", sorted(set(SERVICES) - {"metering"}))
+@pytest.mark.parametrize("service", sorted(SERVICES))
 async def test_told_to_stop_while_kafka_is_away_it_stops_and_calls_that_success(
     quiet_stack: BackgroundStack, tmp_path: Path, service: str
 ) -> None:
-    """But metering: faust's consumer waits for Kafka then, and it leaves when its time is over."""
     spec = next(spec for spec in service_specs(quiet_stack.addresses) if spec.name == service)
     port: int = getattr(quiet_stack.addresses.ports, f"{service}_http")
     at = f"http://{LOOPBACK}:{port}"

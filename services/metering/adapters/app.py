@@ -12,6 +12,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
 from mode.utils.queues import FlowControlEvent
 
+from services.common.runtime import kafka
 from services.common.runtime.fence import wrap_method
 from services.common.runtime.http import Health
 from services.common.runtime.topics import catalogue
@@ -68,6 +69,12 @@ class PromptThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - faust has no setting for it
         return consumer
+
+    async def on_thread_stop(self) -> None:
+        """Stop also while Kafka is away: faust would wait for the rest of its own stop."""
+        await super(driver.AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            await kafka.stop(self._consumer)
 
 
 class SteadyConsumer(driver.Consumer):

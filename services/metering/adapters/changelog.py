@@ -149,7 +149,7 @@ async def read_rows(
                     if record.offset < end and record.key and record.value
                 ]
     finally:
-        await reader.stop()
+        await kafka.stop(reader)
     return {part.partition: (rows[part], ends[part]) for part in partitions}
 
 
