@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import asyncpg
@@ -287,6 +288,38 @@ async def test_whole_exports_are_removed_when_their_last_chunk_is_old(
     assert (await books.told("long")).chunks_count == 2
     assert await books.keeper.keep(began_ms + DAY_MS + 1) == 1
     assert await refused(books.read("M1", "long")) is Reason.EXPORT_NOT_FOUND
+
+
+async def test_a_role_that_may_make_no_schema_costs_exports_alone(
+    stack: BackgroundStack, schema: str
+) -> None:
+    beside, role = schema_of(schema), f"poor_{uuid4().hex[:8]}"
+    async with connected(stack, schema) as owner:
+        await owner.execute(f"CREATE ROLE {role}")
+        try:
+
+            @asynccontextmanager
+            async def poor() -> AsyncIterator[asyncpg.Connection]:
+                async with connected(stack, beside) as connection:
+                    await connection.execute(f"SET ROLE {role}")
+                    yield connection
+
+            keeper, tried = Keeper(poor, beside), asyncio.Event()
+
+            class Log:
+                def warning(self, said: str, **why: str) -> None:
+                    assert (said, "permission denied" in why["why"]) == (
+                        *("exports cannot be kept", True),
+                    )
+                    tried.set()
+
+            keeping = asyncio.create_task(keeper.run(FakeClock(), KEEP_DAYS, cast("Any", Log())))
+            await asyncio.wait_for(tried.wait(), 10)
+            await asyncio.sleep(0)
+            assert not keeping.done(), "it tries again, and the service goes on"
+            keeping.cancel()
+        finally:
+            await owner.execute(f"DROP ROLE {role}")
 
 
 # --- the whole way --------------------------------------------------------------------------------
