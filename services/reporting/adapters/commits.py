@@ -4,11 +4,16 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+NOT_PROJECTING = (
+    "this reporting does not project, or only begins to: ask the one that does, or wait"
+)
+
 
 class Commits:
     """Wakes those who wait for an account; lives in one event loop.
 
-    `as_of_ms`: up to when what was written to the log is in the tables; 0: nobody here projects.
+    `as_of_ms`: up to when what was written to the log is in the tables; 0: nobody here projects,
+    or it has only begun to.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from services.common.kernel.filters import Filter
 from services.common.kernel.ids import column_key
 from services.common.kernel.paging import cursor_of, page_size_of, token_of
 from services.common.kernel.reasons import Reason
-from services.reporting.adapters.commits import Commits
+from services.reporting.adapters.commits import NOT_PROJECTING, Commits
 from services.reporting.adapters.fleet import FIELDS, Fleet
 from wattvend.reporting.v1 import fleet_pb2 as pb
 from wattvend.reporting.v1 import fleet_pb2_grpc
@@ -56,7 +56,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         size = page_size_of(request.page_size)
         as_of_ms = self._commits.as_of_ms  # taken before the look: what is seen is at least so new
         if not as_of_ms:
-            raise Retriable("this reporting does not project: ask the one that does, or wait")
+            raise Retriable(NOT_PROJECTING)
         listed = ("fleet", what, request.filter)
         cursor = cursor_of(listed, request.page_token, (str,))
         after = str(cursor[0]) if cursor else ""

@@ -67,6 +67,7 @@ class Log:
         self._skip = skip
         self._records_max = records_max
         self._next: dict[Place, int] = {}
+        self._newest_ms: dict[Place, int] = {}
         self._fetched: Sequence[ConsumerRecord] = ()
 
     async def beginnings(self) -> dict[Place, int]:
@@ -103,6 +104,21 @@ class Log:
             lag[place.topic] = lag.get(place.topic, 0) + max(0, end - offset)
         return lag
 
+    def as_of_ms(self, asked_at_ms: int) -> int:
+        """Return up to when all that was written was handed out; 0: nobody knows that yet.
+
+        `asked_at_ms`: when the last batch was asked for. The partition that is furthest behind
+        decides: after an absence one is read long before another.
+        """
+        return min(
+            asked_at_ms if self._is_at_its_end(place) else self._newest_ms.get(place, 0)
+            for place in self._next
+        )
+
+    def _is_at_its_end(self, place: Place) -> bool:
+        end = self._consumer.highwater(TopicPartition(*place))
+        return end is not None and self._next[place] >= end
+
     async def batch(self) -> Batch | None:
         """Return the next records as rows; None where none came. Raises Poison."""
         if not self._fetched:
@@ -113,6 +129,8 @@ class Log:
         if not self._fetched:
             return None
         batch = batch_of(self._fetched, self._next, self._skip)
+        for record in self._fetched[: batch.records]:
+            self._newest_ms[Place(record.topic, record.partition)] = record.timestamp
         self._fetched = self._fetched[batch.records :]
         self._next.update({place: after for place, (_, after) in batch.advanced.items()})
         return batch

@@ -176,19 +176,17 @@ class Projector:
             elif targets:
                 behind = sum(end - reader.at[place] for place, end in targets.items())
                 self._health.not_ready("projection", f"{behind} records behind")
+            asked_at_ms = self._clock.now_ms()
             batch = await reader.batch()
             if batch is None:
                 await writer.check()
                 await reader.check()
             else:
                 await self._commit(writer, batch)
-            lag = reader.lag()
-            for topic, records in lag.items():
+            for topic, records in reader.lag().items():
                 self._metrics.lag.labels(topic).set(records)
-            if self.caught_up.is_set() and not any(lag.values()):
-                self._commits.as_of_ms = self._clock.now_ms()
-            elif batch is not None:
-                self._commits.as_of_ms = max(self._commits.as_of_ms, batch.newest_ms)
+            as_of_ms = reader.as_of_ms(asked_at_ms)
+            self._commits.as_of_ms = max(self._commits.as_of_ms, as_of_ms)
 
     async def _commit(self, writer: database.Writer, batch: log.Batch) -> None:
         points.point("read")

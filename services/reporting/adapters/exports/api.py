@@ -13,7 +13,7 @@ from services.common.kernel.clock import Clock
 from services.common.kernel.errors import InvalidInput, Retriable
 from services.common.kernel.ids import column_key
 from services.common.kernel.reasons import Reason
-from services.reporting.adapters.commits import Commits
+from services.reporting.adapters.commits import NOT_PROJECTING, Commits
 from services.reporting.adapters.exports.lines import Gatherer, Lines
 from services.reporting.adapters.exports.store import DAY_MS, Chunks, Written
 from services.reporting.adapters.fleet import Fleet
@@ -91,7 +91,7 @@ class ExportServicer(exports_pb2_grpc.ExportServiceServicer):
         """Return how new what is read is. Raises Retriable where it does not reach to an end."""
         as_of_ms = self._commits.as_of_ms  # taken before the look: what is seen is at least so new
         if not as_of_ms:
-            raise Retriable("this reporting does not project: ask the one that does, or wait")
+            raise Retriable(NOT_PROJECTING)
         if as_of_ms < to_ms:
             raise Retriable(
                 f"reporting is {(to_ms - as_of_ms) // 1000} s short of the end of the time: "
