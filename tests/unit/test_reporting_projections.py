@@ -32,6 +32,7 @@ from services.reporting.domain.rows import (
     AccountTotalsRow,
     AlarmRow,
     ChargeRow,
+    DeviceStatusRow,
     LedgerRow,
     PriceLineRow,
     ReceiptRow,
@@ -271,6 +272,15 @@ def test_a_hole_in_history_stops_but_compaction_leaves_holes() -> None:
         batch_of([record_of(cut, 7)], at_zero(), NOWHERE)
     batch = batch_of([record_of(status, 7)], at_zero(), NOWHERE)
     assert list(batch.advanced.values()) == [(0, 8)]
+
+
+def test_a_device_that_speaks_on_another_line_is_what_it_is_there() -> None:
+    lost, heard = (STORY.device_status("meters/M", status) for status in ("offline", "online"))
+    there = {**heard.value, "line_id": "L-2", "since_ms": T0 + 1}
+    moved = replace(heard, partition=lost.partition ^ 1, value=there)
+    long_told = rows_of(record_of(lost, 70_000))
+    (standing,) = newest([*long_told, *rows_of(record_of(moved, 3))]).values()
+    assert [row.status for row in standing if isinstance(row, DeviceStatusRow)] == ["online"]
 
 
 def test_a_batch_tells_where_each_partition_was_and_is() -> None:

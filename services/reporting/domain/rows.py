@@ -498,9 +498,10 @@ _ALL = (
     Table("alarms", AlarmRow, ("alarm_id",)),
     Table("notices", NoticeRow, ("notice_id",)),
     Table("relay_intents", RelayIntentRow, ("meter_id",), ("epoch", "version_offset")),
-    # ingest numbers nothing: newest is what stands last in the log, which is what compaction keeps.
+    # ingest numbers nothing: newest is what stands last in a partition, as compaction keeps it.
     Table("relay_states", RelayStateRow, ("meter_id",), ("topic_offset",)),
-    Table("device_status", DeviceStatusRow, ("device_id",), ("topic_offset",)),
+    # A device that moves to another line has records in two partitions, as an unknown one may have.
+    Table("device_status", DeviceStatusRow, ("device_id",), ("since_ms", "topic_offset")),
     Table("command_outcomes", CommandOutcomeRow, ("outcome_id",)),
     Table("ledger", LedgerRow, ("stream", "book_epoch", "revision")),
     Table("receipts", ReceiptRow, ("receipt_id",), _BOOK),
