@@ -6,7 +6,8 @@ behind it is absorbed again, and accounts whose rows are further than it skip wh
 after a crash. So the same charges come out again, under the same ids, and nothing twice.
 
 What was never posted is made of facts: accounts that were opened before the log begins and were
-never charged nor credited, and house accounts, whose meters begin again at their opening register.
+never charged nor credited, and house accounts, whose meters begin again at their opening register,
+and have no bound until they leave.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,7 +102,9 @@ def seeded(
     _check_uncharged(anew, {each.account_key for each in old})
     for number, fact in enumerate(sorted(anew, key=_accounts_first), 1):
         subject = "meter-fact" if "meter_key" in fact else "account-fact"
-        absorb(state, LogRecord(header + number, now_ms, subject, fact))
+        # A house may have used for years what its next reading shows: no week's load explains it.
+        told_of = fact | {"max_power_w": None} if fact.get("is_house") else fact
+        absorb(state, LogRecord(header + number, now_ms, subject, told_of))
     slots = np.arange(state.account_count)
     accounts, meters = state.accounts["offset"], state.meters["entered_offset"]
     np.minimum(accounts, header, out=accounts)
