@@ -130,4 +130,4 @@ def test_facts_alike_but_for_what_is_their_own_share_a_form() -> None:
         fact |= orders if number % 2 else {}
         fact |= {"notice_id": f"n{number}", "notice_outcome": "delivered"} if number % 5 else {}
         log.put(account_entity(fact["account_key"]), number, fact)
-    assert log.accounts.form_count == 2, "one with a notice's outcome, one without"
+    assert len(log.accounts._forms) == 2, "one with a notice's outcome, one without"

@@ -12,14 +12,16 @@ from services.common.kernel.frames import ReadingFrame
 from services.common.kernel.ids import name_uuid
 from services.common.kernel.units import fits_int64
 from services.common.policies.levels import CUT
+from services.metering.domain.causes import Cause
 from services.metering.domain.closings import close_meter, let_wait, must_wait, resolve_closing
 from services.metering.domain.errors import BadRecord
 from services.metering.domain.facts import Array
 from services.metering.domain.fees import post_fees, set_due
+from services.metering.domain.freezing import freeze, thaw
 from services.metering.domain.holds import resolve, tell_leaving, tell_silence
 from services.metering.domain.judging import close, end_refusal, judge, obey
 from services.metering.domain.messages import Absorbed, LogRecord
-from services.metering.domain.outbox import Cause, Outbox, freeze, thaw
+from services.metering.domain.outbox import Outbox
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
     ABSORB_VERSION,

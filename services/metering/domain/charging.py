@@ -1,12 +1,13 @@
 """Rules 4 and 5: what an interval costs. On columns; of one account in the order of the frame."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from services.common.kernel.frames import (
     ABSENT_REGISTER,
+    BASIS_CLOSED,
     CHARGE_KINDS,
     KIND_ROLLOVER,
     LINE,
@@ -15,6 +16,7 @@ from services.common.kernel.frames import (
 )
 from services.common.kernel.units import INT64_MAX, fits_int64
 from services.common.kernel.values import value_class
+from services.metering.domain.causes import Cause
 from services.metering.domain.facts import Array
 from services.metering.domain.groups import Groups
 from services.metering.domain.ladders import Ladder
@@ -373,3 +375,18 @@ def advance(out: Outbox, intervals: Intervals, charges: Table) -> None:
     meters["sequence"] = charges["sequence"]
     meters["energy_total_milli"] = charges["meter_energy_total_milli"]
     out.state.put_meters(intervals.meter_slots, meters)
+
+
+def warn_of_closed(
+    out: Outbox, slots: Array, lines: Array, cause_of: Callable[[int], Cause]
+) -> None:
+    """Tell a person of charges whose energy belongs to a period that is closed (rule 4).
+
+    `lines`: dtype LINE, `charge` an index into `slots`, whose charges are posted.
+    """
+    if not len(lines):
+        return
+    closed = np.unique(lines["charge"][lines["basis"] & BASIS_CLOSED != 0]).tolist()
+    out.count("period-closed", len(closed))
+    for i in closed:
+        out.alarm(int(slots[i]), "period-closed", "period-closed", cause_of(i))

@@ -8,11 +8,13 @@ import numpy as np
 
 from services.common.kernel.frames import ABSENT_REGISTER, KIND_CLOSING, READING
 from services.common.kernel.ids import name_uuid
-from services.metering.domain.charging import Intervals, charge_one
+from services.metering.domain.causes import Cause
+from services.metering.domain.charging import Intervals, charge_one, warn_of_closed
 from services.metering.domain.facts import Array
+from services.metering.domain.freezing import freeze
 from services.metering.domain.holds import QUALITY_MANUAL, evidence_of, reading_of
 from services.metering.domain.judging import judge
-from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
+from services.metering.domain.outbox import Outbox
 from services.metering.domain.rows import Fact
 from services.metering.domain.shard import ASSIGNED_QUALITY, Held, ShardState, Waiting
 from services.metering.domain.validation import DURATION_MS_MAX, bound_milli

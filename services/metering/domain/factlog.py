@@ -83,10 +83,6 @@ class PackedFacts:
         self.keys = Keys()
 
     @property
-    def form_count(self) -> int:
-        return len(self._forms)
-
-    @property
     def unpacked_count(self) -> int:
         return len(self._rows)
 

@@ -24,10 +24,12 @@ from services.common.kernel.values import value_class
 from services.common.kernel.zones import zone_named
 from services.common.tariffs.calendar import begin_ms, day_number, local_date, month_of
 from services.common.tariffs.pricing import FeePrice
+from services.metering.domain.causes import Cause
 from services.metering.domain.charging import post_to, set_standing
 from services.metering.domain.facts import Array
+from services.metering.domain.freezing import freeze
 from services.metering.domain.judging import judge
-from services.metering.domain.outbox import Cause, Outbox, available_nano, freeze
+from services.metering.domain.outbox import Outbox, available_nano
 from services.metering.domain.rows import METER, NOT_DUE_MS
 from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
 from services.metering.domain.tariffs import Reign

@@ -10,9 +10,9 @@ import numpy as np
 
 from services.common.kernel.frames import KIND_ROLLOVER, RELAY_PHASES, RELAY_REPORTED
 from services.common.kernel.zones import zone_named
+from services.metering.domain.causes import Evidence
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
-from services.metering.domain.outbox import Evidence
 from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS, TAIL_STAND
 from services.metering.domain.shard import Habits, ShardState, Stand
 from services.metering.domain.validation import NOISE_MILLI

@@ -8,10 +8,12 @@ from uuid import UUID
 import numpy as np
 
 from services.common.kernel.frames import ABSENT_REGISTER, KIND_USAGE, READING
-from services.metering.domain.charging import Bill, Intervals, advance, charge_one
+from services.metering.domain.causes import Cause, Evidence
+from services.metering.domain.charging import Bill, Intervals, advance, charge_one, warn_of_closed
 from services.metering.domain.facts import Array
+from services.metering.domain.freezing import freeze
 from services.metering.domain.judging import judge
-from services.metering.domain.outbox import Cause, Evidence, Outbox, freeze, warn_of_closed
+from services.metering.domain.outbox import Outbox
 from services.metering.domain.resplit import leave_windows
 from services.metering.domain.rows import FLAGS, HOLDS, READ_AGAIN, TAIL_WAITING, Fact
 from services.metering.domain.shard import SILENCE_MS, Held, ShardState

@@ -10,15 +10,10 @@ from services.common.kernel.frames import RELAY_PHASES, RELAY_REPORTED
 from services.common.policies.levels import ALARM_1, CUT, LEVEL_NAMES, asked
 from services.common.policies.rules import Rules
 from services.common.policies.windows import first_no_cut_ms
+from services.metering.domain.causes import Cause
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
-from services.metering.domain.outbox import (
-    Cause,
-    Outbox,
-    available_nano,
-    notice_of,
-    set_level,
-)
+from services.metering.domain.outbox import Outbox, available_nano, notice_of
 from services.metering.domain.rows import (
     FORCED,
     NEVER_MS,
@@ -253,7 +248,7 @@ def _move(out: Outbox, slot: int, target: int, cause: Cause) -> None:
         kind, reason, crossed = "cleared", "credit-above-threshold", level
     else:
         return
-    set_level(out, slot, target)
+    _set_level(out, slot, target)
     out.alarm(
         slot,
         kind,
@@ -262,6 +257,15 @@ def _move(out: Outbox, slot: int, target: int, cause: Cause) -> None:
         levels=(level, target),
         threshold_nano=int(policy["alarm_1_nano" if crossed == ALARM_1 else "alarm_2_nano"]),
     )
+
+
+def _set_level(out: Outbox, slot: int, level: int) -> None:
+    """Change an account's level; its balance is published at once."""
+    account = out.state.accounts[slot]
+    account["level"] = level
+    slots = np.array([slot])
+    out.touch(slots)
+    out.publish(slots)
 
 
 def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: bool) -> None:
@@ -280,7 +284,7 @@ def _restore(out: Outbox, slot: int, target: int, cause: Cause, *, by_reading: b
     state.accounts["refusal"][slot] = 0
     free, meters = _free_meters(state, slot), state.meters
     closed = [each for each in free if meters["relay"][each] != RELAY_TRIPPED]
-    set_level(out, slot, target)
+    _set_level(out, slot, target)
     out.alarm(
         slot,
         "restored",
@@ -364,7 +368,7 @@ def _cut(out: Outbox, slot: int, cause: Cause) -> None:
     level, free = int(state.accounts["level"][slot]), _free_meters(state, slot)
     is_free = bool((state.meters["key"][free] == cause.charge["meter_key"]).any())
     state.accounts["refusal"][slot] = 0
-    set_level(out, slot, CUT)
+    _set_level(out, slot, CUT)
     out.alarm(
         slot,
         "cut",

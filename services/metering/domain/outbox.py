@@ -1,17 +1,17 @@
 """What one record causes, gathered while it is absorbed, and turned into records at its end."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 
-from services.common.kernel.frames import BASIS_CLOSED, CHARGE_KINDS, Table, columns_of_charges
+from services.common.kernel.frames import CHARGE_KINDS, Table, columns_of_charges
 from services.common.kernel.ids import name_uuid
-from services.common.kernel.values import value_class
 from services.common.policies.levels import LEVEL_NAMES, NORMAL
+from services.metering.domain.causes import Cause, Evidence, began_at_ms, charged_meter, cited
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
 from services.metering.domain.rows import NEVER_MS, NOT_DUE_MS, Fact
@@ -24,42 +24,6 @@ _BALANCE_COLUMNS = (
 
 CHARGES_MAX = 1000
 """Charges of a frame: a month's fees of a whole shard fall due in one record."""
-
-
-@value_class
-class Cause:
-    """What a decision cites.
-
-    `meter`: the meter-fact of the meter whose reading or assignment it was. `charge`: an entry of
-    dtype CHARGE. `reading`: an entry of dtype READING, of a usage charge or of one refused.
-    `identity`: names the account where no account-fact does. `position`: in the frame.
-    `was_silent`: the meter was, until that reading.
-    """
-
-    identity: Fact | None = None
-    meter: Fact | None = None
-    charge: Any = None
-    reading: Any = None
-    position: int = 0
-    was_silent: bool = False
-
-
-@value_class
-class Evidence:
-    """What a reading that is held, or stands out, is judged by.
-
-    Of the reading (None: of none), of the meter as it stood (None: it has none), and by how much
-    its register may have risen (None: unknown); of a silence, since when.
-    """
-
-    register_milli: int | None
-    device_time_ms: int | None
-    last_register_milli: int | None
-    last_time_ms: int | None
-    bound_milli: int | None
-    silent_since_ms: int | None = None
-
-
 _DECISIONS = ("cut", "not-cut")
 _NO_EVIDENCE = dict.fromkeys(Evidence.__dataclass_fields__)
 
@@ -123,7 +87,7 @@ class Outbox:
             "reason": reason,
             "meter_id": cause.meter["meter_id"] if cause.meter else None,
             "meter_epoch": cause.meter["epoch"] if cause.meter else None,
-            "reading_began_at_ms": _began_at_ms(cause) if kind in _DECISIONS else None,
+            "reading_began_at_ms": began_at_ms(cause) if kind in _DECISIONS else None,
             "threshold_nano": threshold_nano,
             "level_before": LEVEL_NAMES[before],
             "level_after": LEVEL_NAMES[after],
@@ -167,7 +131,7 @@ class Outbox:
             "legal_entity": fact["legal_entity"],
             "commodity": fact["commodity"],
             "decided_at_ms": self.state.now_ms,
-            **_cited(Cause()),
+            **cited(Cause()),
             **_NO_EVIDENCE,
             "tariff_version": fact["version"],
             "forced_orders": None,
@@ -209,7 +173,7 @@ class Outbox:
             "mode": mode,
             "cause": cause_name,
             "send_before_ms": send_before_ms,
-            "cause_meter_id": _charged_meter(cause),
+            "cause_meter_id": charged_meter(cause),
             "threshold_nano": threshold_nano,
             **self._standing(slot, identity, cause),
             **self._arrears(slot),
@@ -349,7 +313,7 @@ class Outbox:
             "legal_entity": identity["legal_entity"],
             "commodity": identity["commodity"],
             "decided_at_ms": state.now_ms,
-            **_cited(cause),
+            **cited(cause),
         }
 
     def _arrears(self, slot: int) -> dict[str, Any]:
@@ -467,89 +431,6 @@ def notice_of(state: ShardState, slot: int) -> tuple[str | None, str | None]:
 
 def _notice_id(fact: Fact, account: Any) -> UUID:
     return name_uuid("notice", fact["account_id"], int(account["notice_sequence"]))
-
-
-def freeze(out: Outbox, slot: int, cause: Cause) -> None:
-    """Freeze an account (rule 9), once."""
-    account = out.state.accounts[slot]
-    if account["frozen"]:
-        return
-    account["frozen"] = True
-    account["fees_due_ms"] = NOT_DUE_MS
-    out.touch(np.array([slot]))
-    if not account["house"]:
-        out.alarm(slot, "frozen", "cannot-charge", cause)
-
-
-def thaw(out: Outbox, slot: int) -> None:
-    """Let a frozen account be charged again, from where its registers stood (rule 9)."""
-    account = out.state.accounts[slot]
-    account["frozen"] = False
-    if not account["house"]:
-        out.alarm(slot, "thawed", "ordered", Cause())
-
-
-def warn_of_closed(
-    out: Outbox, slots: Array, lines: Array, cause_of: Callable[[int], Cause]
-) -> None:
-    """Tell a person of charges whose energy belongs to a period that is closed (rule 4).
-
-    `lines`: dtype LINE, `charge` an index into `slots`, whose charges are posted.
-    """
-    if not len(lines):
-        return
-    closed = np.unique(lines["charge"][lines["basis"] & BASIS_CLOSED != 0]).tolist()
-    out.count("period-closed", len(closed))
-    for i in closed:
-        out.alarm(int(slots[i]), "period-closed", "period-closed", cause_of(i))
-
-
-def set_level(out: Outbox, slot: int, level: int) -> None:
-    """Change an account's level; its balance is published at once."""
-    account = out.state.accounts[slot]
-    account["level"] = level
-    slots = np.array([slot])
-    out.touch(slots)
-    out.publish(slots)
-
-
-def _cited(cause: Cause) -> dict[str, Any]:
-    charge, reading = cause.charge, cause.reading
-    cited: dict[str, Any] = {
-        "tariff_version": None,
-        "charge_epoch": None,
-        "charge_sequence": None,
-        "from_reading_id": None,
-        "to_reading_id": None,
-        "reading_received_at_ms": None,
-    }
-    if charge is not None:
-        cited |= {
-            "tariff_version": int(charge["tariff_version"]),
-            "charge_epoch": int(charge["epoch"]),
-            "charge_sequence": int(charge["sequence"]),
-            "from_reading_id": _reading_name(charge["from_reading_id"]),
-            "to_reading_id": _reading_name(charge["to_reading_id"]),
-        }
-    if reading is not None:
-        cited["to_reading_id"] = _reading_name(reading["reading_id"])
-        cited["reading_received_at_ms"] = int(reading["received_at_ms"])
-    return cited
-
-
-def _began_at_ms(cause: Cause) -> int:
-    assert cause.reading is not None, "only a reading cuts"
-    return int(cause.reading["began_at_ms"])
-
-
-def _charged_meter(cause: Cause) -> str | None:
-    return cause.meter["meter_id"] if cause.meter and cause.charge is not None else None
-
-
-def _reading_name(raw: Any) -> str | None:
-    """Return the id of a reading as text; None where a register came with an assignment."""
-    octets = raw.tobytes()
-    return str(UUID(bytes=octets)) if any(octets) else None
 
 
 def _together(parts: list[tuple[Array, Table, Array, Array]]) -> tuple[Table, Array, Array]:

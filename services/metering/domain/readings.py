@@ -6,6 +6,7 @@ import numpy as np
 
 from services.common.kernel.frames import KIND_ROLLOVER, KIND_USAGE, Entries, Table
 from services.common.policies.levels import CUT
+from services.metering.domain.causes import Cause
 from services.metering.domain.charging import (
     Bill,
     Intervals,
@@ -14,14 +15,16 @@ from services.metering.domain.charging import (
     post,
     post_to,
     stand,
+    warn_of_closed,
 )
 from services.metering.domain.facts import Array, are_distinct
 from services.metering.domain.fees import post_fees
+from services.metering.domain.freezing import freeze
 from services.metering.domain.groups import Groups
 from services.metering.domain.habits import told_of
 from services.metering.domain.holds import are_newly_held, changed_flags, count_flags, hold
 from services.metering.domain.judging import judge, may_decide, relays_seen, renew
-from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
+from services.metering.domain.outbox import Outbox
 from services.metering.domain.resplit import late_outcome, leave_windows, resplit
 from services.metering.domain.shard import ShardState
 from services.metering.domain.validation import (

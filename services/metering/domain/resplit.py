@@ -14,11 +14,13 @@ from services.common.kernel.frames import (
 )
 from services.common.kernel.units import fits_int64
 from services.common.tariffs.shape import End
-from services.metering.domain.charging import Bill, Intervals, post, set_standing
+from services.metering.domain.causes import Cause
+from services.metering.domain.charging import Bill, Intervals, post, set_standing, warn_of_closed
+from services.metering.domain.freezing import freeze
 from services.metering.domain.judging import judge
 from services.metering.domain.ladders import Part
 from services.metering.domain.lines import are_within, as_lines, climbed, parts_of
-from services.metering.domain.outbox import Cause, Outbox, freeze, warn_of_closed
+from services.metering.domain.outbox import Outbox
 from services.metering.domain.rows import WITH_RATES
 from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
 from services.metering.domain.windows import Window, kept_windows
