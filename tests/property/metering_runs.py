@@ -33,6 +33,7 @@ from services.metering.domain.rows import (
     windows_in,
 )
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of
 from tests.property.metering_histories import SHARD
 
 _TOTALS = (
@@ -96,7 +97,7 @@ def fresh_run(records: Iterable[LogRecord]) -> tuple[ShardState, list[Absorbed]]
 
 def totals(state: ShardState) -> dict[int, dict[str, Any]]:
     """Return what the account rows of `state` say, by account key; offsets left out."""
-    _, rows, _ = state.rows()
+    _, rows, _ = rows_of(state)
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
         parsed = parsed_accounts([row.value])

@@ -11,6 +11,7 @@ from services.common.kernel.ids import column_key
 from services.metering.domain.messages import LogRecord, Output
 from services.metering.domain.rows import account_row_key
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import shard_of_rows
 from tests.property.metering_histories import (
     CALENDARED,
     SETTLED,
@@ -43,7 +44,7 @@ def of(outputs: list[Output], topic: str) -> list[dict[str, Any]]:
 
 
 def test_an_empty_shard_starts_from_no_rows() -> None:
-    state = ShardState.from_rows(SHARD, [])
+    state = shard_of_rows(SHARD, [])
     assert state.offset == -1
     assert state.next_deadline_ms() is None
 
@@ -207,7 +208,7 @@ def test_a_restart_between_the_rows_of_a_missed_leaving_leaves_the_meter_in_one_
     written.append(done[entering - 1].header)
     torn = done[entering]
     entered = next(row for row in torn.account_rows if row.key == account_row_key(A2))
-    state = ShardState.from_rows(SHARD, [*written, *torn.fact_rows, entered])
+    state = shard_of_rows(SHARD, [*written, *torn.fact_rows, entered])
     run(state, records[entering:])
     assert M0 not in totals(state)[A0]["meters"]
     assert totals(state) == totals(undisturbed)

@@ -28,6 +28,7 @@ from services.common.policies.windows import first_no_cut_ms
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord, Output, Row
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from tests.property.metering_histories import (
     REGISTER_MAXES_MILLI,
     SETTLED,
@@ -57,7 +58,7 @@ def test_the_same_log_gives_the_same_outputs_rows_and_ids(records: list[LogRecor
     one, first = fresh_run(records)
     other, second = fresh_run(records)
     assert first == second
-    assert one.rows() == other.rows()
+    assert rows_of(one) == rows_of(other)
     ids = [output.event_id for output in outputs_of(first)]
     assert len(ids) == len(set(ids))
 
@@ -68,11 +69,11 @@ def test_a_record_at_or_below_the_header_changes_and_causes_nothing(
     records: list[LogRecord],
 ) -> None:
     state, _ = fresh_run(records)
-    rows = state.rows()
+    rows = rows_of(state)
     for record in records:
         again = absorb(state, record)
         assert (again.outputs, again.fact_rows, again.account_rows) == ((), (), ())
-    assert state.rows() == rows
+    assert rows_of(state) == rows
 
 
 # -- restarts ---------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def restarted(changelog: list[Row], seed: int) -> ShardState:
     """Return the state of the rows written so far, by whomever, read in any order."""
     rows = list(changelog)
     Random(seed).shuffle(rows)
-    return ShardState.from_rows(SHARD, rows)
+    return shard_of_rows(SHARD, rows)
 
 
 def work_and_die(
@@ -178,7 +179,7 @@ def check_repeats(seen: dict[Any, Any], sent: dict[Any, Any], expected: dict[Any
 
 
 def sorted_rows(state: ShardState) -> tuple[list[Row], list[Row], Row]:
-    facts, accounts, header = state.rows()
+    facts, accounts, header = rows_of(state)
     return sorted(facts), sorted(accounts), header
 
 

@@ -81,6 +81,6 @@ def test_a_meter_stands_at_an_epoch_in_one_shard_and_is_heard_there_alone(moved:
 
 def stands(engine: ShardState, meter_keys: Any) -> set[tuple[int, int]]:
     """Return (meter_key, epoch) of those of the meters that stand in a shard."""
-    slots = engine.find_meters(meter_keys)
+    slots = engine.standing.find(meter_keys)
     rows = engine.meters[slots[slots >= 0]]
     return set(zip(rows["key"].tolist(), rows["epoch"].tolist(), strict=True))

@@ -18,6 +18,7 @@ from services.metering.domain import together
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, LogRecord, Row
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import shard_of_rows
 from services.metering.domain.together import absorb_all
 from tests.property.metering_histories import SHARD, arrears, histories, shapes
 from tests.property.metering_runs import examples
@@ -51,7 +52,7 @@ def test_together_is_as_one_by_one_after_a_death(
 ) -> None:
     records, random = thinned(records), Random(seed)
     rows = left_by(records[:alive], random)
-    one, other = ShardState.from_rows(SHARD, rows), ShardState.from_rows(SHARD, rows)
+    one, other = shard_of_rows(SHARD, rows), shard_of_rows(SHARD, rows)
     check(one, other, records, random)
 
 

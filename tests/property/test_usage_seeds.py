@@ -27,6 +27,7 @@ from services.metering.domain.seeding import (
     seeded,
 )
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from services.vending.adapters import bus
 from services.vending.domain import account, account_commands
 from services.vending.domain.decisions import Accepted, Answers
@@ -95,10 +96,10 @@ def test_a_row_seeded_from_what_was_posted_charges_on_like_the_one_that_was_lost
     assume(asked.outputs)  # metering knows the account
     event = posted(asked.outputs[0])
 
-    facts, accounts, header = undisturbed.rows()
+    facts, accounts, header = rows_of(undisturbed)
     left = [row for row in accounts if row.key != account_row_key(key)]
     seed = Row(account_row_key(key), event.row)
-    seeded = ShardState.from_rows(SHARD, [*facts, *left, seed, header])
+    seeded = shard_of_rows(SHARD, [*facts, *left, seed, header])
     assert totals(seeded) == totals(undisturbed)
     assert outputs_of(run(seeded, after)) == outputs_of(run(undisturbed, after))
     assert totals(seeded) == totals(undisturbed)
@@ -112,7 +113,7 @@ def test_the_row_of_every_echo_is_the_account_s_after_its_record(records: list[L
         for output in absorb(state, record).outputs:
             if output.topic == "echoes":
                 key = column_key("account", output.record["account_id"])
-                (row,) = [row for row in state.rows()[1] if row.key == account_row_key(key)]
+                (row,) = [row for row in rows_of(state)[1] if row.key == account_row_key(key)]
                 assert output.record["row"] == row.value
 
 
@@ -186,7 +187,7 @@ def test_a_shard_seeded_from_what_was_posted_goes_on_like_the_one_that_was_lost(
 
     fact_rows, account_rows, end = seeded(seeds, told, header, now_ms)
 
-    again = ShardState.from_rows(SHARD, [*fact_rows, *account_rows, end])
+    again = shard_of_rows(SHARD, [*fact_rows, *account_rows, end])
     rest = [each for each in log if each.offset > header]
     after = dict.fromkeys(ACCOUNTS, header) | {
         name: post.log_offset

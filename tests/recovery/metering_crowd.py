@@ -30,6 +30,7 @@ from services.metering.domain.rows import (
     meter_entity,
 )
 from services.metering.domain.shard import SILENCE_MS, ShardState
+from services.metering.domain.shard_rows import account_rows, rows_of, shard_of_rows
 from tests.recovery.metering_history import (
     NANO,
     SHARDS,
@@ -117,15 +118,15 @@ class Crowd:
         first = ShardState.empty(entries[0].shard)
         for record in records[:5]:
             absorb(first, record)
-        facts, (first_row,), _ = first.rows()
+        facts, (first_row,), _ = rows_of(first)
         first.offset, first.now_ms = told - 1, int(times_ms[:told].max())
         facts += map(_fact_row, records[5:told])
         accounts = self._account_rows(first.shard, first_row, times_ms)
-        state = ShardState.from_rows(first.shard, [*facts, *accounts, first.header_row()])
+        state = shard_of_rows(first.shard, [*facts, *accounts, first.header_row()])
         for record in records[told:]:
             absorb(state, record)
         slots = np.arange(state.account_count)
-        return state, [*facts, *state.account_rows(slots), state.header_row()]
+        return state, [*facts, *account_rows(state, slots), state.header_row()]
 
     def _account_rows(
         self, shard: int, first: Row, times_ms: npt.NDArray[np.int64]

@@ -15,6 +15,7 @@ import pytest
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of
 from tests.recovery import metering_crowd, metering_judge, metering_world
 from tests.recovery.faults import Fault, rounds
 from tests.recovery.metering_crowd import Crowd
@@ -39,7 +40,7 @@ def test_the_rows_of_a_crowd_are_those_of_an_absorb_of_everything() -> None:
         for offset, entry in enumerate(entries):
             value = metering_crowd.decoded(entry)
             absorb(wanted, LogRecord(offset, int(times_ms[offset]), entry.subject, value))
-        facts, accounts, header = wanted.rows()
+        facts, accounts, header = rows_of(wanted)
         _, rows = crowd.absorbed(entries, times_ms)
         assert sorted(rows) == sorted([*facts, *accounts, header])
 

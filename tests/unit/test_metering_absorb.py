@@ -18,6 +18,7 @@ from services.metering.domain.errors import BadRecord
 from services.metering.domain.messages import LogRecord
 from services.metering.domain.rows import METERS_MAX
 from services.metering.domain.shard import SILENCE_MS, ShardState
+from services.metering.domain.shard_rows import rows_of
 from tests.unit.metering_log import (
     CREDIT_NANO,
     EVIDENCE_AGE_MS,
@@ -604,12 +605,12 @@ def test_a_house_is_charged_again_when_its_meter_enters_it_at_a_register_of_a_pe
 def test_a_record_at_or_below_the_header_does_nothing() -> None:
     log = standing_log()
     log.use(1_000)
-    before = log.state.rows()
+    before = rows_of(log.state)
     for record in log.records:
         done = absorb(log.state, record)
         assert (done.outputs, done.fact_rows, done.account_rows) == ((), (), ())
         assert done.header == before[2]
-    assert log.state.rows() == before
+    assert rows_of(log.state) == before
 
 
 @pytest.mark.parametrize(
@@ -625,10 +626,10 @@ def test_a_record_that_cannot_be_of_this_log_stops_the_shard_and_changes_nothing
     subject: str, value: Any
 ) -> None:
     log = standing_log()
-    before = log.state.rows()
+    before = rows_of(log.state)
     with pytest.raises(BadRecord):
         log.append(subject, value)
-    assert log.state.rows() == before
+    assert rows_of(log.state) == before
 
 
 def test_now_never_runs_back() -> None:

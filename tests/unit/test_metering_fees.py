@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from services.common.kernel.frames import FEE_RATE, KIND_FEE
 from services.common.kernel.ids import name_uuid
 from services.metering.domain import outbox
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from tests.unit.metering_log import (
     CREDIT_NANO,
     SHARD,
@@ -230,10 +230,10 @@ def test_fees_of_a_whole_shard_go_in_frames_that_a_broker_takes(monkeypatch: Any
 def test_a_shard_read_from_its_rows_asks_for_no_fee_twice_and_for_none_less() -> None:
     log = log_of(DAILY_FEE, "01-01T12:00")
     wake_at(log, "01-03T12:00")
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(SHARD, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(SHARD, [*fact_rows, *account_rows, header]))
     assert again.state.next_deadline_ms() == log.state.next_deadline_ms()
     for one in (log, again):
         wake_at(one, "01-09T12:00")
-    assert log.state.rows()[1] == again.state.rows()[1]
+    assert rows_of(log.state)[1] == rows_of(again.state)[1]
     assert units(again) == 9

@@ -42,6 +42,7 @@ from services.metering.domain.rows import (
     windows_in,
 )
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import account_rows, rows_of, shard_of_rows
 from tests.unit.metering_log import (
     CREDIT_NANO,
     KWH_MILLI,
@@ -198,7 +199,7 @@ def test_after_any_record_the_rows_give_the_same_rest_and_the_same_rows() -> Non
         stored += written(done)
         mixed = list(stored)  # every version ever written, in any order
         shuffle(mixed)
-        state = ShardState.from_rows(SHARD, mixed)
+        state = shard_of_rows(SHARD, mixed)
         rest = run(state, LOG.records[count:])
         assert [one.outputs for one in rest] == [one.outputs for one in RUN[count:]]
         assert [written(one) for one in rest] == [written(one) for one in RUN[count:]]
@@ -214,7 +215,7 @@ def test_rows_ahead_of_the_header_are_skipped_exactly(in_flight: int) -> None:
         ahead: Stored = [row for one in flight for row in one.fact_rows]
         for one in flight:
             ahead += [row for row in one.account_rows if chance.random() < 0.6]
-        state = ShardState.from_rows(SHARD, stored + ahead)
+        state = shard_of_rows(SHARD, stored + ahead)
         rest = run(state, LOG.records[count:])
 
         again = identities([output for one in rest for output in one.outputs])
@@ -231,24 +232,24 @@ def test_an_account_whose_row_was_not_written_sends_again_what_it_sent() -> None
     """The outputs are sent before the rows: without rows of a record nothing of it is skipped."""
     stored: Stored = []
     for count, done in enumerate(RUN):
-        state = ShardState.from_rows(SHARD, [*stored, *done.fact_rows])
+        state = shard_of_rows(SHARD, [*stored, *done.fact_rows])
         assert absorb(state, LOG.records[count]).outputs == done.outputs
         stored += written(done)
 
 
 def test_rewriting_all_rows_loses_nothing() -> None:
-    state = ShardState.from_rows(SHARD, ROWS.items())
-    fact_rows, account_rows, header = state.rows()
+    state = shard_of_rows(SHARD, ROWS.items())
+    fact_rows, account_rows, header = rows_of(state)
     assert dict([*fact_rows, *account_rows, header]) == ROWS
     assert header == state.header_row()
 
 
 def test_a_meter_that_left_is_gone_after_recovery_although_its_fact_is_kept() -> None:
     log = standing_log()
-    fact_rows, account_rows, header = log.state.rows()
+    fact_rows, account_rows, header = rows_of(log.state)
     stored = [*fact_rows, *account_rows, header]
     done = log.fact(moved(meter(), "A9", 500, shard=SHARD + 1))
-    state = ShardState.from_rows(SHARD, [*stored, *written(done)])
+    state = shard_of_rows(SHARD, [*stored, *written(done)])
     assert (state.meter_count, state.account_count) == (0, 1)
     again = Log(state)
     again.later(10_000)
@@ -258,16 +259,16 @@ def test_a_meter_that_left_is_gone_after_recovery_although_its_fact_is_kept() ->
 
 
 def test_a_record_replayed_at_or_below_the_header_does_nothing() -> None:
-    state = ShardState.from_rows(SHARD, ROWS.items())
-    before = state.rows()
+    state = shard_of_rows(SHARD, ROWS.items())
+    before = rows_of(state)
     for record in LOG.records:
         done = absorb(state, record)
         assert (done.outputs, done.fact_rows, done.account_rows) == ((), (), ())
-    assert state.rows() == before
+    assert rows_of(state) == before
 
 
 def test_no_rows_are_an_empty_shard() -> None:
-    state = ShardState.from_rows(SHARD, [])
+    state = shard_of_rows(SHARD, [])
     assert (state.offset, state.account_count, state.meter_count) == (-1, 0, 0)
     assert state.next_deadline_ms() is None
 
@@ -275,8 +276,8 @@ def test_no_rows_are_an_empty_shard() -> None:
 def test_deadlines_survive() -> None:
     log = standing_log()
     log.use(1)
-    fact_rows, account_rows, header = log.state.rows()
-    state = ShardState.from_rows(SHARD, [*fact_rows, *account_rows, header])
+    fact_rows, account_rows, header = rows_of(log.state)
+    state = shard_of_rows(SHARD, [*fact_rows, *account_rows, header])
     assert state.next_deadline_ms() == log.state.next_deadline_ms() == START_MS + 60_000
 
 
@@ -308,59 +309,59 @@ def test_rows_are_fixed_size_numbers_that_begin_with_their_versions() -> None:
 def test_what_was_charged_by_the_layout_before_is_undivided_and_goes_on() -> None:
     key = account_row_key(account("A2")["account_key"])
     former = FORMER_LAYOUT_VERSION.to_bytes(2, "little") + ROWS[key][2:-COMPONENTS_SIZE]
-    state = ShardState.from_rows(SHARD, {**ROWS, key: former}.items())
+    state = shard_of_rows(SHARD, {**ROWS, key: former}.items())
     slot = state.account_slot(account("A2")["account_key"])
     assert slot is not None
     charged_nano = int(state.accounts["charged_nano"][slot])
     assert charged_nano
-    assert state.components[slot].tolist() == [0] * UNDIVIDED + [charged_nano]
-    assert state.divided_nano(slot)["energy"] == 0
-    (row,) = state.account_rows(np.array([slot]))
+    assert state.components.nano[slot].tolist() == [0] * UNDIVIDED + [charged_nano]
+    assert state.components.of(slot, charged_nano)["energy"] == 0
+    (row,) = account_rows(state, np.array([slot]))
     assert row.value[:2] == LAYOUT_VERSION.to_bytes(2, "little")
     again = parsed_accounts([row.value])
-    assert again.components.tolist() == state.components[[slot]].tolist()
+    assert again.components.tolist() == state.components.nano[[slot]].tolist()
 
 
 def test_a_component_that_has_no_room_left_begins_anew_and_nothing_is_lost() -> None:
-    state = ShardState.from_rows(SHARD, ROWS.items())
+    state = shard_of_rows(SHARD, ROWS.items())
     slot = state.account_slot(account("A2")["account_key"])
     assert slot is not None
     slots, lines = np.array([slot, slot]), np.zeros(2, LINE)
     lines["ladder_nano"], lines["tax_nano"] = (2, 3), (1, 0)
     large = np.zeros(1, LINE)
-    large["ladder_nano"] = INT64_MAX - 5 - state.components[slot, COMPONENTS.index("ladder")]
-    state.divide(slots[:1], large)
-    state.divide(slots, lines)
-    assert state.components[slot].tolist() == [0, INT64_MAX, 0, 1, 0]
-    state.divide(slots, lines)
+    large["ladder_nano"] = INT64_MAX - 5 - state.components.nano[slot, COMPONENTS.index("ladder")]
+    state.components.divide(slots[:1], large, state.accounts)
+    state.components.divide(slots, lines, state.accounts)
+    assert state.components.nano[slot].tolist() == [0, INT64_MAX, 0, 1, 0]
+    state.components.divide(slots, lines, state.accounts)
     charged_nano = int(state.accounts["charged_nano"][slot])
-    assert state.components[slot].tolist() == [0, 0, 0, 0, charged_nano]
+    assert state.components.nano[slot].tolist() == [0, 0, 0, 0, charged_nano]
     state.accounts["charged_nano"][slot] = -(2**63)
-    state.components[slot] = (1, 0, 0, 0, 0)
-    divided_nano = state.divided_nano(slot)
+    state.components.nano[slot] = (1, 0, 0, 0, 0)
+    divided_nano = state.components.of(slot, -(2**63))
     assert divided_nano["undivided"] == sum(divided_nano.values()) == -(2**63)
 
 
 def test_rows_of_another_layout_are_refused() -> None:
     value = (LAYOUT_VERSION + 1).to_bytes(2, "little") + ROWS[b"h"][2:]
     with pytest.raises(BadRows, match="layout"):
-        ShardState.from_rows(SHARD, [(b"h", value)])
+        shard_of_rows(SHARD, [(b"h", value)])
 
 
 def test_another_version_of_absorb_must_have_drained() -> None:
     stored = dict(ROWS)
     key = next(key for key in stored if key.startswith(b"a/"))
     other = stored[key][:2] + (ABSORB_VERSION + 1).to_bytes(2, "little") + stored[key][4:]
-    ShardState.from_rows(SHARD, [*stored.items(), (key, other)])
+    shard_of_rows(SHARD, [*stored.items(), (key, other)])
     ahead = other[:8] + (LOG.records[-1].offset + 1).to_bytes(8, "little") + other[16:]
     with pytest.raises(BadRows, match="drained"):
-        ShardState.from_rows(SHARD, [*stored.items(), (key, ahead)])
+        shard_of_rows(SHARD, [*stored.items(), (key, ahead)])
 
 
 def test_a_torn_row_is_refused() -> None:
     key = account_row_key(account("A2")["account_key"])
     with pytest.raises(BadRows, match="length"):
-        ShardState.from_rows(SHARD, [(key, ROWS[key] + bytes(METER.itemsize))])
+        shard_of_rows(SHARD, [(key, ROWS[key] + bytes(METER.itemsize))])
 
 
 @given(

@@ -4,7 +4,7 @@ Method: a shard of facts alone; that what was posted goes on as it was stands in
 """
 
 from services.metering.domain.seeding import Seeds, entity_of, seeded
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import shard_of_rows
 from tests.unit.metering_log import SHARD, START_MS, Log, charges, house, meter, site
 
 HOUR_MS = 3_600_000
@@ -20,6 +20,6 @@ def test_a_house_that_begins_again_is_not_held_for_what_it_used_since() -> None:
         for subject, fact in (("site-fact", site()), ("meter-fact", at_home))
     }
     fact_rows, rows, end = seeded(Seeds(SHARD, [], facts, {}), [], 100, START_MS)
-    log = Log(ShardState.from_rows(SHARD, [*fact_rows, *rows, end]))
+    log = Log(shard_of_rows(SHARD, [*fact_rows, *rows, end]))
     (charge,) = charges(log.later(HOUR_MS).use(1_000 + SINCE_LAST_YEAR_MILLI))
     assert charge["energy_milli"] == SINCE_LAST_YEAR_MILLI

@@ -70,6 +70,7 @@ from services.metering.config import Settings
 from services.metering.domain.messages import Absorbed, LogRecord, Output, Row, Rows, RowTable
 from services.metering.domain.rows import header_row, joined
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of
 from services.metering.domain.together import absorb_all
 from tests.unit.metering_log import Log, account, meter, policy
 
@@ -794,7 +795,7 @@ async def test_facts_that_were_read_at_the_start_are_packed_bit_by_bit(
     log = Log()
     for fact in (policy(), account("A1"), account("A2"), meter("M1", "A1")):
         log.fact(fact)
-    facts, accounts, header = log.state.rows()
+    facts, accounts, header = rows_of(log.state)
     bench = await ShellBench(rows=[*facts, *accounts, header]).start()
     loaded = bench.shell.owned[3].state.facts
     monkeypatch.setattr(shell, "FACTS_PACKED_MAX", 2)

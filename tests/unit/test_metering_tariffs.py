@@ -23,7 +23,7 @@ from services.common.kernel.profiles import RATE_NAMES
 from services.common.kernel.units import INT64_MAX
 from services.common.tariffs.plan import SLOTS_MAX, Plan
 from services.metering.domain.rows import ACCOUNT, WINDOWS_MAX, account_row_key
-from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from tests.unit.metering_log import (
     SHARD,
     Log,
@@ -256,7 +256,7 @@ def test_the_widest_windows_are_kept() -> None:
     for day in range(2, 2 + WINDOWS_MAX):  # one or two hours wide, over 20:00 each
         read_at(log, f"03-{day:02}T19:00", 1_000 * day)
         read_at(log, f"03-{day:02}T{20 + (day > 2):02}:30", 1_000 * day + 10)
-    slot = int(log.state.find_meters(np.array([meter()["meter_key"]]))[0])
+    slot = int(log.state.standing.find(np.array([meter()["meter_key"]]))[0])
     widths = [(end - begin) // 1000 for begin, _, end, *_ in log.state.windows_of(slot)]
     assert len(widths) == WINDOWS_MAX
     assert 5_400 not in widths
@@ -462,7 +462,7 @@ def test_a_meter_that_leaves_takes_its_windows_with_it() -> None:
     read_at(log, "03-02T09:00", 100)
     log.fact(moved(meter(), "house:M1", 100))
     key = account_row_key(account()["account_key"])
-    (value,) = [row.value for row in log.state.rows()[1] if row.key == key]
+    (value,) = [row.value for row in rows_of(log.state)[1] if row.key == key]
     assert len(value) == ACCOUNT.itemsize
 
 
@@ -504,13 +504,13 @@ def test_a_product_beyond_int64_within_the_split_is_exact() -> None:
 def test_a_shard_read_from_its_rows_goes_on_as_one_that_never_stopped() -> None:
     log = log_of({**TWO_RATES, "ladder": MONTHLY["ladder"]}, "03-30T06:00")
     read_at(log, "04-01T10:00", 5_000)
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(SHARD, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(SHARD, [*fact_rows, *account_rows, header]))
     again.now_ms = log.now_ms
     for one in (log, again):
         come_late(one, "04-01T00:00", 3_000)
         read_at(one, "04-01T12:00", 6_000)
-    assert log.state.rows()[1] == again.state.rows()[1]
+    assert rows_of(log.state)[1] == rows_of(again.state)[1]
     assert charged(log) == charged(again)
 
 

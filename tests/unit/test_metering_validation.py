@@ -13,7 +13,8 @@ import pytest
 from services.common.kernel.frames import KIND_ROLLOVER
 from services.common.kernel.units import INT64_MAX
 from services.metering.domain.messages import Absorbed
-from services.metering.domain.shard import SILENCE_MS, ShardState
+from services.metering.domain.shard import SILENCE_MS
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from tests.unit.metering_log import (
     KWH_MILLI,
     OPEN,
@@ -131,8 +132,8 @@ def test_what_a_held_meter_tells_next_is_told_once_for_the_person() -> None:
 def test_a_hold_outlives_a_restart() -> None:
     log = read_log()
     done = log.use(10**9)
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     again.later(log.now_ms - START_MS + 1_000)
     assert again.use(LAST_MILLI).counts["meter-held"] == 1
     (charge,) = charges(judged(again, done, "accept"))
@@ -352,8 +353,8 @@ def test_a_closing_register_that_is_rejected_charges_nothing_beyond_the_last_rea
 
 def test_a_closing_register_waits_over_a_restart_and_not_beyond_its_epoch() -> None:
     log, said = closing_held()
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     again.later(log.now_ms - START_MS)
     (charge,) = charges(again.fact(replaced(0, **said, resolution="accept", revision=2)))
     assert charge["energy_milli"] == 9 * LAST_MILLI
@@ -620,8 +621,8 @@ def test_a_meter_that_is_read_may_cut_the_account_of_one_that_is_silent() -> Non
 
 def test_silence_outlives_a_restart() -> None:
     log = read_log()
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     assert again.state.next_deadline_ms() == log.state.next_deadline_ms()
     again.later(log.now_ms - START_MS + SILENCE_MS)
     assert ("meter-silent", "silent") in told(again.wake())
@@ -686,14 +687,14 @@ def test_a_register_that_stands_for_days_behind_a_closed_relay_is_told() -> None
     assert (done.counts["accepted"], done.counts["idle"]) == (1, 1)
     (alarm,) = of(done, "alarm")
     assert (alarm["last_register_milli"], alarm["last_time_ms"]) == (LAST_MILLI, since_ms)
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     again.later(log.now_ms - START_MS + QUARTER_MS)
     assert told(again.use(LAST_MILLI + 101)) == [("meter-cleared", "idle")]
     assert told(again.later(2 * DAY_MS).use(LAST_MILLI + 101)) == [("meter-flagged", "idle")]
     again.later(QUARTER_MS).fact(policy(version=3))
     assert told(again.use(LAST_MILLI + 101)) == [("meter-cleared", "idle")]
-    assert not again.state.have_habits
+    assert not again.state.tails.have_habits
 
 
 def test_a_register_that_stands_behind_an_open_relay_is_not_told() -> None:
@@ -771,16 +772,16 @@ def test_a_load_that_stays_becomes_usual() -> None:
 
 def test_habits_outlive_a_restart_and_go_with_the_policy_that_asked() -> None:
     log = learned()
-    fact_rows, account_rows, header = log.state.rows()
-    again = Log(ShardState.from_rows(log.state.shard, [*fact_rows, *account_rows, header]))
+    fact_rows, account_rows, header = rows_of(log.state)
+    again = Log(shard_of_rows(log.state.shard, [*fact_rows, *account_rows, header]))
     again.later(log.now_ms - START_MS)
     assert told(again.use(12_000)) == [("meter-flagged", "unusual")]
     again.later(QUARTER_MS).fact(policy(version=3))
     assert told(again.use(12_100)) == [("meter-cleared", "unusual")]
-    assert not again.state.have_habits
+    assert not again.state.tails.have_habits
 
 
 def test_without_a_policy_that_asks_no_meter_has_habits() -> None:
     log = read_log()
     log.use(LAST_MILLI + 100)
-    assert not log.state.have_habits
+    assert not log.state.tails.have_habits

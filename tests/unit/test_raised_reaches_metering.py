@@ -25,7 +25,7 @@ ACCOUNTS = {"A1": "A1", "B1": "B1"}
 def standing(shards: Shards, meter_id: str) -> list[int]:
     """Return the shards in which a meter stands."""
     key = np.array([column_key("meter", meter_id)])
-    return [n for n, log in enumerate(shards.logs) if log.state.find_meters(key)[0] >= 0]
+    return [n for n, log in enumerate(shards.logs) if log.state.standing.find(key)[0] >= 0]
 
 
 async def told(world: World, shards: Shards) -> None:

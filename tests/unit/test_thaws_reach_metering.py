@@ -41,7 +41,7 @@ async def energy_milli(shop: Shop) -> int:
     """Return what was charged of the meter's energy in its epoch."""
     meter = await shop.world.office.meter("M1")
     state = shop.shards.logs[meter.shard].state
-    (slot,) = state.find_meters(np.array([meter.meter_key]))
+    (slot,) = state.standing.find(np.array([meter.meter_key]))
     return int(state.meters["energy_total_milli"][slot])
 
 

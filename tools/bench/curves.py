@@ -31,6 +31,7 @@ from services.metering.domain.charging import BALANCE_EVERY_MS
 from services.metering.domain.messages import LogRecord, Row
 from services.metering.domain.rows import WINDOWS_MAX
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import rows_of, shard_of_rows
 from tools.bench import site
 from tools.bench.figures import Figure
 from tools.bench.machine import Cores
@@ -198,7 +199,7 @@ def memory_mb(tariff: str, meters: int, weeks: int) -> float:
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # its memory goes with it
         before = _resident_bytes()
         worker, rows = apart.submit(_remembered, tariff, meters, weeks).result()
-        state = ShardState.from_rows(0, rows)
+        state = shard_of_rows(0, rows)
         del rows
         state.facts.pack(2 * meters)
         worker.states = [state]
@@ -213,7 +214,7 @@ def _remembered(tariff: str, meters: int, weeks: int) -> tuple[Worker, list[Row]
     worker.read_all()
     for _ in range(weeks):
         worker.read_all(WEEK_QUARTERS)
-    facts, accounts, header = worker.states[0].rows()
+    facts, accounts, header = rows_of(worker.states[0])
     worker.states = []
     return worker, [*facts, *accounts, header]
 

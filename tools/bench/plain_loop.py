@@ -22,6 +22,7 @@ from services.metering.adapters.outputs import Balances, send_outputs
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, Row
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import shard_of_rows
 
 NAME = "plain-loop"
 RECORDS_MAX = 64
@@ -43,7 +44,7 @@ class PlainLoop:
         """Read all rows; return where each partition of the log goes on."""
         found = await read_rows(bootstrap, range(catalogue().shards), client_id=NAME)
         for shard, (rows, end) in found.items():
-            self._states[shard] = ShardState.from_rows(shard, rows)
+            self._states[shard] = shard_of_rows(shard, rows)
             self._changelogs[shard] = ShardChangelog(self._producer, shard, end)
             self._balances[shard] = Balances(lambda: self._producer, shard)
         return {TopicPartition(TOPIC, n): state.offset + 1 for n, state in self._states.items()}

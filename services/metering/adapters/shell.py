@@ -41,6 +41,7 @@ from services.metering.config import Settings
 from services.metering.domain.messages import LogRecord, Row
 from services.metering.domain.rows import joined
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import shard_of_newest
 from services.metering.domain.together import absorb_all
 
 HANDFUL_RECORDS_MAX = 32
@@ -147,7 +148,7 @@ class Shell:
 
     def _owned(self, shard: int, versions: list[StoredRow], end: int) -> OwnedShard:
         newest = joined(versions)
-        state = ShardState.from_newest(shard, newest)
+        state = shard_of_newest(shard, newest)
         lane = Lane(
             ShardChangelog(self._producer(), shard, end),
             header=state.header_row(),

@@ -297,7 +297,7 @@ def _stand_nowhere(out: Outbox, before: Fact, *, but_in: int = -1) -> None:
     `before`: the fact by which it stands, if it does.
     """
     state = out.state
-    meter_slot = int(state.find_meters(np.array([before["meter_key"]]))[0])
+    meter_slot = int(state.standing.find(np.array([before["meter_key"]]))[0])
     if meter_slot < 0 or state.meter_links["account"][meter_slot] == but_in:
         return
     slot = int(state.meter_links["account"][meter_slot])

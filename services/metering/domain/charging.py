@@ -333,9 +333,9 @@ def charge_one(out: Outbox, interval: Intervals, kind: int) -> Bill | None:
 
 def stand(state: ShardState, bill: Bill, account_slots: Array) -> None:
     """Let what the lines counted stand, once their charges, of these accounts, are posted."""
-    state.divide(account_slots[bill.lines["charge"]], bill.lines)
+    state.components.divide(account_slots[bill.lines["charge"]], bill.lines, state.accounts)
     slots, totals_milli = bill.accumulated
-    state.accumulations["total_milli"][slots] = totals_milli
+    state.accumulations.entries["total_milli"][slots] = totals_milli
     state.open(*bill.opened)
     for slot, ladder in bill.ladders.items():
         state.put_ladder(slot, ladder)

@@ -16,7 +16,8 @@ from services.metering.domain.holds import QUALITY_MANUAL, evidence_of, reading_
 from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.rows import Fact
-from services.metering.domain.shard import ASSIGNED_QUALITY, Held, ShardState, Waiting
+from services.metering.domain.shard import ASSIGNED_QUALITY, ShardState
+from services.metering.domain.tails import Held, Waiting
 from services.metering.domain.validation import DURATION_MS_MAX, bound_milli
 
 CLOSING = "closing"
@@ -101,7 +102,7 @@ def resolve_closing(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool
     Returns False where that could not be charged: the account froze.
     """
     state, resolution = out.state, fact["resolution"]
-    waiting = state.waiting_of(meter_slot)
+    waiting = state.tails.waiting_of(meter_slot)
     if waiting is None or resolution not in ("accept", "reject"):
         return True
     meters, held = waiting
@@ -121,10 +122,10 @@ def resolve_closing(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool
             freeze(out, slot, correction)
             return False
         correction, cause = replace(correction, charge=charge), replace(cause, charge=charge)
-        state.put_waiting(meter_slot, None)
+        state.tails.put_waiting(state.meters, meter_slot, None)
         out.count("hold-accepted")
     else:
-        state.put_waiting(meter_slot, None)
+        state.tails.put_waiting(state.meters, meter_slot, None)
         out.count("hold-rejected")
     if not state.accounts["house"][slot]:
         out.alarm(slot, kind, reason, cause, evidence=evidence)

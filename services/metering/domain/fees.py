@@ -138,7 +138,7 @@ def _post(out: Outbox, slots: Array, positions: Array, postings: Sequence[Postin
     accounts["fees_until_ms"] = state.now_ms
     accounts["fees_due_ms"] = [posting.next_ms for posting in postings]
     post_to(out, accounts, slots, charges)
-    state.divide(slots[lines["charge"]], lines)
+    state.components.divide(slots[lines["charge"]], lines, state.accounts)
     judge(out, slots, lambda i: Cause(charge=charges[i], position=int(positions[i])))
 
 

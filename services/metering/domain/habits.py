@@ -14,7 +14,8 @@ from services.metering.domain.causes import Evidence
 from services.metering.domain.charging import Intervals
 from services.metering.domain.facts import Array
 from services.metering.domain.rows import FLAGS, HOURS, TAIL_HABITS, TAIL_STAND
-from services.metering.domain.shard import Habits, ShardState, Stand
+from services.metering.domain.shard import ShardState
+from services.metering.domain.tails import Habits, Stand
 from services.metering.domain.validation import NOISE_MILLI
 
 SPAN_MS_MIN, SPAN_MS_MAX = 900_000, 7_200_000
@@ -47,7 +48,7 @@ class Told(NamedTuple):
 
 def concerned(state: ShardState, intervals: Intervals) -> Array:
     """Return the indexes of the meters whose policy asks for habits or stands, or did."""
-    if not (state.policies.ask_habits or state.have_habits):
+    if not (state.policies.ask_habits or state.tails.have_habits):
         return np.zeros(0, np.int64)
     has_tail = intervals.meters["tails"] & (TAIL_HABITS | TAIL_STAND) != 0
     asks = _asks(state, intervals, "unusual_factor") | _asks(state, intervals, "idle_days")
@@ -85,7 +86,7 @@ def _tell(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told
     """Add to `told` what the i-th reading says."""
     reading = intervals.readings[i]
     time_ms, register_milli = int(reading["device_time_ms"]), int(reading["register_milli"])
-    before = state.habits_of(int(intervals.meter_slots[i]))
+    before = state.tails.habits_of(int(intervals.meter_slots[i]))
     told.kept[i] = intervals.meters["flags"][i] & UNUSUAL
     if before is None:
         told.habits[i] = Habits(time_ms, register_milli, (0,) * HOURS, (0,) * HOURS)
@@ -115,7 +116,7 @@ def _tell(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told
 
 def _tell_stand(state: ShardState, intervals: Intervals, i: int, kind: int, told: Told) -> None:
     """Add to `told` whether the register stands at the i-th reading, and for too long."""
-    reading, stand = intervals.readings[i], state.stand_of(int(intervals.meter_slots[i]))
+    reading, stand = intervals.readings[i], state.tails.stand_of(int(intervals.meter_slots[i]))
     time_ms, register_milli = int(reading["device_time_ms"]), int(reading["register_milli"])
     bits = (int(intervals.meters["relay_bits"][i]), int(reading["relay_bits"]))
     are_closed = all(each & RELAY_REPORTED and each & RELAY_PHASES for each in bits)

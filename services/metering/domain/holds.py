@@ -16,7 +16,8 @@ from services.metering.domain.judging import judge
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.resplit import leave_windows
 from services.metering.domain.rows import FLAGS, HOLDS, READ_AGAIN, TAIL_WAITING, Fact
-from services.metering.domain.shard import SILENCE_MS, Held, ShardState
+from services.metering.domain.shard import SILENCE_MS, ShardState
+from services.metering.domain.tails import Held
 from services.metering.domain.validation import (
     BITS,
     CODES,
@@ -38,13 +39,14 @@ def hold(
     out: Outbox, intervals: Intervals, outcomes: Array, cause_of: Callable[[int], Cause]
 ) -> None:
     """Hold the meters of readings whose outcome says so, with an alarm where that is new."""
-    for i in np.flatnonzero(are_newly_held(out.state, intervals, outcomes)).tolist():
+    state = out.state
+    for i in np.flatnonzero(are_newly_held(state, intervals, outcomes)).tolist():
         slot, meter_slot = int(intervals.account_slots[i]), int(intervals.meter_slots[i])
         outcome, reading = OUTCOMES[outcomes[i]], intervals.readings[i]
         if outcome in HOLDS:
-            out.state.put_hold(meter_slot, HOLDS.index(outcome), _held(reading))
+            state.tails.put_hold(state.meters, meter_slot, HOLDS.index(outcome), _held(reading))
         else:
-            out.state.meters["flags"][meter_slot] |= BITS[outcomes[i]]
+            state.meters["flags"][meter_slot] |= BITS[outcomes[i]]
         kind, reason = "reading-held", outcome
         if outcome == "meter-held":
             kind, reason = "meter-flagged", FLAG_OF[outcome]
@@ -74,7 +76,7 @@ def _read_again(state: ShardState, intervals: Intervals, outcomes: Array) -> Arr
         some = intervals.take(which)
         free = replace(some, meters=some.meters.copy())
         free.meters["hold"] = 0
-        held_ms = [state.held_of(each).time_ms for each in some.meter_slots.tolist()]
+        held_ms = [state.tails.held_of(each).time_ms for each in some.meter_slots.tolist()]
         found[which] = ~FOREIGN[outcomes_of(free)] & (some.readings["device_time_ms"] > held_ms)
     return found
 
@@ -151,7 +153,7 @@ def resolve(out: Outbox, slot: int, meter_slot: int, fact: Fact) -> bool:
     cause = Cause(meter=fact, reading=reading)
     kind, reason, bill = "hold-resolved", resolution, None
     if resolution == "reject":
-        state.put_hold(meter_slot, 0)
+        state.tails.put_hold(state.meters, meter_slot, 0)
         out.count("hold-rejected")
     elif reading["register_milli"] < meter["register_milli"] or state.accounts["frozen"][slot]:
         kind, reason = "resolution-refused", HOLDS[meter["hold"]]
@@ -186,7 +188,7 @@ def _charge_held(out: Outbox, slot: int, meter_slot: int, reading: Any) -> Bill 
         return None
     meters["hold"] = 0
     advance(out, interval, bill.charges)
-    state.put_hold(meter_slot, 0)
+    state.tails.put_hold(state.meters, meter_slot, 0)
     leave_windows(state, interval, bill)
     return bill
 
@@ -202,7 +204,7 @@ def _held(reading: Any) -> Held:
 
 def _held_reading(state: ShardState, meter_slot: int) -> Any:
     """Return the reading that a meter is held for, as a person has judged it (dtype READING)."""
-    reading = reading_of(state.held_of(meter_slot))
+    reading = reading_of(state.tails.held_of(meter_slot))
     reading["relay_bits"] = state.meters["relay_bits"][meter_slot]
     return reading
 

@@ -1,4 +1,7 @@
-"""Keys by number: a table of a fifth of a dict's memory that looks up whole columns."""
+"""Keys by number: a table of a fifth of a dict's memory that looks up whole columns.
+
+And by them where something stands, now here, now there.
+"""
 
 import numpy as np
 
@@ -6,6 +9,8 @@ from services.metering.domain.facts import Array, grown
 
 SPREAD = 0x9E37_79B9_7F4A_7C15
 """2^64 over the golden ratio: the product's highest bits scatter keys however they lie (Knuth)."""
+NO_SLOT = -1
+"""Where nothing stands."""
 _WORD = (1 << 64) - 1
 _CELLS_MIN = 16
 _FREE = -1
@@ -100,3 +105,39 @@ class Keys:
     def _are_others(self, numbers: Array, keys: Array) -> Array:
         """Say which cells, that hold `numbers`, are taken by other keys than these."""
         return (numbers != _FREE) & (self._keys.take(numbers, mode="clip") != keys)
+
+
+class Standing:
+    """Slots by key: where each stands that comes and goes."""
+
+    def __init__(self) -> None:
+        self._keys = Keys()
+        self._slots = np.zeros(16, np.int32)
+
+    @classmethod
+    def of_all(cls, keys: Array, slots: Array) -> "Standing":
+        """Return where keys (int64) stand; of a key that comes twice the last one stands."""
+        standing = cls()
+        standing._keys.extend(np.unique(keys))
+        standing._slots = grown(standing._slots, len(keys))
+        standing._slots[standing._keys.numbers(keys)] = slots
+        return standing
+
+    def count(self) -> int:
+        """Return how many stand somewhere."""
+        return int(np.count_nonzero(self._slots[: len(self._keys)] != NO_SLOT))
+
+    def find(self, keys: Array) -> Array:
+        """Return the slot of each key, NO_SLOT where it stands nowhere."""
+        numbers = self._keys.numbers(keys)
+        slots = self._slots.take(numbers, mode="clip").astype(np.int64)
+        slots[numbers < 0] = NO_SLOT
+        return slots
+
+    def put(self, key: int, slot: int) -> None:
+        """Let a key stand at a slot; NO_SLOT: nowhere."""
+        number = self._keys.number(key)
+        if number < 0:
+            number = self._keys.add(key)
+            self._slots = grown(self._slots, number + 1)
+        self._slots[number] = slot

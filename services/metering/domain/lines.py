@@ -257,7 +257,7 @@ def _climbs(
         state.meter_links["accumulation"][spans.meter_slots],
         state.account_links["accumulation"][spans.account_slots],
     )
-    found = state.accumulations.take(slots)
+    found = state.accumulations.entries.take(slots)
     is_plain = slots >= 0
     for name in ("base_milli", "total_milli"):
         is_plain &= np.abs(found[name]) < PLAIN_MAX
@@ -314,7 +314,8 @@ def _climb(state: ShardState, lines: Array, climbs: _Climbs) -> tuple[tuple[Arra
     if not len(where):
         return (climbs.slots[:0], climbs.slots[:0]), found[count:]
     energies, stood = lines["energy_milli"][where], found.take(at)
-    slots = np.append(climbs.slots, len(state.accumulations) + np.arange(len(found) - count))
+    behind = len(state.accumulations.entries)
+    slots = np.append(climbs.slots, behind + np.arange(len(found) - count))
     before = stood["base_milli"] + stood["total_milli"]
     before += Groups(slots[at]).sums_before(energies)
     after = before + energies

@@ -16,6 +16,7 @@ from services.metering.domain.facts import Array
 from services.metering.domain.messages import Absorbed, Output, Row
 from services.metering.domain.rows import NEVER_MS, NOT_DUE_MS, Fact
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import account_rows
 
 _BALANCE_COLUMNS = (
     *("credited_nano", "charged_nano", "held_nano"),
@@ -211,7 +212,7 @@ class Outbox:
         """Answer a hold, or an ask, with what is known now; with the row at the record's end."""
         account, identity = self.state.accounts[slot], self._identity(slot, Cause())
         heard = bool(account["last_received_at_ms"] >= 0)
-        divided_nano = self.state.divided_nano(slot)
+        divided_nano = self.state.components.of(slot, int(account["charged_nano"]))
         record = {
             "account_id": identity["account_id"],
             "account_revision": int(account["revision"]),
@@ -245,7 +246,7 @@ class Outbox:
         """Return which meters of an account have a closing register that waits for a person."""
         found = []
         for meter_slot in self.state.meters_of(slot):
-            if waiting := self.state.waiting_of(meter_slot):
+            if waiting := self.state.tails.waiting_of(meter_slot):
                 fact = self.state.meter_fact(int(self.state.meters["key"][meter_slot]))
                 reading_id = str(UUID(bytes=waiting.held.reading_id))
                 found.append({"meter_id": fact["meter_id"], "reading_id": reading_id})
@@ -273,11 +274,11 @@ class Outbox:
         touched = _distinct(self._touched)
         self.state.accounts["offset"][touched] = self.offset
         for slot, echo in self._echoes:
-            echo["row"] = self.state.account_rows(np.array([slot]))[0].value
+            echo["row"] = account_rows(self.state, np.array([slot]))[0].value
         return Absorbed(
             tuple(outputs),
             tuple(self.fact_rows),
-            self.state.account_rows(touched),
+            account_rows(self.state, touched),
             self.state.header_row(),
             self.counts,
         )

@@ -48,7 +48,7 @@ REACH = 16
 def absorb_readings(out: Outbox, readings: Entries, *, among: Array | None = None) -> None:
     """Absorb a frame's readings (dtype READING) in their order; only those `among` them."""
     state = out.state
-    meter_slots = state.find_meters(readings["meter_key"])
+    meter_slots = state.standing.find(readings["meter_key"])
     known = meter_slots >= 0
     out.count("unknown-meter", len(readings) - int(np.count_nonzero(known)))
     account_slots = state.accounts_of(meter_slots)
@@ -227,9 +227,9 @@ def charge(out: Outbox, intervals: Intervals, positions: Array, bill: Bill, kind
     intervals.meters["relay"] = relays_seen(intervals)
     advance(out, intervals, charges)
     for i, habits in told.habits.items():
-        state.put_habits(int(intervals.meter_slots[i]), habits)
+        state.tails.put_habits(state.meters, int(intervals.meter_slots[i]), habits)
     for i, since in told.stands.items():
-        state.put_stand(int(intervals.meter_slots[i]), since)
+        state.tails.put_stand(state.meters, int(intervals.meter_slots[i]), since)
     intervals.accounts["last_received_at_ms"] = intervals.readings["received_at_ms"]
     if bill.several:
         ends = Groups(intervals.account_slots).ends()

@@ -95,7 +95,7 @@ def resplit(out: Outbox, interval: Intervals, position: int) -> None:
     out.charge(np.array([position]), charges, names, table)
     state.meters["sequence"][meter_slot] += 1
     post(out, interval, charges)
-    state.divide(np.full(len(table), slot), table)
+    state.components.divide(np.full(len(table), slot), table, state.accounts)
     state.put_ladder(slot, ladder)
     _replace(state, meter_slot, window, halves)
     cause = Cause(meter=meter, charge=charges[0], position=position)

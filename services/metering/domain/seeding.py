@@ -27,6 +27,7 @@ from services.metering.domain.rows import (
     meter_entity,
 )
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import account_rows, shard_of_rows
 
 Versions = Mapping[str, Sequence[Fact]]
 """Entity → versions of its fact that the book knows."""
@@ -109,11 +110,11 @@ def seeded(
     accounts, meters = state.accounts["offset"], state.meters["entered_offset"]
     np.minimum(accounts, header, out=accounts)
     np.minimum(meters, header, out=meters)
-    rows = [*state.account_rows(slots)]
+    rows = [*account_rows(state, slots)]
     rows += [Row(account_row_key(key), posted.row) for key, posted in fresh.items()]
     facts = [fact_row(entity, ((header, fact),)) for entity, fact in known.items()]
     end = header_row(header, now_ms)
-    ShardState.from_rows(seeds.shard, [*facts, *rows, end])  # a worker must be able to stand on it
+    shard_of_rows(seeds.shard, [*facts, *rows, end])  # a worker must be able to stand on it
     return facts, rows, end
 
 
@@ -151,7 +152,7 @@ def _of_old(
     ]
     rows = [Row(account_row_key(each.account_key), each.row) for each in old]
     own = [fact_row(account_entity(each.account_key), ((header, each.fact),)) for each in old]
-    return ShardState.from_rows(shard, [*shared, *own, *rows, header_row(header, now_ms)])
+    return shard_of_rows(shard, [*shared, *own, *rows, header_row(header, now_ms)])
 
 
 def _check_uncharged(facts: Iterable[Fact], posted: set[int]) -> None:

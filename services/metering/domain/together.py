@@ -36,6 +36,7 @@ from services.metering.domain.outbox import Outbox, set_names
 from services.metering.domain.readings import absorb_readings, charge
 from services.metering.domain.rows import header_row
 from services.metering.domain.shard import ShardState
+from services.metering.domain.shard_rows import account_rows
 from services.metering.domain.validation import CHARGED, are_gaps, flags_of, outcomes_of
 
 TOGETHER_READINGS_MAX = 2_000
@@ -87,7 +88,7 @@ def _runs(state: ShardState, records: Sequence[LogRecord]) -> Iterator[_Run]:
     """Yield frames that go together, in their order; those that cannot, alone."""
     keys = [_rows(record)["meter_key"] for record in records]
     counts = list(map(len, keys))
-    meter_slots = state.find_meters(np.concatenate(keys))
+    meter_slots = state.standing.find(np.concatenate(keys))
     slots = state.accounts_of(meter_slots)
     first = begin = end = 0
     for number, count in enumerate(counts):
@@ -177,7 +178,7 @@ class _Gathered(Outbox):
         self._set_published(slots[published], self.now_ms[published])
         offsets = np.array([record.offset for record in self._run.records])
         state.accounts["offset"][slots] = offsets[calm.owners]
-        rows = state.account_rows(slots)
+        rows = account_rows(state, slots)
         edges = np.searchsorted(calm.owners, np.arange(len(self._run.records) + 1)).tolist()
         found = []
         for number, (rest, frame) in enumerate(
