@@ -253,6 +253,7 @@ async def test_an_export_waits_until_all_of_its_time_is_read(books: Books) -> No
             await books.write("M1")
     books.commits.as_of_ms = TO_MS + 1
     assert (await books.write("M1")).as_of_ms == TO_MS + 1
+    assert await refused(books.write("M1", to_ms=253_402_300_800_000)) is Reason.INVALID_ARGUMENT
 
 
 async def test_more_than_a_message_takes_is_refused_before_it_is_all_read(

@@ -23,6 +23,8 @@ from wattvend.reporting.v1 import exports_pb2_grpc
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExportService"].full_name
 AT_ONCE_MAX = 2
 """Chunks that are gathered at once, the others wait: each has a reader's connection for long."""
+CLOCKS_APART_MS_MAX = 300_000
+"""What the clock of who asks may be ahead of ours: only what is over is exported."""
 CHUNK_BYTES_MAX = 3 << 20
 """Of a chunk, compressed: it travels in one message, of which clients take 4 MiB."""
 
@@ -70,6 +72,9 @@ class ExportServicer(exports_pb2_grpc.ExportServiceServicer):
         if not 0 <= request.from_ms < request.to_ms:
             text = "from_ms must lie before to_ms (ms UTC)"
             raise InvalidInput(Reason.INVALID_ARGUMENT, text, field="from_ms")
+        if request.to_ms > self._clock.now_ms() + CLOCKS_APART_MS_MAX:
+            text = "to_ms lies in the future: export what is past"
+            raise InvalidInput(Reason.INVALID_ARGUMENT, text, field="to_ms")
         standing = await self._chunks.told(export_id, meter_id)
         if standing is None:
             as_of_ms = self._as_of_ms(request.to_ms)
