@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.kernel.errors import WattvendError
 from services.vending import audit, commands
 from services.vending.adapters import stores
 from services.vending.application import auditing
@@ -154,6 +155,15 @@ async def test_a_clock_that_was_wrong_for_a_while_hides_nothing_from_an_auditor(
             found = [entry async for entry in trail(world.store, world.tables, wanted, FROM_START)]
             assert found == expected
             assert len(found) >= 2
+
+
+@pytest.mark.parametrize("sought", [Sought(), Sought(stream="account-A1")])
+def test_a_page_behind_a_position_that_is_none_is_refused_by_every_store_alike(
+    sought: Sought,
+) -> None:
+    """A KurrentDB was said to have been restored to an earlier point."""
+    with pytest.raises(WattvendError, match="no event stands at position 1000000000"):
+        found(sought, 1_000_000_000)
 
 
 async def test_a_trail_through_a_book_that_is_sold_on_comes_to_its_end() -> None:

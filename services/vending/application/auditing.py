@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from services.common.kernel.errors import WattvendError
 from services.common.kernel.values import value_class
 from services.vending.application.relay import SCAN_EVENTS_MAX
 from services.vending.application.stored import event_of
@@ -78,7 +79,12 @@ def entry_of(stored: StoredEvent) -> Entry:
 async def trail(
     store: EventStore, tables: Tables, sought: Sought, after: int
 ) -> AsyncIterator[Entry]:
-    """Yield the entries above a position that are sought, in the order of the book, up to now."""
+    """Yield the entries above a position that are sought, in the order of the book, up to now.
+
+    Raises WattvendError where nothing stands at that position: stores differ in what they say then.
+    """
+    if after > FROM_START and await store.event_at(after) is None:
+        raise WattvendError(f"no event stands at position {after}: give one that the trail has")
     async for stored in _candidates(store, tables, sought, after):
         if sought.type in ("", stored.type) and sought.has(entry := entry_of(stored)):
             yield entry
