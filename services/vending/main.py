@@ -30,6 +30,7 @@ from services.vending.domain.tables import Checkpoint
 from services.vending.metrics import Metrics
 
 COMPLETE_INTERVAL_S = 1.0
+WRITER_INTERVAL_S = 1.0
 DRAIN_S = 3.0
 
 
@@ -81,6 +82,7 @@ class _Vending:
             )
             runtime.spawn(self._follow("echoes", settle), "echoes")
             runtime.spawn(self.statements.run(runtime.log), "usage")
+            runtime.spawn(self._look_who_writes(), "writer")
             runtime.spawn(self._complete(), "half-done")
             batches = self.office.batches
             runtime.spawn(batches.run(runtime.log, COMMANDS), "batches")
@@ -105,7 +107,7 @@ class _Vending:
             return str(mismatch)
         to_kafka = bus.KafkaPublisher(settings.kafka_bootstrap, f"{settings.instance}-relay")
         self.stack.push_async_callback(to_kafka.close)
-        publisher = bus.WhileWriting(to_kafka, lambda: self.book.refusing)
+        publisher = bus.WhileWriting(to_kafka, lambda: self.book.is_superseded)
         relay = Relay(
             self.store,
             self.tables,
@@ -157,6 +159,15 @@ class _Vending:
             log=self.runtime.log,
         )
 
+    async def _look_who_writes(self) -> None:
+        """Refuse commands, and tell no more, soon after another process came to write the store."""
+        while True:
+            with suppress(Retriable):  # one that is away is looked at again
+                await self.book.check_writer()
+            if self.book.refusing:
+                self.runtime.health.not_ready("book", self.book.refusing)
+            await asyncio.sleep(WRITER_INTERVAL_S)
+
     async def _complete(self) -> None:
         """Do what of assignments is half done, also after a failure of the store."""
         while True:
@@ -168,8 +179,6 @@ class _Vending:
                 self._measure_stuck()
             except (InvalidInput, Retriable) as failed:
                 self.runtime.log.warning("assignments stay half done", why=str(failed))
-            if self.book.refusing:  # another process has come to write the store
-                self.runtime.health.not_ready("book", self.book.refusing)
             await asyncio.sleep(COMPLETE_INTERVAL_S)
 
     def _measure_stuck(self) -> None:

@@ -165,6 +165,14 @@ class EventStoreContract:
         last = await store.append(B, NO_EVENTS, [new()])
         assert (await store.head(), store.count()) == (last.position, 3)
 
+    async def test_its_writer_may_look_at_any_time_whether_it_still_is(
+        self, store: EventStore
+    ) -> None:
+        await store.check_writer()
+        appends = [write(store, StreamId(f"account-{n}"), [1, 1]) for n in range(3)]
+        await asyncio.gather(store.check_writer(), *appends, store.check_writer())
+        assert store.count() == 6
+
     async def test_of_many_who_append_at_one_revision_exactly_one_succeeds(
         self, store: EventStore
     ) -> None:

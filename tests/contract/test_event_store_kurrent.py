@@ -408,6 +408,8 @@ async def test_who_opens_a_book_last_is_its_writer_and_waits_for_the_one_before(
         async with opened(url, tmp_path / "2.sqlite", "second") as (second, _):
             assert time.monotonic() - began >= CONFIRM_S + BOUNDS.settled_s
             with pytest.raises(NotTheWriter, match="second has become the writer"):
+                await first.check_writer()
+            with pytest.raises(NotTheWriter, match="second has become the writer"):
                 await first.append(A, 0, [new()])
             with pytest.raises(NameTaken):
                 await second.append(B, NO_EVENTS, [claiming("S1")])

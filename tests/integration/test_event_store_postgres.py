@@ -376,12 +376,33 @@ async def test_who_lost_the_lock_to_another_stores_nothing_until_that_one_leaves
         taking = asyncio.create_task(take_over())
         await held.wait()
         with pytest.raises(NotTheWriter, match=r"lost its connection: .* in use by test"):
+            await store.check_writer()
+        with pytest.raises(NotTheWriter, match=r"lost its connection: .* in use by test"):
             await store.append(B, NO_EVENTS, [new()])
         assert await store.read(B) == []
         release.set()
         await taking
         await store.append(A, 1, [new()])
         assert [event.revision for event in await store.read(A)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_who_looks_finds_a_lost_connection_and_holds_the_lock_again(
+    way: tuple[Cut, str], store: PostgresEventStore, address: str, is_silent: bool
+) -> None:
+    """What is appended meanwhile waits for the look, and is stored."""
+    await store.append(A, NO_EVENTS, [new()])
+    way[0].is_silent, way[0].cuts = is_silent, False
+    with pytest.raises(StoreUnavailable):
+        await store.check_writer()
+    looking = asyncio.create_task(store.check_writer())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(LOCK_WITHIN_S):
+        await asyncio.gather(looking, store.append(A, 0, [new()]))
+    with pytest.raises(DatabaseInUse):
+        async with opened(address):
+            pass
+    assert len(await store.read(A)) == 2
 
 
 async def test_a_server_that_was_away_is_used_again_and_its_absence_is_said(

@@ -152,11 +152,6 @@ async def test_of_two_machines_the_one_that_started_first_stores_nothing_more_an
     async with stub_of(vending) as stub:
         await site_with_account(stub, vending)
         await asyncio.to_thread(second.start, "vending-1")
-        code, _, message = await refusal(call(stub.Sell, sale(vending)))
-    assert code is grpc.StatusCode.UNAVAILABLE
-    assert "vending-1 has become the writer" in message
-    async with stub_of(second) as stub:
-        await call(stub.Sell, sale(vending))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="wattvend.vending.v1.VendingService")
@@ -165,7 +160,13 @@ async def test_of_two_machines_the_one_that_started_first_stores_nothing_more_an
             answer = await health.Check(request)
             return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
-        assert await eventually(not_serving)
+        assert await eventually(not_serving), "also where nobody asks anything of it"
+    async with stub_of(second) as stub:
+        await call(stub.Sell, sale(vending))
+    async with stub_of(vending) as stub:
+        code, _, message = await refusal(call(stub.Sell, sale(vending)))
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "vending-1 has become the writer" in message
     ledger = await all_published(vending, events=7)
     told = [value["position"] for _, _, value in ledger]
     assert told.count(max(told)) == 1, "the first, which has heard of the second, tells no more"

@@ -39,6 +39,7 @@ from services.vending.domain.event_store import (
     NewEvent,
     NotTheWriter,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
 )
 from services.vending.domain.events import EVENTS
@@ -55,7 +56,10 @@ def asking(number: int) -> Request:
 
 
 class Restless(MemoryEventStore):
-    """A memory store whose next appends fail as told: "lost", "not stored", "another writes"."""
+    """A memory store whose next appends, and looks at who writes, fail as told.
+
+    "lost", "not stored", "another writes", "went back".
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,12 +72,20 @@ class Restless(MemoryEventStore):
         mishap = self.mishaps.pop(0) if self.mishaps else ""
         if mishap == "not stored":
             raise StoreUnavailable("no answer")
-        if mishap == "another writes":
-            raise NotTheWriter("vending-1 has become the writer")
+        self._lose(mishap)
         appended = await super().append(stream, expected, events)
         if mishap == "lost":
             raise StoreUnavailable("no answer")
         return appended
+
+    async def check_writer(self) -> None:
+        self._lose(self.mishaps.pop(0) if self.mishaps else "")
+
+    def _lose(self, mishap: str) -> None:
+        if mishap == "another writes":
+            raise NotTheWriter("vending-1 has become the writer")
+        if mishap == "went back":
+            raise StoreWentBack("the event store was restored to an earlier point")
 
 
 @pytest.fixture
@@ -172,6 +184,39 @@ async def test_a_book_that_another_process_writes_refuses_all_commands_and_answe
         await tell(book, HoldCuts(asking(3), "S1", "test"))
     assert await book.state_of(Site, "S1") is not None
     assert len(await store.read_all(FROM_START, 10)) == 1
+
+
+async def test_a_book_whose_store_went_back_says_so_to_all_and_what_to_do(
+    book: Book, store: Restless
+) -> None:
+    """It is no failure of the service, and no repeat helps before a start has compared both."""
+    await tell(book, register())
+    store.mishaps = ["went back"] * 2
+    for number in (2, 3):
+        with pytest.raises(Retriable, match=r"restored to an earlier point.*start vending anew"):
+            await tell(book, HoldCuts(asking(number), "S1", "test"))
+    assert store.mishaps == []
+    assert not book.is_superseded, "what was stored is still told: ledger brings it back"
+    assert len(await store.read_all(FROM_START, 10)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mishap", "match", "superseded"),
+    [("another writes", "vending-1", True), ("went back", "start vending anew", False)],
+)
+async def test_a_book_that_is_not_its_own_any_more_is_known_before_a_command_fails(
+    book: Book, store: Restless, mishap: str, match: str, superseded: bool
+) -> None:
+    await tell(book, register())
+    await book.check_writer()
+    assert (book.refusing, book.is_superseded) == ("", False)
+    store.mishaps = [mishap]
+    with pytest.raises(Retriable, match=match):
+        await book.check_writer()
+    appends = store.appends
+    with pytest.raises(Retriable, match=match):
+        await tell(book, HoldCuts(asking(2), "S1", "test"))
+    assert (store.appends, book.is_superseded) == (appends, superseded)
 
 
 async def test_a_store_that_stays_away_is_reported_as_such(book: Book, store: Restless) -> None:

@@ -131,6 +131,10 @@ class IndexedEventStore:
         self._release(mine)
         return appended
 
+    async def check_writer(self) -> None:
+        """Return where this process writes the store. Raises NotTheWriter; StoreUnavailable."""
+        await self._may_write()
+
     async def _stored(self, mine: _Held, expected: int, events: Sequence[NewEvent]) -> Appended:
         """Append, and take into the index what is stored now, also by an append before this."""
         try:

@@ -44,6 +44,9 @@ class MemoryEventStore:
         self._following.wake()
         return Appended(len(self._all), expected + len(events))
 
+    async def check_writer(self) -> None:
+        """Return: nobody else has it."""
+
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
         """Return the stream's events above a revision."""
         return self._streams[stream][after + 1 :]

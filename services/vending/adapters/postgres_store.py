@@ -39,6 +39,8 @@ from services.vending.domain.event_store import (
 
 APPENDS_PER_COMMIT_MAX = 512
 APPENDS_WAITING_MAX = 20_000
+CHECK_TIMEOUT_S = 5.0
+"""A connection that was cut in silence is given up, and the lock taken again, after so long."""
 POLL_S = 1.0
 """Whoever follows is woken by each append; so is found a commit that only seemed to have failed."""
 
@@ -131,17 +133,37 @@ class PostgresEventStore:
             self._running = asyncio.create_task(self._work(), name="postgres-writer")
         return append.done
 
+    async def check_writer(self) -> None:
+        """Hold the lock still, or take it again, as an append does."""
+        if self._running is None:  # else what is appended meets whatever there is
+            checking = asyncio.create_task(self._check(), name="postgres-check")
+            self._running = asyncio.create_task(self._work(checking), name="postgres-writer")
+            await checking
+
     async def drained(self) -> None:
         """Wait for what was begun."""
         while self._running is not None:
             await asyncio.wait([self._running])
 
-    async def _work(self) -> None:
+    async def _work(self, checking: asyncio.Task[None] | None = None) -> None:
+        """Commit what waits, when the connection is not needed for a look any more."""
         try:
+            if checking is not None:
+                await asyncio.wait([checking])
             while self._waiting:
                 await self._commit(self._group())
         finally:
             self._running = None
+
+    async def _check(self) -> None:
+        try:
+            connection = await self._writer()
+            await connection.execute("SELECT 1", timeout=CHECK_TIMEOUT_S)
+        except _OF_THE_STORE as failed:
+            self._database.let_go()
+            if isinstance(failed, WattvendError):
+                raise
+            raise self._database.explained(failed) from failed
 
     def _group(self) -> list[_Append]:
         """Take what goes into one commit, in the order in which it came.

@@ -83,6 +83,9 @@ class SqliteEventStore:
         self._following.stored(stored)
         return Appended(stored[-1].position, stored[-1].revision)
 
+    async def check_writer(self) -> None:
+        """Return: the lock on the file is held until the process ends."""
+
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
         """Return the stream's events above a revision."""
         rows = await self._file.read(lambda c: c.execute(_READ, (stream, after)).fetchall())

@@ -7,7 +7,8 @@ remembers its requests, tells whether it happened.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -36,6 +37,7 @@ from services.vending.domain.event_store import (
     NewEvent,
     NotTheWriter,
     StoreUnavailable,
+    StoreWentBack,
     StreamId,
     WrongRevision,
 )
@@ -55,6 +57,10 @@ FOLDED_IN_A_ROW = 32
 """Events of a long stream between two turns of the loop: a ms, or 16 where each has 256 meters."""
 REFUSALS = (SaleRefused, EmergencyRefused, CorrectionRefused, RefundRefused, TransferReturned)
 """Events that say why something did not come about."""
+WENT_BACK = (
+    "commands are refused, so that nothing is sold twice or lost; start vending anew, which "
+    "compares the event store with ledger and says what to do"
+)
 
 S = TypeVar("S", bound=State)
 E = TypeVar("E", bound=Event)
@@ -134,6 +140,7 @@ class Book:
         self._idle = asyncio.Event()
         self._decided: OrderedDict[UUID, Decided] = OrderedDict()
         self.refusing = ""
+        self.is_superseded = False
         self.failing = Failing()
 
     async def submit(
@@ -155,6 +162,28 @@ class Book:
             self._idle.clear()
             self._next(stream)
         return await done
+
+    async def check_writer(self) -> None:
+        """Learn without a command that the store is another's by now, or went back.
+
+        Raises Retriable where commands are refused, or the store cannot say.
+        """
+        if self.refusing:  # whoever writes it now may be starting anew: its lock is left alone
+            raise Retriable(self.refusing)
+        with self._giving_up():
+            await self._store.check_writer()
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Refuse all commands from now on where the store will take nothing of ours any more."""
+        try:
+            yield
+        except NotTheWriter as lost:
+            self.refusing, self.is_superseded = str(lost), True
+            raise
+        except StoreWentBack as lost:
+            self.refusing = f"{lost}: {WENT_BACK}"
+            raise Retriable(self.refusing) from lost
 
     async def state_of(self, kind: type[S], entity_id: str) -> S | None:
         """Return an entity's newest durable state; None where it does not exist."""
@@ -290,16 +319,14 @@ class Book:
             points.point("decided")
             try:
                 if plan.events:
-                    await self._store.append(stream, folded.revision, plan.events)
+                    with self._giving_up():
+                        await self._store.append(stream, folded.revision, plan.events)
             except (WrongRevision, StoreUnavailable) as unknown:
                 # Perhaps it is stored: the state will know the requests.
                 self._appends("retried").inc()
                 self._cache.pop(stream, None)
                 failed = unknown
                 continue
-            except NotTheWriter as lost:
-                self.refusing = str(lost)
-                raise
             except (EventExists, NameTaken) as taken:
                 self._appends("refused").inc()
                 self._cache.pop(stream, None)

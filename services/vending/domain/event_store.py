@@ -110,6 +110,13 @@ class EventStore(Protocol):
         """
         ...
 
+    async def check_writer(self) -> None:
+        """Return where an append of this process could be stored now.
+
+        Raises as an append: NotTheWriter; StoreWentBack; StoreUnavailable.
+        """
+        ...
+
     async def read(self, stream: StreamId, after: int = NO_EVENTS) -> list[StoredEvent]:
         """Return the events of `stream` above revision `after`, in order."""
         ...
