@@ -244,6 +244,20 @@ async def test_a_store_behind_its_checkpoint_is_not_used(world: World) -> None:
         await beginning(world.store, world.tables, Checkpoint(2, told.root), book_epoch=1)
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_store_that_ends_before_its_book_epoch_was_raised_is_not_used(
+    world: World, is_known: bool
+) -> None:
+    """Its last events are gone, and ledger says so only of the present book epoch."""
+    head = await world.store.head()
+    await world.tables.raise_book_epoch(2, head)
+    last = Checkpoint(1, Root(head, head, bytes(32))) if is_known else None
+    assert await beginning(world.store, world.tables, last, book_epoch=2) == START
+    await world.tables.raise_book_epoch(3, head + 1)
+    with pytest.raises(BookMismatch, match=f"raised behind position {head + 1}, which"):
+        await beginning(world.store, world.tables, last, book_epoch=3)
+
+
 async def test_a_store_that_has_not_what_ledger_has_is_not_used(world: World) -> None:
     """Also where no checkpoint speaks of it: it was told within the last interval."""
     *_, last = events = await world.store.read_all(0, 100)

@@ -86,6 +86,12 @@ async def beginning(
 
     Under a raised book epoch everything is published anew, from the start.
     """
+    raised_at = await tables.raised_at()
+    if raised_at != FROM_START and await store.event_at(raised_at) is None:
+        raise BookMismatch(
+            f"the book epoch was raised behind position {raised_at}, which this event store does "
+            f"not have any more: it lost its last events. {WHAT_TO_DO}"
+        )
     if checkpoint is None or checkpoint.book_epoch < book_epoch:
         return START
     if checkpoint.book_epoch > book_epoch:
