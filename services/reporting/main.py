@@ -24,8 +24,9 @@ from services.reporting.adapters.exports import store as exports_store
 from services.reporting.adapters.exports.api import ExportServicer
 from services.reporting.adapters.fleet import Fleet
 from services.reporting.adapters.fleet_api import FleetServicer
+from services.reporting.adapters.metrics import Metrics
 from services.reporting.adapters.preview_api import PreviewServicer
-from services.reporting.adapters.projector import Metrics, Projector, Source
+from services.reporting.adapters.projector import Projector, Source
 from services.reporting.adapters.rebuild import rebuild
 from services.reporting.config import ReportingSettings
 from wattvend.reporting.v1 import (
@@ -68,14 +69,14 @@ def source_of(settings: ReportingSettings) -> Source:
 async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitStack) -> None:
     """Start projecting and answering; return when what stood in the log is in the tables."""
     source = source_of(settings)
-    commits = Commits()
+    commits, metrics = Commits(), Metrics(runtime.metrics)
     runtime.health.not_ready("projection", "starting")
     projector = Projector(
         source,
         logger=runtime.log,
         clock=runtime.clock,
         health=runtime.health,
-        metrics=Metrics(runtime.metrics),
+        metrics=metrics,
         commits=commits,
         stopping=runtime.stopping,
     )
@@ -90,7 +91,7 @@ async def wire(settings: ReportingSettings, runtime: Runtime, stack: AsyncExitSt
     asked = queries.Queries(connections)
     servicer = ReportingServicer(asked, commits)
     fleet = FleetServicer(Fleet(asked), commits)
-    exports = await _exports(settings, runtime, stack, Fleet(asked), commits)
+    exports = await _exports(settings, runtime, stack, metrics, (Fleet(asked), commits))
     previews = PreviewServicer(asked, runtime.clock)
 
     def register(server: grpc.aio.Server) -> None:
@@ -110,10 +111,10 @@ async def _exports(
     settings: ReportingSettings,
     runtime: Runtime,
     stack: AsyncExitStack,
-    fleet: Fleet,
-    commits: Commits,
+    metrics: Metrics,
+    read: tuple[Fleet, Commits],
 ) -> ExportServicer:
-    """Start keeping exports; return who writes and reads them."""
+    """Start keeping exports; return who writes and reads them. `read`: of what, and how new."""
     dsn = settings.postgres_dsn.get_secret_value()
     schema, name = exports_store.schema_of(settings.postgres_schema), settings.instance
     connections = await stack.enter_async_context(
@@ -126,11 +127,11 @@ async def _exports(
         )
     )
     connected = partial(database.connected, dsn, schema, name=f"wattvend-reporting-keeper {name}")
-    keeper = exports_store.Keeper(connected, schema)
+    keeper = exports_store.Keeper(connected, schema, metrics)
     keep_days = settings.export_keep_days
     runtime.spawn(keeper.run(runtime.clock, keep_days, runtime.log), "exports")
-    chunks = exports_store.Chunks(connections)
-    return ExportServicer(fleet, chunks, commits, runtime.clock, keep_days)
+    chunks = exports_store.Chunks(connections, metrics)
+    return ExportServicer(*read, chunks, runtime.clock, keep_days)
 
 
 async def rebuild_and_tell(settings: RebuildSettings, *, accept_loss: bool) -> int:

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ import pytest
 from google.longrunning import operations_grpc_pb2
 from google.longrunning import operations_proto_pb2 as lro
 from google.protobuf.duration_pb2 import Duration
+from prometheus_client import CollectorRegistry
 
 from services.common.kernel import names
 from services.common.kernel.errors import InvalidInput, Retriable
@@ -41,9 +42,18 @@ from services.reporting.adapters.exports.api import ExportServicer
 from services.reporting.adapters.exports.store import DAY_MS, KEEPER, Chunks, Keeper, schema_of
 from services.reporting.adapters.fleet import Fleet
 from services.reporting.adapters.fleet_api import FleetServicer
+from services.reporting.adapters.metrics import Metrics
 from services.reporting.domain.rows import ChargeRow, MeterRow, Row
 from tests.integration.test_batches import OTHER
-from tests.integration.test_reporting import Start, connected, migrated, rebuild, schema, start
+from tests.integration.test_reporting import (
+    Reporting,
+    Start,
+    connected,
+    migrated,
+    rebuild,
+    schema,
+    start,
+)
 from tests.integration.test_reporting_fleet import blank, put
 from tests.integration.test_vending import (
     ENERGY,
@@ -58,7 +68,6 @@ from tests.integration.test_vending import (
 )
 from tests.unit.vending_world import FakeClock
 from tools.stack.background import BackgroundStack
-from tools.stack.ports import free_ports
 from wattvend.reporting.v1 import exports_pb2 as e
 from wattvend.reporting.v1 import fleet_pb2 as f
 from wattvend.vending.v1 import batches_pb2 as b
@@ -117,6 +126,14 @@ class Books:
     keeper: Keeper
     commits: Commits
     clock: FakeClock
+    registry: CollectorRegistry
+
+    def measured(self) -> tuple[float | None, float | None]:
+        """Return how many rows were exported, and how many bytes are kept."""
+        return (
+            self.registry.get_sample_value("wattvend_reporting_exported_rows_total"),
+            self.registry.get_sample_value("wattvend_reporting_exports_kept_bytes"),
+        )
 
     async def write(self, meter_id: str, export_id: str = "B1", **said: Any) -> e.ExportChunk:
         name = names.EXPORT_CHUNK.name(export_id, meter_id)
@@ -137,7 +154,8 @@ class Books:
 @pytest.fixture
 async def books(stack: BackgroundStack, schema: str) -> AsyncIterator[Books]:
     dsn, beside = stack.postgres_dsn, schema_of(schema)
-    commits, clock = Commits(), FakeClock()
+    commits, clock, registry = Commits(), FakeClock(), CollectorRegistry()
+    metrics = Metrics(registry)
     commits.as_of_ms = TO_MS
     async with (
         migrated(stack, schema) as connection,
@@ -146,9 +164,11 @@ async def books(stack: BackgroundStack, schema: str) -> AsyncIterator[Books]:
     ):
         await put(connection, [meter("M1"), meter("M2"), *charges("M1", READINGS)])
         fleet = Fleet(queries.Queries(readers))
-        exports = ExportServicer(fleet, Chunks(writers), commits, clock, KEEP_DAYS)
-        keeper = Keeper(partial(database.connected, dsn, beside, name="test"), beside)
-        yield Books(connection, FleetServicer(fleet, commits), exports, keeper, commits, clock)
+        exports = ExportServicer(fleet, commits, Chunks(writers, metrics), clock, KEEP_DAYS)
+        keeper = Keeper(partial(database.connected, dsn, beside, name="test"), beside, metrics)
+        yield Books(
+            connection, FleetServicer(fleet, commits), exports, keeper, commits, clock, registry
+        )
 
 
 async def refused(work: Any) -> Reason:
@@ -207,6 +227,12 @@ async def test_a_chunk_holds_each_charge_of_its_time_and_no_other(books: Books) 
     assert (told.chunks_count, told.rows_count) == (2, READINGS + 3)
     assert told.expires_at_ms == books.clock.at_ms + KEEP_DAYS * DAY_MS
     assert told.size_bytes > 5 * told.stored_bytes > 0
+    await books.write("M1")  # it stands: nothing is written
+    assert books.measured() == (READINGS + 3, told.stored_bytes)
+    await books.keeper.keep(0)  # as after a start
+    assert books.measured() == (READINGS + 3, told.stored_bytes)
+    assert await books.keeper.keep(books.clock.at_ms + 1) == 1
+    assert books.measured() == (READINGS + 3, 0)
 
 
 async def test_a_chunk_is_written_once_whatever_comes_later(books: Books) -> None:
@@ -305,7 +331,7 @@ async def test_a_role_that_may_make_no_schema_costs_exports_alone(
                     await connection.execute(f"SET ROLE {role}")
                     yield connection
 
-            keeper, tried = Keeper(poor, beside), asyncio.Event()
+            keeper, tried = Keeper(poor, beside, Metrics(CollectorRegistry())), asyncio.Event()
 
             class Log:
                 def warning(self, said: str, **why: str) -> None:
@@ -340,10 +366,47 @@ async def more_meters(stub: Any, world: Vending, count: int) -> None:
         await call(stub.RegisterMeter, request)
 
 
-async def submitted(world: Vending, stub: Any, channel: Any, drafted: b.Batch) -> b.BatchSummary:
-    """Submit a batch, have another person approve it, kill vending, and wait for its end."""
+def with_reporting(world: Vending, start: Start) -> Reporting:
+    """Start reporting, and vending anew, told of it."""
+    reporting = start()
+    assert world.service is not None
+    world.service.stop()
+    world.service = world.run("vending", {**world.settings, "REPORTING": reporting.address})
+    return reporting
+
+
+async def charged(
+    stub: Any, world: Vending, connection: asyncpg.Connection, counts: dict[str, int], from_ms: int
+) -> None:
+    """Let there be so many charges of each meter: M, M1 and so on."""
+    await site_with_account(stub, world)
+    await more_meters(stub, world, len(counts) - 1)
+
+    async def are_known() -> bool:
+        known = await connection.fetch("SELECT meter_id FROM meters")
+        return {row[0] for row in known} >= counts.keys()
+
+    await eventually(are_known)
+    for meter_id, count in counts.items():
+        await put(connection, charges(meter_id, count, from_ms))
+
+
+async def drafted_of(channel: Any, counts: dict[str, int], from_ms: int, to_ms: int) -> b.Batch:
+    targets = [b.BatchTarget(name=names.METER.name(meter_id)) for meter_id in counts]
+    create = b.CreateBatchRequest(
+        kind="export",
+        reason="tax office",
+        list=b.BatchTargets(targets=targets),
+        from_ms=from_ms,
+        to_ms=to_ms,
+    )
+    drafted: b.Batch = await call(batches_pb2_grpc.BatchServiceStub(channel).CreateBatch, create)
+    return drafted
+
+
+async def approved(stub: Any, channel: Any, drafted: b.Batch) -> str:
+    """Submit a batch, and have another person approve it; return the id of the request."""
     batches = batches_pb2_grpc.BatchServiceStub(channel)
-    operations = operations_grpc_pb2.OperationsStub(channel)
     submit, request_id = b.SubmitBatchRequest(name=drafted.name), str(uuid4())
     code, reason, message = await refusal(call(batches.SubmitBatch, submit, request_id))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "APPROVAL_REQUIRED")
@@ -352,9 +415,14 @@ async def submitted(world: Vending, stub: Any, channel: Any, drafted: b.Batch) -
         request_id=str(uuid4()), name=f"approvals/{approval}", reason="for the tax office"
     )
     await stub.Approve(approve, metadata=OTHER, timeout=10)
-    assert world.service is not None
-    world.service.kill9()
-    world.service.start()
+    return request_id
+
+
+async def ended(channel: Any, drafted: b.Batch, request_id: str) -> b.BatchSummary:
+    """Wait for the end of a batch."""
+    batches = batches_pb2_grpc.BatchServiceStub(channel)
+    operations = operations_grpc_pb2.OperationsStub(channel)
+    submit = b.SubmitBatchRequest(name=drafted.name)
     operation = await call(batches.SubmitBatch, submit, request_id)
     while not operation.done:
         wait = lro.WaitOperationRequest(name=operation.name, timeout=Duration(seconds=2))
@@ -367,19 +435,14 @@ async def submitted(world: Vending, stub: Any, channel: Any, drafted: b.Batch) -
 async def test_the_file_of_an_export_is_what_was_charged_and_what_the_book_tells_of(
     vending: Vending, start: Start, stack: BackgroundStack, schema: str, tmp_path: Path
 ) -> None:
-    (port,) = free_ports(1)
-    start(GRPC_PORT=str(port))
-    assert vending.service is not None
-    vending.service.stop()
-    reporting = f"127.0.0.1:{port}"
-    vending.service = vending.run("vending", {**vending.settings, "REPORTING": reporting})
+    reporting = with_reporting(vending, start)
     to_ms = int(time.time() * 1000) - 1
     from_ms = to_ms - DAY_MS
     counts = {vending.id("M3"): 5, vending.id("M"): 2_500, vending.id("M1"): 0, vending.id("M2"): 1}
     file = tmp_path / "january.csv"
 
     async def wattvend(*arguments: str) -> subprocess.CompletedProcess[str]:
-        at = ("--vending", f"127.0.0.1:{vending.port}", "--reporting", reporting)
+        at = ("--vending", f"127.0.0.1:{vending.port}", "--reporting", reporting.address)
         return await asyncio.to_thread(
             subprocess.run,
             [sys.executable, "-m", "tools.cli", *at, "--caller", "test", *arguments],
@@ -394,32 +457,19 @@ async def test_the_file_of_an_export_is_what_was_charged_and_what_the_book_tells
         stub_of(vending) as stub,
         grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel,
     ):
-        await site_with_account(stub, vending)
-        await more_meters(stub, vending, 3)
         async with connected(stack, schema) as connection:
-
-            async def are_known() -> bool:
-                known = await connection.fetch("SELECT meter_id FROM meters")
-                return {row[0] for row in known} >= counts.keys()
-
-            await eventually(are_known)
-            for meter_id, count in counts.items():
-                await put(connection, charges(meter_id, count, from_ms))
-        targets = [b.BatchTarget(name=names.METER.name(meter_id)) for meter_id in counts]
-        create = b.CreateBatchRequest(
-            kind="export",
-            reason="tax office",
-            list=b.BatchTargets(targets=targets),
-            from_ms=from_ms,
-            to_ms=to_ms,
-        )
+            await charged(stub, vending, connection, counts, from_ms)
         batches = batches_pb2_grpc.BatchServiceStub(channel)
-        drafted = await call(batches.CreateBatch, create)
+        drafted = await drafted_of(channel, counts, from_ms, to_ms)
         preview = await call(batches.PreviewBatch, b.PreviewBatchRequest(name=drafted.name))
         assert preview.rows_count == sum(counts.values()) - 2_500 + DAY_MS // MINUTE_MS
         early = await wattvend("batch", "download", show(drafted), "--out", str(file))
         assert (early.returncode, file.exists()) == (1, False)
-        summary = await submitted(vending, stub, channel, drafted)
+        request_id = await approved(stub, channel, drafted)
+        assert vending.service is not None
+        vending.service.kill9()
+        vending.service.start()
+        summary = await ended(channel, drafted, request_id)
         assert (summary.done_count, summary.rows_count) == (4, preview.rows_count)
     batch_id = show(drafted)
     done = await wattvend("batch", "download", batch_id, "--out", str(file))
@@ -445,6 +495,78 @@ async def test_the_file_of_an_export_is_what_was_charged_and_what_the_book_tells
             assert found.returncode == 1
             assert "was changed" in " ".join(found.stderr.split())
         assert file.read_bytes() == changed
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_an_export_ends_as_any_other_where_reporting_was_killed_amid_a_chunk(
+    vending: Vending, start: Start, stack: BackgroundStack, schema: str, is_stored: bool
+) -> None:
+    """Whether PostgreSQL stored what reporting had sent, or nothing of it, when it died."""
+    reporting = with_reporting(vending, start)
+    to_ms = int(time.time() * 1000) - 1
+    from_ms = to_ms - DAY_MS
+    counts = {vending.id("M"): 300, vending.id("M1"): 7, vending.id("M2"): 0}
+    table = f"{schema_of(schema)}.chunks"
+    async with (
+        stub_of(vending) as stub,
+        grpc.aio.insecure_channel(f"127.0.0.1:{vending.port}") as channel,
+        connected(stack, schema) as connection,
+    ):
+
+        async def chunks(drafted: b.Batch) -> dict[str, int]:
+            rows = await connection.fetch(
+                f"SELECT meter_id, written_at_ms FROM {table} WHERE export_id = $1",
+                show(drafted),
+            )
+            return dict(rows)
+
+        async def digests(drafted: b.Batch) -> list[tuple[str, int, bytes]]:
+            batches = batches_pb2_grpc.BatchServiceStub(channel)
+            said = await call(
+                batches.ListBatchResults, b.ListBatchResultsRequest(parent=drafted.name)
+            )
+            return [(each.target, each.rows_count, each.sha256) for each in said.results]
+
+        await charged(stub, vending, connection, counts, from_ms)
+        quiet = await drafted_of(channel, counts, from_ms, to_ms)
+        await ended(channel, quiet, await approved(stub, channel, quiet))
+        drafted = await drafted_of(channel, counts, from_ms, to_ms)
+        async with holding(stack, table) as waiting:
+            request_id = await approved(stub, channel, drafted)
+            writing = await eventually(waiting)
+            await asyncio.to_thread(reporting.process.kill9)
+            for pid in () if is_stored else writing:
+                await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        if is_stored:
+            await eventually(partial(chunks, drafted))
+        before = await chunks(drafted)
+        assert bool(before) == is_stored
+        await asyncio.to_thread(reporting.process.start)
+        summary = await ended(channel, drafted, request_id)
+        assert (summary.done_count, summary.rows_count) == (3, 307)
+        assert await digests(drafted) == await digests(quiet)
+        after = await chunks(drafted)
+        assert after.keys() == counts.keys()
+        assert before.items() <= after.items(), "what was stored stands"
+
+
+@asynccontextmanager
+async def holding(stack: BackgroundStack, table: str) -> AsyncIterator[Callable[[], Any]]:
+    """Let nobody write a table; give what returns the sessions that wait to do so."""
+    holder = await asyncpg.connect(stack.postgres_dsn)
+
+    async def waiting() -> list[int]:
+        rows = await holder.fetch(
+            "SELECT pid FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted", table
+        )
+        return [pid for (pid,) in rows]
+
+    try:
+        async with holder.transaction():
+            await holder.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+            yield waiting
+    finally:
+        await holder.close()
 
 
 def show(drafted: b.Batch) -> str:

@@ -34,7 +34,8 @@ from services.reporting.adapters import database, lists, log, queries
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Writer
 from services.reporting.adapters.exports.store import schema_of
-from services.reporting.adapters.projector import WRITER, Metrics, Projector, Source
+from services.reporting.adapters.metrics import Metrics
+from services.reporting.adapters.projector import WRITER, Projector, Source
 from services.reporting.adapters.rebuild import REBUILD
 from services.reporting.domain.explain import credits_of
 from services.reporting.domain.rows import TABLES, ChargeRow, Json, LedgerRow, Row, Table, newest
@@ -105,10 +106,10 @@ class Reporting:
     def __init__(self, process: RunningService, http_port: int, grpc_port: int) -> None:
         self.process = process
         self.http_port = http_port
-        self._grpc_port = grpc_port
+        self.address = f"127.0.0.1:{grpc_port}"
 
     async def ask(self, method: str, request: Any, of: Any = None) -> Any:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{self._grpc_port}") as channel:
+        async with grpc.aio.insecure_channel(self.address) as channel:
             stub = (of or reporting_pb2_grpc.ReportingServiceStub)(channel)
             return await getattr(stub, method)(request, metadata=CALLER, timeout=DEADLINE_S)
 

@@ -28,7 +28,7 @@ METRICS = {
     "control": "services.control.adapters.metrics",
     "ingest": "services.ingest.adapters.metrics",
     "metering": "services.metering.adapters.metrics",
-    "reporting": "services.reporting.adapters.projector",
+    "reporting": "services.reporting.adapters.metrics",
     "vending": "services.vending.metrics",
 }
 """Service → the module of its Metrics."""

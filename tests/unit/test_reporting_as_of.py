@@ -15,7 +15,8 @@ from services.common.runtime.http import Health
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Span
 from services.reporting.adapters.log import Log, places
-from services.reporting.adapters.projector import Metrics, Projector, Source
+from services.reporting.adapters.metrics import Metrics
+from services.reporting.adapters.projector import Projector, Source
 from tests.unit.reporting_records import T0, Story, consumed
 
 STORY = Story()

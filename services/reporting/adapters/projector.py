@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.common.kernel.clock import Clock
 from services.common.kernel.errors import Retriable, WattvendError
@@ -18,55 +17,12 @@ from services.common.runtime.postgres import UNREACHABLE
 from services.reporting.adapters import database, log
 from services.reporting.adapters.commits import Commits
 from services.reporting.adapters.database import Place, Span
+from services.reporting.adapters.metrics import Metrics
 from services.reporting.domain.rows import AccountLevelRow
 
 WRITER = "writer"
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-_DELAYS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
-
-
-class Metrics:
-    """What the projection tells Prometheus."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.lag = Gauge(
-            "wattvend_reporting_lag_records",
-            "Records in the log that are not in the tables, by topic",
-            ["topic"],
-            registry=registry,
-        )
-        self.rows = Counter(
-            "wattvend_reporting_written_rows",
-            "Rows written (repeats that changed nothing included), by table",
-            ["table"],
-            registry=registry,
-        )
-        self.records = Counter(
-            "wattvend_reporting_read_records", "Records read and committed", registry=registry
-        )
-        self.skipped = Counter(
-            "wattvend_reporting_skipped_records",
-            "Records an operator chose to step over",
-            registry=registry,
-        )
-        self.commit = Histogram(
-            "wattvend_reporting_commit_seconds",
-            "How long a transaction took",
-            buckets=_DELAYS_S,
-            registry=registry,
-        )
-        self.delay = Histogram(
-            "wattvend_reporting_visible_delay_seconds",
-            "From the newest record's timestamp to its commit, a batch",
-            buckets=_DELAYS_S,
-            registry=registry,
-        )
-        self.restarts = Counter(
-            "wattvend_reporting_restarts_total",
-            "Times the projection started again from the stored positions",
-            registry=registry,
-        )
 
 
 @value_class

@@ -33,7 +33,7 @@ class ExportServicer(exports_pb2_grpc.ExportServiceServicer):
     """The servicer. Errors are raised; services.common.runtime.grpc.Guard maps them."""
 
     def __init__(
-        self, fleet: Fleet, chunks: Chunks, commits: Commits, clock: Clock, keep_days: int
+        self, fleet: Fleet, commits: Commits, chunks: Chunks, clock: Clock, keep_days: int
     ) -> None:
         """Read of `fleet`, write to `chunks`; `commits` knows how new what is read is."""
         self._fleet = fleet

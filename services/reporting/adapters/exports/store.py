@@ -18,6 +18,7 @@ from services.common.kernel.values import value_class
 from services.common.runtime import postgres
 from services.common.runtime.postgres import CONNECT_TIMEOUT_S, UNREACHABLE
 from services.reporting.adapters.exports.lines import Lines
+from services.reporting.adapters.metrics import Metrics
 
 KEEPER = "exports"
 """The purpose of the lock of who makes the table, and removes from it."""
@@ -25,6 +26,7 @@ DAY_MS = 86_400_000
 REMOVED_AT_ONCE = 500
 LOOK_AGAIN_S = 600.0
 TRY_AGAIN_S = 5.0
+INSERTED = "INSERT 0 1"
 Connected = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 _TOLD = "rows_count, size_bytes, sha256, as_of_ms, from_ms, to_ms, written_at_ms"
 
@@ -49,8 +51,9 @@ class Written:
 class Chunks:
     """The table of chunks. Raises Retriable while PostgreSQL, or the table in it, is not there."""
 
-    def __init__(self, connections: asyncpg.Pool) -> None:
+    def __init__(self, connections: asyncpg.Pool, metrics: Metrics) -> None:
         self._connections = connections
+        self._metrics = metrics
 
     async def told(self, export_id: str, meter_id: str) -> asyncpg.Record | None:
         """Return what a chunk is, without its content; None where there is none."""
@@ -87,7 +90,7 @@ class Chunks:
         """Write a chunk, where there is none yet."""
         lines = chunk.lines
         async with self._connection() as connection:
-            await connection.execute(
+            done = await connection.execute(
                 "INSERT INTO chunks (export_id, meter_id, from_ms, to_ms, rows_count, size_bytes, "
                 "sha256, as_of_ms, written_at_ms, content) "
                 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
@@ -102,6 +105,9 @@ class Chunks:
                 now_ms,
                 lines.content,
             )
+        if done == INSERTED:
+            self._metrics.exported.inc(lines.rows)
+            self._metrics.exports_kept.inc(len(lines.content))
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -119,8 +125,9 @@ class Chunks:
 class Keeper:
     """Makes the table, and removes exports whose last chunk is older than `keep_days`."""
 
-    def __init__(self, connected: Connected, schema: str) -> None:
+    def __init__(self, connected: Connected, schema: str, metrics: Metrics) -> None:
         """Use what opens a connection whose unqualified names are of `schema`."""
+        self._metrics = metrics
         self._connected = connected
         self._schema = schema
 
@@ -156,6 +163,8 @@ class Keeper:
             for (export_id,) in old:
                 while await self._remove_some(connection, export_id):
                     pass
+            kept = await connection.fetchval("SELECT sum(octet_length(content)) FROM chunks")
+            self._metrics.exports_kept.set(kept or 0)
             return len(old)
 
     async def _remove_some(self, connection: asyncpg.Connection, export_id: str) -> bool:
