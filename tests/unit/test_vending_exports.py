@@ -23,6 +23,7 @@ from services.common.runtime.grpc import Call, status_of
 from services.vending.adapters.api.batches import BatchApi
 from services.vending.adapters.api.desk import Desk
 from services.vending.adapters.exports import ReportingExports
+from services.vending.application import exporting
 from services.vending.application.batches import COMMANDS, EXPORTS
 from services.vending.domain import batch as batches
 from services.vending.domain.approval import Approve
@@ -164,6 +165,36 @@ async def test_a_document_that_grew_stricter_stops_what_nobody_approved(mall: Wo
     _, results = await mall.office.batches.results(batch_id)
     assert {result.reason for result in results.values()} == {Reason.APPROVAL_REQUIRED.value}
     assert not paper(mall).kept
+
+
+@pytest.mark.parametrize(("failing", "outcome"), [(2, Outcome.DONE), (3, Outcome.REFUSED)])
+async def test_a_failure_of_reporting_is_tried_again_before_it_is_a_result_for_good(
+    mall: World, monkeypatch: pytest.MonkeyPatch, failing: int, outcome: Outcome
+) -> None:
+    monkeypatch.setattr(exporting, "PAUSES_S", (0.0, 0.0))
+    await alone(mall, **EVERYTHING)
+    batch_id = await exported(mall, 1)
+    paper(mall).failing = failing
+    await to_its_end(mall, batch_id)
+    assert await outcomes(mall, batch_id) == {outcome: 1}
+    assert paper(mall).asked == ["M1"] * 3
+    _, results = await mall.office.batches.results(batch_id)
+    assert results[0].reason == ("" if outcome is Outcome.DONE else Reason.INTERNAL.value)
+
+
+async def test_what_reporting_refuses_otherwise_is_asked_once_and_a_preview_is_too(
+    mall: World,
+) -> None:
+    await alone(mall, **EVERYTHING)
+    drafted = await created(mall, Kind.EXPORT, 1)
+    paper(mall).failing = 1
+    preview = await mall.office.batches.preview(drafted.batch_id)
+    assert preview.reasons == {Reason.INTERNAL.value: 1}
+    paper(mall).unknown.add("M1")
+    await submitted(mall, drafted.batch_id)
+    await to_its_end(mall, drafted.batch_id)
+    assert await outcomes(mall, drafted.batch_id) == {Outcome.REFUSED: 1}
+    assert paper(mall).asked == ["M1"] * 2
 
 
 async def test_a_meter_that_reporting_does_not_know_is_refused_and_one_without_readings_is_done(

@@ -15,13 +15,15 @@ _KEPT: defaultdict[str, dict[tuple[str, str], Exported]] = defaultdict(dict)
 class PaperReporting:
     """What is kept for the book at an address: (export, meter) → what was written.
 
-    A meter M7 has seven readings, M0 none. `asked`: whose were to be written, or tried.
+    A meter M7 has seven readings, M0 none. `asked`: whose were to be written, or tried; `failing`:
+    so many calls it answers with INTERNAL.
     """
 
     def __init__(self, book: str) -> None:
         self.kept = _KEPT[book]
         self.unknown: set[str] = set()
         self.away = ""
+        self.failing = 0
         self.asked: list[str] = []
         self.before: Callable[[str], None] = lambda _: None
 
@@ -32,6 +34,9 @@ class PaperReporting:
         self.asked.append(meter_id)
         if self.away:
             raise Retriable(self.away)
+        if self.failing:
+            self.failing -= 1
+            raise InvalidInput(Reason.INTERNAL, "the service failed")
         if meter_id in self.unknown:
             raise InvalidInput(Reason.METER_NOT_FOUND, f"reporting knows no meter {meter_id}")
         rows = int(meter_id[1:])

@@ -5,6 +5,7 @@ meter, and the book keeps how much that is and its digest. A process that dies i
 it again and is told the same.
 """
 
+import asyncio
 from typing import Protocol
 
 from services.common.kernel.clock import Clock
@@ -17,6 +18,8 @@ from services.vending.domain.batch import Batch, Exported, Kind, Outcome, Result
 
 AT_ONCE = 2
 """Meters of a batch that reporting writes at once: as many as it has hands for."""
+PAUSES_S = (0.5, 2.0)
+"""What reporting failed at is tried again after these, before that is a result for good."""
 UNAVAILABLE = (
     "reporting writes exports, and vending was told no address of it: set "
     "WATTVEND_VENDING_REPORTING"
@@ -63,6 +66,13 @@ class Exporting:
         size, currency = state.targets_count, state.currency
         if problem := needs_another(authority, Action.EXPORT, size, currency, request):
             raise problem.as_error()
+        for pause_s in PAUSES_S:
+            try:
+                return await self._written(state, number, validate_only=False)
+            except InvalidInput as failed:
+                if failed.reason is not Reason.INTERNAL:
+                    raise
+            await asyncio.sleep(pause_s)
         return await self._written(state, number, validate_only=False)
 
     async def tried(self, state: Batch, number: int) -> Result:
