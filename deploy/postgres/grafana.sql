@@ -4,7 +4,8 @@
 -- reporting connects as is `reporting`; another one is named with `--set owner=<role>`.
 --
 -- The privileges are default privileges of that role: a rebuild makes the tables in a new schema
--- and swaps it in, and what was granted on the old one would be gone.
+-- and swaps it in, and what was granted on the old one would be gone. Exports of readings stand in a
+-- schema beside them, which takes these privileges back when it is made: they are for who downloads.
 \set ON_ERROR_STOP on
 \if :{?owner} \else \set owner reporting \endif
 \getenv password GRAFANA_POSTGRES_PASSWORD
@@ -22,6 +23,6 @@ ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT SELECT ON TABLES TO grafana;
 SELECT format('GRANT USAGE ON SCHEMA %I TO grafana; GRANT SELECT ON ALL TABLES IN SCHEMA %I TO grafana',
               nspname, nspname)
 FROM pg_namespace
-WHERE nspowner = :'owner'::regrole AND nspname !~ '^(pg_|information_schema$)' \gexec
+WHERE nspowner = :'owner'::regrole AND nspname !~ '^(pg_|information_schema$)|_exports$' \gexec
 
 COMMIT;

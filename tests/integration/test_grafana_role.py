@@ -10,14 +10,18 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.reporting.adapters import database, rebuild
+from services.reporting.adapters.exports.store import Keeper, schema_of
+from services.reporting.adapters.metrics import Metrics
 from tools.stack.background import BackgroundStack
 from tools.stack.postgres import binaries
 
@@ -114,6 +118,28 @@ async def test_grafana_sees_the_tables_of_reporting_also_those_that_a_rebuild_sw
     assert await server.asked("SELECT 'reporting.sites'::regclass::oid") != before
     for relation in ("sites", "account_balances", "charges", "receipts", "lost_devices"):
         assert await server.asked(f"SELECT * FROM reporting.{relation}") == []
+
+
+@pytest.mark.parametrize("first", ["the role", "the exports"])
+async def test_grafana_reads_no_exports_but_who_is_granted_them_later_does(
+    server: Server, first: str
+) -> None:
+    beside = schema_of(SCHEMA)
+    connected = partial(database.connected, server.dsn("reporting"), beside, name="test")
+    keeper = Keeper(connected, beside, Metrics(CollectorRegistry()))
+    server.run("reporting.sql")
+    if first == "the role":
+        server.run("grafana.sql")
+    await keeper.keep(0)
+    for _ in range(2):  # again changes nothing
+        server.run("grafana.sql")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="schema reporting_exports"):
+            await server.asked("SELECT * FROM reporting_exports.chunks")
+    async with connected() as connection:
+        await connection.execute(f"GRANT USAGE ON SCHEMA {beside} TO grafana")
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {beside} TO grafana")
+    await keeper.keep(0)
+    assert await server.asked("SELECT * FROM reporting_exports.chunks") == []
 
 
 async def test_the_command_of_the_page_makes_the_role_after_the_tables_too(server: Server) -> None:
