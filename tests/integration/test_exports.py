@@ -80,6 +80,7 @@ MINUTE_MS = 60_000
 FROM_MS = 1_780_000_000_000
 TO_MS = FROM_MS + 10 * DAY_MS
 KEEP_DAYS = 30
+READ_WITHIN_S = 20.0
 READINGS = 2 * queries.RECORDED_AT_ONCE + 7
 
 
@@ -404,6 +405,23 @@ async def drafted_of(channel: Any, counts: dict[str, int], from_ms: int, to_ms: 
     return drafted
 
 
+async def previewed(channel: Any, drafted: b.Batch) -> b.BatchPreview:
+    """Return the preview, once reporting has read up to the end of the time."""
+    batches = batches_pb2_grpc.BatchServiceStub(channel)
+    async with asyncio.timeout(READ_WITHIN_S):
+        while True:
+            try:
+                found: b.BatchPreview = await call(
+                    batches.PreviewBatch, b.PreviewBatchRequest(name=drafted.name)
+                )
+            except grpc.aio.AioRpcError as early:
+                if early.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return found
+
+
 async def approved(stub: Any, channel: Any, drafted: b.Batch) -> str:
     """Submit a batch, and have another person approve it; return the id of the request."""
     batches = batches_pb2_grpc.BatchServiceStub(channel)
@@ -459,9 +477,8 @@ async def test_the_file_of_an_export_is_what_was_charged_and_what_the_book_tells
     ):
         async with connected(stack, schema) as connection:
             await charged(stub, vending, connection, counts, from_ms)
-        batches = batches_pb2_grpc.BatchServiceStub(channel)
         drafted = await drafted_of(channel, counts, from_ms, to_ms)
-        preview = await call(batches.PreviewBatch, b.PreviewBatchRequest(name=drafted.name))
+        preview = await previewed(channel, drafted)
         assert preview.rows_count == sum(counts.values()) - 2_500 + DAY_MS // MINUTE_MS
         early = await wattvend("batch", "download", show(drafted), "--out", str(file))
         assert (early.returncode, file.exists()) == (1, False)

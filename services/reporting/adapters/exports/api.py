@@ -99,7 +99,7 @@ class ExportServicer(exports_pb2_grpc.ExportServiceServicer):
             raise Retriable(NOT_PROJECTING)
         if as_of_ms < to_ms:
             raise Retriable(
-                f"reporting is {(to_ms - as_of_ms) // 1000} s short of the end of the time: "
+                f"reporting is {-(-(to_ms - as_of_ms) // 1000)} s short of the end of the time: "
                 "wait until it has read so far"
             )
         return as_of_ms
