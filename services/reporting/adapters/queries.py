@@ -1,7 +1,7 @@
 """What is asked of the read models: SQL in, plain values out."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +40,10 @@ EXCEPTIONS = (
     *("not-cut", "not-restored", "frozen", "period-closed", "fact-late"),
 )
 """Kinds of alarms that the view `exceptions` has."""
+UNREADABLE = (
+    "the read models cannot be read right now: try again in a moment; if it lasts, "
+    "look at PostgreSQL and at /health/ready of reporting"
+)
 RECORDED_AT_ONCE = 2_000
 """Charges that a preview or an export has in memory: some ten milliseconds of its work."""
 
@@ -63,6 +67,19 @@ async def pool(
     )
     async with connections:
         yield connections
+
+
+@asynccontextmanager
+async def lent(connections: asyncpg.Pool, cannot: str) -> AsyncIterator[Any]:
+    """Lend a connection. Raises Retriable while PostgreSQL, or a table in it, is not there.
+
+    `cannot`: what that means, and what to do.
+    """
+    try:
+        async with connections.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+            yield connection
+    except (*UNREACHABLE, asyncpg.UndefinedTableError) as away:
+        raise Retriable(f"{cannot} ({str(away) or type(away).__name__})") from away
 
 
 def _select(kind: type[Row]) -> str:
@@ -444,14 +461,5 @@ class Queries:
         async with self._connection() as connection:
             return await connection.fetch(query, *values)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        try:
-            async with self._connections.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-                yield connection
-        except (*UNREACHABLE, asyncpg.UndefinedTableError) as away:
-            raise Retriable(
-                "the read models cannot be read right now: try again in a moment; if it lasts, "
-                "look at PostgreSQL and at /health/ready of reporting "
-                f"({str(away) or type(away).__name__})"
-            ) from away
+    def _connection(self) -> AbstractAsyncContextManager[Any]:
+        return lent(self._connections, UNREADABLE)

@@ -5,20 +5,20 @@ changed; whole exports are removed when their last chunk is old.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import asyncpg
 import structlog
 
 from services.common.kernel.clock import Clock
-from services.common.kernel.errors import Retriable
 from services.common.kernel.values import value_class
 from services.common.runtime import postgres
-from services.common.runtime.postgres import CONNECT_TIMEOUT_S, UNREACHABLE
+from services.common.runtime.postgres import UNREACHABLE
 from services.reporting.adapters.exports.lines import Lines
 from services.reporting.adapters.metrics import Metrics
+from services.reporting.adapters.queries import lent
 
 KEEPER = "exports"
 """The purpose of the lock of who makes the table, and removes from it."""
@@ -28,6 +28,10 @@ LOOK_AGAIN_S = 600.0
 TRY_AGAIN_S = 5.0
 INSERTED = "INSERT 0 1"
 Connected = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+AWAY = (
+    "exports are neither written nor read right now: try again in a moment; if it "
+    "lasts, look at PostgreSQL and into the log of reporting"
+)
 _TOLD = "rows_count, size_bytes, sha256, as_of_ms, from_ms, to_ms, written_at_ms"
 
 
@@ -57,18 +61,16 @@ class Chunks:
 
     async def told(self, export_id: str, meter_id: str) -> asyncpg.Record | None:
         """Return what a chunk is, without its content; None where there is none."""
-        async with self._connection() as connection:
-            return await connection.fetchrow(
-                f"SELECT {_TOLD} FROM chunks WHERE export_id = $1 AND meter_id = $2",  # noqa: S608 - our own names
-                export_id,
-                meter_id,
-            )
+        return await self._one(_TOLD, export_id, meter_id)
 
     async def whole(self, export_id: str, meter_id: str) -> asyncpg.Record | None:
         """Return a chunk with its content; None where there is none."""
+        return await self._one(f"{_TOLD}, content", export_id, meter_id)
+
+    async def _one(self, columns: str, export_id: str, meter_id: str) -> asyncpg.Record | None:
         async with self._connection() as connection:
             return await connection.fetchrow(
-                f"SELECT {_TOLD}, content FROM chunks WHERE export_id = $1 AND meter_id = $2",  # noqa: S608 - our own names
+                f"SELECT {columns} FROM chunks WHERE export_id = $1 AND meter_id = $2",  # noqa: S608 - our own names
                 export_id,
                 meter_id,
             )
@@ -109,17 +111,8 @@ class Chunks:
             self._metrics.exported.inc(lines.rows)
             self._metrics.exports_kept.inc(len(lines.content))
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        try:
-            async with self._connections.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
-                yield connection
-        except (*UNREACHABLE, asyncpg.UndefinedTableError) as away:
-            raise Retriable(
-                "exports are neither written nor read right now: try again in a moment; if it "
-                "lasts, look at PostgreSQL and into the log of reporting "
-                f"({str(away) or type(away).__name__})"
-            ) from away
+    def _connection(self) -> AbstractAsyncContextManager[Any]:
+        return lent(self._connections, AWAY)
 
 
 class Keeper:
