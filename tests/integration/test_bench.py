@@ -47,7 +47,6 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         frames={10: 16, 1: 16},
         single=40,
         half_loads=(0.3, 0.1),
-        balances_apart_s=0.0,
     )
     few = vending.Plan(clients=4, accounts=8, runs=1, seconds=0.5)
 

@@ -8,8 +8,12 @@ in it, every output and every row is. What was written is counted against what w
 In turn with it a plain loop absorbs such a log, under the same judge, and a plain faust agent
 charges single readings on topics of its own.
 
-Last, full frames come evenly to the running service, at half of what it took: how long each was in
-the log before its charges were, by the broker's clock.
+The log has a clock of its own, ahead of everybody's: it goes on by a minute before each run. So in
+each run each account that is read publishes its balance, once; and none falls due by the wall
+clock while another run is measured.
+
+Last, full frames come evenly to the running service, at half of what it took: how long it was from
+the sending of each until its charges were in their log, by this machine's clock.
 """
 
 import asyncio
@@ -33,6 +37,7 @@ import numpy as np
 import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from services.common.kernel.frames import KIND_USAGE
 from services.common.kernel.ids import name_uuid
@@ -45,8 +50,14 @@ from tools.bench.meters import Meters
 from tools.bench.screen import Screen
 from tools.bench.stand import Stand, until
 
-LOG, CHARGES, CHANGELOG = "shard-log", "charges", "metering-rows-changelog"
+LOG, CHARGES, BALANCES = "shard-log", "charges", "balances"
+CHANGELOG = "metering-rows-changelog"
 GROUP = "metering"
+LOGS_CLOCK = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": str(24 * 60 * 60_000),
+}
+"""Of the shard log here: its records are stamped as they are written, up to a day ahead."""
 FULL = 500
 """Readings in a full frame."""
 ROOM_BYTES = 14 << 30
@@ -75,7 +86,6 @@ class Plan:
     )
     single: int = 4_000
     half_loads: Sequence[float] = (10.0, 10.0, 10.0)
-    balances_apart_s: float = BALANCE_EVERY_MS / 1000
 
 
 async def measure(stand: Stand, screen: Screen, plan: Plan) -> list[Figure]:
@@ -130,6 +140,7 @@ class _Bench:
         self._plan = plan
         self._bootstrap = stand.at.kafka_bootstrap
         self._written = 0
+        self._ahead_ms = 0
         self._singles = 0
         shards = catalogue().shards
         assert plan.accounts >= shards * max(plan.frames), "a frame needs so many accounts"
@@ -141,7 +152,8 @@ class _Bench:
             ]
 
     async def tell(self) -> None:
-        """Let metering know the accounts."""
+        """Let the log have its own clock, and metering know the accounts."""
+        await self._alter(LOG, {**catalogue().topics[LOG].config, **LOGS_CLOCK})
         shards = range(catalogue().shards)
         facts = [(shard, *fact) for shard in shards for fact in site.of_every_shard()]
         for of_shards in self._meters.values():
@@ -195,8 +207,8 @@ class _Bench:
         size, frames = self._plan.full, self._frames(site.FLAT, self._plan.full)
         each_once = self._plan.accounts // size + catalogue().shards
         apart_s = size / (max(rate, 1.0) / 2)
-        # Then all are due a balance at their next reading, and none is for the minute behind it.
-        await asyncio.sleep(self._plan.balances_apart_s)
+        # All are due a balance at their first reading, and none is for what comes behind it.
+        self._ahead_ms += BALANCE_EVERY_MS
         await self._stand.start_service("metering", {})
         try:
             await self._write(islice(frames, each_once))
@@ -225,7 +237,8 @@ class _Bench:
             came_ms[record.partition, record.offset] = at_ms
         async for at_ms, record in _behind(self._bootstrap, of_charges):
             _, value = kafka.opened(record)
-            took_ms.append(at_ms - came_ms[record.partition, value["log_offset"]])
+            sent_ms = came_ms[record.partition, value["log_offset"]] - self._ahead_ms
+            took_ms.append(at_ms - sent_ms)
         assert len(took_ms) == len(made), f"{len(took_ms)} of {len(made)} frames were charged"
         return took_ms
 
@@ -236,25 +249,37 @@ class _Bench:
     def _frames(self, tariff: str, size: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Yield frames without end, of each shard in turn."""
         for meters in cycle(self._meters[tariff]):
-            yield meters.shard, "reading-frame", meters.frame(size).to_record()
+            frame = meters.frame(size, received_at_ms=self._now_ms())
+            yield meters.shard, "reading-frame", frame.to_record()
 
     async def _fill(self, tariff: str, size: int) -> dict[TopicPartition, int]:
-        """Write frames while nobody absorbs; return where the charges end."""
+        """Write frames while nobody absorbs; return where charges and balances end."""
+        self._ahead_ms += BALANCE_EVERY_MS
         await self._write(islice(self._frames(tariff, size), self._plan.frames[size]))
         async with kafka.consumer(self._bootstrap, client_id="bench") as reader:
-            ends: dict[TopicPartition, int] = await reader.end_offsets(_partitions(CHARGES))
+            places = [*_partitions(CHARGES), *_partitions(BALANCES)]
+            ends: dict[TopicPartition, int] = await reader.end_offsets(places)
             return ends
 
     async def _judged(
         self, before: Mapping[TopicPartition, int], size: int, ended_s: float
     ) -> float:
-        """Return readings a second; fail where not every reading was charged."""
+        """Return readings a second.
+
+        Fail where not every reading was charged, or not every account read told its balance once.
+        """
         charged: Counter[int] = Counter()
+        balances = 0
         async for at_ms, record in _behind(self._bootstrap, before):
+            if record.topic == BALANCES:
+                balances += 1
+                continue
             _, value = kafka.opened(record)
             charged[at_ms] += value["kinds"].count(KIND_USAGE)
         wanted = size * self._plan.frames[size]
         assert charged.total() == wanted, f"{charged.total()} of {wanted} readings were charged"
+        told = min(wanted, self._plan.accounts)
+        assert balances == told, f"{balances} balances of {told} accounts were published"
         return _rate(charged, ended_s)
 
     async def _write(
@@ -267,8 +292,7 @@ class _Bench:
                 self._written += 1
                 if (early_s := began_s + number * apart_s - time.monotonic()) > 0:
                     await asyncio.sleep(early_s)
-                flight = await kafka.send(
-                    producer,
+                content = kafka.Outgoing(
                     LOG,
                     subject,
                     record,
@@ -276,6 +300,9 @@ class _Bench:
                     partition=shard,
                     event_id=name_uuid("bench", self._written),
                     occurred_at_ms=0,
+                ).content()
+                flight = await producer.send(
+                    LOG, partition=shard, timestamp_ms=self._now_ms(), **content
                 )
                 flights.append(flight)
                 if len(flights) >= IN_FLIGHT_MAX:
@@ -283,16 +310,20 @@ class _Bench:
                     flights.clear()
             await kafka.all_acknowledged(flights)
 
+    def _now_ms(self) -> int:
+        """Return what time it is by the log's clock."""
+        return time.time_ns() // 1_000_000 + self._ahead_ms
+
     async def _create(self, *names: str) -> None:
         """Create the agent's topics; its table's it creates itself."""
         stamped = {"message.timestamp.type": "LogAppendTime"}
         topics = [NewTopic(name, per_record.PARTITIONS, 1, topic_configs=stamped) for name in names]
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
-        await admin.start()
-        try:
+        async with _administering(self._bootstrap) as admin:
             await admin.create_topics(topics)
-        finally:
-            await admin.close()
+
+    async def _alter(self, topic: str, configs: dict[str, str]) -> None:
+        async with _administering(self._bootstrap) as admin:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
 
     async def _write_single(self, topic: str, count: int) -> None:
         """Write single readings, as the agent reads them."""
@@ -356,11 +387,19 @@ def _partitions(topic: str, count: int | None = None) -> list[TopicPartition]:
 @asynccontextmanager
 async def _watching(bootstrap: str) -> AsyncIterator[tuple[AIOKafkaConsumer, AIOKafkaAdminClient]]:
     """Look at where topics end, and what is committed."""
+    async with (
+        _administering(bootstrap) as admin,
+        kafka.consumer(bootstrap, client_id="bench-watch") as reader,
+    ):
+        yield reader, admin
+
+
+@asynccontextmanager
+async def _administering(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        async with kafka.consumer(bootstrap, client_id="bench-watch") as reader:
-            yield reader, admin
+        yield admin
     finally:
         await admin.close()
 

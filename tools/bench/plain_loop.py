@@ -18,7 +18,7 @@ from services.common.runtime.topics import catalogue
 from services.metering.adapters.app import APP_ID
 from services.metering.adapters.changelog import ShardChangelog, read_rows
 from services.metering.adapters.decoding import TOPIC, Opened, Raw, opened
-from services.metering.adapters.outputs import Balances, send_outputs
+from services.metering.adapters.outputs import Balances, Published, send_outputs
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, Row
 from services.metering.domain.shard import ShardState
@@ -68,8 +68,11 @@ class PlainLoop:
                 found = opened(raw)
                 assert isinstance(found, Opened), "a bench writes what can be read"
                 absorbed = absorb(self._states[shard], found.record)
-                balances, outputs = self._balances[shard], absorbed.outputs
-                flights += await send_outputs(self._producer, balances, outputs, raw, "")
+                outputs = absorbed.outputs
+                if outputs.balances is not None:
+                    published = Published(outputs.balances, raw, "")
+                    flights += self._balances[shard].send([published])
+                flights += await send_outputs(self._producer, outputs.singly, raw, "")
                 done[shard].append(absorbed)
         await kafka.all_acknowledged(flights)
         await self._write({n: [each.fact_rows for each in of] for n, of in done.items()})

@@ -1,8 +1,12 @@
 """Identities. Everything derives from names by UUIDv5, so a repeat has the id of the first."""
 
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import NewType
 from uuid import UUID, uuid5
+
+import numpy as np
+import numpy.typing as npt
 
 SiteId = NewType("SiteId", str)
 GatewayId = NewType("GatewayId", str)
@@ -38,6 +42,16 @@ def name_uuid(*parts: object) -> UUID:
     digest = sha1(_EVENTS_BYTES + name.encode(), usedforsecurity=False).digest()
     bits = int.from_bytes(digest[:16], "big")
     return UUID(int=bits & ~_UUID_MARKS_MASK | _UUID5_MARKS)  # what uuid5 does, in half the time
+
+
+def name_uuids(*parts: object, of_each: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Return `name_uuid(*parts, name)` of each name, as bytes: (n, 16), in half the time."""
+    begin = _EVENTS_BYTES + "".join([f"{part}\x00" for part in parts]).encode()
+    digests = [sha1(begin + name.encode(), usedforsecurity=False).digest() for name in of_each]
+    found = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 20)[:, :16].copy()
+    found[:, 6] = found[:, 6] & 0x0F | 0x50
+    found[:, 8] = found[:, 8] & 0x3F | 0x80
+    return found
 
 
 def reading_id(serial: str, device_time_ms: int, registers_milli: tuple[int, ...]) -> UUID:

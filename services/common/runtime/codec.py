@@ -63,6 +63,12 @@ def schema_header(subject: str) -> str:
     return f"{subject}/{version_of(subject)}"
 
 
+@cache
+def kinds_of(subject: str) -> dict[str, Any]:
+    """Return field of a subject → its Avro type, in the order in which they are written."""
+    return {field["name"]: field["type"] for field in _today(subject)["fields"]}
+
+
 def encode(subject: str, record: dict[str, Any]) -> bytes:
     """Return the value of `record`. Raises InvalidInput where it does not fit the schema."""
     out = io.BytesIO()

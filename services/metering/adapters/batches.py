@@ -1,22 +1,22 @@
-"""Rows as one batch of Kafka records, written as columns.
+"""Rows and balances as batches of Kafka records, written as columns.
 
-aiokafka's builder takes rows one by one. Rows of one size lie the same distance apart, so that
+aiokafka's builder takes records one by one. Rows of one size lie the same distance apart, so that
 their records can be written all at once: a third of the time, and the rows of a full frame are
 most of what metering writes. Format: Kafka's record batch, version 2, as aiokafka builds it.
 """
 
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 
 import numpy as np
-import numpy.typing as npt
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBase
 from aiokafka.record.util import encode_varint
 from google_crc32c import value as crc32c
 
+from services.metering.adapters.columns import Column, Octets, beside, numbers, same
 from services.metering.domain.messages import Row, Rows, RowTable
 
 HEADER = DefaultRecordBase.HEADER_STRUCT
@@ -25,19 +25,20 @@ UNTIL_CRC, AFTER_CRC = ">qiibI", ">hiqqqhii"
 MAGIC = 2
 NO_LEADER_EPOCH = -1
 UNCOMPRESSED = 0
+BATCH_BYTES_MAX = 1 << 20
+RECORD_OVERHEAD_BYTES = 16
+"""More than length, attributes and deltas of a record take."""
 ONE_BYTE_MAX, TWO_BYTES_MAX = 1 << 6, 1 << 13
 """Numbers below them take one byte, two bytes, as a zigzag varint."""
 
-Octets = npt.NDArray[np.uint8]
 
+class EncodedBatch(BatchBuilder):
+    """A batch for `AIOKafkaProducer.send_batch`, complete: `count` records, encoded in `parts`."""
 
-class RowBatch(BatchBuilder):
-    """A batch for `AIOKafkaProducer.send_batch`, complete. `records`: rows, a sequence each."""
-
-    def __init__(self, records: Iterable[Sequence[Row]]) -> None:
+    def __init__(self, parts: Iterable[Octets], count: int) -> None:
         super().__init__(0, UNCOMPRESSED)
-        self._parts = list(_encoded(records))
-        self._relative_offset = sum(map(len, self._parts))
+        self._parts = list(parts)
+        self._relative_offset = count
         self._size = HEADER.size + sum(part.size for part in self._parts)
         self._written_at_ms = time.time_ns() // 1_000_000
         self._producer_state = (-1, -1, 0)
@@ -63,6 +64,42 @@ class RowBatch(BatchBuilder):
             )
             self._parts = []
         return self._buffer
+
+
+class RowBatch(EncodedBatch):
+    """A batch of rows, a sequence a record of the shard log."""
+
+    def __init__(self, records: Iterable[Sequence[Row]]) -> None:
+        parts = list(_encoded(records))
+        super().__init__(parts, sum(map(len, parts)))
+
+
+def record_batches(
+    keys: Column, values: Column, headers: Mapping[str, Column]
+) -> list[EncodedBatch]:
+    """Return records in their order, in as many batches as they need.
+
+    `keys` and `headers` with their sizes before them, as `columns.texts` gives them.
+    """
+    of_headers = [part for name, of in headers.items() for part in (same(_sized(name)), of)]
+    rest = beside(keys, numbers(values.sizes), values, same(_varint(len(headers))), *of_headers)
+    sizes = rest.sizes
+    ends = np.cumsum(sizes + RECORD_OVERHEAD_BYTES)
+    batches, start, left_of = [], 0, 0
+    while start < len(sizes):
+        end = int(np.searchsorted(ends, left_of + BATCH_BYTES_MAX - HEADER.size, side="right"))
+        end = max(end, start + 1)  # one that is too large is the producer's to refuse
+        within = slice(start, end)
+        begins = beside(same(b"\0\0"), numbers(np.arange(end - start)))  # attributes, time delta
+        lengths = numbers(begins.sizes + sizes[within])
+        records = beside(lengths, begins, rest.of(within))
+        batches.append(EncodedBatch([records.packed()], end - start))
+        start, left_of = end, int(ends[end - 1])
+    return batches
+
+
+def _sized(text: str) -> bytes:
+    return _varint(len(text)) + text.encode()
 
 
 def _encoded(records: Iterable[Sequence[Row]]) -> Iterator[Octets]:

@@ -14,11 +14,10 @@ from aiokafka.consumer.fetcher import PartitionRecords
 from services.common.kernel.errors import Bug
 from services.common.runtime import kafka
 from services.common.runtime.fence import wrap_method
-from services.metering.adapters.batches import RowBatch
+from services.metering.adapters.batches import BATCH_BYTES_MAX, RowBatch
 from services.metering.domain.messages import Row, Rows
 
 TOPIC = "metering-rows-changelog"
-BATCH_BYTES_MAX = 1 << 20
 ROW_OVERHEAD_BYTES = 24
 """More than a record's own fields take beside key and value (lengths, deltas, header count)."""
 BATCH_OVERHEAD_BYTES = 128

@@ -4,17 +4,25 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
+from uuid import UUID
+
+import numpy as np
 
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.routing import partition_of
+from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
+from services.metering.adapters.batches import EncodedBatch, record_batches
+from services.metering.adapters.columns import beside, encoded, fixed, numbers, texts
 from services.metering.adapters.decoding import TOPIC, Dead, Headers, Raw
-from services.metering.domain.messages import Output
+from services.metering.domain.messages import BalanceTable, Output
 
 DEAD_LETTERS = f"{TOPIC}.dlq"
-BALANCES = "balances"
+BALANCES, BALANCE = "balances", "balance"
+NO_ID = UUID(int=0)
 
 
 class Sender(Protocol):
@@ -36,49 +44,42 @@ class Sender(Protocol):
 class BatchSender(Protocol):
     """What balances need of a producer; aiokafka's AIOKafkaProducer has it."""
 
-    def create_batch(self) -> Any:
-        """Return an empty batch."""
-        ...
-
     async def send_batch(self, batch: Any, topic: str, *, partition: int) -> asyncio.Future[Any]:
         """Queue a batch, behind what waits of its partition; the future is done when it landed."""
         ...
 
 
-class Balances:
-    """The balances of one shard, in batches: alone each would cost three times as much.
+@value_class
+class Published:
+    """The balances of a record, what caused them, and the trace they belong to."""
 
-    In their order: one batch at a time waits for the producer to take it, and what comes meanwhile
-    goes with the next.
+    balances: BalanceTable
+    cause: Raw
+    traceparent: str
+
+
+class Balances:
+    """The balances of one shard, in batches: alone each would cost ten times as much.
+
+    In their order: one batch at a time waits for the producer to take it.
     """
 
     def __init__(self, producer: Callable[[], BatchSender], shard: int) -> None:
         self._producer = producer
         self._shard = shard
-        self._waiting: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[EncodedBatch, asyncio.Future[Any]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def send(
-        self, balances: Iterable[Output], cause: Raw, traceparent: str
-    ) -> list[asyncio.Future[Any]]:
-        """Send balances that a record caused; return the futures of their acknowledgement."""
-        landed: list[asyncio.Future[Any]] = []
-        for balance in balances:
-            record = {
-                "timestamp": None,
-                "key": balance.key.encode(),
-                "value": codec.encode(balance.subject, balance.record),
-                "headers": headers(balance, cause.place, traceparent),
-            }
-            if not self._waiting or self._waiting[-1][0].append(**record) is None:
-                future = asyncio.get_running_loop().create_future()
-                self._waiting.append((self._producer().create_batch(), future))
-                self._waiting[-1][0].append(**record)
-            if not landed or landed[-1] is not self._waiting[-1][1]:
-                landed.append(self._waiting[-1][1])
-        if landed and self._task is None:
+    def send(self, published: Sequence[Published]) -> list[asyncio.Future[Any]]:
+        """Send the balances of some records; return the futures of their acknowledgement."""
+        if not published:
+            return []
+        create_future = asyncio.get_running_loop().create_future
+        sent = [(batch, create_future()) for batch in balance_batches(published)]
+        self._waiting += sent
+        if self._task is None:
             self._task = asyncio.create_task(self._send(), name="balances")
-        return landed
+        return [landed for _, landed in sent]
 
     async def _send(self) -> None:
         while self._waiting:
@@ -100,6 +101,35 @@ class Balances:
         self._waiting.clear()
 
 
+def balance_batches(published: Sequence[Published]) -> list[EncodedBatch]:
+    """Return the balances of some records as batches: the records that `send_outputs` would send.
+
+    As columns: one by one, a balance would cost as much as the charges of ten readings.
+    """
+    tables = [each.balances for each in published]
+    of_tables = [table.columns() for table in tables]
+    columns = {name: list(chain(*(each[name] for each in of_tables))) for name in of_tables[0]}
+    counts = list(map(len, tables))
+    envelopes = [
+        Envelope(
+            codec.schema_header(BALANCE),
+            NO_ID,
+            each.balances.as_of_ms,
+            each.cause.place,
+            each.traceparent,
+        )
+        for each in published
+    ]
+    headers = {
+        name: texts([dict(envelope.headers())[name] for envelope in envelopes]).repeated(counts)
+        for name, _ in envelopes[0].headers()
+    }
+    ids = np.concatenate([table.event_ids for table in tables])
+    headers["event_id"] = beside(numbers([ids.shape[1]]), fixed(ids))
+    keys = texts([account_id.encode() for account_id in columns["account_id"]])
+    return record_batches(keys, encoded(BALANCE, columns), headers)
+
+
 def _tell(landed: asyncio.Future[Any], flight: asyncio.Future[Any]) -> None:
     if landed.cancelled():
         return
@@ -112,13 +142,10 @@ def _tell(landed: asyncio.Future[Any], flight: asyncio.Future[Any]) -> None:
 
 
 async def send_outputs(
-    sender: Sender, balances: Balances, outputs: Sequence[Output], cause: Raw, traceparent: str
+    sender: Sender, outputs: Iterable[Output], cause: Raw, traceparent: str
 ) -> list[asyncio.Future[Any]]:
-    """Send the outputs of one record; return the futures of their acknowledgement, in their order.
-
-    Each topic's in their order.
-    """
-    sent = [
+    """Send outputs of one record; return the futures of their acknowledgement, in their order."""
+    return [
         await sender.send(
             output.topic,
             codec.encode(output.subject, output.record),
@@ -127,10 +154,7 @@ async def send_outputs(
             headers=headers(output, cause.place, traceparent),
         )
         for output in outputs
-        if output.topic != BALANCES
     ]
-    in_batches = (output for output in outputs if output.topic == BALANCES)
-    return sent + balances.send(in_batches, cause, traceparent)
 
 
 async def send_dead(sender: Sender, raw: Raw, dead: Dead) -> asyncio.Future[Any]:

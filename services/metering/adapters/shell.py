@@ -32,6 +32,7 @@ from services.metering.adapters.metrics import Metrics
 from services.metering.adapters.outputs import (
     Balances,
     BatchSender,
+    Published,
     Sender,
     send_dead,
     send_outputs,
@@ -261,13 +262,20 @@ class Shell:
     async def _absorb(self, shard: OwnedShard, taken: Sequence[Taken]) -> None:
         found = [await self._opened(raw) for raw, _ in taken]
         done = absorb_all(shard.state, [each.record for each, _ in found])
+        balances = shard.balances.send(
+            [
+                Published(absorbed.outputs.balances, raw, each.traceparent)
+                for (raw, _), (each, _), absorbed in zip(taken, found, done, strict=True)
+                if absorbed.outputs.balances is not None
+            ]
+        )
         for (raw, acknowledge), (each, dead), absorbed in zip(taken, found, done, strict=True):
             if self.owned.get(raw.shard) is not shard:
                 return  # revoked meanwhile: nothing more is sent for it
             self._metrics.count(each.record.subject, absorbed.counts)
             points.point("absorbed")
             sent = await send_outputs(
-                self._producer(), shard.balances, absorbed.outputs, raw, each.traceparent
+                self._producer(), absorbed.outputs.singly, raw, each.traceparent
             )
             points.point("outputs-sent")
             if isinstance(each.record.value, ReadingFrame) and sent:
@@ -276,7 +284,7 @@ class Shell:
             await shard.lane.put(
                 Work(
                     raw.offset,
-                    [*dead, *sent],
+                    [*dead, *sent, *balances],
                     absorbed.fact_rows,
                     absorbed.account_rows,
                     absorbed.header,

@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from services.common.kernel.frames import ReadingFrame
+from services.common.kernel.ids import name_uuids
 from services.common.kernel.values import value_class
+from services.common.policies.levels import LEVEL_NAMES
+
+IDENTITY = ("account_id", "site_id", "currency", "legal_entity", "commodity")
+"""What a balance has of its account's fact."""
 
 
 @value_class
@@ -44,6 +49,96 @@ class Output:
     event_id: UUID
     occurred_at_ms: int
     route: str | None = None
+
+
+@value_class
+class BalanceTable:
+    """The balances that one record publishes, as columns, in ascending account_key.
+
+    `identities`: of each account its `IDENTITY`; `accounts`: dtype ACCOUNT, as they are at the
+    record's end.
+    """
+
+    shard: int
+    log_offset: int
+    as_of_ms: int
+    identities: Sequence[tuple[str, ...]]
+    accounts: npt.NDArray[np.void]
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return field of a balance → its value in each. Raises OverflowError beyond int64."""
+        accounts, count = self.accounts, len(self)
+        credited, charged, held = (
+            accounts[f"{name}_nano"].tolist() for name in ("credited", "charged", "held")
+        )
+        sums = zip(credited, charged, held, strict=True)
+        return {
+            **dict(zip(IDENTITY, map(list, zip(*self.identities, strict=True)), strict=True)),
+            "account_key": accounts["key"].tolist(),
+            "shard": [self.shard] * count,
+            "credited_nano": credited,
+            "charged_nano": charged,
+            "held_nano": held,
+            "available_nano": [credit - charge - hold for credit, charge, hold in sums],
+            "level": [LEVEL_NAMES[level] for level in accounts["level"].tolist()],
+            "frozen": accounts["frozen"].tolist(),
+            "account_sequence": accounts["sequence"].tolist(),
+            "account_revision": accounts["revision"].tolist(),
+            "book_epoch": accounts["book_epoch"].tolist(),
+            "as_of_ms": [self.as_of_ms] * count,
+            "log_offset": [self.log_offset] * count,
+        }
+
+    @property
+    def event_ids(self) -> npt.NDArray[np.uint8]:
+        """The identity of each, as bytes: (n, 16)."""
+        account_ids = (identity[0] for identity in self.identities)
+        return name_uuids("balance", self.shard, self.log_offset, of_each=account_ids)
+
+    def outputs(self) -> Iterator[Output]:
+        """Yield them one by one."""
+        columns = self.columns()
+        of_each = zip(*columns.values(), strict=True)
+        for raw_id, values in zip(self.event_ids, of_each, strict=True):
+            record = dict(zip(columns, values, strict=True))
+            event_id = UUID(bytes=raw_id.tobytes())
+            yield Output(
+                "balances", "balance", record["account_id"], record, event_id, self.as_of_ms
+            )
+
+
+class Outputs(Sequence[Output]):
+    """What a record puts out, in its order: first `singly`, then `balances`, if there are any.
+
+    Balances are kept as a table until somebody asks for one: a full frame may have five hundred.
+    """
+
+    def __init__(self, singly: Sequence[Output], balances: BalanceTable | None) -> None:
+        self.singly = tuple(singly)
+        self.balances = balances
+
+    def __len__(self) -> int:
+        return len(self.singly) + (0 if self.balances is None else len(self.balances))
+
+    @overload
+    def __getitem__(self, at: int) -> Output: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Output]: ...
+    def __getitem__(self, at: int | slice) -> Output | Sequence[Output]:
+        return self._one_by_one[at]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._one_by_one == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _one_by_one(self) -> tuple[Output, ...]:
+        balances = () if self.balances is None else self.balances.outputs()
+        return (*self.singly, *balances)
 
 
 class Row(NamedTuple):
@@ -128,7 +223,7 @@ class Absorbed:
     `counts`: outcome → how many (for metrics only).
     """
 
-    outputs: tuple[Output, ...]
+    outputs: Outputs
     fact_rows: tuple[Row, ...]
     account_rows: Sequence[Row]
     header: Row

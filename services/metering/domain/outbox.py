@@ -13,15 +13,17 @@ from services.common.kernel.ids import name_uuid
 from services.common.policies.levels import LEVEL_NAMES, NORMAL
 from services.metering.domain.causes import Cause, Evidence, began_at_ms, charged_meter, cited
 from services.metering.domain.facts import Array
-from services.metering.domain.messages import Absorbed, Output, Row
+from services.metering.domain.messages import (
+    IDENTITY,
+    Absorbed,
+    BalanceTable,
+    Output,
+    Outputs,
+    Row,
+)
 from services.metering.domain.rows import NEVER_MS, NOT_DUE_MS, Fact
 from services.metering.domain.shard import ShardState
 from services.metering.domain.shard_rows import account_rows
-
-_BALANCE_COLUMNS = (
-    *("credited_nano", "charged_nano", "held_nano"),
-    *("level", "frozen", "sequence", "revision", "book_epoch"),
-)
 
 CHARGES_MAX = 1000
 """Charges of a frame: a month's fees of a whole shard fall due in one record."""
@@ -269,14 +271,14 @@ class Outbox:
         published = _distinct(self._publish)
         self._set_published(published, self.now_ms)
         self._decisions.sort(key=lambda decision: decision[0])
-        outputs = [*self._charge_frames(), *(output for _, output in self._decisions)]
-        outputs += self.balances(published)
+        singly = [*self._charge_frames(), *(output for _, output in self._decisions)]
+        outputs = Outputs(singly, self.balances(published))
         touched = _distinct(self._touched)
         self.state.accounts["offset"][touched] = self.offset
         for slot, echo in self._echoes:
             echo["row"] = account_rows(self.state, np.array([slot]))[0].value
         return Absorbed(
-            tuple(outputs),
+            outputs,
             tuple(self.fact_rows),
             account_rows(self.state, touched),
             self.state.header_row(),
@@ -369,44 +371,14 @@ class Outbox:
             state.due_ms[slots] = NOT_DUE_MS
             self.touch(slots)
 
-    def balances(self, slots: Array) -> list[Output]:
-        """Return the balances of accounts as they are now, in ascending account_key."""
+    def balances(self, slots: Array) -> BalanceTable | None:
+        """Return the balances of accounts as they are now; None where there is no account."""
         if not len(slots):
-            return []
-        accounts = self.state.accounts.take(slots)
+            return None
+        state, accounts = self.state, self.state.accounts.take(slots)
         order = np.argsort(accounts["key"])
-        facts = self.state.account_facts(slots[order])
-        columns = (accounts[name][order].tolist() for name in _BALANCE_COLUMNS)
-        return list(map(self._balance, facts, *columns))
-
-    def _balance(
-        self, fact: Fact | None, credited_nano: int, charged_nano: int, held_nano: int, *rest: int
-    ) -> Output:
-        assert fact is not None, "only accounts with an account-fact have balances"
-        state, account_id = self.state, fact["account_id"]
-        level, frozen, sequence, revision, book_epoch = rest
-        record = {
-            "account_id": account_id,
-            "account_key": fact["account_key"],
-            "shard": state.shard,
-            "site_id": fact["site_id"],
-            "currency": fact["currency"],
-            "legal_entity": fact["legal_entity"],
-            "commodity": fact["commodity"],
-            "credited_nano": credited_nano,
-            "charged_nano": charged_nano,
-            "held_nano": held_nano,
-            "available_nano": credited_nano - charged_nano - held_nano,
-            "level": LEVEL_NAMES[level],
-            "frozen": frozen,
-            "account_sequence": sequence,
-            "account_revision": revision,
-            "book_epoch": book_epoch,
-            "as_of_ms": self.now_ms,
-            "log_offset": self.offset,
-        }
-        event_id = name_uuid("balance", state.shard, self.offset, account_id)
-        return Output("balances", "balance", account_id, record, event_id, self.now_ms)
+        identities = list(state.account_values(slots[order], IDENTITY))
+        return BalanceTable(state.shard, self.offset, int(self.now_ms), identities, accounts[order])
 
 
 def set_names(charges: Table, indexes: Array) -> None:

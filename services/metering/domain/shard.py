@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,8 @@ names: the group that its charges are named by. only_meter: slot of its meter wh
 has exactly one. accumulation: slot of the one that energy comes to most likely; NO_SLOT where none
 is known. first_accumulation: that of the first in the order of the row; NO_SLOT where it has none.
 """
+_NAMING = ("tariff_id", "policy_id", "legal_entity", "currency", "commodity")
+"""What an account-fact has of those links: the group's names."""
 _UNLINKED = -1
 """Tariff of an account whose fact was read at the start: its links are made at first use."""
 _METER_LINKS = np.dtype([("account", "<i4"), ("names", "<i4"), ("accumulation", "<i4")])
@@ -147,9 +149,9 @@ class ShardState:
         """Return the newest fact of an account."""
         return self.facts.accounts.newest(int(self.accounts["key"][slot]))
 
-    def account_facts(self, slots: Array) -> Iterator[Fact | None]:
-        """Yield the newest facts of accounts, in the order of `slots`."""
-        return self.facts.accounts.newest_of(self.accounts["key"].take(slots))
+    def account_values(self, slots: Array, fields: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+        """Yield these fields of the newest facts of accounts that have one, in their order."""
+        return self.facts.accounts.newest_values(self.accounts["key"].take(slots), fields)
 
     def is_ahead(self, slot: int, offset: int) -> bool:
         """Say whether the account has absorbed the record at `offset` already (rule 1)."""
@@ -189,10 +191,13 @@ class ShardState:
 
     def link_account(self, slot: int, fact: Fact) -> None:
         """Let an account be named and priced by its account-fact."""
-        links = self.account_links[slot]
-        links["tariff"] = self.tariffs.slot(fact["tariff_id"])
-        links["policy"] = self.policies.slot(fact["policy_id"])
-        links["names"] = self.names.group((fact["tariff_id"], fact["policy_id"], *_billed_as(fact)))
+        self._link([slot], tuple(fact[name] for name in _NAMING))
+
+    def _link(self, slots: list[int], names: tuple[str, ...]) -> None:
+        tariff_id, policy_id, *_ = names
+        self.account_links["tariff"][slots] = self.tariffs.slot(tariff_id)
+        self.account_links["policy"][slots] = self.policies.slot(policy_id)
+        self.account_links["names"][slots] = self.names.group(names)
 
     def is_other_tariff(self, slot: int, fact: Fact) -> bool:
         """Say whether an account-fact names another tariff than the account has."""
@@ -209,11 +214,15 @@ class ShardState:
         """Link those of the accounts whose facts were read at the start: before they are used."""
         if not self._unlinked:
             return
-        for slot in set(slots[self.account_links["tariff"][slots] == _UNLINKED].tolist()):
-            fact = self.account_fact(slot)
-            assert fact is not None, "only accounts with a fact are unlinked"
-            self.link_account(slot, fact)
-            self._unlinked -= 1
+        unlinked = np.unique(slots[self.account_links["tariff"][slots] == _UNLINKED])
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for slot, names in zip(
+            unlinked.tolist(), self.account_values(unlinked, _NAMING), strict=True
+        ):
+            alike.setdefault(names, []).append(slot)
+        for names, some in alike.items():
+            self._link(some, names)
+        self._unlinked -= len(unlinked)
 
     # Meters
 

@@ -31,7 +31,7 @@ from services.metering.domain.charging import Bill, Intervals, bill_of
 from services.metering.domain.facts import GROUP_NAMES, Array, are_distinct
 from services.metering.domain.habits import concerned
 from services.metering.domain.judging import may_decide
-from services.metering.domain.messages import Absorbed, LogRecord
+from services.metering.domain.messages import Absorbed, LogRecord, Outputs
 from services.metering.domain.outbox import Outbox, set_names
 from services.metering.domain.readings import absorb_readings, charge
 from services.metering.domain.rows import header_row
@@ -194,7 +194,7 @@ class _Gathered(Outbox):
                 found.append(self._absorbed_with(rest, record, of_record, told))
             else:
                 out = Outbox(state, record.offset, now_ms)
-                outputs = (out.charge_frame(frame), *out.balances(told))
+                outputs = Outputs([out.charge_frame(frame)], out.balances(told))
                 header, counts = header_row(record.offset, now_ms), Counter(accepted=len(rest))
                 found.append(Absorbed(outputs, (), rows[of_record], header, counts))
             state.offset, state.now_ms = record.offset, now_ms
