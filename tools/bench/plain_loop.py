@@ -18,7 +18,7 @@ from services.common.runtime.topics import catalogue
 from services.metering.adapters.app import APP_ID
 from services.metering.adapters.changelog import ShardChangelog, read_rows
 from services.metering.adapters.decoding import TOPIC, Opened, Raw, opened
-from services.metering.adapters.outputs import Balances, Published, send_outputs
+from services.metering.adapters.outputs import Balances, send_outputs
 from services.metering.domain.absorb import absorb
 from services.metering.domain.messages import Absorbed, Row
 from services.metering.domain.shard import ShardState
@@ -70,8 +70,7 @@ class PlainLoop:
                 absorbed = absorb(self._states[shard], found.record)
                 outputs = absorbed.outputs
                 if outputs.balances is not None:
-                    published = Published(outputs.balances, raw, "")
-                    flights += self._balances[shard].send([published])
+                    flights += self._balances[shard].send([(outputs.balances, "")])
                 flights += await send_outputs(self._producer, outputs.singly, raw, "")
                 done[shard].append(absorbed)
         await kafka.all_acknowledged(flights)

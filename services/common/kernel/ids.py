@@ -31,6 +31,7 @@ _UUID5_MARKS = 0x5 << 76 | 0x2 << 62
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 SERIAL_SIZE_MAX = 20
+SHA1_SIZE = 20
 
 
 def name_uuid(*parts: object) -> UUID:
@@ -44,11 +45,16 @@ def name_uuid(*parts: object) -> UUID:
     return UUID(int=bits & ~_UUID_MARKS_MASK | _UUID5_MARKS)  # what uuid5 does, in half the time
 
 
-def name_uuids(*parts: object, of_each: Iterable[str]) -> npt.NDArray[np.uint8]:
-    """Return `name_uuid(*parts, name)` of each name, as bytes: (n, 16), in half the time."""
-    begin = _EVENTS_BYTES + "".join([f"{part}\x00" for part in parts]).encode()
-    digests = [sha1(begin + name.encode(), usedforsecurity=False).digest() for name in of_each]
-    found = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 20)[:, :16].copy()
+def name_uuids(names: Iterable[tuple[object, ...]]) -> npt.NDArray[np.uint8]:
+    """Return `name_uuid(*name)` of each name, as bytes: (n, 16), in half the time."""
+    digests = [
+        sha1(
+            _EVENTS_BYTES + "\x00".join([str(part) for part in name]).encode(),
+            usedforsecurity=False,
+        ).digest()
+        for name in names
+    ]
+    found = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, SHA1_SIZE)[:, :16].copy()
     found[:, 6] = found[:, 6] & 0x0F | 0x50
     found[:, 8] = found[:, 8] & 0x3F | 0x80
     return found

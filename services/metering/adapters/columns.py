@@ -14,7 +14,8 @@ from services.common.runtime import codec
 
 Octets = npt.NDArray[np.uint8]
 
-_GROUP_BITS, _GROUP_MASK, _MORE = 7, 0x7F, 0x80
+_GROUP_BITS, _GROUP_MASK = 7, 0x7F
+_SHIFTS = np.arange(0, 64, _GROUP_BITS, np.uint64)
 
 
 @value_class
@@ -60,11 +61,11 @@ def numbers(values: Sequence[int] | npt.NDArray[np.int64]) -> Column:
     signed = np.asarray(values, np.int64)
     zigzag = (signed << 1 ^ signed >> 63).view(np.uint64)
     width = max(1, -(-int(zigzag.max(initial=0)).bit_length() // _GROUP_BITS))
-    groups = zigzag[:, np.newaxis] >> np.arange(0, width * _GROUP_BITS, _GROUP_BITS, np.uint64)
-    goes_on = groups > _GROUP_MASK
-    octets = (groups & _GROUP_MASK | np.where(goes_on, _MORE, 0).astype(np.uint64)).astype(np.uint8)
-    taken = np.ones(octets.shape, np.bool_)
-    taken[:, 1:] = goes_on[:, :-1]
+    groups = zigzag[:, np.newaxis] >> _SHIFTS[:width]
+    octets, taken = groups.astype(np.uint8) & _GROUP_MASK, np.ones(groups.shape, np.bool_)
+    if width > 1:
+        taken[:, 1:] = groups[:, 1:] != 0
+        octets[:, :-1] |= taken[:, 1:].view(np.uint8) << _GROUP_BITS  # more follow
     return Column(octets, taken)
 
 

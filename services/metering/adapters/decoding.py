@@ -30,6 +30,11 @@ class TooManyDead(Bug):
     """So many frames cannot be decoded that this deploy, not the frames, must be wrong."""
 
 
+def place_of(shard: int, offset: int) -> str:
+    """Return where a record of the shard log stands, as causation ids and log lines name it."""
+    return f"{TOPIC}-{shard}-{offset}"
+
+
 @value_class
 class Raw:
     """One record of the shard log as Kafka has it. `timestamp_ms` is its LogAppendTime."""
@@ -43,8 +48,8 @@ class Raw:
 
     @property
     def place(self) -> str:
-        """Where it stands, as causation ids and log lines name it."""
-        return f"{TOPIC}-{self.shard}-{self.offset}"
+        """Where it stands."""
+        return place_of(self.shard, self.offset)
 
 
 @value_class

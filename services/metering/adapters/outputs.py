@@ -4,20 +4,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Protocol
 from uuid import UUID
 
-import numpy as np
-
 from services.common.kernel.envelope import Envelope
 from services.common.kernel.routing import partition_of
-from services.common.kernel.values import value_class
 from services.common.runtime import codec
 from services.common.runtime.topics import catalogue
 from services.metering.adapters.batches import EncodedBatch, record_batches
 from services.metering.adapters.columns import beside, encoded, fixed, numbers, texts
-from services.metering.adapters.decoding import TOPIC, Dead, Headers, Raw
+from services.metering.adapters.decoding import TOPIC, Dead, Headers, Raw, place_of
 from services.metering.domain.messages import BalanceTable, Output
 
 DEAD_LETTERS = f"{TOPIC}.dlq"
@@ -49,15 +45,6 @@ class BatchSender(Protocol):
         ...
 
 
-@value_class
-class Published:
-    """The balances of a record, what caused them, and the trace they belong to."""
-
-    balances: BalanceTable
-    cause: Raw
-    traceparent: str
-
-
 class Balances:
     """The balances of one shard, in batches: alone each would cost ten times as much.
 
@@ -70,8 +57,8 @@ class Balances:
         self._waiting: deque[tuple[EncodedBatch, asyncio.Future[Any]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def send(self, published: Sequence[Published]) -> list[asyncio.Future[Any]]:
-        """Send the balances of some records; return the futures of their acknowledgement."""
+    def send(self, published: Sequence[tuple[BalanceTable, str]]) -> list[asyncio.Future[Any]]:
+        """Send (balances of a record, its traceparent); return the futures of their landing."""
         if not published:
             return []
         create_future = asyncio.get_running_loop().create_future
@@ -101,30 +88,30 @@ class Balances:
         self._waiting.clear()
 
 
-def balance_batches(published: Sequence[Published]) -> list[EncodedBatch]:
-    """Return the balances of some records as batches: the records that `send_outputs` would send.
+def balance_batches(published: Sequence[tuple[BalanceTable, str]]) -> list[EncodedBatch]:
+    """Return (balances of a record, its traceparent) as batches.
 
-    As columns: one by one, a balance would cost as much as the charges of ten readings.
+    Their records are those that `send_outputs` would send, made as columns: one by one, a balance
+    would cost as much as the charges of ten readings.
     """
-    tables = [each.balances for each in published]
-    of_tables = [table.columns() for table in tables]
-    columns = {name: list(chain(*(each[name] for each in of_tables))) for name in of_tables[0]}
-    counts = list(map(len, tables))
+    counts = [len(table) for table, _ in published]
     envelopes = [
         Envelope(
             codec.schema_header(BALANCE),
             NO_ID,
-            each.balances.as_of_ms,
-            each.cause.place,
-            each.traceparent,
-        )
-        for each in published
+            int(table.as_of_ms[0]),
+            place_of(table.shard, int(table.log_offsets[0])),
+            traceparent,
+        ).headers()
+        for table, traceparent in published
     ]
     headers = {
-        name: texts([dict(envelope.headers())[name] for envelope in envelopes]).repeated(counts)
-        for name, _ in envelopes[0].headers()
+        same_of_each[0][0]: texts([value for _, value in same_of_each]).repeated(counts)
+        for same_of_each in zip(*envelopes, strict=True)
     }
-    ids = np.concatenate([table.event_ids for table in tables])
+    table = BalanceTable.joined([table for table, _ in published])
+    columns = table.columns()
+    ids = table.event_ids
     headers["event_id"] = beside(numbers([ids.shape[1]]), fixed(ids))
     keys = texts([account_id.encode() for account_id in columns["account_id"]])
     return record_batches(keys, encoded(BALANCE, columns), headers)

@@ -32,7 +32,6 @@ from services.metering.adapters.metrics import Metrics
 from services.metering.adapters.outputs import (
     Balances,
     BatchSender,
-    Published,
     Sender,
     send_dead,
     send_outputs,
@@ -264,8 +263,8 @@ class Shell:
         done = absorb_all(shard.state, [each.record for each, _ in found])
         balances = shard.balances.send(
             [
-                Published(absorbed.outputs.balances, raw, each.traceparent)
-                for (raw, _), (each, _), absorbed in zip(taken, found, done, strict=True)
+                (absorbed.outputs.balances, each.traceparent)
+                for (each, _), absorbed in zip(found, done, strict=True)
                 if absorbed.outputs.balances is not None
             ]
         )

@@ -18,6 +18,7 @@ from services.metering.domain.rows import (
     account_entity,
     fact_row,
     meter_entity,
+    newest_of,
     versions_of,
 )
 
@@ -106,7 +107,7 @@ class PackedFacts:
         of_form: dict[int, list[tuple[int, Any]]] = {}
         for number in self.keys.numbers(keys).tolist():
             if value := self._rows.get(number):
-                yield of_fact(versions_of(value)[-1][1])
+                yield of_fact(newest_of(value))
                 continue
             packed = self._packed(number)[-1]
             places = of_form.get(packed[0])

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple, overload
 from uuid import UUID
 
@@ -17,6 +18,11 @@ from services.common.policies.levels import LEVEL_NAMES
 
 IDENTITY = ("account_id", "site_id", "currency", "legal_entity", "commodity")
 """What a balance has of its account's fact."""
+FIGURES = (
+    *("key", "credited_nano", "charged_nano", "held_nano"),
+    *("level", "frozen", "sequence", "revision", "book_epoch"),
+)
+"""And of its account's row."""
 
 
 @value_class
@@ -53,61 +59,92 @@ class Output:
 
 @value_class
 class BalanceTable:
-    """The balances that one record publishes, as columns, in ascending account_key.
+    """Balances of one shard as columns: those of each record in ascending account_key.
 
-    `identities`: of each account its `IDENTITY`; `accounts`: dtype ACCOUNT, as they are at the
-    record's end.
+    `log_offsets`, `as_of_ms`: of the record that publishes each, int64; `identities`: of its
+    account the `IDENTITY`; `figures`: int64, (n, FIGURES), as they are at the record's end.
     """
 
     shard: int
-    log_offset: int
-    as_of_ms: int
+    log_offsets: npt.NDArray[np.int64]
+    as_of_ms: npt.NDArray[np.int64]
     identities: Sequence[tuple[str, ...]]
-    accounts: npt.NDArray[np.void]
+    figures: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.identities)
 
-    def columns(self) -> dict[str, list[Any]]:
-        """Return field of a balance → its value in each. Raises OverflowError beyond int64."""
-        accounts, count = self.accounts, len(self)
-        credited, charged, held = (
-            accounts[f"{name}_nano"].tolist() for name in ("credited", "charged", "held")
+    def between(self, start: int, stop: int) -> "BalanceTable":
+        """Return those at the places start..stop - 1."""
+        within = slice(start, stop)
+        return BalanceTable(
+            self.shard,
+            self.log_offsets[within],
+            self.as_of_ms[within],
+            self.identities[within],
+            self.figures[within],
         )
-        sums = zip(credited, charged, held, strict=True)
+
+    @staticmethod
+    def joined(tables: Sequence["BalanceTable"]) -> "BalanceTable":
+        """Return the balances of tables, of one shard, behind each other."""
+        if len(tables) == 1:
+            return tables[0]
+        return BalanceTable(
+            tables[0].shard,
+            np.concatenate([table.log_offsets for table in tables]),
+            np.concatenate([table.as_of_ms for table in tables]),
+            list(chain.from_iterable(table.identities for table in tables)),
+            np.concatenate([table.figures for table in tables]),
+        )
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Return field of a balance → its value in each. Raises OverflowError beyond int64."""
+        figures = dict(zip(FIGURES, self.figures.T, strict=True))
+        sums = zip(
+            *(figures[f"{name}_nano"].tolist() for name in ("credited", "charged", "held")),
+            strict=True,
+        )
+        available_nano = [credited - charged - held for credited, charged, held in sums]
         return {
-            **dict(zip(IDENTITY, map(list, zip(*self.identities, strict=True)), strict=True)),
-            "account_key": accounts["key"].tolist(),
-            "shard": [self.shard] * count,
-            "credited_nano": credited,
-            "charged_nano": charged,
-            "held_nano": held,
-            "available_nano": [credit - charge - hold for credit, charge, hold in sums],
-            "level": [LEVEL_NAMES[level] for level in accounts["level"].tolist()],
-            "frozen": accounts["frozen"].tolist(),
-            "account_sequence": accounts["sequence"].tolist(),
-            "account_revision": accounts["revision"].tolist(),
-            "book_epoch": accounts["book_epoch"].tolist(),
-            "as_of_ms": [self.as_of_ms] * count,
-            "log_offset": [self.log_offset] * count,
+            **dict(zip(IDENTITY, zip(*self.identities, strict=True), strict=True)),
+            "account_key": figures["key"],
+            "shard": np.full(len(self), self.shard),
+            "credited_nano": figures["credited_nano"],
+            "charged_nano": figures["charged_nano"],
+            "held_nano": figures["held_nano"],
+            "available_nano": np.array(available_nano, np.int64),
+            "level": [LEVEL_NAMES[level] for level in figures["level"].tolist()],
+            "frozen": figures["frozen"] != 0,
+            "account_sequence": figures["sequence"],
+            "account_revision": figures["revision"],
+            "book_epoch": figures["book_epoch"],
+            "as_of_ms": self.as_of_ms,
+            "log_offset": self.log_offsets,
         }
 
     @property
     def event_ids(self) -> npt.NDArray[np.uint8]:
         """The identity of each, as bytes: (n, 16)."""
-        account_ids = (identity[0] for identity in self.identities)
-        return name_uuids("balance", self.shard, self.log_offset, of_each=account_ids)
+        offsets = self.log_offsets.tolist()
+        return name_uuids(
+            ("balance", self.shard, offset, identity[0])
+            for offset, identity in zip(offsets, self.identities, strict=True)
+        )
 
     def outputs(self) -> Iterator[Output]:
         """Yield them one by one."""
-        columns = self.columns()
+        columns = {name: _as_list(column) for name, column in self.columns().items()}
         of_each = zip(*columns.values(), strict=True)
         for raw_id, values in zip(self.event_ids, of_each, strict=True):
             record = dict(zip(columns, values, strict=True))
             event_id = UUID(bytes=raw_id.tobytes())
-            yield Output(
-                "balances", "balance", record["account_id"], record, event_id, self.as_of_ms
-            )
+            key, as_of_ms = record["account_id"], record["as_of_ms"]
+            yield Output("balances", "balance", key, record, event_id, as_of_ms)
+
+
+def _as_list(column: Sequence[Any]) -> Sequence[Any]:
+    return column.tolist() if isinstance(column, np.ndarray) else column
 
 
 class Outputs(Sequence[Output]):
@@ -118,7 +155,7 @@ class Outputs(Sequence[Output]):
 
     def __init__(self, singly: Sequence[Output], balances: BalanceTable | None) -> None:
         self.singly = tuple(singly)
-        self.balances = balances
+        self.balances = balances or None
 
     def __len__(self) -> int:
         return len(self.singly) + (0 if self.balances is None else len(self.balances))

@@ -14,6 +14,7 @@ from services.common.policies.levels import LEVEL_NAMES, NORMAL
 from services.metering.domain.causes import Cause, Evidence, began_at_ms, charged_meter, cited
 from services.metering.domain.facts import Array
 from services.metering.domain.messages import (
+    FIGURES,
     IDENTITY,
     Absorbed,
     BalanceTable,
@@ -375,10 +376,26 @@ class Outbox:
         """Return the balances of accounts as they are now; None where there is no account."""
         if not len(slots):
             return None
-        state, accounts = self.state, self.state.accounts.take(slots)
-        order = np.argsort(accounts["key"])
-        identities = list(state.account_values(slots[order], IDENTITY))
-        return BalanceTable(state.shard, self.offset, int(self.now_ms), identities, accounts[order])
+        return balances_of(self.state, slots, np.full(len(slots), self.offset), self.now_ms)
+
+
+def balances_of(state: ShardState, slots: Array, log_offsets: Array, as_of_ms: Any) -> BalanceTable:
+    """Return the balances of accounts as they are now, published by the records at `log_offsets`.
+
+    `as_of_ms`: of each, or of all.
+    """
+    accounts = state.accounts.take(slots)
+    order = np.lexsort((accounts["key"], log_offsets))
+    figures = np.empty((len(slots), len(FIGURES)), np.int64)
+    for column, name in enumerate(FIGURES):
+        figures[:, column] = accounts[name]
+    return BalanceTable(
+        state.shard,
+        log_offsets[order],
+        np.broadcast_to(as_of_ms, len(slots))[order],
+        list(state.account_values(slots[order], IDENTITY)),
+        figures[order],
+    )
 
 
 def set_names(charges: Table, indexes: Array) -> None:

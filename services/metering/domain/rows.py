@@ -250,6 +250,12 @@ def versions_of(value: bytes) -> Versions:
     return tuple((at, fact) for at, fact in versions)
 
 
+def newest_of(value: bytes) -> Fact:
+    """Return the newest of the versions that the row of a fact holds."""
+    newest: Fact = orjson.loads(memoryview(value)[_HEAD.size :])[-1][1]
+    return newest
+
+
 def absorbed_offset(value: bytes) -> int:
     return int.from_bytes(value[8:16], "little", signed=True)
 

@@ -32,7 +32,7 @@ from services.metering.domain.facts import GROUP_NAMES, Array, are_distinct
 from services.metering.domain.habits import concerned
 from services.metering.domain.judging import may_decide
 from services.metering.domain.messages import Absorbed, LogRecord, Outputs
-from services.metering.domain.outbox import Outbox, set_names
+from services.metering.domain.outbox import Outbox, balances_of, set_names
 from services.metering.domain.readings import absorb_readings, charge
 from services.metering.domain.rows import header_row
 from services.metering.domain.shard import ShardState
@@ -179,22 +179,28 @@ class _Gathered(Outbox):
         offsets = np.array([record.offset for record in self._run.records])
         state.accounts["offset"][slots] = offsets[calm.owners]
         rows = account_rows(state, slots)
-        edges = np.searchsorted(calm.owners, np.arange(len(self._run.records) + 1)).tolist()
+        numbers = np.arange(len(self._run.records) + 1)
+        edges = np.searchsorted(calm.owners, numbers).tolist()
+        told_edges = np.searchsorted(calm.owners[published], numbers).tolist()
+        balances = balances_of(
+            state, slots[published], offsets[calm.owners][published], self.now_ms[published]
+        )
         found = []
         for number, (rest, frame) in enumerate(
             zip(self._rests(), self._frames(edges), strict=True)
         ):
             record, now_ms = self._run.records[number], self._nows_ms[number]
             of_record = slice(edges[number], edges[number + 1])
-            told = slots[of_record][published[of_record]]
             if rest.all():
                 found.append(absorb(state, record))
             elif rest.any():
                 state.now_ms = now_ms
+                told = slots[of_record][published[of_record]]
                 found.append(self._absorbed_with(rest, record, of_record, told))
             else:
                 out = Outbox(state, record.offset, now_ms)
-                outputs = Outputs([out.charge_frame(frame)], out.balances(told))
+                told_here = balances.between(told_edges[number], told_edges[number + 1])
+                outputs = Outputs([out.charge_frame(frame)], told_here)
                 header, counts = header_row(record.offset, now_ms), Counter(accepted=len(rest))
                 found.append(Absorbed(outputs, (), rows[of_record], header, counts))
             state.offset, state.now_ms = record.offset, now_ms
