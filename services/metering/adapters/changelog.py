@@ -16,12 +16,15 @@ from services.common.runtime import kafka
 from services.common.runtime.fence import wrap_method
 from services.metering.adapters.batches import BATCH_BYTES_MAX, RowBatch
 from services.metering.domain.messages import Row, Rows
+from services.metering.domain.rows import joined
 
 TOPIC = "metering-rows-changelog"
 ROW_OVERHEAD_BYTES = 24
 """More than a record's own fields take beside key and value (lengths, deltas, header count)."""
 BATCH_OVERHEAD_BYTES = 128
 READ_WAIT_MS = 200
+VERSIONS_FREE = 50_000
+"""So many versions are kept as they come; beyond, never more than three times those needed."""
 
 StoredRow = tuple[bytes, bytes]
 
@@ -121,12 +124,14 @@ def rows_bytes(rows: Sequence[Row]) -> int:
 async def read_rows(
     bootstrap: str, shards: Iterable[int], *, client_id: str
 ) -> dict[int, tuple[list[StoredRow], int]]:
-    """Return shard → (every version of every row in the changelog, in order; its end offset).
+    """Return shard → (versions of its rows in the changelog, in order; its end offset).
 
-    By a plain consumer without a group: faust's own recovery is forty times slower.
+    Of each row at least the newest version, and the last. By a plain consumer without a group:
+    faust's own recovery is forty times slower.
     """
     partitions = [TopicPartition(TOPIC, shard) for shard in shards]
     rows: dict[TopicPartition, list[StoredRow]] = {partition: [] for partition in partitions}
+    bounds = dict.fromkeys(partitions, VERSIONS_FREE)
     if not partitions:
         return {}
     reader = kafka.consumer(bootstrap, client_id=client_id, value_deserializer=as_parsed)
@@ -147,9 +152,23 @@ async def read_rows(
                     for record in records
                     if record.offset < end and record.key and record.value
                 ]
+                if len(rows[partition]) > bounds[partition]:
+                    rows[partition] = thinned(rows[partition])
+                    bounds[partition] = VERSIONS_FREE + 2 * len(rows[partition])
     finally:
         await kafka.stop(reader)
     return {part.partition: (rows[part], ends[part]) for part in partitions}
+
+
+def thinned(versions: Iterable[StoredRow]) -> list[StoredRow]:
+    """Return of each row the newest version, and behind all those the last, where it is older.
+
+    The changelog is as long as its compaction lets it be, hours of versions: what is read must not
+    take more memory than the rows. Raises BadRows as `joined` does.
+    """
+    kept = list(versions)
+    newest = joined(kept)
+    return [*newest.items(), *(row for row in dict(kept).items() if newest[row[0]] != row[1])]
 
 
 def as_parsed(value: bytes) -> bytes:
