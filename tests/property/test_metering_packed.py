@@ -86,7 +86,9 @@ _FACTS = st.fixed_dictionaries(
     optional={"promise_until_ms": _VALUES, "not thought of": _VALUES},
 )
 _VERSIONS = st.lists(st.tuples(st.integers(0, 9), _FACTS), min_size=1, max_size=3).map(tuple)
-_OPS = st.lists(st.tuples(st.sampled_from(["put", "pack", "ask"]), st.integers(0, 7), _VERSIONS))
+_OPS = st.lists(
+    st.tuples(st.sampled_from(["put", "pack", "ask", "values"]), st.integers(0, 7), _VERSIONS)
+)
 
 
 @examples(200)
@@ -105,6 +107,8 @@ def test_a_packed_fact_comes_back_as_it_was(
             facts.put(key, known[key])
         elif what == "pack":
             facts.pack(key)
+        elif what == "values":
+            check_values(facts, known)
         else:
             assert facts.versions(key) == known.get(key, ())
     assert facts.pack(100) <= len(loaded)
@@ -113,8 +117,16 @@ def test_a_packed_fact_comes_back_as_it_was(
         versions = known.get(key, ())
         assert facts.versions(key) == versions
         assert facts.newest(key) == (versions[-1][1] if versions else None)
-    newest = facts.newest_of(np.arange(9))
-    assert list(newest) == list(map(facts.newest, range(9)))
+    check_values(facts, known)
+
+
+def check_values(facts: PackedFacts, known: dict[int, Versions]) -> None:
+    """Fail where asking for some fields of many facts gives other values, or packs anything."""
+    fields = ("tariff_id", "site_id", "account_id", "notice_id", "shard")
+    keys, unpacked = [*known, *known], facts.unpacked_count
+    found = list(facts.newest_values(np.array(keys, np.int64), fields))
+    assert found == [tuple(known[key][-1][1][field] for field in fields) for key in keys]
+    assert facts.unpacked_count == unpacked
 
 
 def _keyed(key: int, versions: Versions) -> Versions:

@@ -21,7 +21,7 @@ from services.common.tariffs.plan import Plan
 from services.metering.domain import factlog
 from services.metering.domain.absorb import ABSORB_VERSION, LAYOUT_VERSION, absorb
 from services.metering.domain.errors import BadRows
-from services.metering.domain.messages import Absorbed, LogRecord, Output, Row
+from services.metering.domain.messages import Absorbed, LogRecord, Output, Outputs, Row
 from services.metering.domain.rows import (
     ACCOUNT,
     ACCUMULATION,
@@ -159,7 +159,7 @@ def identities(outputs: list[Output]) -> dict[Any, Any]:
         if output.subject != "charge-frame":
             found[output.event_id] = output
             continue
-        for one in charges(Absorbed((output,), (), (), Row(b"", b""))):
+        for one in charges(Absorbed(Outputs([output], None), (), (), Row(b"", b""))):
             plain = {name: _plain(value) for name, value in one.items()}
             found[plain["meter_key"], plain["epoch"], plain["sequence"]] = plain
     return found

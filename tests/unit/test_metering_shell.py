@@ -38,7 +38,7 @@ from services.common.kernel.errors import Bug
 from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, encoding, memory
 from services.common.runtime.fence import EXIT_FENCED, ClockFence
-from services.metering.adapters import app, changelog, lane, shell
+from services.metering.adapters import app, batches, changelog, lane, shell
 from services.metering.adapters.batches import RowBatch
 from services.metering.adapters.changelog import (
     BATCH_BYTES_MAX,
@@ -47,6 +47,7 @@ from services.metering.adapters.changelog import (
     StoredRow,
     overtaken,
     packed,
+    thinned,
 )
 from services.metering.adapters.decoding import (
     DEAD_FREE,
@@ -67,7 +68,16 @@ from services.metering.adapters.outputs import Balances, partition, send_outputs
 from services.metering.adapters.shell import Shell
 from services.metering.adapters.wakes import AGAIN_AFTER_MS, Wake
 from services.metering.config import Settings
-from services.metering.domain.messages import Absorbed, LogRecord, Output, Row, Rows, RowTable
+from services.metering.domain.messages import (
+    FIGURES,
+    Absorbed,
+    BalanceTable,
+    LogRecord,
+    Output,
+    Row,
+    Rows,
+    RowTable,
+)
 from services.metering.domain.rows import header_row, joined
 from services.metering.domain.shard import ShardState
 from services.metering.domain.shard_rows import rows_of
@@ -125,9 +135,6 @@ class FakeProducer:
     batches: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
     sent: list[tuple[str, int, bytes | None, dict[str, bytes]]] = field(default_factory=list)
     held: list[Callable[[], None]] = field(default_factory=list)
-
-    def create_batch(self) -> BatchBuilder:
-        return BatchBuilder(1 << 20, 0)
 
     async def send_batch(
         self, batch: BatchBuilder, topic: str, *, partition: int
@@ -413,6 +420,24 @@ def test_rows_that_an_old_writer_overtook_are_written_again() -> None:
     assert overtaken(versions[:2], joined(versions[:2])) == []
 
 
+def version(number: int, offset: int) -> StoredRow:
+    """Return a version of a row: of one key and one offset there is but one."""
+    _, value = header_row(offset, 7 * number + offset)
+    return f"row{number}".encode(), value
+
+
+@given(st.lists(st.builds(version, st.integers(0, 3), st.integers(0, 9)), max_size=30))
+def test_versions_that_are_not_needed_are_forgotten_as_they_are_read(
+    versions: list[StoredRow],
+) -> None:
+    kept = thinned(versions)
+    assert joined(kept) == joined(versions)
+    assert dict(kept) == dict(versions)
+    assert sorted(overtaken(kept, joined(kept))) == sorted(overtaken(versions, joined(versions)))
+    assert len(kept) <= 2 * len(dict(versions))
+    assert sorted(thinned(kept)) == sorted(kept)
+
+
 # --- the lane -----------------------------------------------------------------------------------
 
 
@@ -654,8 +679,7 @@ def test_an_output_goes_to_its_shards_partition_or_where_its_route_says() -> Non
 
 async def test_outputs_say_what_caused_them() -> None:
     producer = FakeProducer()
-    balances = Balances(lambda: producer, 3)
-    sent = await send_outputs(producer, balances, [output()], wake(offset=41), "00-trace")
+    sent = await send_outputs(producer, [output()], wake(offset=41), "00-trace")
     await asyncio.gather(*sent)
     [(topic, to, _, headers)] = producer.sent
     assert (topic, to) == ("balances", 3)
@@ -663,57 +687,73 @@ async def test_outputs_say_what_caused_them() -> None:
     assert envelope == Envelope("wake/1", EVENT_ID, 77, "shard-log-3-41", "00-trace")
 
 
-class Small(FakeProducer):
-    """Its batches hold two records or three; it takes none before it is told."""
+def balances_at(offset: int, count: int = 5) -> BalanceTable:
+    """Return balances that the record at an offset publishes; they say that offset, too."""
+    identities = [(f"A{number}", "S1", "ZAR", "E1", "water") for number in range(count)]
+    figures = np.zeros((count, len(FIGURES)), np.int64)
+    return BalanceTable(3, np.full(count, offset), np.full(count, 77), identities, figures)
+
+
+class Slow(FakeProducer):
+    """It takes no batch before it is told."""
 
     def __init__(self) -> None:
         super().__init__()
         self.takes = asyncio.Event()
-
-    def create_batch(self) -> BatchBuilder:
-        return BatchBuilder(400, 0)
 
     async def send_batch(self, *arguments: Any, **more: Any) -> Any:
         await self.takes.wait()
         return await super().send_batch(*arguments, **more)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch hold two balances or three."""
+    monkeypatch.setattr(batches, "BATCH_BYTES_MAX", 600)
+
+
+@pytest.mark.usefixtures("small_batches")
 async def test_balances_go_in_their_order_in_as_many_batches_as_they_need() -> None:
-    producer = Small()
+    producer = Slow()
     balances = Balances(lambda: producer, 3)
     landed = []
-    for frame in range(4):
-        outputs = [output(occurred_at_ms=10 * frame + place) for place in range(5)]
-        landed.append(await send_outputs(producer, balances, outputs, wake(offset=frame), ""))
+    for first in (0, 2):
+        landed.append(balances.send([(balances_at(first), ""), (balances_at(first + 1), "")]))
         await settle()
     assert not producer.sent
     assert not any(future.done() for futures in landed for future in futures)
     producer.takes.set()
     await asyncio.gather(*chain.from_iterable(landed))
-    times = [int(headers["occurred_at"]) for _, _, _, headers in producer.sent]
-    assert times == [10 * frame + place for frame in range(4) for place in range(5)]
+    causes = [headers["causation_id"].decode() for _, _, _, headers in producer.sent]
+    assert causes == [f"shard-log-3-{offset}" for offset in range(4) for _ in range(5)]
     assert all(len(futures) > 1 for futures in landed)
 
 
+async def test_no_balances_are_no_batch() -> None:
+    assert Balances(FakeProducer, 3).send([]) == []
+
+
+@pytest.mark.usefixtures("small_batches")
 async def test_balances_of_a_shard_that_is_revoked_are_not_sent() -> None:
-    producer = Small()
+    producer = Slow()
     balances = Balances(lambda: producer, 3)
-    landed = balances.send([output() for _ in range(5)], wake(), "")
+    landed = balances.send([(balances_at(0), "")])
     await settle()
     balances.close()
     producer.takes.set()
     await settle()
     assert not producer.sent
+    assert len(landed) > 1
     assert all(future.cancelled() for future in landed[1:]), "the first was on its way"
 
 
+@pytest.mark.usefixtures("small_batches")
 async def test_who_waits_for_balances_is_told_that_they_failed() -> None:
-    class Broken(Small):
+    class Broken(FakeProducer):
         async def send_batch(self, *_: Any, **__: Any) -> Any:
             raise KafkaTimeoutError
 
-    balances = Balances(Broken, 3)
-    for future in balances.send([output() for _ in range(5)], wake(), ""):
+    for future in Balances(Broken, 3).send([(balances_at(0), "")]):
         with pytest.raises(KafkaTimeoutError):
             await future
 

@@ -23,7 +23,7 @@ ROW_OVERHEAD_BYTES = 24
 """More than a record's own fields take beside key and value (lengths, deltas, header count)."""
 BATCH_OVERHEAD_BYTES = 128
 READ_WAIT_MS = 200
-VERSIONS_FREE = 50_000
+VERSIONS_FREE = 5_000
 """So many versions are kept as they come; beyond, never more than three times those needed."""
 
 StoredRow = tuple[bytes, bytes]
