@@ -42,7 +42,7 @@ def kept(path: Path, figures: list[Figure]) -> dict[str, str]:
 def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
     thin = metering.Plan(
         accounts=80,
-        runs=1,
+        runs=2,
         full=10,
         frames={10: 16, 1: 16},
         single=40,
@@ -51,11 +51,11 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
     few = vending.Plan(clients=4, accounts=8, runs=1, seconds=0.5)
 
     async def both() -> tuple[list[Figure], list[Figure]]:
+        of_metering = await metering.measure(
+            lambda: running(tmp_path / "stack", UNPINNED), quiet(), thin
+        )
         async with running(tmp_path / "stack", UNPINNED) as stand:
-            return (
-                await metering.measure(stand, quiet(), thin),
-                await vending.measure(stand, quiet(), few),
-            )
+            return of_metering, await vending.measure(stand, quiet(), few)
 
     of_metering, of_vending = asyncio.run(both())
     assert not list(ROOT.glob("bench-*")), "what a bench writes lies below its stand"

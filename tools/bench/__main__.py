@@ -31,8 +31,8 @@ class Bench(StrEnum):
 
 
 async def _metering(screen: Screen, cores: Cores) -> list[Figure]:
-    async with running(_place(screen), cores) as stand:
-        return await metering.measure(stand, screen, metering.Plan())
+    place = _place(screen)
+    return await metering.measure(lambda: running(place, cores), screen, metering.Plan())
 
 
 async def _curves(screen: Screen, cores: Cores) -> list[Figure]:
