@@ -88,6 +88,8 @@ class PackedFacts:
         """By number // _IN_BLOCK: what is packed of so many entities; nothing of others."""
         self._rows: dict[int, bytes] = {}
         """Values of rows, by number: what is not packed yet."""
+        self._read: dict[int, Fact] = {}
+        """What was read of rows when values were last asked for: who links asks again at once."""
         self.keys = Keys()
 
     @property
@@ -105,9 +107,11 @@ class PackedFacts:
         """
         of_fact = itemgetter(*fields)
         of_form: dict[int, list[tuple[int, Any]]] = {}
+        read, self._read = self._read, {}
         for number in self.keys.numbers(keys).tolist():
             if value := self._rows.get(number):
-                yield of_fact(newest_of(value))
+                fact = self._read[number] = read.get(number) or newest_of(value)
+                yield of_fact(fact)
                 continue
             packed = self._packed(number)[-1]
             places = of_form.get(packed[0])

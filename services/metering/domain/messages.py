@@ -128,7 +128,7 @@ class BalanceTable:
         """The identity of each, as bytes: (n, 16)."""
         offsets = self.log_offsets.tolist()
         return name_uuids(
-            ("balance", self.shard, offset, identity[0])
+            f"balance\x00{self.shard}\x00{offset}\x00{identity[0]}"
             for offset, identity in zip(offsets, self.identities, strict=True)
         )
 
