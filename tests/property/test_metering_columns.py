@@ -76,7 +76,7 @@ def read(batch: EncodedBatch) -> list[tuple[Any, Any, list[tuple[str, Any]]]]:
     assert found is not None
     assert found.validate_crc()
     assert not records.has_next()
-    read = list(found)
+    read: list[Any] = list(found)
     assert [record.offset for record in read] == list(range(batch.record_count()))
     return [(record.key, record.value, list(record.headers)) for record in read]
 
@@ -104,7 +104,7 @@ def test_a_batch_of_balances_is_byte_for_byte_what_aiokafka_would_build() -> Non
                 at_ms,
                 output.key.encode(),
                 codec.encode(output.subject, output.record),
-                headers(output, place, "00-trace" if first else ""),
+                [*headers(output, place, "00-trace" if first else "")],
             )
         assert bytes(expected.build()) == encoded
         begin = end

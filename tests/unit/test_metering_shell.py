@@ -39,9 +39,8 @@ from services.common.kernel.routing import partition_of
 from services.common.runtime import codec, encoding, memory
 from services.common.runtime.fence import EXIT_FENCED, ClockFence
 from services.metering.adapters import app, batches, changelog, lane, shell
-from services.metering.adapters.batches import RowBatch
+from services.metering.adapters.batches import BATCH_BYTES_MAX, RowBatch
 from services.metering.adapters.changelog import (
-    BATCH_BYTES_MAX,
     ForeignWriter,
     ShardChangelog,
     StoredRow,

@@ -17,6 +17,7 @@ from services.common.runtime.fence import wrap_method
 from services.common.runtime.http import Health
 from services.common.runtime.topics import catalogue
 from services.metering.adapters import changelog
+from services.metering.adapters.batches import BATCH_BYTES_MAX
 from services.metering.adapters.decoding import TOPIC, Raw
 from services.metering.adapters.exits import Exit, leave
 from services.metering.adapters.shell import Shell
@@ -249,7 +250,7 @@ def build(settings: Settings) -> App:
         broker_commit_interval=COMMIT_S,
         consumer_group_instance_id=settings.instance,
         consumer_max_fetch_size=FETCH_BYTES_MAX,
-        producer_max_batch_size=changelog.BATCH_BYTES_MAX,
+        producer_max_batch_size=BATCH_BYTES_MAX,
         producer_request_timeout=REQUEST_S,
     )
     app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=count)

@@ -14,8 +14,8 @@ from services.common.runtime import codec
 
 Octets = npt.NDArray[np.uint8]
 
-_GROUP_BITS, _GROUP_MASK = 7, 0x7F
-_SHIFTS = np.arange(0, 64, _GROUP_BITS, np.uint64)
+_GROUP_BITS, _GROUP_MASK = 7, np.uint8(0x7F)
+_SHIFTS = np.arange(0, 64, _GROUP_BITS).astype(np.uint64)
 
 
 @value_class
@@ -39,7 +39,7 @@ class Column:
 
     def repeated(self, counts: Sequence[int]) -> "Column":
         """Return the bytes of each record as often as `counts` says."""
-        return Column(*(np.repeat(each, counts, axis=0) for each in (self.octets, self.taken)))
+        return Column(np.repeat(self.octets, counts, axis=0), np.repeat(self.taken, counts, axis=0))
 
     def packed(self) -> Octets:
         """Return the bytes of all records, behind each other."""

@@ -20,7 +20,7 @@ from services.metering.domain.fees import post_fees, set_due
 from services.metering.domain.freezing import freeze, thaw
 from services.metering.domain.holds import resolve, tell_leaving, tell_silence
 from services.metering.domain.judging import close, end_refusal, judge, obey
-from services.metering.domain.messages import Absorbed, LogRecord
+from services.metering.domain.messages import Absorbed, LogRecord, Outputs
 from services.metering.domain.outbox import Outbox
 from services.metering.domain.readings import absorb_readings
 from services.metering.domain.rows import (
@@ -43,7 +43,7 @@ def absorb(state: ShardState, record: LogRecord) -> Absorbed:
     An account that cannot be charged is frozen and raises nothing.
     """
     if record.offset <= state.offset:
-        return Absorbed((), (), (), state.header_row())
+        return Absorbed(Outputs([], None), (), (), state.header_row())
     check(state, record)
     state.now_ms = max(state.now_ms, record.timestamp_ms)
     out = Outbox(state, record.offset)
