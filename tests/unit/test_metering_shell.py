@@ -746,6 +746,16 @@ async def test_balances_of_a_shard_that_is_revoked_are_not_sent() -> None:
     assert all(future.cancelled() for future in landed[1:]), "the first was on its way"
 
 
+async def test_balances_that_come_after_a_revoke_are_not_sent() -> None:
+    """A handful's are sent at once, and the shard may be gone while a dead letter is sent."""
+    producer = FakeProducer()
+    balances = Balances(lambda: producer, 3)
+    balances.close()
+    assert balances.send([(balances_at(0), "")]) == []
+    await settle()
+    assert not producer.sent
+
+
 @pytest.mark.usefixtures("small_batches")
 async def test_who_waits_for_balances_is_told_that_they_failed() -> None:
     class Broken(FakeProducer):

@@ -56,10 +56,14 @@ class Balances:
         self._shard = shard
         self._waiting: deque[tuple[EncodedBatch, asyncio.Future[Any]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def send(self, published: Sequence[tuple[BalanceTable, str]]) -> list[asyncio.Future[Any]]:
-        """Send (balances of a record, its traceparent); return the futures of their landing."""
-        if not published:
+        """Send (balances of a record, its traceparent); return the futures of their landing.
+
+        None are sent once it is closed.
+        """
+        if self._closed or not published:
             return []
         create_future = asyncio.get_running_loop().create_future
         sent = [(batch, create_future()) for batch in balance_batches(published)]
@@ -80,7 +84,8 @@ class Balances:
         self._task = None
 
     def close(self) -> None:
-        """Send nothing more of what waits."""
+        """Send nothing more."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
         for _, landed in self._waiting:
