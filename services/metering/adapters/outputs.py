@@ -46,7 +46,7 @@ class BatchSender(Protocol):
 
 
 class Balances:
-    """The balances of one shard, in batches: alone each would cost ten times as much.
+    """The balances of one shard, in batches: one by one each would cost four times as much.
 
     In their order: one batch at a time waits for the producer to take it.
     """
