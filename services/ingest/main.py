@@ -51,7 +51,9 @@ class Ingest:
         self._registry = Registry()
         self._profiles = profiles()
         at, name = chosen.kafka_bootstrap, chosen.instance
-        self._frame_producer = kafka.producer(at, client_id=f"{name}-frames")
+        self._frame_producer = kafka.producer(
+            at, client_id=f"{name}-frames", compression=kafka.COMPRESSION
+        )
         self._out_producer = kafka.producer(at, client_id=f"{name}-out")
         self._registry_consumer = kafka.consumer(at, client_id=f"{name}-registry")
         self._frames = FrameWriter(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from services.common.kernel.ids import name_uuid, name_uuids
 from services.common.runtime import codec
 from services.metering.adapters import batches
-from services.metering.adapters.batches import BATCH_BYTES_MAX, EncodedBatch
+from services.metering.adapters.batches import BATCH_BYTES_MAX, SNAPPY, EncodedBatch
 from services.metering.adapters.columns import numbers, texts
 from services.metering.adapters.decoding import place_of
 from services.metering.adapters.outputs import balance_batches, headers
@@ -94,7 +94,7 @@ def test_a_batch_of_balances_is_byte_for_byte_what_aiokafka_would_build() -> Non
         batch._set_producer_state(5, 1, 7)
         size, encoded = batch.size(), bytes(batch._build())
         assert size == len(encoded) <= BATCH_BYTES_MAX
-        expected = DefaultRecordBatchBuilder(2, 0, 0, 5, 1, 7, 1 << 30)
+        expected = DefaultRecordBatchBuilder(2, SNAPPY, 0, 5, 1, 7, 1 << 30)
         at_ms = int.from_bytes(encoded[27:35], "big")
         for number, output in enumerate(outputs[begin:end]):
             first = begin + number < 5_000

@@ -86,7 +86,7 @@ class PlainLoop:
 async def run(bootstrap: str) -> None:
     """Absorb what comes until the process is ended."""
     async with (
-        kafka.producer(bootstrap, client_id=NAME) as producer,
+        kafka.producer(bootstrap, client_id=NAME, compression=kafka.COMPRESSION) as producer,
         kafka.consumer(bootstrap, client_id=NAME, group=APP_ID) as reader,
     ):
         loop = PlainLoop(producer)

@@ -20,12 +20,19 @@ FETCH_WAIT_MS = 100
 """How long the broker may hold a fetch that has nothing: an upper bound on an idle consumer's lag
 is not this (it answers at once when a record comes), but on how long a stop waits."""
 FETCH_BYTES_MAX = 4 << 20
+COMPRESSION = "snappy"
+"""Of what comes in bulk: frames of readings, and all that metering writes (docs/decisions/0048)."""
 SESSION_MS = 6_000
 HEARTBEAT_MS = 1_000
 
 
-def producer(bootstrap: str, *, client_id: str, linger_ms: int = 0) -> AIOKafkaProducer:
-    """Return a producer (not started): acks=all, idempotent, so retries keep the order."""
+def producer(
+    bootstrap: str, *, client_id: str, linger_ms: int = 0, compression: str | None = None
+) -> AIOKafkaProducer:
+    """Return a producer (not started): acks=all, idempotent, so retries keep the order.
+
+    `compression`: of its batches, COMPRESSION or none.
+    """
     return AIOKafkaProducer(
         bootstrap_servers=bootstrap,
         client_id=client_id,
@@ -33,6 +40,7 @@ def producer(bootstrap: str, *, client_id: str, linger_ms: int = 0) -> AIOKafkaP
         enable_idempotence=True,
         linger_ms=linger_ms,
         max_batch_size=1 << 20,
+        compression_type=compression,
         request_timeout_ms=20_000,
     )
 

@@ -250,6 +250,7 @@ def build(settings: Settings) -> App:
         broker_commit_interval=COMMIT_S,
         consumer_group_instance_id=settings.instance,
         consumer_max_fetch_size=FETCH_BYTES_MAX,
+        producer_compression_type=kafka.COMPRESSION,
         producer_max_batch_size=BATCH_BYTES_MAX,
         producer_request_timeout=REQUEST_S,
     )

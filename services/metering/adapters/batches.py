@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 
 import numpy as np
+from aiokafka.codec import snappy_encode
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBase
 from aiokafka.record.util import encode_varint
@@ -24,7 +25,7 @@ UNTIL_CRC, AFTER_CRC = ">qiibI", ">hiqqqhii"
 """Its parts: the checksum is of what comes behind it."""
 MAGIC = 2
 NO_LEADER_EPOCH = -1
-UNCOMPRESSED = 0
+UNCOMPRESSED, SNAPPY = DefaultRecordBase.CODEC_NONE, DefaultRecordBase.CODEC_SNAPPY
 BATCH_BYTES_MAX = 1 << 20
 RECORD_OVERHEAD_BYTES = 16
 """More than length, attributes and deltas of a record take."""
@@ -33,13 +34,20 @@ ONE_BYTE_MAX, TWO_BYTES_MAX = 1 << 6, 1 << 13
 
 
 class EncodedBatch(BatchBuilder):
-    """A batch for `AIOKafkaProducer.send_batch`, complete: `count` records, encoded in `parts`."""
+    """A batch for `AIOKafkaProducer.send_batch`, complete: `count` records, encoded in `parts`.
+
+    Compressed as aiokafka compresses what is sent one by one; not where that gains nothing, so that
+    no batch is larger than its records.
+    """
 
     def __init__(self, parts: Iterable[Octets], count: int) -> None:
-        super().__init__(0, UNCOMPRESSED)
-        self._parts = list(parts)
+        super().__init__(0, SNAPPY)
+        records = b"".join([part.data for part in parts])
+        packed = snappy_encode(records)
+        is_smaller = len(packed) < len(records)
+        self._codec, self._records = (SNAPPY, packed) if is_smaller else (UNCOMPRESSED, records)
         self._relative_offset = count
-        self._size = HEADER.size + sum(part.size for part in self._parts)
+        self._size = HEADER.size + len(self._records)
         self._written_at_ms = time.time_ns() // 1_000_000
         self._producer_state = (-1, -1, 0)
         self.close()
@@ -55,14 +63,14 @@ class EncodedBatch(BatchBuilder):
             count = self._relative_offset
             times_ms = (self._written_at_ms, self._written_at_ms)
             after_crc = struct.pack(
-                AFTER_CRC, UNCOMPRESSED, count - 1, *times_ms, *self._producer_state, count
+                AFTER_CRC, self._codec, count - 1, *times_ms, *self._producer_state, count
             )
-            data = b"".join([after_crc, *(part.data for part in self._parts)])
+            data = after_crc + self._records
             length = self._size - DefaultRecordBase.AFTER_LEN_OFFSET
             self._buffer = (
                 struct.pack(UNTIL_CRC, 0, length, NO_LEADER_EPOCH, MAGIC, crc32c(data)) + data
             )
-            self._parts = []
+            self._records = b""
         return self._buffer
 
 

@@ -179,7 +179,9 @@ async def _check_nobody_runs(bootstrap: str) -> None:
 
 async def _write(bootstrap: str, shard: int, kinds: Iterable[list[Row]]) -> None:
     """Write rows, those of a kind when all before are durable: the header comes last."""
-    async with kafka.producer(bootstrap, client_id="metering-seed") as producer:
+    async with kafka.producer(
+        bootstrap, client_id="metering-seed", compression=kafka.COMPRESSION
+    ) as producer:
         for rows in kinds:
             flights = [
                 await producer.send(changelog.TOPIC, row.value, key=row.key, partition=shard)

@@ -88,6 +88,9 @@ def _runs(state: ShardState, records: Sequence[LogRecord]) -> Iterator[_Run]:
     """Yield frames that go together, in their order; those that cannot, alone."""
     keys = [_rows(record)["meter_key"] for record in records]
     counts = list(map(len, keys))
+    if len(records) == 1:
+        yield _Run(records, keys[0], counts)  # nobody asks where its meters stand
+        return
     meter_slots = state.standing.find(np.concatenate(keys))
     slots = state.accounts_of(meter_slots)
     first = begin = end = 0
