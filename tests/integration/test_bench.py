@@ -67,6 +67,7 @@ def test_metering_and_vending_are_measured(tmp_path: Path) -> None:
         "metering.per_record.readings_per_second": "readings/s",
         "metering.flat_to_plain_loop": "ratio",
         "metering.flat_to_per_record": "ratio",
+        "metering.half_load.readings_per_second": "readings/s",
         "metering.frame_to_charge_at_half_load_ms.p50": "ms",
         "metering.frame_to_charge_at_half_load_ms.p99": "ms",
     }
