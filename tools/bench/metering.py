@@ -102,24 +102,28 @@ async def measure(
 ) -> list[Figure]:
     """Return the figures of this bench; `stands` gives each round of loads a stand of its own.
 
-    So no run pays for what those before it wrote: a restart reads its changelog, and pages that a
-    machine touches for the first time are slow.
+    And one to the frames that come evenly. So no run pays for what those before it wrote: a restart
+    reads its changelog, and pages that a machine touches for the first time are slow.
     """
     rates: dict[str, list[float]] = {}
-    took_ms: list[list[int]] = []
+
+    async def told(stand: Stand) -> _Bench:
+        screen.say(f"metering: {2 * plan.accounts:,} accounts are told")
+        bench = _Bench(stand, plan)
+        await bench.tell()
+        return bench
+
     for run in range(plan.runs):
         async with stands() as stand:
-            bench = _Bench(stand, plan)
-            screen.say(f"metering: {2 * plan.accounts:,} accounts are told")
-            await bench.tell()
+            bench = await told(stand)
             for name, load in bench.loads().items():
                 screen.say(f"metering: {name}, run {run + 1} of {plan.runs}")
                 rates.setdefault(name, []).append(await load())
-            if run == plan.runs - 1:
-                flat = median_of("", UNIT, rates[name_of(plan.full)]).value
-                half = min(flat, PROMISED) / 2
-                screen.say(f"metering: {half:,.0f} readings/s, evenly")
-                took_ms = await bench.evenly(half)
+    half = min(median_of("", UNIT, rates[name_of(plan.full)]).value, PROMISED) / 2
+    async with stands() as stand:
+        bench = await told(stand)
+        screen.say(f"metering: {half:,.0f} readings/s, evenly")
+        took_ms = await bench.evenly(half)
     figures = [median_of(f"metering.{name}", UNIT, runs) for name, runs in rates.items()]
     figures += _ratios(rates[name_of(plan.full)], rates)
     figures.append(Figure("metering.half_load.readings_per_second", half, UNIT, 1, half, half))
