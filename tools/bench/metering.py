@@ -254,7 +254,7 @@ class _Bench:
             await self._stand.stop("metering")
 
     async def _waited(self, frames: Iterable[Entry], apart_s: float) -> list[int]:
-        """Write frames, made before, evenly; return how long each waited."""
+        """Write frames evenly, all encoded before; return how long each waited."""
         made = [self._made(entry) for entry in frames]
         async with kafka.consumer(self._bootstrap, client_id="bench") as reader:
             places = [*_partitions(LOG), *_partitions(CHARGES)]

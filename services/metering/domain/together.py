@@ -49,9 +49,10 @@ def absorb_all(state: ShardState, records: Sequence[LogRecord]) -> list[Absorbed
     Raises BadRecord as it does; records before it are absorbed then.
     """
     done: list[Absorbed] = []
-    for are_frames, some in groupby(records, lambda record: _is_new_frame(state, record)):
-        if are_frames:
-            for run in _runs(state, list(some)):
+    for are_frames, alike in groupby(records, lambda record: _is_new_frame(state, record)):
+        some = list(alike)
+        if are_frames and len(some) > 1:
+            for run in _runs(state, some):
                 done += _absorb_run(state, run)
         else:
             done += [absorb(state, record) for record in some]
@@ -88,9 +89,6 @@ def _runs(state: ShardState, records: Sequence[LogRecord]) -> Iterator[_Run]:
     """Yield frames that go together, in their order; those that cannot, alone."""
     keys = [_rows(record)["meter_key"] for record in records]
     counts = list(map(len, keys))
-    if len(records) == 1:
-        yield _Run(records, keys[0], counts)  # nobody asks where its meters stand
-        return
     meter_slots = state.standing.find(np.concatenate(keys))
     slots = state.accounts_of(meter_slots)
     first = begin = end = 0
